@@ -1,0 +1,8 @@
+"""fastdarts: differentiable architecture search (DARTS) with fused kernels and a verified answer."""
+
+from fastdarts.genotype import DARTS_V1, DARTS_V2, Genotype
+from fastdarts.mixed_op import MixedOp
+from fastdarts.network import SearchNetwork
+from fastdarts.space import PRIMITIVES
+
+__all__ = ["DARTS_V1", "DARTS_V2", "PRIMITIVES", "Genotype", "MixedOp", "SearchNetwork"]

@@ -1,0 +1,177 @@
+"""Genotypes: the discrete cell a search ends with; derivation, JSON, and the published ones."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from fastdarts.space import candidate
+
+Pairs = list[tuple[str, int]]
+
+
+class Genotype(NamedTuple):
+    """A normal and a reduction cell; unpacks and compares like the named tuple of the original code.
+
+    `normal` and `reduce` list (primitive, predecessor state) pairs in node order, two a node: states 0 and 1 are the
+    cell's inputs, node i is state 2 + i. `normal_concat` and `reduce_concat` are the states a cell puts out.
+    """
+
+    normal: Pairs
+    normal_concat: list[int]
+    reduce: Pairs
+    reduce_concat: list[int]
+
+    def to_json(self) -> str:
+        """One JSON object with the four fields; `from_json` reads it back equal."""
+        return json.dumps(self._asdict(), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Genotype":
+        """The genotype that `to_json` wrote; ValueError says what is wrong with `text`."""
+        try:
+            data: Any = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"genotype is not JSON: {error}") from None
+        if not isinstance(data, dict) or not set(cls._fields) <= set(data):
+            raise ValueError(f"genotype must be a JSON object with the keys {', '.join(cls._fields)}; got {text[:80]!r}")
+        return cls(*(_parse_field(field, data[field]) for field in cls._fields)).validated()
+
+    @classmethod
+    def load(cls, source: str | Path) -> "Genotype":
+        """A published genotype by its name (DARTS_V1, DARTS_V2) or the one in a JSON file."""
+        if str(source) in PUBLISHED:
+            return PUBLISHED[str(source)]
+        path = Path(source)
+        if not path.is_file():
+            raise ValueError(
+                f"genotype {str(source)!r} is neither a published name ({', '.join(PUBLISHED)}) nor an existing JSON file"
+            )
+        try:
+            return cls.from_json(path.read_text(encoding="utf-8"))
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    def validated(self) -> "Genotype":
+        """Itself, once every primitive is known, every predecessor comes earlier and every concat state exists."""
+        for cell in ("normal", "reduce"):
+            pairs, concat = getattr(self, cell), getattr(self, f"{cell}_concat")
+            if not pairs or len(pairs) % 2:
+                raise ValueError(f"genotype.{cell} must hold two (primitive, predecessor) pairs a node; got {len(pairs)}")
+            for position, (name, predecessor) in enumerate(pairs):
+                candidate(name)
+                node = 2 + position // 2
+                if not 0 <= predecessor < node:
+                    raise ValueError(
+                        f"genotype.{cell}[{position}] = ({name!r}, {predecessor}): the predecessor of state {node} must "
+                        f"be one of 0..{node - 1}"
+                    )
+            states = 2 + len(pairs) // 2
+            if not concat or any(not 0 <= state < states for state in concat) or len(set(concat)) != len(concat):
+                raise ValueError(f"genotype.{cell}_concat must name distinct states of 0..{states - 1}; got {list(concat)}")
+        return self
+
+
+def _parse_field(field: str, value: Any) -> Any:
+    if field.endswith("_concat"):
+        if isinstance(value, list) and all(type(state) is int for state in value):
+            return value
+        raise ValueError(f"genotype.{field} must be a list of state numbers; got {value!r}")
+    pairs = [tuple(pair) if isinstance(pair, list) else pair for pair in value] if isinstance(value, list) else None
+    if pairs is None or any(
+        not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[0], str) or type(pair[1]) is not int
+        for pair in pairs
+    ):
+        raise ValueError(f"genotype.{field} must be a list of [primitive, predecessor] pairs; got {value!r}")
+    return pairs
+
+
+def edges_of(steps: int) -> list[tuple[int, int]]:
+    """The (source state, target state) of each edge of a cell with `steps` nodes, in the order of alpha's rows."""
+    return [(source, 2 + node) for node in range(steps) for source in range(2 + node)]
+
+
+def derive_cell(weights: Tensor, steps: int, primitives: Sequence[str], edges_per_node: int = 2) -> Pairs:
+    """The strongest operations of one cell (paper, section 2.4; the original code's rule).
+
+    Each node keeps the `edges_per_node` incoming edges whose best non-`none` op weighs most, strongest first, ties to
+    the smaller predecessor; each kept edge takes that op, ties to the smaller index.
+
+    Args:
+        weights: [edges, ops] op weights after the relaxation (softmax of alpha).
+        steps: nodes of the cell.
+        primitives: the ops' names, one a column.
+    """
+    edges = edges_of(steps)
+    if tuple(weights.shape) != (len(edges), len(primitives)):
+        raise ValueError(
+            f"weights must be [{len(edges)} edges, {len(primitives)} ops] for {steps} nodes; got {tuple(weights.shape)}"
+        )
+    columns = [column for column, name in enumerate(primitives) if name != "none"]
+    if not columns:
+        raise ValueError("primitives holds nothing but 'none': no cell can be derived")
+    rows: list[list[float]] = weights.detach().double().tolist()
+    best = [max(columns, key=lambda column, row=row: row[column]) for row in rows]  # type: ignore[misc]
+    pairs: Pairs = []
+    for node in range(2, 2 + steps):
+        incoming = [edge for edge, (_, target) in enumerate(edges) if target == node]
+        incoming.sort(key=lambda edge: -rows[edge][best[edge]])
+        pairs += [(primitives[best[edge]], edges[edge][0]) for edge in incoming[:edges_per_node]]
+    return pairs
+
+
+DARTS_V1 = Genotype(
+    normal=[
+        ("sep_conv_3x3", 1),
+        ("sep_conv_3x3", 0),
+        ("skip_connect", 0),
+        ("sep_conv_3x3", 1),
+        ("skip_connect", 0),
+        ("sep_conv_3x3", 1),
+        ("sep_conv_3x3", 0),
+        ("skip_connect", 2),
+    ],
+    normal_concat=[2, 3, 4, 5],
+    reduce=[
+        ("max_pool_3x3", 0),
+        ("max_pool_3x3", 1),
+        ("skip_connect", 2),
+        ("max_pool_3x3", 0),
+        ("max_pool_3x3", 0),
+        ("skip_connect", 2),
+        ("skip_connect", 2),
+        ("avg_pool_3x3", 0),
+    ],
+    reduce_concat=[2, 3, 4, 5],
+)
+"""First-order result of the paper (arXiv:1806.09055v1)."""
+
+DARTS_V2 = Genotype(
+    normal=[
+        ("sep_conv_3x3", 0),
+        ("sep_conv_3x3", 1),
+        ("sep_conv_3x3", 0),
+        ("sep_conv_3x3", 1),
+        ("sep_conv_3x3", 1),
+        ("skip_connect", 0),
+        ("skip_connect", 0),
+        ("dil_conv_3x3", 2),
+    ],
+    normal_concat=[2, 3, 4, 5],
+    reduce=[
+        ("max_pool_3x3", 0),
+        ("max_pool_3x3", 1),
+        ("skip_connect", 2),
+        ("max_pool_3x3", 1),
+        ("max_pool_3x3", 0),
+        ("skip_connect", 2),
+        ("skip_connect", 2),
+        ("max_pool_3x3", 1),
+    ],
+    reduce_concat=[2, 3, 4, 5],
+)
+"""Second-order result of the paper (ICLR 2019)."""
+
+PUBLISHED: dict[str, Genotype] = {"DARTS_V1": DARTS_V1, "DARTS_V2": DARTS_V2}

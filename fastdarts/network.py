@@ -1,0 +1,132 @@
+"""The search network (supernet): a stack of cells whose edges mix all candidate operations."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from fastdarts.cell import Cell
+from fastdarts.genotype import Genotype, derive_cell, edges_of
+from fastdarts.mixed_op import Backend, check_backend, check_input
+from fastdarts.reference import check_even
+from fastdarts.space import PRIMITIVES, check_primitives
+
+
+class SearchNetwork(nn.Module):
+    """The continuous relaxation of DARTS' convolutional space (Liu et al., ICLR 2019, sections 2.1 and 3.1).
+
+    Reduction cells stand at a third and two thirds of the depth and double the channels. Parameter names are those of the
+    original code; the architecture parameters are leaves of their own, neither `parameters()` nor in `state_dict()`.
+
+    Args:
+        C: channels of the first cells' nodes, even.
+        num_classes: size of the logits.
+        layers: number of cells.
+        steps, multiplier: nodes of a cell, and how many of the last ones it puts out.
+        stem_multiplier: the stem has stem_multiplier * C channels.
+        in_channels: channels of the images.
+        primitives: candidate ops of every edge.
+        backend: see `MixedOp`.
+    """
+
+    def __init__(
+        self,
+        C: int = 16,
+        num_classes: int = 10,
+        layers: int = 8,
+        steps: int = 4,
+        multiplier: int = 4,
+        stem_multiplier: int = 3,
+        in_channels: int = 3,
+        primitives: Sequence[str] = PRIMITIVES,
+        backend: Backend = "auto",
+    ) -> None:
+        super().__init__()
+        for name, value in (
+            ("C", C),
+            ("num_classes", num_classes),
+            ("layers", layers),
+            ("steps", steps),
+            ("multiplier", multiplier),
+            ("stem_multiplier", stem_multiplier),
+            ("in_channels", in_channels),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1; got {value}")
+        check_even(C, "C")
+        check_backend(backend)
+        if multiplier > steps:
+            raise ValueError(f"multiplier must be at most steps = {steps}; got {multiplier}")
+        self.steps = steps
+        self.multiplier = multiplier
+        self.in_channels = in_channels
+        self.primitives = check_primitives(primitives)
+
+        C_prev_prev, C_prev, C_cell = stem_multiplier * C, stem_multiplier * C, C
+        self.stem = nn.Sequential(
+            nn.Conv2d(in_channels, C_prev, 3, padding=1, bias=False), nn.BatchNorm2d(C_prev)
+        )
+        self.cells = nn.ModuleList()
+        reduction_prev = False
+        for i in range(layers):
+            reduction = i in (layers // 3, 2 * layers // 3)
+            C_cell *= 2 if reduction else 1
+            self.cells.append(
+                Cell(
+                    steps, multiplier, C_prev_prev, C_prev, C_cell, reduction, reduction_prev, self.primitives, backend
+                )
+            )
+            reduction_prev = reduction
+            C_prev_prev, C_prev = C_prev, multiplier * C_cell
+        self.global_pooling = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(C_prev, num_classes)
+
+        # The original's initial alphas: noise that breaks ties of the first ranking.
+        shape = (len(edges_of(steps)), len(self.primitives))
+        self.alphas_normal = (1e-3 * torch.randn(shape)).requires_grad_()
+        self.alphas_reduce = (1e-3 * torch.randn(shape)).requires_grad_()
+
+    def arch_parameters(self) -> list[Tensor]:
+        """[alphas_normal, alphas_reduce], each [edges, ops]: leaves that require gradients."""
+        return [self.alphas_normal, self.alphas_reduce]
+
+    def op_weights(self) -> list[Tensor]:
+        """The relaxation: the op weights of normal and reduction cells, each [edges, ops]."""
+        return [alpha.softmax(dim=-1) for alpha in self.arch_parameters()]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [N, in_channels, H, W] -> logits [N, num_classes]."""
+        check_input(x, self.in_channels)
+        weights_normal, weights_reduce = self.op_weights()
+        s0 = s1 = self.stem(x)
+        for cell in self.cells:
+            assert isinstance(cell, Cell)
+            s0, s1 = s1, cell(s0, s1, weights_reduce if cell.reduction else weights_normal)
+        return self.classifier(self.global_pooling(s1).flatten(1))  # type: ignore[no-any-return]
+
+    def genotype(self) -> Genotype:
+        """The discrete cells of the present alphas."""
+        normal, reduce = (derive_cell(weights, self.steps, self.primitives) for weights in self.op_weights())
+        concat = list(range(2 + self.steps - self.multiplier, 2 + self.steps))
+        return Genotype(normal, concat, reduce, list(concat))
+
+    @contextmanager
+    def frozen_statistics(self) -> Iterator[None]:
+        """Inside, batch norm in train mode normalises by the batch as always and leaves its running buffers alone."""
+        tracking = [module for module in self.modules() if isinstance(module, nn.BatchNorm2d) and module.track_running_stats]
+        for module in tracking:
+            module.track_running_stats = False
+        try:
+            yield
+        finally:
+            for module in tracking:
+                module.track_running_stats = True
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SearchNetwork":
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for alpha in self.arch_parameters():  # .to(), .cuda(), .double() reach parameters and buffers only
+            alpha.data = fn(alpha.data)
+            if alpha.grad is not None:
+                alpha.grad.data = fn(alpha.grad.data)
+        return self

@@ -1,0 +1,75 @@
+"""The candidate operations of a cell, as one table that the plain modules and the fused kernels both read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["none", "max_pool", "avg_pool", "skip", "sep_conv", "dil_conv", "factored_conv"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One primitive: what it is and its geometry. Every primitive maps C channels to C channels."""
+
+    name: str
+    kind: Kind
+    kernel: int = 1
+    dilation: int = 1
+
+    @property
+    def is_pool(self) -> bool:
+        """In a search network a pool is followed by a batch norm without affine parameters."""
+        return self.kind in ("max_pool", "avg_pool")
+
+    @property
+    def padding(self) -> int:
+        """Zero padding that keeps the size at stride 1."""
+        return self.dilation * (self.kernel - 1) // 2
+
+
+CANDIDATES: dict[str, Candidate] = {
+    candidate.name: candidate
+    for candidate in (
+        Candidate("none", "none"),
+        Candidate("max_pool_3x3", "max_pool", 3),
+        Candidate("avg_pool_3x3", "avg_pool", 3),
+        Candidate("skip_connect", "skip"),
+        Candidate("sep_conv_3x3", "sep_conv", 3),
+        Candidate("sep_conv_5x5", "sep_conv", 5),
+        Candidate("sep_conv_7x7", "sep_conv", 7),
+        Candidate("dil_conv_3x3", "dil_conv", 3, 2),
+        Candidate("dil_conv_5x5", "dil_conv", 5, 2),
+        Candidate("conv_7x1_1x7", "factored_conv", 7),
+    )
+}
+
+PRIMITIVES: tuple[str, ...] = (
+    "none",
+    "max_pool_3x3",
+    "avg_pool_3x3",
+    "skip_connect",
+    "sep_conv_3x3",
+    "sep_conv_5x5",
+    "dil_conv_3x3",
+    "dil_conv_5x5",
+)
+"""The paper's eight, in the order of the columns of alpha (Liu et al., ICLR 2019, section 3.1)."""
+
+
+def candidate(name: str) -> Candidate:
+    """The table's row for `name`; ValueError names what is allowed."""
+    if name not in CANDIDATES:
+        raise ValueError(f"unknown primitive {name!r}; allowed are {', '.join(CANDIDATES)}")
+    return CANDIDATES[name]
+
+
+def check_primitives(primitives: Sequence[str]) -> tuple[str, ...]:
+    """`primitives` as a tuple: an ordered, non-empty subset of the known names; ValueError otherwise."""
+    names = tuple(primitives)
+    if isinstance(primitives, str) or not names:
+        raise ValueError(f"primitives must be a non-empty sequence of names; got {primitives!r}")
+    for name in names:
+        candidate(name)
+    if len(set(names)) != len(names):
+        raise ValueError(f"primitives must not repeat a name; got {list(names)}")
+    return names
