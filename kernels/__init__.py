@@ -1,0 +1,1 @@
+"""Triton kernels of fastdarts for GPUs; installed as the subpackage ``fastdarts.kernels`` (see setup.py)."""

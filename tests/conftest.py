@@ -1,0 +1,101 @@
+"""What every test gets (fixed seed and threads, NaN in uninitialised memory) and fixtures that tests may ask for."""
+
+import os
+import random
+import sys
+import tarfile
+from collections.abc import Callable, Iterator
+from functools import wraps
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+# Sums may differ in the last bit between thread counts, so the count does not depend on the machine.
+THREADS = int(os.environ.get("OMP_NUM_THREADS", "2"))
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device, torch sees none")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def seed_and_threads() -> Iterator[None]:
+    """Same numbers in every run and in any order of tests; nothing global leaks from one test into the next."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - for code under test that uses numpy's global state
+    torch.manual_seed(0)
+    torch.set_num_threads(THREADS)
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_default_dtype(torch.float32)
+
+
+def _nan_filled(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    @wraps(allocate)
+    def wrapper(*args: object, **kwargs: object) -> torch.Tensor:
+        tensor = allocate(*args, **kwargs)
+        # is_compiling() first: torch.compile cannot trace the look at the caller's frame
+        if torch.compiler.is_compiling() or not _called_from_package():
+            return tensor
+        if tensor.is_floating_point() or tensor.is_complex():
+            with torch.no_grad():
+                tensor.fill_(float("nan"))
+        return tensor
+
+    return wrapper
+
+
+def _called_from_package() -> bool:
+    name = sys._getframe(2).f_globals.get("__name__", "")
+    return name == "fastdarts" or name.startswith("fastdarts.")
+
+
+@pytest.fixture(autouse=True)
+def nan_in_uninitialised_memory() -> Iterator[None]:
+    """torch.empty and its family, called from fastdarts, return NaN: output that was never written cannot pass."""
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, names in (
+            (torch, ("empty", "empty_like", "empty_strided")),
+            (torch.Tensor, ("new_empty", "new_empty_strided")),
+        ):
+            for name in names:
+                patch.setattr(owner, name, _nan_filled(getattr(owner, name)))
+        yield
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return torch.device(request.param)
+
+
+@pytest.fixture(params=[torch.float64, torch.float32, torch.bfloat16], ids=str)
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder with real data beside the checkout; see the README for what it holds."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"needs real data in {SHARED_DATA}, which is absent")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def cifar10_images(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All of CIFAR-10 as an image folder: train/<class>/*.jpg and test/<class>/*.jpg. Read it, never write."""
+    archive = shared_data / "cifar10_images.tar.xz"
+    if not archive.is_file():
+        pytest.skip(f"needs {archive}, which is absent")
+    folder = tmp_path_factory.mktemp("cifar10_images")
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")
+    return folder
