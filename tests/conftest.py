@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch._dynamo  # torch.compile looks functions up by identity: it must see torch.empty before it is replaced
 
 # Sums may differ in the last bit between thread counts, so the count does not depend on the machine.
 THREADS = int(os.environ.get("OMP_NUM_THREADS", "2"))
@@ -58,16 +59,22 @@ def _called_from_package() -> bool:
     return name == "fastdarts" or name.startswith("fastdarts.")
 
 
+ALLOCATORS = [
+    (owner, name, _nan_filled(getattr(owner, name)))
+    for owner, names in (
+        (torch, ("empty", "empty_like", "empty_strided")),
+        (torch.Tensor, ("new_empty", "new_empty_strided")),
+    )
+    for name in names
+]
+
+
 @pytest.fixture(autouse=True)
 def nan_in_uninitialised_memory() -> Iterator[None]:
     """torch.empty and its family, called from fastdarts, return NaN: output that was never written cannot pass."""
     with pytest.MonkeyPatch.context() as patch:
-        for owner, names in (
-            (torch, ("empty", "empty_like", "empty_strided")),
-            (torch.Tensor, ("new_empty", "new_empty_strided")),
-        ):
-            for name in names:
-                patch.setattr(owner, name, _nan_filled(getattr(owner, name)))
+        for owner, name, wrapper in ALLOCATORS:
+            patch.setattr(owner, name, wrapper)
         yield
 
 
