@@ -3,26 +3,36 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
 from fastdarts.space import candidate
 
 Pairs = list[tuple[str, int]]
+CellName = Literal["normal", "reduce"]
+_CELLS: tuple[CellName, ...] = ("normal", "reduce")
 
 
 class Genotype(NamedTuple):
     """A normal and a reduction cell; unpacks and compares like the named tuple of the original code.
 
-    `normal` and `reduce` list (primitive, predecessor state) pairs in node order, two a node: states 0 and 1 are the
-    cell's inputs, node i is state 2 + i. `normal_concat` and `reduce_concat` are the states a cell puts out.
+    `normal` and `reduce` list (primitive, predecessor state) pairs in node order, two a node; for another number of
+    ops a node they are lists of such lists, one for each node. States 0 and 1 are the cell's inputs, node i is state
+    2 + i. `normal_concat` and `reduce_concat` are the states a cell puts out.
     """
 
-    normal: Pairs
+    normal: Pairs | list[Pairs]
     normal_concat: list[int]
-    reduce: Pairs
+    reduce: Pairs | list[Pairs]
     reduce_concat: list[int]
+
+    def nodes(self, cell: CellName) -> list[Pairs]:
+        """The pairs of each node of a cell, in node order."""
+        pairs: list[Any] = getattr(self, cell)
+        if _is_nested(pairs):
+            return pairs
+        return [pairs[first : first + 2] for first in range(0, len(pairs), 2)]
 
     def to_json(self) -> str:
         """One JSON object with the four fields; `from_json` reads it back equal."""
@@ -36,7 +46,7 @@ class Genotype(NamedTuple):
         except json.JSONDecodeError as error:
             raise ValueError(f"genotype is not JSON: {error}") from None
         if not isinstance(data, dict) or not set(cls._fields) <= set(data):
-            raise ValueError(f"genotype must be a JSON object with the keys {', '.join(cls._fields)}; got {text[:80]!r}")
+            raise ValueError(f"genotype must be a JSON object with keys {', '.join(cls._fields)}; got {text[:80]!r}")
         return cls(*(_parse_field(field, data[field]) for field in cls._fields)).validated()
 
     @classmethod
@@ -47,7 +57,7 @@ class Genotype(NamedTuple):
         path = Path(source)
         if not path.is_file():
             raise ValueError(
-                f"genotype {str(source)!r} is neither a published name ({', '.join(PUBLISHED)}) nor an existing JSON file"
+                f"genotype {str(source)!r} is neither a published name ({', '.join(PUBLISHED)}) nor a JSON file"
             )
         try:
             return cls.from_json(path.read_text(encoding="utf-8"))
@@ -56,21 +66,26 @@ class Genotype(NamedTuple):
 
     def validated(self) -> "Genotype":
         """Itself, once every primitive is known, every predecessor comes earlier and every concat state exists."""
-        for cell in ("normal", "reduce"):
-            pairs, concat = getattr(self, cell), getattr(self, f"{cell}_concat")
-            if not pairs or len(pairs) % 2:
-                raise ValueError(f"genotype.{cell} must hold two (primitive, predecessor) pairs a node; got {len(pairs)}")
-            for position, (name, predecessor) in enumerate(pairs):
-                candidate(name)
-                node = 2 + position // 2
-                if not 0 <= predecessor < node:
-                    raise ValueError(
-                        f"genotype.{cell}[{position}] = ({name!r}, {predecessor}): the predecessor of state {node} must "
-                        f"be one of 0..{node - 1}"
-                    )
-            states = 2 + len(pairs) // 2
+        for cell in _CELLS:
+            nodes, concat = self.nodes(cell), getattr(self, f"{cell}_concat")
+            if not nodes or not all(nodes) or (not _is_nested(getattr(self, cell)) and len(nodes[-1]) != 2):
+                raise ValueError(
+                    f"genotype.{cell} must hold two (primitive, predecessor) pairs a node, or a list of pairs for each "
+                    f"node; got {getattr(self, cell)}"
+                )
+            for state, pairs in enumerate(nodes, start=2):
+                for name, predecessor in pairs:
+                    candidate(name)
+                    if not 0 <= predecessor < state:
+                        raise ValueError(
+                            f"genotype.{cell}: ({name!r}, {predecessor}) of state {state} must have a predecessor in "
+                            f"0..{state - 1}"
+                        )
+            states = 2 + len(nodes)
             if not concat or any(not 0 <= state < states for state in concat) or len(set(concat)) != len(concat):
-                raise ValueError(f"genotype.{cell}_concat must name distinct states of 0..{states - 1}; got {list(concat)}")
+                raise ValueError(
+                    f"genotype.{cell}_concat must name distinct states of 0..{states - 1}; got {list(concat)}"
+                )
         return self
 
 
@@ -79,13 +94,23 @@ def _parse_field(field: str, value: Any) -> Any:
         if isinstance(value, list) and all(type(state) is int for state in value):
             return value
         raise ValueError(f"genotype.{field} must be a list of state numbers; got {value!r}")
-    pairs = [tuple(pair) if isinstance(pair, list) else pair for pair in value] if isinstance(value, list) else None
-    if pairs is None or any(
-        not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[0], str) or type(pair[1]) is not int
-        for pair in pairs
-    ):
-        raise ValueError(f"genotype.{field} must be a list of [primitive, predecessor] pairs; got {value!r}")
-    return pairs
+    nested = isinstance(value, list) and all(isinstance(node, list) for node in value) and _is_nested(value)
+    nodes = value if nested else [value]
+    if not all(isinstance(node, list) and all(_is_pair(pair) for pair in node) for node in nodes):
+        raise ValueError(
+            f"genotype.{field} must be a list of [primitive, predecessor] pairs, or one for each node; got {value!r}"
+        )
+    parsed = [[(name, predecessor) for name, predecessor in node] for node in nodes]
+    return parsed if nested else parsed[0]
+
+
+def _is_nested(pairs: list[Any]) -> bool:
+    """Whether a cell's list holds a list of pairs for each node, not pairs."""
+    return all(not node or not isinstance(node[0], str) for node in pairs)
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and type(value[1]) is int
 
 
 def edges_of(steps: int) -> list[tuple[int, int]]:
