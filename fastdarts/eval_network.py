@@ -91,7 +91,7 @@ class EvalNetwork(nn.Module):
         self.classifier = nn.Linear(C_prev, num_classes)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Images [N, in_channels, H, W] -> logits [N, num_classes]; both heads' logits when training with `auxiliary`."""
+        """Images [N, in_channels, H, W] -> logits [N, num_classes]; both heads' in training with `auxiliary`."""
         check_input(x, self.in_channels)
         if hasattr(self, "stem"):
             s0 = s1 = self.stem(x)
