@@ -1,0 +1,66 @@
+# make env     .venv with fastdarts (editable), its extension and the tools; a second call does nothing
+# make search  an architecture search on real images, a minute or two on two cores
+# make test    lint, types and every test
+# make bench   benchmarks
+# make sanitize  the operators' tests against an extension built with address and undefined-behaviour sanitizers
+# ARGS adds arguments to the program a target runs: make search ARGS="--epochs 5", make test ARGS="-k genotype"
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+PY := $(VENV)/bin/python
+CXX_TO_USE := $(firstword $(CXX))
+
+SANITIZED := build/sanitize
+SANITIZED_TESTS = $(wildcard tests/test_ops*.py tests/test_mixed_op*.py)
+
+.PHONY: env search test bench sanitize clean
+
+env: $(VENV)/extension-built
+
+# A virtual environment made by hand is taken as it is.
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "fastdarts needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV) || { rm -rf $(VENV); \
+	  echo "could not make a virtual environment; Debian and Ubuntu have that in the package python3-venv" >&2; exit 1; }
+
+# The package first, without its extension, so that the extension is then built against the torch that will load it.
+$(VENV)/installed: pyproject.toml setup.py | $(PY)
+	$(PY) -m pip install --quiet --upgrade pip setuptools
+	FASTDARTS_BUILD=0 $(PY) -m pip install --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+# find lists the folders too: their time changes when a file goes.
+$(VENV)/extension-built: $(VENV)/installed setup.py $(shell find csrc 2>/dev/null)
+	@command -v $(CXX_TO_USE) >/dev/null || { \
+	  echo "no C++ compiler: '$(CXX_TO_USE)' not found. Install one (Debian, Ubuntu: g++), or set FASTDARTS_BUILD=0 to do without" >&2; exit 1; }
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) setup.py build_ext --inplace
+	@touch $@
+
+search: env
+	$(PY) -m fastdarts.search --amp $(ARGS)
+
+test: env
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m mypy
+	$(PY) -m pytest $(ARGS)
+
+bench: env
+	$(PY) -m pytest benchmarks --benchmark-only $(ARGS)
+
+# A second copy of the whole package, with its own build folder; -P keeps the checkout's fastdarts out of sys.path.
+# Leak detection is off because the interpreter itself never frees everything; libstdc++ is loaded early because the
+# sanitizer must find the exception functions that it wraps.
+sanitize: env
+	PATH="$(abspath $(VENV))/bin:$$PATH" FASTDARTS_CUDA=0 FASTDARTS_SANITIZE=address,undefined \
+	  $(PY) setup.py --quiet build --build-lib $(SANITIZED)/lib --build-temp $(SANITIZED)/temp
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(SANITIZED)/lib \
+	  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so):$$($(CXX) -print-file-name=libstdc++.so)" \
+	  $(PY) -P -c 'import sys, torch, fastdarts._C as c, pytest; \
+	    "$(SANITIZED)" in c.__file__ or sys.exit(f"not the sanitized build: {c.__file__}"); \
+	    sys.exit(pytest.main(sys.argv[1:]))' $(SANITIZED_TESTS) $(ARGS)
+
+clean:
+	rm -rf build $(VENV) *.egg-info fastdarts/*.so
