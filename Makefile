@@ -9,12 +9,12 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 PY := $(VENV)/bin/python
-CXX_TO_USE := $(firstword $(CXX))
+export PATH := $(abspath $(VENV))/bin:$(PATH)
 
 SANITIZED := build/sanitize
 SANITIZED_TESTS = $(wildcard tests/test_ops*.py tests/test_mixed_op*.py)
 
-.PHONY: env search test bench sanitize clean
+.PHONY: env search test bench sanitize
 
 env: $(VENV)/extension-built
 
@@ -27,15 +27,15 @@ $(PY):
 
 # The package first, without its extension, so that the extension is then built against the torch that will load it.
 $(VENV)/installed: pyproject.toml setup.py | $(PY)
-	$(PY) -m pip install --quiet --upgrade pip setuptools
+	$(PY) -m pip install --quiet --upgrade setuptools
 	FASTDARTS_BUILD=0 $(PY) -m pip install --no-build-isolation --editable '.[dev]'
 	@touch $@
 
 # find lists the folders too: their time changes when a file goes.
 $(VENV)/extension-built: $(VENV)/installed setup.py $(shell find csrc 2>/dev/null)
-	@command -v $(CXX_TO_USE) >/dev/null || { \
-	  echo "no C++ compiler: '$(CXX_TO_USE)' not found. Install one (Debian, Ubuntu: g++), or set FASTDARTS_BUILD=0 to do without" >&2; exit 1; }
-	PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) setup.py build_ext --inplace
+	@test "$(FASTDARTS_BUILD)" = 0 || command -v $(firstword $(CXX)) >/dev/null || { \
+	  echo "no C++ compiler: '$(firstword $(CXX))' not found. Install one (Debian, Ubuntu: g++), or set FASTDARTS_BUILD=0 to do without" >&2; exit 1; }
+	$(PY) setup.py build_ext --inplace
 	@touch $@
 
 search: env
@@ -54,13 +54,10 @@ bench: env
 # Leak detection is off because the interpreter itself never frees everything; libstdc++ is loaded early because the
 # sanitizer must find the exception functions that it wraps.
 sanitize: env
-	PATH="$(abspath $(VENV))/bin:$$PATH" FASTDARTS_CUDA=0 FASTDARTS_SANITIZE=address,undefined \
+	FASTDARTS_CUDA=0 FASTDARTS_SANITIZE=address,undefined \
 	  $(PY) setup.py --quiet build --build-lib $(SANITIZED)/lib --build-temp $(SANITIZED)/temp
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(SANITIZED)/lib \
 	  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so):$$($(CXX) -print-file-name=libstdc++.so)" \
 	  $(PY) -P -c 'import sys, torch, fastdarts._C as c, pytest; \
 	    "$(SANITIZED)" in c.__file__ or sys.exit(f"not the sanitized build: {c.__file__}"); \
 	    sys.exit(pytest.main(sys.argv[1:]))' $(SANITIZED_TESTS) $(ARGS)
-
-clean:
-	rm -rf build $(VENV) *.egg-info fastdarts/*.so

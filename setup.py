@@ -103,7 +103,7 @@ def extension() -> dict[str, Any]:
 
     from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
-    cxx, link = list(CXX_FLAGS), ["-fopenmp"]
+    cxx, nvcc, link = list(CXX_FLAGS), list(NVCC_FLAGS), ["-fopenmp"]
     sanitizers = os.environ.get("FASTDARTS_SANITIZE", "")
     if sanitizers:
         # vptr needs the type information of torch's classes, which torch does not export
@@ -111,7 +111,7 @@ def extension() -> dict[str, Any]:
         cxx += ["-O1", "-g", "-fno-omit-frame-pointer", *checks]
         link += checks
     options: dict[str, Any] = {
-        "extra_compile_args": {"cxx": cxx, "nvcc": NVCC_FLAGS},
+        "extra_compile_args": {"cxx": cxx, "nvcc": nvcc},
         "extra_link_args": link,
         "include_dirs": [str(Path("csrc").resolve())],
         "depends": sources("**/*.h") + sources("**/*.cuh"),
@@ -119,11 +119,9 @@ def extension() -> dict[str, Any]:
     say(f"building fastdarts._C: C++ ({len(cpp)} files{', sanitizers ' + sanitizers if sanitizers else ''})")
     if cuda_home:
         # cublas and others are no part of a bare toolkit; torch's own wheels bring them
-        wheels = Path(torch.__file__).parents[1] / "nvidia" / f"cu{torch.version.cuda.split('.')[0]}" / "include"
-        options["extra_compile_args"] = {
-            "cxx": [*cxx, "-idirafter", str(wheels)],
-            "nvcc": [*NVCC_FLAGS, "-Xcompiler", f"-idirafter,{wheels}"],
-        }
+        for wheels in sorted((Path(torch.__file__).parents[1] / "nvidia").glob("cu*/include")):
+            cxx += ["-idirafter", str(wheels)]
+            nvcc += ["-Xcompiler", f"-idirafter,{wheels}"]
         say(f"building fastdarts._C: CUDA ({len(sources('cuda/*.cu'))} files, {reason})")
         module = CUDAExtension("fastdarts._C", cpp + sources("cuda/*.cu"), **options)
     else:
