@@ -1,0 +1,461 @@
+"""Pictures of a search: the cells of a genotype (SVG, PNG) and how the op weights moved over the epochs (PNG)."""
+
+import io
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+from zipfile import BadZipFile
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import FancyBboxPatch, PathPatch, Polygon
+from matplotlib.path import Path as Outline
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from fastdarts.files import write_atomically
+from fastdarts.genotype import Genotype, Pairs, edges_of
+from fastdarts.space import candidate
+
+Point = tuple[float, float]
+Floats = NDArray[np.float64]
+
+
+class Colours(NamedTuple):
+    """Of one family of primitives: its lines, and the filling and the text of its labels."""
+
+    line: str
+    fill: str
+    text: str
+
+
+_POOL = Colours("#d9730d", "#fdebd7", "#7a3d00")
+FAMILIES: dict[str, Colours] = {
+    "none": Colours("#868e99", "#eceef1", "#3b424c"),
+    "max_pool": _POOL,
+    "avg_pool": _POOL,
+    "skip": Colours("#1c9a5f", "#dcf3e6", "#0b4f2f"),
+    "sep_conv": Colours("#2f6fdf", "#dfeafc", "#123a7d"),
+    "dil_conv": Colours("#8b4fd6", "#eee3fb", "#47207c"),
+    "factored_conv": Colours("#c4326c", "#fbe1ea", "#701538"),
+}
+"""Colours of each kind of `fastdarts.space.Candidate`."""
+
+STATE = Colours("#8d98a5", "#f3f5f8", "#1f2933")
+STATE_DARK = Colours("#77828f", "#232b35", "#e6eaef")
+MUTED, MUTED_DARK = "#5b6673", "#9aa5b1"
+
+# Sizes in pixels. A lane is the horizontal end of one edge: it carries the label and the arrow.
+MARGIN, TITLE, LANE, GAP = 20, 58, 34, 20
+INPUT_WIDTH, NODE_WIDTH, OUTPUT_WIDTH, STATE_HEIGHT, LABEL_HEIGHT = 76, 44, 76, 44, 24
+FONT, NOTE_FONT, CORNER, ARROW = 12, 10, 9, 8
+
+
+@dataclass(frozen=True)
+class Box:
+    """A state of the cell or the label of an edge: a rounded rectangle with its text and perhaps a note below that."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    text: str
+    subscript: str = ""
+    note: str = ""
+    colours: Colours | None = None  # None: a state
+
+    @property
+    def middle(self) -> Point:
+        return self.x + self.width / 2, self.y + self.height / 2
+
+
+@dataclass(frozen=True)
+class Line:
+    """A path of horizontal and vertical pieces that ends in an arrow to the right."""
+
+    points: tuple[Point, ...]
+    colours: Colours | None = None  # None: a concatenation
+
+
+@dataclass(frozen=True)
+class Lane:
+    """Where an edge from a source state goes: at height y to the right as far as end."""
+
+    source: int
+    y: float
+    end: float
+    colours: Colours | None = None
+
+
+@dataclass
+class Drawing:
+    """What both back ends draw; pixels, y downwards."""
+
+    width: float = 0
+    height: float = 0
+    titles: list[tuple[Point, str, str]] = field(default_factory=list)
+    lines: list[Line] = field(default_factory=list)
+    boxes: list[Box] = field(default_factory=list)
+
+
+def draw_cells(genotype: Genotype) -> str:
+    """Both cells as one SVG document that follows the viewer's light or dark mode.
+
+    Raises: ValueError if the genotype is not a valid one.
+    """
+    return "\n".join(_svg(_lay_out(genotype), _describe(genotype)))
+
+
+def write_cells(genotype: Genotype, out_dir: Path) -> tuple[Path, Path]:
+    """Writes the picture of `draw_cells` as `cells.svg` and `cells.png` (twice the size); returns their paths."""
+    svg, png = out_dir / "cells.svg", out_dir / "cells.png"
+    write_atomically(svg, draw_cells(genotype))
+    write_atomically(png, _png(_lay_out(genotype)))
+    return svg, png
+
+
+def _cells(genotype: Genotype) -> tuple[tuple[str, list[Pairs], list[int]], ...]:
+    """Title, pairs of each node, and states put out."""
+    return (
+        ("Normal cell", genotype.nodes("normal"), genotype.normal_concat),
+        ("Reduction cell", genotype.nodes("reduce"), genotype.reduce_concat),
+    )
+
+
+def _lay_out(genotype: Genotype) -> Drawing:
+    drawing = Drawing()
+    for title, nodes, concat in _cells(genotype.validated()):
+        stride = "; edges from the inputs have stride 2" if title == "Reduction cell" else ""
+        corner = (MARGIN, drawing.height + MARGIN)
+        drawing.titles.append((corner, title, f"{len(nodes)} nodes, {sum(map(len, nodes))} edges{stride}"))
+        _lay_cell(drawing, corner[1] + TITLE, nodes, set(concat))
+    return drawing
+
+
+def _lay_cell(drawing: Drawing, top: float, nodes: list[Pairs], concat: set[int]) -> None:
+    """Adds one cell, its inputs at height `top`.
+
+    The states stand on a staircase: each node has a column and a band of rows to itself. An edge leaves its source
+    downwards, turns into its own lane of the target's band and meets the target from the left. Labels stand in the
+    lanes just left of the target's column, where nothing else is, so they cannot overlap; edges cross each other
+    only at right angles, and a node's line to the output crosses nothing.
+    """
+    label_width = 0.64 * FONT * max(len(name) for node in nodes for name, _ in node) + 16  # fits the widest usual fonts
+    states = [
+        Box(x, top, INPUT_WIDTH, STATE_HEIGHT, "c", f"k−{2 - state}", f"state {state}")
+        for state, x in enumerate((MARGIN, MARGIN + INPUT_WIDTH + GAP))
+    ]
+    labels: list[Box] = []
+    lanes: list[Lane] = []
+    y = top + STATE_HEIGHT + GAP
+    for state, node in enumerate(nodes, start=2):
+        x = states[-1].x + states[-1].width + 12
+        height = max(LANE * len(node), STATE_HEIGHT)
+        states.append(Box(x + label_width + 28, y, NODE_WIDTH, height, str(state)))
+        lane_y = y + (height - LANE * (len(node) - 1)) / 2
+        # The nearest source on top: its vertical ends before the lanes of farther ones pass below.
+        for name, source in sorted(node, key=lambda pair: -pair[1]):
+            colours = FAMILIES[candidate(name).kind]
+            labels.append(Box(x, lane_y - LABEL_HEIGHT / 2, label_width, LABEL_HEIGHT, name, colours=colours))
+            lanes.append(Lane(source, lane_y, states[-1].x, colours))
+            lane_y += LANE
+        y += height + GAP
+
+    output_x = states[-1].x + NODE_WIDTH + 48
+    ends: list[float] = []
+    for state in sorted(concat - {0, 1}):
+        middle, end = states[state].middle, states[state].middle[1]
+        drawing.lines.append(Line(((middle[0] + NODE_WIDTH / 2, end), (output_x, end))))
+        ends.append(end)
+    for state in sorted(concat & {0, 1}, reverse=True):  # an input goes to the output below all nodes
+        lanes.append(Lane(state, y, output_x))
+        ends.append(y)
+        y += GAP
+    for source, box in reversed(list(enumerate(states))):  # the lanes of earlier sources pass over later ones
+        leaving = [lane for lane in lanes if lane.source == source]
+        pitch = min(10.0, (box.width - 16) / max(len(leaving) - 1, 1))
+        # The topmost lane leaves rightmost, so that edges of one source never cross each other.
+        for rank, lane in enumerate(leaving):
+            x = box.middle[0] + pitch * ((len(leaving) - 1) / 2 - rank)
+            drawing.lines.append(Line(((x, box.y + box.height), (x, lane.y), (lane.end, lane.y)), lane.colours))
+
+    output = Box(output_x, min(ends) - 28, OUTPUT_WIDTH, max(ends) - min(ends) + 56, "c", "k", "concat")
+    drawing.boxes += [*states, *labels, output]
+    drawing.width = max(drawing.width, output_x + OUTPUT_WIDTH + MARGIN)
+    drawing.height = max(y - GAP, output.y + output.height) + MARGIN
+
+
+def _describe(genotype: Genotype) -> str:
+    """The cells in words, for those who cannot see the picture."""
+    sentences = []
+    for title, nodes, concat in _cells(genotype):
+        edges = [f"{source} to {state} {name}" for state, node in enumerate(nodes, start=2) for name, source in node]
+        sentences.append(f"{title}: {', '.join(edges)}; output {', '.join(map(str, concat))}.")
+    return " ".join(sentences)
+
+
+def _rounded(points: Sequence[Point]) -> list[tuple[str, tuple[Point, ...]]]:
+    """SVG path commands (M, L and the quadratic Q) along the points, corners rounded, as far as the arrow."""
+    (*inner, (x, y)) = points
+    points = [*inner, (x - ARROW, y)]
+    commands: list[tuple[str, tuple[Point, ...]]] = [("M", (points[0],))]
+    for before, corner, after in zip(points, points[1:], points[2:], strict=False):
+        commands.append(("L", (_towards(corner, before),)))
+        commands.append(("Q", (corner, _towards(corner, after))))
+    return [*commands, ("L", (points[-1],))]
+
+
+def _towards(corner: Point, other: Point) -> Point:
+    dx, dy = other[0] - corner[0], other[1] - corner[1]
+    share = CORNER / max(abs(dx), abs(dy), CORNER)
+    return corner[0] + share * dx, corner[1] + share * dy
+
+
+def _arrow(tip: Point) -> list[Point]:
+    return [tip, (tip[0] - ARROW, tip[1] - ARROW / 2), (tip[0] - ARROW, tip[1] + ARROW / 2)]
+
+
+def _rules(state: Colours, muted: str, back: str) -> str:
+    rules = {
+        "back": f"fill:{back}",
+        "gap": f"fill:none;stroke:{back};stroke-width:7",
+        "line": f"fill:none;stroke:{state.line};stroke-width:2",
+        "arrow": f"fill:{state.line}",
+        "box": f"fill:{state.fill};stroke:{state.line}",
+        "ink": f"fill:{state.text}",
+        "muted": f"fill:{muted}",
+    }
+    return "".join(f".cells .{name}{{{rule}}}" for name, rule in rules.items())
+
+
+_STYLE = (
+    '.cells{font-family:system-ui,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}'
+    ".cells .mid{text-anchor:middle}"
+    + _rules(STATE, MUTED, "#ffffff")
+    + f"@media screen and (prefers-color-scheme:dark){{{_rules(STATE_DARK, MUTED_DARK, '#12171d')}}}"
+)
+
+
+def _svg(drawing: Drawing, description: str) -> Iterator[str]:
+    width, height = f"{drawing.width:.0f}", f"{drawing.height:.0f}"
+    yield (
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="cells" viewBox="0 0 {width} {height}" width="{width}" '
+        f'height="{height}" role="img" aria-labelledby="cells-title cells-description">'
+    )
+    yield f'<title id="cells-title">Cells</title><desc id="cells-description">{escape(description)}</desc>'
+    yield f'<style>{_STYLE}</style><rect class="back" width="{width}" height="{height}"/>'
+    for (x, y), title, note in drawing.titles:
+        yield _svg_text(x, y + 16, title, 'class="ink" font-weight="600"', 17)
+        yield _svg_text(x, y + 36, note, 'class="muted"', FONT)
+    for line in drawing.lines:
+        path = "".join(
+            command + " ".join(f"{x:.1f} {y:.1f}" for x, y in points) for command, points in _rounded(line.points)
+        )
+        tip = " ".join(f"{x:.1f},{y:.1f}" for x, y in _arrow(line.points[-1]))
+        stroke, fill = (f' style="{rule}:{line.colours.line}"' if line.colours else "" for rule in ("stroke", "fill"))
+        yield f'<path class="gap" d="{path}"/><path class="line"{stroke} d="{path}"/>'
+        yield f'<polygon class="arrow"{fill} points="{tip}"/>'
+    for box in drawing.boxes:
+        colours, (x, y) = box.colours, box.middle
+        frame = f'x="{box.x:.1f}" y="{box.y:.1f}" width="{box.width:.1f}" height="{box.height:.1f}"'
+        if colours:
+            yield f'<rect {frame} rx="{box.height / 2:g}" fill="{colours.fill}" stroke="{colours.line}"/>'
+            yield _svg_text(x, y + 4, box.text, f'class="mid" fill="{colours.text}"', FONT)
+        else:
+            yield f'<rect class="box" {frame} rx="8"/>'
+            yield _svg_text(x, y + (0 if box.note else 5), box.text, 'class="ink mid"', 15, box.subscript)
+            if box.note:
+                yield _svg_text(x, y + 16, box.note, 'class="muted mid"', NOTE_FONT)
+    yield "</svg>"
+
+
+def _svg_text(x: float, y: float, text: str, attributes: str, size: int, subscript: str = "") -> str:
+    below = f'<tspan dy="3" font-size="{0.7 * size:.1f}">{escape(subscript)}</tspan>' if subscript else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" {attributes}>{escape(text)}{below}</text>'
+
+
+_CODES = {"M": [Outline.MOVETO], "L": [Outline.LINETO], "Q": [Outline.CURVE3, Outline.CURVE3]}
+_POINTS = 0.72  # typographic points a pixel, at 100 pixels an inch
+
+
+def _png(drawing: Drawing) -> bytes:
+    figure = Figure(figsize=(drawing.width / 100, drawing.height / 100), dpi=200, facecolor="white")
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, drawing.width), ylim=(drawing.height, 0))
+    axes.set_axis_off()
+    for (x, y), title, note in drawing.titles:
+        axes.text(x, y + 16, title, size=17 * _POINTS, weight="bold", color=STATE.text)
+        axes.text(x, y + 36, note, size=FONT * _POINTS, color=MUTED)
+    for line in drawing.lines:
+        colour = (line.colours or STATE).line
+        commands = _rounded(line.points)
+        vertices = [point for _, points in commands for point in points]
+        codes = [code for command, _ in commands for code in _CODES[command]]
+        for width, ink in ((7, "white"), (2, colour)):  # a gap in what the line crosses, then the line
+            axes.add_patch(PathPatch(Outline(vertices, codes), fill=False, edgecolor=ink, linewidth=width * _POINTS))
+        axes.add_patch(Polygon(_arrow(line.points[-1]), closed=True, color=colour, linewidth=0))
+    for box in drawing.boxes:
+        colours, (x, y) = box.colours or STATE, box.middle
+        style = f"round,pad=0,rounding_size={box.height / 2 if box.colours else 8}"
+        frame = FancyBboxPatch((box.x, box.y), box.width, box.height, style, linewidth=0.8)
+        frame.set(facecolor=colours.fill, edgecolor=colours.line)
+        axes.add_patch(frame)
+        text = f"${box.text}_{{{box.subscript.replace('−', '-')}}}$" if box.subscript else box.text
+        size = (FONT if box.colours else 15) * _POINTS
+        place: dict[str, Any] = {"ha": "center", "va": "center_baseline"}
+        axes.text(x, y - (5 if box.note else 0), text, size=size, color=colours.text, **place)
+        if box.note:
+            axes.text(x, y + 13, box.note, size=NOTE_FONT * _POINTS, color=MUTED, **place)
+    return _render(figure)
+
+
+def draw_alphas(alphas: Path) -> Path:
+    """Draws how the op weights (softmax of alpha) of every edge moved, as `alphas.png` beside the file.
+
+    One panel an edge, in the column of its target state and the row of its source; one line a primitive. The name of
+    the op that is strongest at the end, `none` left out as in deriving a genotype, stands above the panel.
+
+    Args:
+        alphas: an .npz with `normal` and `reduce`, raw alphas [epochs + 1, edges, ops] (-inf where an op is masked
+            out), and `primitives`, the names of the ops.
+
+    Raises: ValueError that names the file and the array if one is missing or does not fit.
+    """
+    path = alphas.with_name("alphas.png")
+    write_atomically(path, alphas_png(*read_alphas(alphas)))
+    return path
+
+
+def read_alphas(alphas: Path) -> tuple[dict[str, Floats], list[str]]:
+    """The raw alphas of both cell types and the primitives' names in an alphas.npz; checked, see `draw_alphas`."""
+    if not alphas.is_file():
+        raise FileNotFoundError(f"there is no file {alphas}")
+    try:
+        with np.load(alphas, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (ValueError, OSError, EOFError, BadZipFile) as error:
+        raise ValueError(f"{alphas} is not a readable .npz file: {error}") from None
+    for name in ("normal", "reduce", "primitives"):
+        if name not in arrays:
+            raise ValueError(f"{alphas}: the array {name!r} is missing; it holds {', '.join(arrays) or 'none'}")
+    primitives = [str(name) for name in arrays["primitives"].ravel()]
+    values = {name: arrays[name] for name in ("normal", "reduce")}
+    for name, value in values.items():
+        if value.ndim != 3 or value.shape[0] < 1 or value.shape[2] != len(primitives) or value.dtype.kind not in "fiu":
+            raise ValueError(
+                f"{alphas}: {name!r} must be numbers [epochs + 1, edges, {len(primitives)} primitives]; "
+                f"got {value.dtype} {list(value.shape)}"
+            )
+        if value.shape[1] != len(edges_of(_steps(value.shape[1]))):
+            raise ValueError(f"{alphas}: {name!r} has {value.shape[1]} edges; cells have 2, 5, 9, 14, 20, ...")
+    for name in primitives:
+        candidate(name)
+    return {name: value.astype(np.float64) for name, value in values.items()}, primitives
+
+
+def _steps(edges: int) -> int:
+    """Nodes of a cell with that many edges: the largest n with n (n + 3) / 2 <= edges."""
+    return (math.isqrt(9 + 8 * edges) - 3) // 2
+
+
+def op_weights(alphas: Floats) -> Floats:
+    """Softmax over the last axis; NaN where alpha is -inf (masked out) or not a number."""
+    known = np.isfinite(alphas)
+    shifted = np.where(known, alphas, -np.inf)
+    top = np.max(shifted, axis=-1, keepdims=True, initial=-np.inf)
+    weights = np.exp(shifted - np.where(np.isfinite(top), top, 0))
+    total = weights.sum(axis=-1, keepdims=True)
+    return np.where(known, weights / np.where(total > 0, total, 1), np.nan)
+
+
+PANEL_WIDTH, PANEL_HEIGHT = 2.6, 1.35  # inches
+_DASHES: tuple[Any, ...] = ("solid", (0, (4, 1.5)), (0, (1.2, 1.2)))
+
+
+def _line_styles(primitives: Sequence[str]) -> list[dict[str, Any]]:
+    """A family shares a colour; its members differ in their dashes."""
+    styles: list[dict[str, Any]] = []
+    for name in primitives:
+        colour = FAMILIES[candidate(name).kind].line
+        members = sum(style["color"] == colour for style in styles)
+        styles.append({"color": colour, "linestyle": _DASHES[members % len(_DASHES)], "linewidth": 1.5})
+    return styles
+
+
+def alphas_png(alphas: dict[str, Floats], primitives: Sequence[str]) -> bytes:
+    """The picture of `draw_alphas` from what `read_alphas` gives, as a PNG file's bytes."""
+    weights = {"Normal cell": op_weights(alphas["normal"]), "Reduction cell": op_weights(alphas["reduce"])}
+    nodes = [_steps(value.shape[1]) for value in weights.values()]
+    known = np.concatenate([value[np.isfinite(value)] for value in weights.values()])
+    styles = _line_styles(primitives)
+
+    width = 0.6 + PANEL_WIDTH * max(*nodes, 2)
+    legend_rows = math.ceil(len(primitives) / int((width - 0.6) / 1.7))
+    legend_height = 0.24 * legend_rows
+    head = 0.75 + legend_height
+    height = head + sum(0.75 + PANEL_HEIGHT * (count + 1) for count in nodes)
+    figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
+
+    def text(y: float, words: str, **style: Any) -> None:
+        figure.text(0.5 / width, 1 - y / height, words, **style)
+
+    text(0.35, "Weight of each op on each edge, by epoch", size=13, weight="bold", color=STATE.text)
+    text(0.6, f"softmax of alpha; dotted: all {len(primitives)} ops equal", size=9, color=MUTED)
+    figure.legend(
+        [Line2D([], [], **style) for style in styles],
+        primitives,
+        loc="upper left",
+        bbox_to_anchor=(0.42 / width, 1 - 0.72 / height),
+        ncols=math.ceil(len(primitives) / legend_rows),
+        labelcolor=STATE.text,
+        fontsize=9,
+        handlelength=2.6,
+        frameon=False,
+        borderaxespad=0,
+    )
+    y = head
+    for (title, value), count in zip(weights.items(), nodes, strict=True):
+        text(y + 0.4, title, size=12, weight="bold", color=STATE.text)
+        y += 0.75
+        for edge, (source, target) in enumerate(edges_of(count)):
+            left, bottom = 0.5 + PANEL_WIDTH * (target - 2), y + PANEL_HEIGHT * (source + 1) - 0.4
+            axes = figure.add_axes(
+                (left / width, 1 - bottom / height, (PANEL_WIDTH - 0.2) / width, (PANEL_HEIGHT - 0.45) / height),
+                ylim=(0, 1.05 * max(known, default=1.0)),
+            )
+            axes.set_title(f"{source} → {target}", loc="left", size=9, weight="bold", color=STATE.text, pad=3)
+            axes.tick_params(labelsize=7.5, labelcolor=MUTED, color=STATE.line, length=2.5)
+            axes.tick_params(labelleft=target == max(source + 1, 2), labelbottom=source == target - 1)
+            _draw_edge(axes, value[:, edge], primitives, styles)
+        y += PANEL_HEIGHT * (count + 1)
+    return _render(figure)
+
+
+def _draw_edge(axes: Axes, weights: Floats, primitives: Sequence[str], styles: list[dict[str, Any]]) -> None:
+    """One panel: weights [epochs + 1, ops]."""
+    epochs = len(weights) - 1
+    axes.axhline(1 / len(primitives), color=STATE.line, linewidth=0.8, linestyle=(0, (1, 2)))
+    for op, style in enumerate(styles):
+        axes.plot(weights[:, op], marker="o" if epochs < 2 else None, markersize=3, clip_on=epochs > 1, **style)
+    axes.set_xlim(0, max(epochs, 1))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(3))
+    axes.grid(color="#e5e8ec", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(STATE.line)
+    last = {op: weight for op, weight in enumerate(weights[-1]) if primitives[op] != "none" and weight >= 0}
+    if last:
+        best = max(last, key=last.__getitem__)
+        words = f"{primitives[best]} {last[best]:.2f}"
+        axes.set_title(words, loc="right", size=7.5, color=FAMILIES[candidate(primitives[best]).kind].text, pad=3)
+
+
+def _render(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
