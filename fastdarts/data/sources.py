@@ -1,0 +1,125 @@
+"""The data sets known by name: scikit-learn's digits, torchvision's, and a folder of images."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastdarts.data.folder import load_folder
+from fastdarts.data.images import ImageData, channel_statistics
+
+Split = Literal["train", "test"]
+
+# torchvision class, and the files it wants inside the data folder
+_TORCHVISION = {
+    "mnist": ("MNIST", "MNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte"),
+    "fashionmnist": ("FashionMNIST", "FashionMNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte"),
+    "cifar10": ("CIFAR10", "cifar-10-batches-py/{data_batch_1..5,test_batch,batches.meta}"),
+    "cifar100": ("CIFAR100", "cifar-100-python/{train,test,meta}"),
+    "svhn": ("SVHN", "{train,test}_32x32.mat"),
+}
+DATASETS = ("digits", *_TORCHVISION, "imagefolder")
+
+_CIFAR10_MEAN = (0.49139968, 0.48215827, 0.44653124)  # those of the original code
+_CIFAR10_STD = (0.24703233, 0.24348505, 0.26158768)
+
+
+def load(
+    dataset: str,
+    data_dir: Path | None = None,
+    split: Split = "train",
+    image_size: tuple[int, int] | None = None,
+    *,
+    train: ImageData | None = None,
+) -> ImageData:
+    """Read one part of a data set into memory, as uint8.
+
+    Args:
+        dataset: one of DATASETS.
+        data_dir: the folder with the data (not for digits): torchvision's standard layout, downloaded when missing and
+            possible; for imagefolder `train/<class>/*` and `test/<class>/*`, or `<class>/*` alone (see `load_folder`).
+        split: "train" or "test". Of digits, every fifth image of each class is a test image.
+        image_size: (H, W) in pixels; every image is resized to it (bilinear, antialiased; the aspect ratio may change).
+        train: the training part if it is in memory already: a test part takes mean and std from it. Left out, they are
+            computed from the training images, which are then read too.
+
+    Mean and std are the published ones for cifar10 and those of the training images for the others.
+
+    Raises: ValueError for a name, split or size that is not allowed and for images that cannot be used;
+        FileNotFoundError, saying which files go where, when the data are missing.
+    """
+    if dataset not in DATASETS:
+        raise ValueError(f"dataset must be one of {', '.join(DATASETS)}; got {dataset!r}")
+    if split not in ("train", "test"):
+        raise ValueError(f"split must be 'train' or 'test'; got {split!r}")
+    if image_size is not None and (len(image_size) != 2 or min(image_size) < 1):
+        raise ValueError(f"image_size must be (height, width), both at least 1; got {image_size}")
+    if dataset != "digits" and data_dir is None:
+        raise ValueError(f"data set {dataset} needs data_dir (--data DIR), the folder it is in")
+
+    folder = Path() if data_dir is None else Path(data_dir)
+    images, targets, classes = _read(dataset, folder, split, image_size)
+    if train is not None:
+        mean, std = train.mean, train.std
+    elif dataset == "cifar10":
+        mean, std = _CIFAR10_MEAN, _CIFAR10_STD
+    else:
+        mean, std = channel_statistics(images if split == "train" else _read(dataset, folder, "train", image_size)[0])
+    return ImageData(images, targets, classes, mean, std, published_order=dataset in _TORCHVISION)
+
+
+def _read(
+    dataset: str, data_dir: Path, split: Split, image_size: tuple[int, int] | None
+) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    if dataset == "imagefolder":
+        return load_folder(data_dir, split, image_size)
+    images, targets, classes = _digits(split) if dataset == "digits" else _torchvision(dataset, data_dir, split)
+    if image_size is not None and image_size != images.shape[2:]:
+        images = torch.nn.functional.interpolate(images, image_size, mode="bilinear", antialias=True)
+    return images, targets, classes
+
+
+def _digits(split: Split) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    from sklearn.datasets import load_digits  # here, because importing scikit-learn takes a second
+
+    digits = load_digits()
+    rank = np.zeros(len(digits.target), np.int64)  # the how manieth of its class an image is
+    for label in range(10):
+        members = digits.target == label
+        rank[members] = np.arange(members.sum())
+    part = (rank % 5 == 4) == (split == "test")
+    images = (digits.images[part] * 15).astype(np.uint8)  # 0..16 in the file
+    return torch.from_numpy(images)[:, None], torch.from_numpy(digits.target[part]).long(), tuple(map(str, range(10)))
+
+
+def _torchvision(name: str, data_dir: Path, split: Split) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    import torchvision  # here, because importing it takes a second
+
+    class_name, files = _TORCHVISION[name]
+    maker = getattr(torchvision.datasets, class_name)
+    part = {"split": split} if name == "svhn" else {"train": split == "train"}
+    dataset = _make(maker, name, data_dir, files, part)
+    images = torch.as_tensor(dataset.data)
+    if name in ("cifar10", "cifar100"):
+        images = images.permute(0, 3, 1, 2)
+    elif images.dim() == 3:
+        images = images[:, None]
+    targets = torch.as_tensor(dataset.labels if name == "svhn" else dataset.targets).long()
+    classes = tuple(map(str, getattr(dataset, "classes", range(10))))
+    return images.contiguous(), targets, classes
+
+
+def _make(maker: Callable[..., Any], name: str, data_dir: Path, files: str, part: dict[str, Any]) -> Any:
+    try:
+        return maker(data_dir, download=False, **part)
+    except (RuntimeError, OSError):  # missing or damaged
+        try:
+            return maker(data_dir, download=True, **part)
+        except (RuntimeError, OSError) as error:
+            raise FileNotFoundError(
+                f"data set {name} is missing or damaged in {data_dir} and cannot be downloaded ({error}); "
+                f"put these files there: {files}"
+            ) from error
