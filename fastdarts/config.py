@@ -1,4 +1,4 @@
-"""Typed configurations: one frozen dataclass is the Python API, the flags, the config file and the record beside the results."""
+"""Typed configurations: one frozen dataclass is the Python API, the flags, the config file and the record of a run."""
 
 import argparse
 import dataclasses
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from fastdarts.files import write_atomically
+from fastdarts.interrupt import Interrupted
 
 FROM_PRESET: Any = type("FromPreset", (), {"__repr__": lambda self: "from the preset of the data set"})()
 _LIMITS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
@@ -24,17 +25,17 @@ _LIMITS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
 }
 
 
-def option(group: str, help: str, default: Any = FROM_PRESET, *, metavar: str | None = None, **limits: float) -> Any:
-    """A field of a Config: its group and help text on the command line, its default (left out: the data set's preset decides)
-    and its limits (at_least, above, at_most, below)."""
+def option(group: str, text: str, default: Any = FROM_PRESET, *, metavar: str | None = None, **limits: float) -> Any:
+    """A field of a Config: its group and help text on the command line, its default (left out: the data set's preset
+    decides) and its limits (at_least, above, at_most, below)."""
     return dataclasses.field(
-        default=default, metadata={"group": group, "help": help, "metavar": metavar, "limits": limits}
+        default=default, metadata={"group": group, "help": text, "metavar": metavar, "limits": limits}
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Base of SearchConfig and EvalConfig. Fields are made with `option`; one of them is `dataset`, which picks the preset.
+    """Base of SearchConfig and EvalConfig. Fields are made with `option`; the first, `dataset`, picks the preset.
 
     Raises: ValueError (TypeError for a wrong type) that names the field, what came and what is allowed.
     """
@@ -55,12 +56,10 @@ class Config:
             if field.name == "dataset":
                 preset = self.presets[value]
 
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=2, default=str) + "\n"
-
     def save(self, path: Path) -> None:
-        """Write a file that `--config` and `load` read again."""
-        write_atomically(path, self.to_json())
+        """Write a file that `--config` and `load` read again: all but `out` and `resume`, which name one run."""
+        values = {name: value for name, value in dataclasses.asdict(self).items() if name not in ("out", "resume")}
+        write_atomically(path, json.dumps(values, indent=2, default=str) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -100,8 +99,8 @@ Dataset = Literal["digits", "mnist", "fashionmnist", "cifar10", "cifar100", "svh
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig(Config):
-    """Everything that decides a search. Defaults are the paper's (Liu et al., ICLR 2019, section A.1), but for `digits`,
-    whose small preset ends within minutes on a CPU.
+    """Everything that decides a search. Defaults are the paper's (Liu et al., ICLR 2019, section A.1), but for
+    `digits`, whose small preset ends within minutes on a CPU.
 
     Raises: ValueError or TypeError that names the field, what came and what is allowed.
     """
@@ -118,7 +117,7 @@ class SearchConfig(Config):
     }
 
     dataset: Dataset = option("data", "data set and its preset; custom: given to search() from Python", "digits")
-    data: Path | None = option("data", "folder of the data set (default: ./data)", None, metavar="DIR")
+    data: Path = option("data", "folder of the data set", Path("data"), metavar="DIR")
     image_size: tuple[int, int] | None = option(
         "data", "resize images to this (default: as they are)", None, metavar="SIZE|HxW", at_least=1
     )
@@ -203,13 +202,15 @@ def parse_cli(
 ) -> ConfigType:
     """The config that a command line asks for: flags, over the file of --config, over the data set's preset.
 
-    With --resume and no --config the file is config.json in the folder of --out, so that a resumed run needs no other flags.
+    With --resume and no --config the file is config.json in the folder of --out: a resumed run needs no other flags.
     `--help` prints and exits with 0; a line that cannot be parsed ends with one line on stderr and exit code 2.
     """
     given = vars(_parser(config_type, argv, prog, description).parse_args(argv))
     file = given.pop("config", None)
     if file is None and given.get("resume") and given.get("out") is not None:
         file = given["out"] / "config.json"
+        if not file.is_file():
+            raise FileNotFoundError(f"resume: {given['out']} holds nothing to continue; start without --resume")
     return config_type(**((read_file(config_type, file) if file is not None else {}) | given))
 
 
@@ -220,9 +221,13 @@ def run_cli(
     prog: str,
     description: str,
 ) -> int:
-    """Parse, run and return the exit code; a user's mistake is one line on stderr and code 2, not a traceback."""
+    """Parse, run and return the exit code: 2, with one line on stderr and no traceback, for a user's mistake; 128 + the
+    signal's number for an interruption."""
     try:
         return run(parse_cli(config_type, argv, prog=prog, description=description))
+    except Interrupted as interruption:
+        print(f"{prog}: {interruption}", file=sys.stderr)
+        return 128 + interruption.signum
     except (ValueError, TypeError, OSError, MemoryError, FloatingPointError) as error:
         print(f"{prog}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -236,9 +241,10 @@ class _OneLineParser(argparse.ArgumentParser):
 def _parser(
     config_type: type[Config], argv: Sequence[str] | None, prog: str | None, description: str
 ) -> argparse.ArgumentParser:
-    """Flags from the fields. They have no defaults of their own, so that what was given can be told from what was not."""
+    """Flags from the fields. They have no defaults of their own: what was given can be told from what was not."""
     parser = _OneLineParser(
         prog=prog,
+        usage="%(prog)s [--dataset NAME] [options]",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
@@ -299,7 +305,7 @@ def _without_none(hint: Any) -> tuple[Any, bool]:
 
 
 def _checked(field: dataclasses.Field[Any], value: Any, hint: Any) -> Any:
-    """The value as its type (an int given for a float, a list for a tuple and text for a path are taken), or an error."""
+    """The value as its type (an int is taken for a float, a list for a tuple, text for a path), or an error."""
     hint, optional = _without_none(hint)
     if value is None and optional:
         return None

@@ -12,13 +12,13 @@ class DiskFullError(OSError):
 
 
 def write_atomically(path: str | os.PathLike[str], content: str | bytes | Callable[[BinaryIO], object]) -> None:
-    """Replace the file at path in one move: a reader, or a process started after a crash, sees the old file or the new one.
+    """Replace the file at path in one move: whoever reads it, even after a crash, sees the old file or the new one.
 
     Args:
         path: the file; its folder is made when it is missing.
         content: text (written as UTF-8), bytes, or a function that writes to the open binary file it is given.
 
-    Raises: DiskFullError when the disk or the quota is full (the old file stays); OSError for anything else the system refuses.
+    Raises: DiskFullError when the disk or the quota is full (the old file stays); OSError for other refusals.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")  # one name a file: the next write clears what a killed one left

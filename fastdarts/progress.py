@@ -1,0 +1,123 @@
+"""What a person sees while a run goes: a bar or lines, TensorBoard, metrics.jsonl."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+from fastdarts.files import raise_if_full
+
+_QUIET_SECONDS = 60.0  # without a terminal, an epoch longer than this gets a line now and then
+
+
+class Progress:
+    """Console output of a run of epochs.
+
+    A bar on a terminal; elsewhere one line an epoch, and one a minute within long epochs. What is shown is on the host
+    already: showing it never waits for the device.
+    """
+
+    def __init__(self, epochs: int, steps_per_epoch: int, step: int = 0) -> None:
+        """step: how many steps of all epochs are done."""
+        self.epochs = epochs
+        self.steps_per_epoch = steps_per_epoch
+        self.terminal = sys.stderr.isatty()
+        self.bar = tqdm(total=epochs * steps_per_epoch, initial=step, unit="step", disable=not self.terminal)
+        self.first = step
+        self.start = self.line_time = time.monotonic()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.bar.close()
+
+    def say(self, line: str) -> None:
+        """A line of its own, above the bar."""
+        if self.terminal:
+            tqdm.write(line)
+        else:
+            print(line, flush=True)
+
+    def update(self, epoch: int, step: int, shown: Mapping[str, float]) -> None:
+        """After some steps: where the run is, and its averages of this epoch."""
+        done = epoch * self.steps_per_epoch + step
+        if self.terminal:
+            self.bar.set_description(f"epoch {epoch + 1}/{self.epochs}", refresh=False)
+            self.bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items()}, refresh=False)
+            self.bar.update(done - self.bar.n)
+        elif time.monotonic() - self.line_time > _QUIET_SECONDS:
+            numbers = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
+            position = f"epoch {epoch + 1}/{self.epochs}, step {step}/{self.steps_per_epoch}"
+            self.say(f"{position}: {numbers}, {duration(self.seconds_left(done))} left")
+            self.line_time = time.monotonic()
+
+    def end_epoch(self, epoch: int, line: str) -> None:
+        left = self.seconds_left((epoch + 1) * self.steps_per_epoch)
+        self.say(f"epoch {epoch + 1}/{self.epochs}: {line}" + (f", {duration(left)} left" if left else ""))
+        self.line_time = time.monotonic()
+
+    def seconds_left(self, done: int) -> float:
+        elapsed = time.monotonic() - self.start
+        return elapsed / max(done - self.first, 1) * (self.epochs * self.steps_per_epoch - done)
+
+
+class MetricsFile:
+    """metrics.jsonl: one JSON object a line. A resumed run cuts it back to where its checkpoint was."""
+
+    def __init__(self, path: Path, offset: int = 0) -> None:
+        """offset: bytes to keep, as `offset` gave them when the checkpoint was written."""
+        self.path = path
+        with open(path, "ab") as file:
+            file.truncate(offset)
+
+    @property
+    def offset(self) -> int:
+        return self.path.stat().st_size
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Raises: DiskFullError."""
+        try:
+            with open(self.path, "a") as file:
+                file.write(json.dumps(values) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise_if_full(error, self.path)
+            raise
+
+
+class TensorBoard:
+    """Scalars and alpha histograms, by epoch, in the run's folder."""
+
+    def __init__(self, folder: Path, first_epoch: int = 0) -> None:
+        """first_epoch: what an earlier part of a resumed run wrote from here on is hidden."""
+        from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
+        self.writer = SummaryWriter(str(folder), purge_step=first_epoch)
+
+    def write(self, epoch: int, scalars: Mapping[str, float], alphas: Mapping[str, Tensor]) -> None:
+        for name, value in scalars.items():
+            self.writer.add_scalar(name, value, epoch)
+        for name, alpha in alphas.items():
+            self.writer.add_histogram(name, alpha, epoch)
+        self.writer.flush()
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+def duration(seconds: float) -> str:
+    """ "8 s", "3 min 20 s", "2 h 5 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
