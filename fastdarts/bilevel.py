@@ -1,4 +1,4 @@
-"""The alpha step of DARTS (Liu et al., arXiv:1806.09055): the architecture's gradient through one virtual weight step."""
+"""The alpha step of DARTS (Liu et al., arXiv:1806.09055): the alphas' gradient through one virtual weight step."""
 
 from __future__ import annotations
 
@@ -251,7 +251,7 @@ def frozen_buffers(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def without_gradients(tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Passes inside record nothing for `tensors`: kernels that make several gradients at once see they are not wanted."""
+    """Passes inside record nothing for `tensors`: kernels that make several gradients at once see what is wanted."""
     for tensor in tensors:
         tensor.requires_grad_(False)
     try:

@@ -20,7 +20,7 @@ class StepResult(NamedTuple):
     valid_loss: Tensor
     """Loss of the alpha step (order 2: at the virtual weights)."""
     correct: Tensor
-    """Training inputs classified right (by their share of positions if targets are maps); NaN if targets are no classes."""
+    """Training inputs classified right (maps: by their share of positions); NaN if targets are no classes."""
     gradient_norm: Tensor
     """Euclidean norm of the weights' gradient before clipping."""
     alpha_gradient_norm: Tensor

@@ -1,4 +1,4 @@
-"""The alpha step: an analytic problem, exact double backward, a plain procedure on model copies; nothing else changes."""
+"""The alpha step: an analytic problem, exact double backward, a plain procedure on model copies; nothing changes."""
 
 import copy
 from collections.abc import Callable, Iterator
