@@ -16,76 +16,16 @@ from fastdarts.bilevel import Architect, Batch, Loss
 from fastdarts.config import SearchConfig
 from fastdarts.data import BatchStream, ImageData
 from fastdarts.network import SearchNetwork
-from fastdarts.step import SearchStep, StepResult, count_correct
+from fastdarts.run import EpochSums
+from fastdarts.step import SearchStep, count_correct
 
-
-class EpochSums:
-    """Sums over the images of an epoch. Steps' results wait on the device until `read`."""
-
-    def __init__(self) -> None:
-        self.images = 0
-        self.train_loss = self.valid_loss = self.correct = 0.0
-        self._waiting: list[tuple[int, Tensor]] = []
-
-    def add(self, result: StepResult, images: int) -> None:
-        row = (
-            result.valid_loss,
-            result.alpha_gradient_norm,
-            result.train_loss,
-            result.gradient_norm,
-            result.correct,
-        )
-        self._waiting.append((images, torch.stack([value.float() for value in row])))
-
-    def read(self, epoch: int, step: int) -> None:
-        """Fetch what waits, in one transfer, and add it up.
-
-        Args:
-            epoch, step: how far the search is, to name the step at fault.
-
-        Raises: FloatingPointError at the first loss or gradient that is not finite.
-        """
-        if not self._waiting:
-            return
-        rows = torch.stack([row for _, row in self._waiting]).cpu().tolist()
-        counts = [images for images, _ in self._waiting]
-        self._waiting.clear()
-        for index, (count, row) in enumerate(zip(counts, rows, strict=True)):
-            for part, value in zip(
-                _PARTS, row, strict=False
-            ):  # in the order of computation: the first one is the cause
-                if not math.isfinite(value):
-                    at = step - len(rows) + index + 1
-                    raise FloatingPointError(f"{part} is {value} in epoch {epoch + 1}, step {at}")
-            valid_loss, _, train_loss, _, correct = row
-            self.images += count
-            self.train_loss += count * train_loss
-            self.valid_loss += count * valid_loss
-            self.correct += correct
-
-    def means(self) -> dict[str, float]:
-        """train_loss, valid_loss (of the alpha steps) and train_accuracy per image; accuracy NaN without classes."""
-        images = max(self.images, 1)
-        return {
-            "train_loss": self.train_loss / images,
-            "valid_loss": self.valid_loss / images,
-            "train_accuracy": self.correct / images,
-        }
-
-    def state_dict(self) -> dict[str, float]:
-        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
-
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
-        self._waiting.clear()
-        vars(self).update(state)
-
-
-_PARTS = (
-    "the loss of the alpha step",
-    "the alphas' gradient",
-    "the loss of the weight step",
-    "the weights' gradient",
-)
+_PARTS = {
+    "valid_loss": "the loss of the alpha step",
+    "alpha_gradient_norm": "the alphas' gradient",
+    "train_loss": "the loss of the weight step",
+    "gradient_norm": "the weights' gradient",
+    "train_accuracy": None,  # NaN without classes
+}
 
 
 class SearchState:
@@ -97,6 +37,9 @@ class SearchState:
         loss: loss(logits, targets) -> scalar.
         device: where all of it is.
     """
+
+    kind = "search"
+    program = "python -m fastdarts.search"
 
     def __init__(
         self, config: SearchConfig, weights_half: ImageData, alphas_half: ImageData, loss: Loss, device: torch.device
@@ -139,7 +82,7 @@ class SearchState:
         self.steps_per_epoch = self.weights_stream.batches_per_epoch
         self.epoch = 0
         self.step = 0
-        self.sums = EpochSums()
+        self.sums = EpochSums(_PARTS)
         self.seconds = 0.0
         self.metrics: list[dict[str, Any]] = []
         self.history: list[list[Tensor]] = [self.alphas()]
@@ -165,7 +108,16 @@ class SearchState:
         for group in self.w_optimizer.param_groups:
             group["lr"] = self.learning_rate()
         train, valid = self._augmented(self.weights_stream), self._augmented(self.alphas_stream)
-        self.sums.add(self.search_step.step(train, valid), len(train[0]))
+        result = self.search_step.step(train, valid)
+        images = len(train[0])
+        self.sums.add(
+            images,
+            valid_loss=result.valid_loss,
+            alpha_gradient_norm=result.alpha_gradient_norm,
+            train_loss=result.train_loss,
+            gradient_norm=result.gradient_norm,
+            train_accuracy=result.correct / images,
+        )
         self.step += 1
         self.seconds += time.perf_counter() - start
 
@@ -200,7 +152,7 @@ class SearchState:
         self.epoch += 1
         self.step = 0
         self.seconds = 0.0
-        self.sums = EpochSums()
+        self.sums = EpochSums(_PARTS)
 
     def trial_step(self, images: int) -> None:
         """A step on the first images of each half, which leaves everything as it was but for what waits in caches."""

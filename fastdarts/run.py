@@ -1,0 +1,256 @@
+"""What a search and an evaluation share as runs of epochs: device, folder, determinism, sums, checkpoints, stops."""
+
+import json
+import math
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from fastdarts import checkpoint, data, report, resources
+from fastdarts.config import differences
+from fastdarts.data import ImageData
+from fastdarts.files import write_atomically
+from fastdarts.interrupt import Interrupted, StopRequest
+from fastdarts.progress import MetricsFile, Progress, TensorBoard, duration
+from fastdarts.resources import Forecast
+
+Metrics = dict[str, Any]
+Images = ImageData | Dataset[Any]
+
+MAY_DIFFER = ("data", "device", "out", "resume", "save_every_steps")  # between a run and its continuation
+_READ_EVERY = 10  # steps between two looks at the device, for which it must be waited
+
+
+class RunState(Protocol):
+    """All that changes during a run, between two steps."""
+
+    kind: str
+    """What it is in checkpoints and messages: "search" or "evaluation"."""
+    program: str
+    """The command line that runs it."""
+    config: Any
+    """A Config with the fields of a run: epochs, batch_size, save_every_steps, ..."""
+    steps_per_epoch: int
+    epoch: int
+    step: int
+
+    @property
+    def steps_done(self) -> int: ...
+    def train_step(self) -> None: ...
+    def read(self) -> Mapping[str, float]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class EpochSums:
+    """Means over the images of an epoch. Steps' results wait on the device until `read`.
+
+    Args:
+        parts: what a step measures, as means over its images, in the order of computation; each with its name in an
+            error message when it is not finite, or None where that is no error.
+    """
+
+    def __init__(self, parts: Mapping[str, str | None]) -> None:
+        self.images = 0
+        self._parts = parts
+        self._sums = dict.fromkeys(parts, 0.0)
+        self._waiting: list[tuple[int, Tensor]] = []
+
+    def add(self, images: int, **measured: Tensor) -> None:
+        """A step's scalars, one for each part; nothing is read from the device."""
+        self._waiting.append((images, torch.stack([measured[part].detach().float() for part in self._parts])))
+
+    def read(self, epoch: int, step: int) -> None:
+        """Fetch what waits, in one transfer, and add it up.
+
+        Args:
+            epoch, step: how far the run is, to name the step at fault.
+
+        Raises: FloatingPointError at the first part that is not finite and must be.
+        """
+        if not self._waiting:
+            return
+        rows = torch.stack([row for _, row in self._waiting]).cpu().tolist()
+        counts = [images for images, _ in self._waiting]
+        self._waiting.clear()
+        for at, (images, row) in enumerate(zip(counts, rows, strict=True), start=step - len(rows) + 1):
+            for (part, words), value in zip(self._parts.items(), row, strict=True):  # the first one is the cause
+                if words is not None and not math.isfinite(value):
+                    raise FloatingPointError(f"{words} is {value} in epoch {epoch + 1}, step {at}")
+                self._sums[part] += images * value
+            self.images += images
+
+    def means(self) -> dict[str, float]:
+        """Each part per image."""
+        return {part: value / max(self.images, 1) for part, value in self._sums.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"images": self.images, "sums": dict(self._sums)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._waiting.clear()
+        self.images = state["images"]
+        self._sums = dict(state["sums"])
+
+
+class Keeper:
+    """Writes down what a killed run needs to go on, and ends one that is asked to stop.
+
+    Args:
+        state: the run.
+        out: its folder.
+        metrics_offset: as `resume` gave it; 0 for a new run.
+        stop: see `stop_requests`.
+    """
+
+    def __init__(self, state: RunState, out: Path, metrics_offset: int, stop: StopRequest) -> None:
+        self.state = state
+        self.out = out
+        self.stop = stop
+        out.mkdir(parents=True, exist_ok=True)
+        self.metrics = MetricsFile(out / "metrics.jsonl", metrics_offset)
+        self.board = TensorBoard(out / "tensorboard", state.epoch)
+        write_atomically(out / "environment.json", json.dumps(report.environment(), indent=2) + "\n")
+        self.save()
+        state.config.save(out / "config.json")  # last: a folder that has it can be resumed
+
+    def save(self) -> None:
+        self.state.read()  # no checkpoint of a run that has failed already
+        state = self.state.state_dict() | {"metrics_offset": self.metrics.offset}
+        checkpoint.save(self.out / "checkpoint.pt", self.state.kind, state)
+
+    def after_step(self) -> None:
+        every = self.state.config.save_every_steps
+        if every and self.state.step % every == 0:
+            self.save()
+        self.stop_if_asked()
+
+    def after_epoch(self, metrics: Metrics, histograms: Mapping[str, Tensor]) -> None:
+        """Write the epoch's metrics and a checkpoint; `histograms` go to TensorBoard."""
+        self.metrics.write(metrics)
+        self.save()
+        numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+        self.board.write(metrics["epoch"], numbers, histograms)
+
+    def stop_if_asked(self) -> None:
+        """Raises: Interrupted, with the state saved."""
+        if self.stop.signum:
+            self.save()
+            name = signal.Signals(self.stop.signum).name
+            position = f"epoch {self.state.epoch + 1}, step {self.state.step}"
+            again = f"{self.state.program} --resume --out {self.out}"
+            raise Interrupted(self.stop.signum, f"stopped by {name} in {position}; to continue: {again}")
+
+
+def train_epoch(state: RunState, progress: Progress, keeper: Keeper) -> None:
+    """The steps that are left of the epoch."""
+    while state.step < state.steps_per_epoch:
+        state.train_step()
+        if state.step % _READ_EVERY == 0 or state.step == state.steps_per_epoch:
+            progress.update(state.epoch, state.step, state.read())
+        keeper.after_step()
+
+
+def resume(state: RunState, out: Path) -> int:
+    """Load the checkpoint in out; returns how much of metrics.jsonl it knows.
+
+    Raises: ValueError with the keys that differ when the checkpoint is of another config.
+    """
+    saved = checkpoint.load(out / "checkpoint.pt", state.kind)
+    changed = differences(state.config, type(state.config)(**saved["config"]), ignore=MAY_DIFFER)
+    if changed:
+        raise ValueError(
+            f"resume: the {state.kind} in {out} has another config ({'; '.join(changed)}); "
+            f"only {', '.join(MAY_DIFFER)} may change"
+        )
+    state.load_state_dict(saved)
+    return int(saved["metrics_offset"])
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that a config names; ValueError for one that is unknown or absent."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N; got {name!r}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N; got {name!r}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {name!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def out_dir(config: Any, kind: str) -> Path:
+    """The run's folder: `config.out`, or runs/KIND-DATASET-TIME. ValueError if a run is in it that is not resumed."""
+    out: Path = config.out or Path("runs") / f"{kind}-{config.dataset}-{datetime.now():%Y%m%d-%H%M%S}"
+    if not config.resume and (out / "config.json").exists():
+        raise ValueError(f"out: {out} holds a run already; continue it with --resume or choose another folder")
+    return out
+
+
+@contextmanager
+def determinism(wanted: bool) -> Iterator[None]:
+    """Torch's own switches, put back at the end."""
+    cudnn = torch.backends.cudnn
+    before = torch.are_deterministic_algorithms_enabled(), cudnn.benchmark
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
+        torch.use_deterministic_algorithms(True)
+    cudnn.benchmark = not wanted
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        cudnn.benchmark = before[1]
+
+
+def read_images(images: Images) -> ImageData:
+    """Images given from Python."""
+    return images if isinstance(images, ImageData) else data.from_dataset(images)
+
+
+def read_second_images(name: str, images: Images, train: ImageData) -> ImageData:
+    """Images given from Python beside `train`, whose statistics they take; ValueError where they are not alike."""
+    second = images if isinstance(images, ImageData) else data.from_dataset(images, train=train)
+    ours, theirs = (
+        f"images {list(part.images.shape[1:])} and targets {list(part.targets.shape[1:])}" for part in (second, train)
+    )
+    if ours != theirs:
+        raise ValueError(f"{name} must be like train, {theirs}; got {ours}")
+    if len(second.classes) > len(train.classes):
+        raise ValueError(f"{name} has {len(second.classes)} classes, train has {len(train.classes)}")
+    return second
+
+
+def forecast_line(state: RunState, forecast: Forecast, device: torch.device) -> str:
+    steps = state.config.epochs * state.steps_per_epoch - state.steps_done
+    return (
+        f"expected: {forecast.peak_bytes / 2**30:.2f} GiB of memory at most, {duration(steps * forecast.step_seconds)} "
+        f"for {steps} steps on {device} (measured: {forecast.step_seconds:.3f} s a step)"
+    )
+
+
+@contextmanager
+def out_of_memory_explained(forecast: Forecast, batch_size: int, device: torch.device) -> Iterator[None]:
+    """Inside, running out of memory is a MemoryError that names the largest batch that fits."""
+    try:
+        yield
+    except Exception as error:
+        if resources.is_out_of_memory(error):
+            raise forecast.out_of_memory(batch_size, device) from error
+        raise
+
+
+def json_number(value: float) -> float | None:
+    """None for NaN, which JSON does not have."""
+    return None if math.isnan(value) else value
