@@ -1,0 +1,50 @@
+"""What the README and docs/ show runs as it stands there."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from fastdarts.config import parse_cli
+from fastdarts.evaluate import EvalConfig
+from fastdarts.search import SearchConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+CONFIGS = {"fastdarts.search": SearchConfig, "fastdarts.evaluate": EvalConfig}
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+COMMANDS = [
+    line for page in PAGES for block in blocks(page, "") for line in block.splitlines() if line.startswith("python -m ")
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.stem)
+def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "__main__"}
+    for block in blocks(page, "python"):
+        exec(compile(block, str(page), "exec"), namespace)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_parse(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "runs" / "RUN"  # the run that the pages speak of
+    run.mkdir(parents=True)
+    SearchConfig().save(run / "config.json")
+    module, *arguments = shlex.split(command)[2:]
+    config = parse_cli(CONFIGS[module], arguments)
+    assert config.dataset in ("digits", "cifar10", "imagefolder")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
