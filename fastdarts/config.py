@@ -82,13 +82,13 @@ _PAPER = {
     "flip": True,
 }
 _SMALL = {
-    "epochs": 8,
+    "epochs": 6,
     "batch_size": 64,
     "init_channels": 4,
-    "layers": 4,
+    "layers": 3,
     "lr": 0.1,
     "lr_min": 0.001,
-    "arch_lr": 3e-3,
+    "arch_lr": 0.03,
     "crop_padding": 1,
     "flip": False,
 }

@@ -1,7 +1,5 @@
-"""What a run needs and what it runs on: peak memory, time, the largest batch that fits, the environment."""
+"""What a run needs: peak memory, time, and the largest batch that fits."""
 
-import os
-import platform
 import resource
 import sys
 import time
@@ -9,7 +7,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -94,28 +91,6 @@ def free_bytes(device: torch.device) -> float:
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return float(torch.cuda.mem_get_info(device)[0] + cached)
     return float(_proc_bytes("/proc/meminfo", "MemAvailable") or "inf")
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """What a report should say about the machine and the software."""
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
-        "device_type": device.type,
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda if device.type == "cuda" else None,
-        "command": " ".join(sys.argv),
-    }
-
-
-def _cpu_name() -> str:
-    for line in _lines("/proc/cpuinfo"):
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _proc_bytes(file: str, key: str) -> int:
