@@ -1,0 +1,89 @@
+"""Line charts over epochs as inline SVG: they follow the page's light or dark mode and need no picture files."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from markupsafe import Markup
+from matplotlib.ticker import MaxNLocator
+
+Values = Sequence[float | None]
+
+WIDTH, HEIGHT = 420, 230
+LEFT, RIGHT, TOP, BOTTOM = 50, 12, 10, 34
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Series over epochs. `percent` shows fractions as %, `integer` keeps the ticks of the y axis whole."""
+
+    title: str
+    epochs: Sequence[int]
+    series: Mapping[str, Values]
+    percent: bool = False
+    integer: bool = False
+
+    def last(self, name: str) -> str:
+        """The last value of a series as text."""
+        known = [value for value in self.series[name] if value is not None and math.isfinite(value)]
+        return self.format(known[-1]) if known else "none"
+
+    def format(self, value: float) -> str:
+        return f"{100 * value:.2f} %" if self.percent else f"{value:.4g}"
+
+    def svg(self) -> Markup:
+        """The lines and axes; the page brings title, legend and the classes `grid`, `tick` and `s0`, `s1`, ...
+
+        Values that are missing or not finite are left out and their neighbours joined.
+        """
+        return Markup("".join(self._elements()))
+
+    def _elements(self) -> Iterator[str]:
+        points = {
+            name: [
+                (epoch, value)
+                for epoch, value in zip(self.epochs, values, strict=True)
+                if value is not None and math.isfinite(value)
+            ]
+            for name, values in self.series.items()
+        }
+        values = [value for line in points.values() for _, value in line] or [0.0]
+        y_ticks = _ticks(min(values), max(values), 5, self.integer)
+        first, last = self.epochs[0], self.epochs[-1]
+        if first == last:  # one epoch: a dot in the middle
+            first, last = first - 1, last + 1
+        x_ticks = [tick for tick in _ticks(first, last, 6, True) if first <= tick <= last and tick >= self.epochs[0]]
+
+        def x_of(epoch: float) -> float:
+            return LEFT + (WIDTH - LEFT - RIGHT) * (epoch - first) / (last - first)
+
+        def y_of(value: float) -> float:
+            return TOP + (HEIGHT - TOP - BOTTOM) * (y_ticks[-1] - value) / (y_ticks[-1] - y_ticks[0])
+
+        label = f"{self.title} over epochs {self.epochs[0]} to {self.epochs[-1]}: " + ", ".join(
+            f"{name} ends at {self.last(name)}" for name in self.series
+        )
+        yield f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">'
+        for tick in y_ticks:
+            y = y_of(tick)
+            text = f"{100 * tick:g}%" if self.percent else f"{tick:g}"
+            yield f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>'
+            yield f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{text}</text>'
+        for tick in x_ticks:
+            x = x_of(tick)
+            yield f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{tick:g}</text>'
+        yield f'<text class="tick" x="{WIDTH - RIGHT}" y="{HEIGHT - 3}" text-anchor="end">epoch</text>'
+        for number, line in enumerate(points.values()):
+            if len(line) > 1:
+                path = " ".join(f"{x_of(epoch):.1f},{y_of(value):.1f}" for epoch, value in line)
+                yield f'<polyline class="s{number}" points="{path}"/>'
+            if line:
+                yield f'<circle class="s{number}" cx="{x_of(line[-1][0]):.1f}" cy="{y_of(line[-1][1]):.1f}" r="3"/>'
+        yield "</svg>"
+
+
+def _ticks(low: float, high: float, count: int, integer: bool) -> list[float]:
+    if low == high:
+        low, high = (low - 1, high + 1) if integer else (low - 0.1 * abs(low) - 1e-6, high + 0.1 * abs(high) + 1e-6)
+    return [float(f"{tick:.12g}") for tick in MaxNLocator(count, integer=integer).tick_values(low, high)]

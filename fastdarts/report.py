@@ -1,0 +1,333 @@
+"""report.html: one self-contained page about a run, made from the files in its folder."""
+
+import base64
+import json
+import math
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import torch
+from markupsafe import Markup
+
+from fastdarts.chart import Chart
+from fastdarts.draw import alphas_png, draw_cells, read_alphas
+from fastdarts.files import write_atomically
+from fastdarts.genotype import Genotype
+from fastdarts.progress import duration
+
+Record = dict[str, Any]
+
+_SEARCH_KEYS = (
+    "train_loss",
+    "valid_loss",
+    "train_accuracy",
+    "valid_accuracy",
+    "lr",
+    "skips_normal",
+    "skips_reduce",
+    "entropy_normal",
+    "entropy_reduce",
+)
+_EVALUATION_KEYS = ("test_accuracy",)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The files of a run's folder, read and checked.
+
+    Attributes:
+        config, environment: what config.json and environment.json hold.
+        epochs: the "epoch" lines of metrics.jsonl, in order.
+        genotype: what the search found or the evaluation trained.
+        result: what result.json holds; None for a search.
+        alphas: `alphas.png` as bytes; None for an evaluation.
+    """
+
+    folder: Path
+    config: Record
+    environment: Record
+    epochs: list[Record]
+    genotype: Genotype
+    result: Record | None
+    alphas: bytes | None
+
+
+def write_report(out_dir: Path) -> Path:
+    """Writes `report.html` into the folder of a search or an evaluation and returns its path.
+
+    It reads config.json, environment.json, metrics.jsonl, genotype.json and, for a search, alphas.npz; a folder that
+    has a result.json is an evaluation's. The page loads nothing: pictures and style are part of it.
+
+    Raises: FileNotFoundError or ValueError that names the file (and line and key) that is missing or cannot be used.
+    """
+    run = _read(out_dir)
+    path = out_dir / "report.html"
+    write_atomically(path, _template().render(_page(run)))
+    return path
+
+
+def environment() -> Record:
+    """Machine and software of this process, for environment.json: versions, devices, threads, commit."""
+    packages = ("fastdarts", "torchvision", "numpy", "triton")
+    devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "torch": torch.__version__,
+        **{name: version for name in packages if (version := _version(name))},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "gpus": devices,
+        "cuda": torch.version.cuda if devices else None,
+        "cudnn": torch.backends.cudnn.version() if devices else None,
+        "commit": _commit(),
+        "command": shlex.join(sys.orig_argv),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def _commit() -> str | None:
+    """Of the checkout this package lies in, with "-dirty" if tracked files were changed; None outside one."""
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) != root:  # installed into a checkout of something else
+            return None
+        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _read(folder: Path) -> Run:
+    evaluation = (folder / "result.json").is_file()
+    return Run(
+        folder=folder,
+        config=_read_object(folder / "config.json"),
+        environment=_read_object(folder / "environment.json"),
+        epochs=_read_epochs(folder / "metrics.jsonl", _EVALUATION_KEYS if evaluation else _SEARCH_KEYS),
+        genotype=_read_genotype(folder / "genotype.json"),
+        result=_read_object(folder / "result.json") if evaluation else None,
+        alphas=None if evaluation else alphas_png(*read_alphas(folder / "alphas.npz")),
+    )
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"report: there is no file {path}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"report: {path} is not text: {error}") from None
+
+
+def _parse_object(text: str, place: str) -> Record:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"report: {place} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"report: {place} must be a JSON object; got {text.strip()[:60]!r}")
+    return value
+
+
+def _read_object(path: Path) -> Record:
+    return _parse_object(_read_text(path), str(path))
+
+
+def _read_genotype(path: Path) -> Genotype:
+    try:
+        return Genotype.from_json(_read_text(path))
+    except ValueError as error:
+        raise ValueError(f"report: {path}: {error}") from None
+
+
+def _read_epochs(path: Path, keys: Sequence[str]) -> list[Record]:
+    """The "epoch" lines with the given keys, each a number or null."""
+    epochs = []
+    for number, line in enumerate(_read_text(path).splitlines(), start=1):
+        place = f"{path}, line {number}"
+        record = _parse_object(line, place)
+        if record.get("event") != "epoch":
+            continue
+        if type(record.get("epoch")) is not int:
+            raise ValueError(f"report: {place}: 'epoch' must be a whole number; got {record.get('epoch')!r}")
+        for key in (*keys, "seconds"):
+            if key not in record:
+                raise ValueError(f"report: {place}: the key {key!r} is missing")
+            if not (record[key] is None or type(record[key]) in (int, float)):
+                raise ValueError(f"report: {place}: {key!r} must be a number; got {record[key]!r}")
+        epochs.append(record)
+    if not epochs:
+        raise ValueError(f'report: {path} has no line with "event": "epoch"')
+    return epochs
+
+
+def _page(run: Run) -> dict[str, Any]:
+    evaluation = run.result is not None
+    dataset = str(run.config.get("dataset", "own data"))
+    return {
+        "title": f"fastdarts {'evaluation' if evaluation else 'search'} on {dataset}",
+        "folder": str(run.folder),
+        "tiles": _evaluation_tiles(run) if evaluation else _search_tiles(run),
+        "commands": _commands(run),
+        "cells": Markup(draw_cells(run.genotype)),
+        "genotype": run.genotype.to_json(),
+        "charts": _charts(run),
+        "alphas": base64.b64encode(run.alphas).decode() if run.alphas else None,
+        "tables": {
+            **({"Result": _rows(run.result)} if run.result else {}),
+            "Time": _time_rows(run),
+            "Configuration": _rows(run.config),
+            "Environment": _rows(run.environment),
+        },
+    }
+
+
+def _search_tiles(run: Run) -> list[tuple[str, str]]:
+    last = run.epochs[-1]
+    return [
+        ("validation accuracy", _percent(last["valid_accuracy"])),
+        ("validation loss", _shown(last["valid_loss"])),
+        ("epochs", f"{len(run.epochs)} of {_shown(run.config.get('epochs'))}"),
+        ("time", duration(_seconds(run))),
+        ("skips, normal cell", _shown(last["skips_normal"])),
+        ("skips, reduction cell", _shown(last["skips_reduce"])),
+    ]
+
+
+def _evaluation_tiles(run: Run) -> list[tuple[str, str]]:
+    result, last = run.result or {}, run.epochs[-1]
+    counts = [
+        (name.replace("_", " "), _count(result[name])) for name in ("parameters", "multiply_adds") if name in result
+    ]
+    return [
+        ("test accuracy", _percent(result.get("test_accuracy", last["test_accuracy"]))),
+        *counts,
+        ("epochs", f"{len(run.epochs)} of {_shown(run.config.get('epochs'))}"),
+        ("time", duration(_seconds(run))),
+    ]
+
+
+def _commands(run: Run) -> list[tuple[str, str]]:
+    """What to do next, and the command line for it."""
+    commands = []
+    module = "fastdarts.search" if run.result is None else "fastdarts.evaluate"
+    epochs = run.config.get("epochs")
+    if isinstance(epochs, int) and len(run.epochs) < epochs:
+        line = ["python", "-m", module, "--resume", "--out", str(run.folder)]
+        commands.append((f"Continue for the {epochs - len(run.epochs)} epochs that are left", shlex.join(line)))
+    if run.result is None and run.config.get("dataset") != "custom":  # images given from Python have no flags
+        line = ["python", "-m", "fastdarts.evaluate", "--genotype", str(run.folder / "genotype.json")]
+        for name in ("dataset", "data"):
+            if run.config.get(name) is not None:
+                line += [f"--{name}", str(run.config[name])]
+        commands.append(("Train the found network from scratch", shlex.join(line)))
+    return commands
+
+
+def _charts(run: Run) -> list[Chart]:
+    """Those with a value in at least one epoch."""
+    epochs = [record["epoch"] + 1 for record in run.epochs]
+    wanted: list[tuple[str, dict[str, str], dict[str, bool]]] = [
+        ("Loss", {"training": "train_loss", "validation": "valid_loss", "test": "test_loss"}, {}),
+        (
+            "Accuracy",
+            {"training": "train_accuracy", "validation": "valid_accuracy", "test": "test_accuracy"},
+            {"percent": True},
+        ),
+        ("Entropy of the op weights (nats)", {"normal cell": "entropy_normal", "reduction cell": "entropy_reduce"}, {}),
+        ("Skip connections", {"normal cell": "skips_normal", "reduction cell": "skips_reduce"}, {"integer": True}),
+        ("Learning rate", {"weights": "lr"}, {}),
+        ("Images per second", {"training": "images_per_second"}, {}),
+    ]
+    charts = []
+    for title, keys, style in wanted:
+        columns = {name: [record.get(key) for record in run.epochs] for name, key in keys.items()}
+        series = {name: column for name, column in columns.items() if any(value is not None for value in column)}
+        if series:
+            charts.append(Chart(title, epochs, series, **style))
+    return charts
+
+
+def _seconds(run: Run) -> float:
+    return math.fsum(record["seconds"] or 0 for record in run.epochs)
+
+
+def _time_rows(run: Run) -> list[tuple[str, str]]:
+    """The whole, an epoch, and each phase that the epochs name with a key such as alpha_seconds."""
+    total = _seconds(run)
+    rows = [("all epochs", duration(total))]
+    phases = dict.fromkeys(key for record in run.epochs for key in record if key.endswith("_seconds"))
+    for phase in phases:
+        seconds = math.fsum(record.get(phase) or 0 for record in run.epochs)
+        share = f" ({100 * seconds / total:.0f} %)" if total else ""
+        rows.append((phase.removesuffix("_seconds").replace("_", " "), duration(seconds) + share))
+    typical = statistics.median(record["seconds"] or 0 for record in run.epochs)
+    return [*rows, ("an epoch (median)", duration(typical) if typical >= 10 else f"{typical:.2f} s")]
+
+
+def _rows(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Names and values of an object, inner objects as "outer.inner"."""
+    rows = []
+    for name, value in record.items():
+        inner = isinstance(value, dict) and value
+        rows += _rows(value, f"{prefix}{name}.") if inner else [(f"{prefix}{name}", _shown(value))]
+    return rows
+
+
+def _shown(value: Any) -> str:
+    if value is None or value in ([], {}):
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list):
+        return ", ".join(map(_shown, value))
+    return str(value)
+
+
+def _percent(fraction: float | None) -> str:
+    return "–" if fraction is None else f"{100 * fraction:.2f} %"
+
+
+def _count(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else _shown(value)
+
+
+@cache
+def _template() -> jinja2.Template:
+    settings = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return settings.from_string(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
