@@ -1,53 +1,38 @@
 """What a search and an evaluation share as runs of epochs: device, folder, determinism, sums, checkpoints, stops."""
 
+import copy
+import dataclasses
 import json
 import math
 import os
 import signal
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from fastdarts import checkpoint, data, report, resources
+from fastdarts.augment import Augment
+from fastdarts.bilevel import Batch
 from fastdarts.config import differences
-from fastdarts.data import ImageData
+from fastdarts.data import BatchStream, ImageData
 from fastdarts.files import write_atomically
 from fastdarts.interrupt import Interrupted, StopRequest
 from fastdarts.progress import MetricsFile, Progress, TensorBoard, duration
 from fastdarts.resources import Forecast
+from fastdarts.step import count_correct
 
 Metrics = dict[str, Any]
 Images = ImageData | Dataset[Any]
 
-MAY_DIFFER = ("data", "device", "out", "resume", "save_every_steps")  # between a run and its continuation
+MAY_DIFFER = ("data", "device", "export", "out", "resume", "save_every_steps")  # between a run and its continuation
 _READ_EVERY = 10  # steps between two looks at the device, for which it must be waited
-
-
-class RunState(Protocol):
-    """All that changes during a run, between two steps."""
-
-    kind: str
-    """What it is in checkpoints and messages: "search" or "evaluation"."""
-    program: str
-    """The command line that runs it."""
-    config: Any
-    """A Config with the fields of a run: epochs, batch_size, save_every_steps, ..."""
-    steps_per_epoch: int
-    epoch: int
-    step: int
-
-    @property
-    def steps_done(self) -> int: ...
-    def train_step(self) -> None: ...
-    def read(self) -> Mapping[str, float]: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
 class EpochSums:
@@ -64,7 +49,7 @@ class EpochSums:
         self._sums = dict.fromkeys(parts, 0.0)
         self._waiting: list[tuple[int, Tensor]] = []
 
-    def add(self, images: int, **measured: Tensor) -> None:
+    def add(self, images: int, measured: Mapping[str, Tensor]) -> None:
         """A step's scalars, one for each part; nothing is read from the device."""
         self._waiting.append((images, torch.stack([measured[part].detach().float() for part in self._parts])))
 
@@ -99,6 +84,136 @@ class EpochSums:
         self._waiting.clear()
         self.images = state["images"]
         self._sums = dict(state["sums"])
+
+
+class RunState:
+    """All that changes during a run, between two steps. A subclass adds its networks, optimizers and data.
+
+    Args:
+        config: of the run.
+        network: trained in place.
+        augment: of the training images.
+        streams: of the batches; a pass over the first one is an epoch.
+        parts: what a step measures, see EpochSums; with train_loss.
+    """
+
+    kind: ClassVar[str]
+    """What it is in checkpoints and messages: "search" or "evaluation"."""
+    program: ClassVar[str]
+    """The command line that runs it."""
+
+    def __init__(
+        self,
+        config: Any,
+        network: nn.Module,
+        augment: Augment,
+        streams: Sequence[BatchStream],
+        parts: Mapping[str, str | None],
+    ) -> None:
+        self.config = config
+        self.network = network
+        self.augment = augment
+        self.streams = streams
+        self.steps_per_epoch = streams[0].batches_per_epoch
+        self.epoch = 0
+        self.step = 0
+        self.seconds = 0.0
+        self.metrics: list[Metrics] = []
+        self._parts = parts
+        self._sums = EpochSums(parts)
+
+    @property
+    def steps_done(self) -> int:
+        """Of all epochs."""
+        return self.epoch * self.steps_per_epoch + self.step
+
+    def train_batches(self, batches: Sequence[Batch]) -> Mapping[str, Tensor]:
+        """A step on a batch of each stream; returns what it measured, nothing read from the device."""
+        raise NotImplementedError
+
+    def test_batch(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Loss and outputs of the network in eval mode."""
+        raise NotImplementedError
+
+    def train_step(self) -> None:
+        """One step on the next batch of each stream."""
+        start = time.perf_counter()
+        self.network.train()
+        batches = [(self.augment(images), targets) for images, targets in (stream.next() for stream in self.streams)]
+        self._sums.add(len(batches[0][0]), self.train_batches(batches))
+        self.step += 1
+        self.seconds += time.perf_counter() - start
+
+    def trial_step(self, images: int) -> None:
+        """A step on the first images of each stream, which leaves all as it was but for what waits in caches."""
+        before = copy.deepcopy(self.state_dict())
+        try:
+            self.network.train()
+            data = [stream.data for stream in self.streams]
+            self.train_batches([(self.augment.normalise(part.images[:images]), part.targets[:images]) for part in data])
+        finally:
+            self.load_state_dict(before)
+
+    def read(self) -> dict[str, float]:
+        """Averages of this epoch so far; waits for the device. Raises FloatingPointError (see EpochSums)."""
+        start = time.perf_counter()
+        self._sums.read(self.epoch, self.step)
+        self.seconds += time.perf_counter() - start
+        return {**self._sums.means(), "images_per_second": self._sums.images / max(self.seconds, 1e-9)}
+
+    def measure(self, data: ImageData, between_batches: Callable[[], object]) -> tuple[float, float]:
+        """Mean loss and accuracy with the running statistics, without augmentation; accuracy NaN without classes."""
+        self.network.eval()
+        loss = correct = torch.zeros((), device=data.images.device)
+        size = self.config.batch_size
+        for images, targets in zip(data.images.split(size), data.targets.split(size), strict=True):
+            between_batches()
+            with torch.inference_mode():
+                batch_loss, outputs = self.test_batch((self.augment.normalise(images), targets))
+                loss = loss + batch_loss * len(images)
+                correct = correct + count_correct(outputs, targets)
+        mean_loss = float(loss) / len(data)
+        if not math.isfinite(mean_loss):
+            raise FloatingPointError(f"the loss measured at the end of epoch {self.epoch + 1} is {mean_loss}")
+        return mean_loss, float(correct) / len(data)
+
+    def next_epoch(self, metrics: Metrics) -> None:
+        self.metrics.append(metrics)
+        self.epoch += 1
+        self.step = 0
+        self.seconds = 0.0
+        self._sums = EpochSums(self._parts)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything, as `torch.load(weights_only=True)` accepts it; tensors are the live ones."""
+        return {
+            "config": {
+                name: value if value is None or isinstance(value, int | float | str | tuple) else str(value)
+                for name, value in dataclasses.asdict(self.config).items()
+            },
+            "network": self.network.state_dict(),
+            "augment": self.augment.state_dict(),
+            "streams": [stream.state_dict() for stream in self.streams],
+            "random": checkpoint.random_state(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "sums": self._sums.state_dict(),
+            "seconds": self.seconds,
+            "metrics": self.metrics,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `state` was taken."""
+        self.network.load_state_dict(state["network"])
+        self.augment.load_state_dict(state["augment"])
+        for stream, part in zip(self.streams, state["streams"], strict=True):
+            stream.load_state_dict(part)
+        checkpoint.set_random_state(state["random"])
+        self.epoch = state["epoch"]
+        self.step = state["step"]
+        self._sums.load_state_dict(state["sums"])
+        self.seconds = state["seconds"]
+        self.metrics = list(state["metrics"])
 
 
 class Keeper:
@@ -167,9 +282,9 @@ def resume(state: RunState, out: Path) -> int:
     saved = checkpoint.load(out / "checkpoint.pt", state.kind)
     changed = differences(state.config, type(state.config)(**saved["config"]), ignore=MAY_DIFFER)
     if changed:
+        free = ", ".join(name for name in MAY_DIFFER if hasattr(state.config, name))
         raise ValueError(
-            f"resume: the {state.kind} in {out} has another config ({'; '.join(changed)}); "
-            f"only {', '.join(MAY_DIFFER)} may change"
+            f"resume: the {state.kind} in {out} has another config ({'; '.join(changed)}); only {free} may change"
         )
     state.load_state_dict(saved)
     return int(saved["metrics_offset"])
@@ -249,6 +364,16 @@ def out_of_memory_explained(forecast: Forecast, batch_size: int, device: torch.d
         if resources.is_out_of_memory(error):
             raise forecast.out_of_memory(batch_size, device) from error
         raise
+
+
+def outputs_for(data: ImageData) -> int:
+    """How many outputs the network needs: one a class, or as many as a target has numbers."""
+    return len(data.classes) or (data.targets.shape[1] if data.targets.dim() > 1 else 1)
+
+
+def cosine(start: float, end: float, epoch: int, epochs: int) -> float:
+    """The learning rate from `start` in epoch 0 towards `end`, which it would reach in the epoch after the last."""
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * epoch / epochs))
 
 
 def json_number(value: float) -> float | None:
