@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import difflib
 import json
+import math
 import sys
 import tomllib
 import types
@@ -290,9 +291,9 @@ def _shown(value: Any) -> str:
 
 
 def _image_size(text: str) -> tuple[int, int]:
-    height, _, width = text.partition("x")
+    height, separator, width = text.partition("x")
     try:
-        return int(height), int(width or height)
+        return int(height), int(width if separator else height)
     except ValueError:
         raise argparse.ArgumentTypeError(f"wanted SIZE or HEIGHTxWIDTH in pixels, got {text!r}") from None
 
@@ -334,6 +335,8 @@ def _checked(field: dataclasses.Field[Any], value: Any, hint: Any) -> Any:
 
 
 def _within(field: dataclasses.Field[Any], value: Any, numbers: tuple[Any, ...]) -> Any:
+    if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+        raise ValueError(f"{field.name} must be finite; got {value}")
     for name, limit in field.metadata["limits"].items():
         words, holds = _LIMITS[name]
         if not all(holds(number, limit) for number in numbers):
