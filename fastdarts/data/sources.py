@@ -120,6 +120,6 @@ def _make(maker: Callable[..., Any], name: str, data_dir: Path, files: str, part
             return maker(data_dir, download=True, **part)
         except (RuntimeError, OSError) as error:
             raise FileNotFoundError(
-                f"data set {name} is missing or damaged in {data_dir} and cannot be downloaded ({error}); "
-                f"put these files there: {files}"
+                f"data set {name} is missing or damaged in {data_dir}: put {files} there "
+                f"(download failed: {' '.join(str(error).split())})"
             ) from error
