@@ -4,14 +4,14 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from tqdm import tqdm
 
-from fastdarts.files import raise_if_full
+from fastdarts.files import raise_if_full, write_atomically
 
 _QUIET_SECONDS = 60.0  # without a terminal, an epoch longer than this gets a line now and then
 
@@ -69,17 +69,12 @@ class Progress:
 
 
 class MetricsFile:
-    """metrics.jsonl: one JSON object a line. A resumed run cuts it back to where its checkpoint was."""
+    """metrics.jsonl: one JSON object a line."""
 
-    def __init__(self, path: Path, offset: int = 0) -> None:
-        """offset: bytes to keep, as `offset` gave them when the checkpoint was written."""
+    def __init__(self, path: Path, known: Sequence[Mapping[str, Any]]) -> None:
+        """known: the lines it starts with; a resumed run's are those of its checkpoint, whatever the file had."""
         self.path = path
-        with open(path, "ab") as file:
-            file.truncate(offset)
-
-    @property
-    def offset(self) -> int:
-        return self.path.stat().st_size
+        write_atomically(path, "".join(json.dumps(values) + "\n" for values in known))
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Raises: DiskFullError."""

@@ -222,25 +222,28 @@ class Keeper:
     Args:
         state: the run.
         out: its folder.
-        metrics_offset: as `resume` gave it; 0 for a new run.
         stop: see `stop_requests`.
     """
 
-    def __init__(self, state: RunState, out: Path, metrics_offset: int, stop: StopRequest) -> None:
+    def __init__(self, state: RunState, out: Path, stop: StopRequest) -> None:
         self.state = state
         self.out = out
         self.stop = stop
-        out.mkdir(parents=True, exist_ok=True)
-        self.metrics = MetricsFile(out / "metrics.jsonl", metrics_offset)
+        self.metrics = MetricsFile(out / "metrics.jsonl", state.metrics)
         self.board = TensorBoard(out / "tensorboard", state.epoch)
         write_atomically(out / "environment.json", json.dumps(report.environment(), indent=2) + "\n")
         self.save()
         state.config.save(out / "config.json")  # last: a folder that has it can be resumed
 
+    def __enter__(self) -> "Keeper":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.board.close()
+
     def save(self) -> None:
         self.state.read()  # no checkpoint of a run that has failed already
-        state = self.state.state_dict() | {"metrics_offset": self.metrics.offset}
-        checkpoint.save(self.out / "checkpoint.pt", self.state.kind, state)
+        checkpoint.save(self.out / "checkpoint.pt", self.state.kind, self.state.state_dict())
 
     def after_step(self) -> None:
         every = self.state.config.save_every_steps
@@ -274,8 +277,8 @@ def train_epoch(state: RunState, progress: Progress, keeper: Keeper) -> None:
         keeper.after_step()
 
 
-def resume(state: RunState, out: Path) -> int:
-    """Load the checkpoint in out; returns how much of metrics.jsonl it knows.
+def resume(state: RunState, out: Path) -> None:
+    """Load the checkpoint in out.
 
     Raises: ValueError with the keys that differ when the checkpoint is of another config.
     """
@@ -287,7 +290,6 @@ def resume(state: RunState, out: Path) -> int:
             f"resume: the {state.kind} in {out} has another config ({'; '.join(changed)}); only {free} may change"
         )
     state.load_state_dict(saved)
-    return int(saved["metrics_offset"])
 
 
 def choose_device(name: str) -> torch.device:

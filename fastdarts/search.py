@@ -93,10 +93,11 @@ def search(
     with determinism(config.deterministic), stop_requests() as stop:
         weights_half, alphas_half = _halves(config, train, valid)
         state = SearchState(config, weights_half.to(device), alphas_half.to(device), loss or cross_entropy, device)
-        offset = resume(state, out) if config.resume else 0
+        if config.resume:
+            resume(state, out)
         forecast = resources.forecast(state.trial_step, config.batch_size, device)
-        keeper = Keeper(state, out, offset, stop)
-        with Progress(config.epochs, state.steps_per_epoch, state.steps_done) as progress:
+        progress = Progress(config.epochs, state.steps_per_epoch, state.steps_done)
+        with Keeper(state, out, stop) as keeper, progress:
             progress.say(forecast_line(state, forecast, device))
             with out_of_memory_explained(forecast, config.batch_size, device):
                 _run_epochs(state, progress, keeper, callbacks)

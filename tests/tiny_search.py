@@ -1,0 +1,23 @@
+"""A search of a second or two: 48 images of 6x6 whose brightness tells their class."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastdarts.config import SearchConfig
+from fastdarts.data import ImageData
+
+
+def tiny_images() -> ImageData:
+    labels = torch.arange(48) % 3
+    noise = torch.randint(0, 80, (48, 1, 6, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return ImageData(
+        noise + (80 * labels[:, None, None, None]).byte(), labels, ("dark", "grey", "light"), (0.5,), (0.3,)
+    )
+
+
+def tiny_config(out: Path, **fields: Any) -> SearchConfig:
+    """Three steps an epoch."""
+    small = {"epochs": 2, "batch_size": 9, "init_channels": 2, "layers": 1, "order": 1, "lr": 0.05, "arch_lr": 0.03}
+    return SearchConfig(**({"dataset": "custom", "out": out, "device": "cpu", "crop_padding": 1} | small | fields))
