@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastdarts.files import write_atomically
 
@@ -34,16 +35,7 @@ def load(path: Path, kind: str) -> dict[str, Any]:
 
     Raises: FileNotFoundError when there is none; ValueError when the file is damaged or not a checkpoint of this kind.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {path}; start without --resume")
-    try:
-        with zipfile.ZipFile(path) as archive:  # torch does not check the sums it writes
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise zipfile.BadZipFile(f"bad checksum of {damaged}")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise ValueError(f"checkpoint {path} is damaged or not a checkpoint ({_first_line(error)})") from error
+    state = _read(path)
     found = state.get("fastdarts") if isinstance(state, dict) else None
     if found != kind:
         what = f"a checkpoint of {found!r}" if isinstance(found, str) else "not a checkpoint of fastdarts"
@@ -51,6 +43,35 @@ def load(path: Path, kind: str) -> dict[str, Any]:
     if state["version"] != VERSION:
         raise ValueError(f"checkpoint {path} has format {state['version']}; this release reads format {VERSION}")
     return state
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """A network's state_dict, on the CPU: of one of our checkpoints, or saved alone (as the original code does), or
+    under the key "state_dict".
+
+    Raises: FileNotFoundError when there is none; ValueError when the file is damaged or holds no state_dict.
+    """
+    state = _read(path)
+    for key in ("network", "state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"checkpoint {path} holds no state_dict of a network")
+    return dict(state)
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    try:
+        if zipfile.is_zipfile(path):  # torch does not check the sums; before 1.6 it wrote no archives
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise zipfile.BadZipFile(f"bad checksum of {damaged}")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        raise ValueError(f"checkpoint {path} is damaged or not a checkpoint ({_first_line(error)})") from error
 
 
 def random_state() -> dict[str, Any]:

@@ -149,7 +149,7 @@ class SearchConfig(Config):
     device: str = option("run", "auto (CUDA where there is some), cpu, cuda or cuda:N", "auto", metavar="DEVICE")
     amp: bool = option("run", "compute in bfloat16 where that is safe (autocast)", False)
     deterministic: bool = option("run", "the same bits in each run on the same machine", False)
-    out: Path | None = option("run", "folder of the results (default: runs/DATASET-TIME)", None, metavar="DIR")
+    out: Path | None = option("run", "folder of the results (default: runs/search-DATASET-TIME)", None, metavar="DIR")
     resume: bool = option("run", "continue the search in --out", False)
     save_every_steps: int = option(
         "run", "checkpoint every N steps too (0: each epoch only)", 0, metavar="N", at_least=0

@@ -1,0 +1,289 @@
+"""Training of a discrete network from scratch: `python -m fastdarts.evaluate --genotype NAME`, or `evaluate(...)`."""
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from fastdarts import data, report, resources
+from fastdarts.bilevel import Loss
+from fastdarts.checkpoint import load_weights
+from fastdarts.config import option, run_cli
+from fastdarts.data import ImageData
+from fastdarts.draw import write_cells
+from fastdarts.eval_config import EvalConfig
+from fastdarts.eval_network import EvalNetwork, count_multiply_adds, count_parameters
+from fastdarts.eval_state import EvalState
+from fastdarts.export import check_export_packages, export
+from fastdarts.files import write_atomically
+from fastdarts.genotype import PUBLISHED, Genotype
+from fastdarts.interrupt import stop_requests
+from fastdarts.progress import Progress
+from fastdarts.run import (
+    Images,
+    Keeper,
+    Metrics,
+    choose_device,
+    determinism,
+    forecast_line,
+    json_number,
+    out_dir,
+    out_of_memory_explained,
+    read_images,
+    read_second_images,
+    resume,
+    train_epoch,
+)
+
+__all__ = ["EvalConfig", "EvalResult", "evaluate"]
+
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """What an evaluation measured.
+
+    Attributes:
+        test_error: percent of the test images classified wrong; NaN without classes.
+        test_accuracy: share of those classified right.
+        test_loss: mean over the test images.
+        parameters: weights of the network as it is used.
+        parameters_with_auxiliary: and of the auxiliary head, which only training uses.
+        multiply_adds: of convolutions and linear layers, for one image.
+        epochs: of training; 0 if it was only tested.
+        out_dir: the folder with everything else; None if it was only tested.
+        metrics: a dict per epoch, as the lines of metrics.jsonl.
+        network: in eval mode; takes normalised images.
+    """
+
+    test_error: float
+    test_accuracy: float
+    test_loss: float
+    parameters: int
+    parameters_with_auxiliary: int
+    multiply_adds: int
+    epochs: int
+    out_dir: Path | None
+    metrics: list[Metrics]
+    network: EvalNetwork
+
+
+def evaluate(
+    genotype: Genotype,
+    config: EvalConfig,
+    train: Images | None = None,
+    test: Images | None = None,
+    loss: Loss | None = None,
+) -> EvalResult:
+    """Train the genotype's network on all training images and measure it on the test images (Liu et al., section 3.2).
+
+    The test images are measured after every epoch and decide nothing; the last epoch is reported.
+
+    Args:
+        genotype: of the cells.
+        config: see EvalConfig. With test_only nothing is trained or written but the export.
+        train, test: your own images instead of those of config.dataset: map-style Datasets of (image, target), or
+            ImageData.
+        loss: loss(logits [N, classes], targets) -> scalar; cross entropy if left out.
+
+    Raises:
+        ValueError, TypeError, FileNotFoundError, ImportError: input that cannot be used, before any work is done.
+        MemoryError: names the largest batch that fits.
+        FloatingPointError: a loss or gradient is not finite; says where. The last checkpoint stays.
+        DiskFullError: names the file.
+        Interrupted: SIGINT or SIGTERM came; the state is saved.
+    """
+    if config.export is not None:
+        check_export_packages()
+    if train is not None:
+        config = dataclasses.replace(config, dataset="custom")
+    genotype.validated()
+    device = choose_device(config.device)
+    out = None if config.test_only else out_dir(config, "evaluation")
+    with determinism(config.deterministic):
+        train_images, test_images = (part.to(device) for part in _images(config, train, test))
+        state = EvalState(genotype, config, train_images, loss, device)
+        if out is None:
+            assert config.checkpoint is not None  # EvalConfig checks it
+            _load_weights(state.network, config.checkpoint)
+        else:
+            _train(state, test_images, out)
+        test_loss, accuracy = state.measure(test_images, lambda: None)
+    network = state.network.eval()
+    result = EvalResult(
+        test_error=100 * (1 - accuracy),
+        test_accuracy=accuracy,
+        test_loss=test_loss,
+        parameters=count_parameters(network),
+        parameters_with_auxiliary=sum(weight.numel() for weight in network.parameters()),
+        multiply_adds=count_multiply_adds(network, train_images.images.shape[1:]),
+        epochs=state.epoch,
+        out_dir=out,
+        metrics=state.metrics,
+        network=network,
+    )
+    if out is not None:
+        _write_results(result, train_images, out)
+    if config.export is not None:
+        export(network, train_images.images.shape[2:], config.export)
+    return result
+
+
+def _train(state: EvalState, test_images: ImageData, out: Path) -> None:
+    """The epochs that are left."""
+    config, device = state.config, test_images.images.device
+    if config.resume:
+        resume(state, out)
+    with stop_requests() as stop:
+        forecast = resources.forecast(state.trial_step, config.batch_size, device)
+        write_atomically(out / "genotype.json", state.genotype.to_json() + "\n")
+        progress = Progress(config.epochs, state.steps_per_epoch, state.steps_done)
+        with Keeper(state, out, stop) as keeper, progress:
+            progress.say(forecast_line(state, forecast, device))
+            with out_of_memory_explained(forecast, config.batch_size, device):
+                while state.epoch < config.epochs:
+                    train_epoch(state, progress, keeper)
+                    metrics = _epoch_metrics(state, test_images, keeper)
+                    state.next_epoch(metrics)
+                    keeper.after_epoch(metrics, {})
+                    progress.end_epoch(metrics["epoch"], _epoch_line(metrics))
+
+
+def _epoch_metrics(state: EvalState, test_images: ImageData, keeper: Keeper) -> Metrics:
+    training = state.read()
+    start = time.monotonic()
+    test_loss, test_accuracy = state.measure(test_images, keeper.stop_if_asked)
+    return {
+        "event": "epoch",
+        "epoch": state.epoch,
+        "lr": state.learning_rate(),
+        "drop_path": state.drop_path(),
+        "train_loss": training["train_loss"],
+        "train_accuracy": json_number(training["train_accuracy"]),
+        "test_loss": test_loss,
+        "test_accuracy": json_number(test_accuracy),
+        "images_per_second": training["images_per_second"],
+        "seconds": state.seconds + time.monotonic() - start,
+    }
+
+
+def _epoch_line(metrics: Metrics) -> str:
+    accuracies = [
+        f"{name} accuracy {100 * metrics[f'{name}_accuracy']:.2f} %"
+        for name in ("train", "test")
+        if metrics[f"{name}_accuracy"] is not None
+    ]
+    parts = [
+        f"train loss {metrics['train_loss']:.3f}",
+        f"test loss {metrics['test_loss']:.3f}",
+        *accuracies,
+        f"{metrics['images_per_second']:.0f} images/s",
+    ]
+    return ", ".join(parts)
+
+
+def _images(config: EvalConfig, train: Images | None, test: Images | None) -> tuple[ImageData, ImageData]:
+    """All training images and the test images."""
+    if (train is None) != (test is None):
+        raise ValueError("train and test must be given together, or neither of them")
+    if train is not None and test is not None:
+        train_images = read_images(train)
+        return train_images, read_second_images("test", test, train_images)
+    if config.dataset == "custom":
+        raise ValueError("dataset 'custom' is for images given from Python: evaluate(genotype, config, train, test)")
+    dataset = "imagefolder" if config.dataset == "imagenet" else config.dataset
+    images = data.load(dataset, config.data, "train", config.image_size)
+    if config.dataset == "imagenet":
+        images = dataclasses.replace(images, mean=_IMAGENET_MEAN, std=_IMAGENET_STD)
+    return images, data.load(dataset, config.data, "test", config.image_size, train=images)
+
+
+def _load_weights(network: EvalNetwork, path: Path) -> None:
+    """Those of a checkpoint; its auxiliary head may be missing or too many, since testing does not use it."""
+    weights = load_weights(path)
+    ours = network.state_dict()
+    problems = [
+        f"{what}: {', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''}"
+        for what, names in (
+            ("missing", _used(ours) - _used(weights)),
+            ("unknown", _used(weights) - _used(ours)),
+            ("of another shape", {n for n in _used(ours) & _used(weights) if weights[n].shape != ours[n].shape}),
+        )
+        if names
+    ]
+    if problems:
+        raise ValueError(
+            f"checkpoint {path} is of another network ({'; '.join(problems)}); give the genotype, "
+            "init_channels, layers and stem that it was trained with (--config of its folder has them)"
+        )
+    network.load_state_dict({name: weights[name] for name in _used(ours)}, strict=False)
+
+
+def _used(weights: dict[str, Tensor]) -> set[str]:
+    return {name for name in weights if not name.startswith("auxiliary_head.")}
+
+
+def _write_results(result: EvalResult, train_images: ImageData, out: Path) -> None:
+    numbers = {
+        "test_accuracy": json_number(result.test_accuracy),
+        "test_error_percent": json_number(result.test_error),
+        "test_loss": result.test_loss,
+        "epochs": result.epochs,
+        "parameters": result.parameters,
+        "parameters_with_auxiliary": result.parameters_with_auxiliary,
+        "multiply_adds": result.multiply_adds,
+        "image_shape": list(train_images.images.shape[1:]),
+        "mean": train_images.mean,
+        "std": train_images.std,
+        "classes": train_images.classes,
+    }
+    write_atomically(out / "result.json", json.dumps(numbers, indent=2) + "\n")
+    write_cells(Genotype.load(out / "genotype.json"), out)
+    report.write_report(out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Command(EvalConfig):
+    genotype: str | None = option(
+        "genotype",
+        f"what to train: {', '.join(PUBLISHED)}, or a file such as a search's genotype.json (with --resume: of --out)",
+        None,
+        metavar="NAME|FILE",
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_cli(_Command, _run, argv, EvalState.program, (__doc__ or "").replace("`", "'"))
+
+
+def _run(command: _Command) -> int:
+    values = {field.name: getattr(command, field.name) for field in dataclasses.fields(EvalConfig)}
+    config = EvalConfig(**values)
+    if command.genotype is not None:
+        genotype = Genotype.load(command.genotype)
+    elif config.resume and config.out is not None:
+        genotype = Genotype.load(config.out / "genotype.json")
+    else:
+        raise ValueError(f"--genotype is needed: {', '.join(PUBLISHED)}, or a file such as a search's genotype.json")
+    result = evaluate(genotype, config)
+    print(
+        f"test error {result.test_error:.2f} % (accuracy {100 * result.test_accuracy:.2f} %), "
+        f"{result.parameters:,} parameters ({result.parameters_with_auxiliary:,} with the auxiliary head), "
+        f"{result.multiply_adds:,} multiply-adds an image"
+    )
+    if result.out_dir is not None:
+        print(f"results: {result.out_dir} (report.html)")
+    if config.export is not None:
+        print(f"exported: {config.export}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
