@@ -16,13 +16,14 @@ LEFT, RIGHT, TOP, BOTTOM = 50, 12, 10, 34
 
 @dataclass(frozen=True)
 class Chart:
-    """Series over epochs. `percent` shows fractions as %, `integer` keeps the ticks of the y axis whole."""
+    """Series over epochs. `percent` shows fractions as %, `integer` wants whole ticks, `zero` starts the axis at 0."""
 
     title: str
     epochs: Sequence[int]
     series: Mapping[str, Values]
     percent: bool = False
     integer: bool = False
+    zero: bool = False
 
     def last(self, name: str) -> str:
         """The last value of a series as text."""
@@ -49,11 +50,11 @@ class Chart:
             for name, values in self.series.items()
         }
         values = [value for line in points.values() for _, value in line] or [0.0]
-        y_ticks = _ticks(min(values), max(values), 5, self.integer)
+        y_ticks = _ticks(0.0 if self.zero else min(values), max(values), 5, self.integer)
         first, last = self.epochs[0], self.epochs[-1]
+        x_ticks = [tick for tick in _ticks(first, last, 6, True) if first <= tick <= last]
         if first == last:  # one epoch: a dot in the middle
             first, last = first - 1, last + 1
-        x_ticks = [tick for tick in _ticks(first, last, 6, True) if first <= tick <= last and tick >= self.epochs[0]]
 
         def x_of(epoch: float) -> float:
             return LEFT + (WIDTH - LEFT - RIGHT) * (epoch - first) / (last - first)
@@ -86,4 +87,5 @@ class Chart:
 def _ticks(low: float, high: float, count: int, integer: bool) -> list[float]:
     if low == high:
         low, high = (low - 1, high + 1) if integer else (low - 0.1 * abs(low) - 1e-6, high + 0.1 * abs(high) + 1e-6)
-    return [float(f"{tick:.12g}") for tick in MaxNLocator(count, integer=integer).tick_values(low, high)]
+    locator = MaxNLocator(count, steps=[1, 2, 5, 10], integer=integer)
+    return [float(f"{tick:.12g}") for tick in locator.tick_values(low, high)]

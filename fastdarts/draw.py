@@ -3,10 +3,9 @@
 import io
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -18,89 +17,17 @@ from matplotlib.path import Path as Outline
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from fastdarts.cell_layout import FAMILIES, FONT, NOTE_FONT, Colours, Drawing, cells_of, lay_out
 from fastdarts.files import write_atomically
-from fastdarts.genotype import Genotype, Pairs, edges_of
+from fastdarts.genotype import Genotype, edges_of
 from fastdarts.space import candidate
 
-Point = tuple[float, float]
 Floats = NDArray[np.float64]
 
-
-class Colours(NamedTuple):
-    """Of one family of primitives: its lines, and the filling and the text of its labels."""
-
-    line: str
-    fill: str
-    text: str
-
-
-_POOL = Colours("#d9730d", "#fdebd7", "#7a3d00")
-FAMILIES: dict[str, Colours] = {
-    "none": Colours("#868e99", "#eceef1", "#3b424c"),
-    "max_pool": _POOL,
-    "avg_pool": _POOL,
-    "skip": Colours("#1c9a5f", "#dcf3e6", "#0b4f2f"),
-    "sep_conv": Colours("#2f6fdf", "#dfeafc", "#123a7d"),
-    "dil_conv": Colours("#8b4fd6", "#eee3fb", "#47207c"),
-    "factored_conv": Colours("#c4326c", "#fbe1ea", "#701538"),
-}
-"""Colours of each kind of `fastdarts.space.Candidate`."""
 
 STATE = Colours("#8d98a5", "#f3f5f8", "#1f2933")
 STATE_DARK = Colours("#77828f", "#232b35", "#e6eaef")
 MUTED, MUTED_DARK = "#5b6673", "#9aa5b1"
-
-# Sizes in pixels. A lane is the horizontal end of one edge: it carries the label and the arrow.
-MARGIN, TITLE, LANE, GAP = 20, 58, 34, 20
-INPUT_WIDTH, NODE_WIDTH, OUTPUT_WIDTH, STATE_HEIGHT, LABEL_HEIGHT = 76, 44, 76, 44, 24
-FONT, NOTE_FONT, CORNER, ARROW = 12, 10, 9, 8
-
-
-@dataclass(frozen=True)
-class Box:
-    """A state of the cell or the label of an edge: a rounded rectangle with its text and perhaps a note below that."""
-
-    x: float
-    y: float
-    width: float
-    height: float
-    text: str
-    subscript: str = ""
-    note: str = ""
-    colours: Colours | None = None  # None: a state
-
-    @property
-    def middle(self) -> Point:
-        return self.x + self.width / 2, self.y + self.height / 2
-
-
-@dataclass(frozen=True)
-class Line:
-    """A path of horizontal and vertical pieces that ends in an arrow to the right."""
-
-    points: tuple[Point, ...]
-    colours: Colours | None = None  # None: a concatenation
-
-
-@dataclass(frozen=True)
-class Lane:
-    """Where an edge from a source state goes: at height y to the right as far as end."""
-
-    source: int
-    y: float
-    end: float
-    colours: Colours | None = None
-
-
-@dataclass
-class Drawing:
-    """What both back ends draw; pixels, y downwards."""
-
-    width: float = 0
-    height: float = 0
-    titles: list[tuple[Point, str, str]] = field(default_factory=list)
-    lines: list[Line] = field(default_factory=list)
-    boxes: list[Box] = field(default_factory=list)
 
 
 def draw_cells(genotype: Genotype) -> str:
@@ -108,116 +35,24 @@ def draw_cells(genotype: Genotype) -> str:
 
     Raises: ValueError if the genotype is not a valid one.
     """
-    return "\n".join(_svg(_lay_out(genotype), _describe(genotype)))
+    return "\n".join(_svg(lay_out(genotype), _describe(genotype)))
 
 
 def write_cells(genotype: Genotype, out_dir: Path) -> tuple[Path, Path]:
     """Writes the picture of `draw_cells` as `cells.svg` and `cells.png` (twice the size); returns their paths."""
     svg, png = out_dir / "cells.svg", out_dir / "cells.png"
     write_atomically(svg, draw_cells(genotype))
-    write_atomically(png, _png(_lay_out(genotype)))
+    write_atomically(png, _png(lay_out(genotype)))
     return svg, png
-
-
-def _cells(genotype: Genotype) -> tuple[tuple[str, list[Pairs], list[int]], ...]:
-    """Title, pairs of each node, and states put out."""
-    return (
-        ("Normal cell", genotype.nodes("normal"), genotype.normal_concat),
-        ("Reduction cell", genotype.nodes("reduce"), genotype.reduce_concat),
-    )
-
-
-def _lay_out(genotype: Genotype) -> Drawing:
-    drawing = Drawing()
-    for title, nodes, concat in _cells(genotype.validated()):
-        stride = "; edges from the inputs have stride 2" if title == "Reduction cell" else ""
-        corner = (MARGIN, drawing.height + MARGIN)
-        drawing.titles.append((corner, title, f"{len(nodes)} nodes, {sum(map(len, nodes))} edges{stride}"))
-        _lay_cell(drawing, corner[1] + TITLE, nodes, set(concat))
-    return drawing
-
-
-def _lay_cell(drawing: Drawing, top: float, nodes: list[Pairs], concat: set[int]) -> None:
-    """Adds one cell, its inputs at height `top`.
-
-    The states stand on a staircase: each node has a column and a band of rows to itself. An edge leaves its source
-    downwards, turns into its own lane of the target's band and meets the target from the left. Labels stand in the
-    lanes just left of the target's column, where nothing else is, so they cannot overlap; edges cross each other
-    only at right angles, and a node's line to the output crosses nothing.
-    """
-    label_width = 0.64 * FONT * max(len(name) for node in nodes for name, _ in node) + 16  # fits the widest usual fonts
-    states = [
-        Box(x, top, INPUT_WIDTH, STATE_HEIGHT, "c", f"k−{2 - state}", f"state {state}")
-        for state, x in enumerate((MARGIN, MARGIN + INPUT_WIDTH + GAP))
-    ]
-    labels: list[Box] = []
-    lanes: list[Lane] = []
-    y = top + STATE_HEIGHT + GAP
-    for state, node in enumerate(nodes, start=2):
-        x = states[-1].x + states[-1].width + 12
-        height = max(LANE * len(node), STATE_HEIGHT)
-        states.append(Box(x + label_width + 28, y, NODE_WIDTH, height, str(state)))
-        lane_y = y + (height - LANE * (len(node) - 1)) / 2
-        # The nearest source on top: its vertical ends before the lanes of farther ones pass below.
-        for name, source in sorted(node, key=lambda pair: -pair[1]):
-            colours = FAMILIES[candidate(name).kind]
-            labels.append(Box(x, lane_y - LABEL_HEIGHT / 2, label_width, LABEL_HEIGHT, name, colours=colours))
-            lanes.append(Lane(source, lane_y, states[-1].x, colours))
-            lane_y += LANE
-        y += height + GAP
-
-    output_x = states[-1].x + NODE_WIDTH + 48
-    ends: list[float] = []
-    for state in sorted(concat - {0, 1}):
-        middle, end = states[state].middle, states[state].middle[1]
-        drawing.lines.append(Line(((middle[0] + NODE_WIDTH / 2, end), (output_x, end))))
-        ends.append(end)
-    for state in sorted(concat & {0, 1}, reverse=True):  # an input goes to the output below all nodes
-        lanes.append(Lane(state, y, output_x))
-        ends.append(y)
-        y += GAP
-    for source, box in reversed(list(enumerate(states))):  # the lanes of earlier sources pass over later ones
-        leaving = [lane for lane in lanes if lane.source == source]
-        pitch = min(10.0, (box.width - 16) / max(len(leaving) - 1, 1))
-        # The topmost lane leaves rightmost, so that edges of one source never cross each other.
-        for rank, lane in enumerate(leaving):
-            x = box.middle[0] + pitch * ((len(leaving) - 1) / 2 - rank)
-            drawing.lines.append(Line(((x, box.y + box.height), (x, lane.y), (lane.end, lane.y)), lane.colours))
-
-    output = Box(output_x, min(ends) - 28, OUTPUT_WIDTH, max(ends) - min(ends) + 56, "c", "k", "concat")
-    drawing.boxes += [*states, *labels, output]
-    drawing.width = max(drawing.width, output_x + OUTPUT_WIDTH + MARGIN)
-    drawing.height = max(y - GAP, output.y + output.height) + MARGIN
 
 
 def _describe(genotype: Genotype) -> str:
     """The cells in words, for those who cannot see the picture."""
     sentences = []
-    for title, nodes, concat in _cells(genotype):
+    for title, nodes, concat in cells_of(genotype):
         edges = [f"{source} to {state} {name}" for state, node in enumerate(nodes, start=2) for name, source in node]
         sentences.append(f"{title}: {', '.join(edges)}; output {', '.join(map(str, concat))}.")
     return " ".join(sentences)
-
-
-def _rounded(points: Sequence[Point]) -> list[tuple[str, tuple[Point, ...]]]:
-    """SVG path commands (M, L and the quadratic Q) along the points, corners rounded, as far as the arrow."""
-    (*inner, (x, y)) = points
-    points = [*inner, (x - ARROW, y)]
-    commands: list[tuple[str, tuple[Point, ...]]] = [("M", (points[0],))]
-    for before, corner, after in zip(points, points[1:], points[2:], strict=False):
-        commands.append(("L", (_towards(corner, before),)))
-        commands.append(("Q", (corner, _towards(corner, after))))
-    return [*commands, ("L", (points[-1],))]
-
-
-def _towards(corner: Point, other: Point) -> Point:
-    dx, dy = other[0] - corner[0], other[1] - corner[1]
-    share = CORNER / max(abs(dx), abs(dy), CORNER)
-    return corner[0] + share * dx, corner[1] + share * dy
-
-
-def _arrow(tip: Point) -> list[Point]:
-    return [tip, (tip[0] - ARROW, tip[1] - ARROW / 2), (tip[0] - ARROW, tip[1] + ARROW / 2)]
 
 
 def _rules(state: Colours, muted: str, back: str) -> str:
@@ -253,10 +88,8 @@ def _svg(drawing: Drawing, description: str) -> Iterator[str]:
         yield _svg_text(x, y + 16, title, 'class="ink" font-weight="600"', 17)
         yield _svg_text(x, y + 36, note, 'class="muted"', FONT)
     for line in drawing.lines:
-        path = "".join(
-            command + " ".join(f"{x:.1f} {y:.1f}" for x, y in points) for command, points in _rounded(line.points)
-        )
-        tip = " ".join(f"{x:.1f},{y:.1f}" for x, y in _arrow(line.points[-1]))
+        path = "".join(command + " ".join(f"{x:.1f} {y:.1f}" for x, y in points) for command, points in line.commands())
+        tip = " ".join(f"{x:.1f},{y:.1f}" for x, y in line.arrow())
         stroke, fill = (f' style="{rule}:{line.colours.line}"' if line.colours else "" for rule in ("stroke", "fill"))
         yield f'<path class="gap" d="{path}"/><path class="line"{stroke} d="{path}"/>'
         yield f'<polygon class="arrow"{fill} points="{tip}"/>'
@@ -292,12 +125,12 @@ def _png(drawing: Drawing) -> bytes:
         axes.text(x, y + 36, note, size=FONT * _POINTS, color=MUTED)
     for line in drawing.lines:
         colour = (line.colours or STATE).line
-        commands = _rounded(line.points)
+        commands = line.commands()
         vertices = [point for _, points in commands for point in points]
         codes = [code for command, _ in commands for code in _CODES[command]]
         for width, ink in ((7, "white"), (2, colour)):  # a gap in what the line crosses, then the line
             axes.add_patch(PathPatch(Outline(vertices, codes), fill=False, edgecolor=ink, linewidth=width * _POINTS))
-        axes.add_patch(Polygon(_arrow(line.points[-1]), closed=True, color=colour, linewidth=0))
+        axes.add_patch(Polygon(line.arrow(), closed=True, color=colour, linewidth=0))
     for box in drawing.boxes:
         colours, (x, y) = box.colours or STATE, box.middle
         style = f"round,pad=0,rounding_size={box.height / 2 if box.colours else 8}"

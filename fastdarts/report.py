@@ -217,7 +217,7 @@ def _search_tiles(run: Run) -> list[tuple[str, str]]:
     last = run.epochs[-1]
     return [
         ("validation accuracy", _percent(last["valid_accuracy"])),
-        ("validation loss", _shown(last["valid_loss"])),
+        ("validation loss", "–" if last["valid_loss"] is None else f"{last['valid_loss']:.4g}"),
         ("epochs", f"{len(run.epochs)} of {_shown(run.config.get('epochs'))}"),
         ("time", duration(_seconds(run))),
         ("skips, normal cell", _shown(last["skips_normal"])),
@@ -268,7 +268,7 @@ def _charts(run: Run) -> list[Chart]:
         ("Entropy of the op weights (nats)", {"normal cell": "entropy_normal", "reduction cell": "entropy_reduce"}, {}),
         ("Skip connections", {"normal cell": "skips_normal", "reduction cell": "skips_reduce"}, {"integer": True}),
         ("Learning rate", {"weights": "lr"}, {}),
-        ("Images per second", {"training": "images_per_second"}, {}),
+        ("Images per second", {"training": "images_per_second"}, {"zero": True}),
     ]
     charts = []
     for title, keys, style in wanted:

@@ -61,7 +61,7 @@ def search_folder(tmp_path: Path) -> Path:
     write_common(folder)
     write_lines(folder / "metrics.jsonl", [{"event": "start"}, *map(search_epoch, range(EPOCHS))])
     steps = np.linspace(0, 1, EPOCHS + 1)[:, None, None]
-    drift = np.random.default_rng(0).normal(size=(2, 14, len(PRIMITIVES)))
+    drift = np.random.default_rng(0).normal(size=(2, 5, len(PRIMITIVES)))
     np.savez(folder / "alphas.npz", normal=steps * drift[0], reduce=steps * drift[1], primitives=np.array(PRIMITIVES))
     return folder
 
