@@ -201,6 +201,17 @@ def test_missing_data_set_says_where_the_files_go(name: str, files: str, tmp_pat
     assert no_network  # a download was tried
 
 
+@pytest.mark.parametrize("length", [0, 2, 7, 16, 500])
+def test_truncated_data_set_is_told(
+    length: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: list[str]
+) -> None:
+    write_standard_files("mnist", tmp_path, monkeypatch)
+    file = tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte"
+    file.write_bytes(file.read_bytes()[:length])
+    with pytest.raises(FileNotFoundError, match="mnist is missing or damaged in"):
+        load("mnist", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -366,6 +377,18 @@ def test_test_class_must_be_known(tmp_path: Path) -> None:
         load("imagefolder", tmp_path, "test")
 
 
+def test_test_images_follow_the_training_images(tmp_path: Path) -> None:
+    grey = random_image(4, 6)
+    write_image(tmp_path / "train" / "a" / "0.png", random_image(4, 6, 3))
+    file = write_image(tmp_path / "test" / "a" / "0.png", grey)
+    test = load("imagefolder", tmp_path, "test")
+    assert test.images.tolist() == [[grey.tolist()] * 3]
+    assert len(test.mean) == 3
+    write_image(file, random_image(5, 6, 3))
+    with pytest.raises(ValueError, match=r"uint8 \[3, 5, 6\] \(C, H, W\), the training images torch.uint8 \[3, 4, 6\]"):
+        load("imagefolder", tmp_path, "test")
+
+
 # --- anyone's Dataset
 
 COLOUR = random_image(4, 6, 3)
@@ -421,6 +444,8 @@ def test_dataset_keeps_class_names_and_takes_statistics_of_training() -> None:
     train = from_dataset(Named([(COLOUR, 1)]))
     assert train.classes == ("cat", "dog")
     assert from_dataset(Named([(COLOUR // 2, 1)]), train).mean == train.mean
+    with pytest.raises(ValueError, match=r"torch.float32 \[3, 4, 6\].*training images torch.uint8 .*must be alike"):
+        from_dataset(Named([(COLOUR / 2, 1)]), train)
     with pytest.raises(ValueError, match=r"classes has 2 names, but targets go up to 2"):
         from_dataset(Named([(COLOUR, 2)]))
 

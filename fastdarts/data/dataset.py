@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fastdarts.data.images import ImageData, channel_statistics
+from fastdarts.data.images import ImageData, channel_statistics, check_alike
 from fastdarts.data.pixels import is_grey, pixels
 
 
@@ -21,7 +21,7 @@ def from_dataset(dataset: Dataset[Any], train: ImageData | None = None) -> Image
             [C, H, W], uint8 or floating. Floats become float32 and are used as they are, neither scaled nor normalised.
             Targets are class indices (ints, from 0) or tensors, arrays or floats of one shape for other losses.
             Class names are taken from its attribute `classes`, if it has one.
-        train: for test data the training data, whose mean and std it takes; left out they are those of its own images.
+        train: for test data the training data, whose mean and std they take; left out they are those of their own.
 
     Raises: TypeError or ValueError that names the index of the item at fault.
     """
@@ -43,8 +43,11 @@ def from_dataset(dataset: Dataset[Any], train: ImageData | None = None) -> Image
                     f"that of dataset[0] is {store.dtype} {list(store.shape[1:])}; they must be alike"
                 )
             store[index] = value
-    if images.dtype == torch.uint8:
-        mean, std = (train.mean, train.std) if train is not None else channel_statistics(images)
+    if train is not None:
+        check_alike(images, train)
+        mean, std = train.mean, train.std
+    elif images.dtype == torch.uint8:
+        mean, std = channel_statistics(images)
     else:
         mean, std = (0.0,) * images.shape[1], (1.0,) * images.shape[1]
     return ImageData(images, targets, _class_names(dataset, targets), mean, std)

@@ -53,6 +53,13 @@ class ImageData:
         return replace(self, images=self.images[indices], targets=self.targets[indices])
 
 
+def check_alike(images: Tensor, train: ImageData) -> None:
+    """Raises: ValueError unless `images` have the kind and shape of the training images."""
+    ours, theirs = (f"{part.dtype} {list(part.shape[1:])} (C, H, W)" for part in (images, train.images))
+    if ours != theirs:
+        raise ValueError(f"these images are {ours}, the training images {theirs}; they must be alike")
+
+
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and (population) standard deviation of each channel of uint8 images [N, C, H, W] scaled to 0..1.
 

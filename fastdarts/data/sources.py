@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastdarts.data.folder import load_folder
-from fastdarts.data.images import ImageData, channel_statistics
+from fastdarts.data.images import ImageData, channel_statistics, check_alike
 
 Split = Literal["train", "test"]
 
@@ -43,8 +43,8 @@ def load(
             possible; for imagefolder `train/<class>/*` and `test/<class>/*`, or `<class>/*` alone (see `load_folder`).
         split: "train" or "test". Of digits, every fifth image of each class is a test image.
         image_size: (H, W) in pixels; every image is resized to it (bilinear, antialiased; the aspect ratio may change).
-        train: the training part if it is in memory already: a test part takes mean and std from it. Left out, they are
-            computed from the training images, which are then read too.
+        train: for a test part, the training part if it is in memory already; else it is read too. The test images take
+            its mean and std and must have its shape.
 
     Mean and std are the published ones for cifar10 and those of the training images for the others.
 
@@ -62,12 +62,15 @@ def load(
 
     folder = Path() if data_dir is None else Path(data_dir)
     images, targets, classes = _read(dataset, folder, split, image_size)
-    if train is not None:
+    if split == "test":
+        if train is None:
+            train = load(dataset, data_dir, "train", image_size)
+        if len(train.mean) == 3 and images.shape[1] == 1:  # a folder of grey images beside a coloured one
+            images = images.expand(-1, 3, -1, -1).contiguous()
+        check_alike(images, train)
         mean, std = train.mean, train.std
-    elif dataset == "cifar10":
-        mean, std = _CIFAR10_MEAN, _CIFAR10_STD
     else:
-        mean, std = channel_statistics(images if split == "train" else _read(dataset, folder, "train", image_size)[0])
+        mean, std = (_CIFAR10_MEAN, _CIFAR10_STD) if dataset == "cifar10" else channel_statistics(images)
     return ImageData(images, targets, classes, mean, std, published_order=dataset in _TORCHVISION)
 
 
@@ -86,7 +89,7 @@ def _digits(split: Split) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     from sklearn.datasets import load_digits  # here, because importing scikit-learn takes a second
 
     digits = load_digits()
-    rank = np.zeros(len(digits.target), np.int64)  # the how manieth of its class an image is
+    rank = np.zeros(len(digits.target), np.int64)  # of an image within its class
     for label in range(10):
         members = digits.target == label
         rank[members] = np.arange(members.sum())
@@ -115,11 +118,11 @@ def _torchvision(name: str, data_dir: Path, split: Split) -> tuple[Tensor, Tenso
 def _make(maker: Callable[..., Any], name: str, data_dir: Path, files: str, part: dict[str, Any]) -> Any:
     try:
         return maker(data_dir, download=False, **part)
-    except (RuntimeError, OSError):  # missing or damaged
+    except Exception:  # missing, or damaged, for which torchvision raises many kinds
         try:
             return maker(data_dir, download=True, **part)
-        except (RuntimeError, OSError) as error:
+        except Exception as error:
             raise FileNotFoundError(
                 f"data set {name} is missing or damaged in {data_dir}: put {files} there "
-                f"(download failed: {' '.join(str(error).split())})"
+                f"(torchvision says: {' '.join(str(error).split())})"
             ) from error
