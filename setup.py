@@ -133,6 +133,6 @@ def extension() -> dict[str, Any]:
 setup(
     packages=[*find_packages(include=["fastdarts", "fastdarts.*"]), "fastdarts.kernels"],
     package_dir={"fastdarts.kernels": "kernels"},
-    package_data={"fastdarts": ["py.typed"]},
+    package_data={"fastdarts": ["py.typed", "report.html"]},
     **extension(),
 )
