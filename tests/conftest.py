@@ -12,6 +12,11 @@ import numpy as np
 import pytest
 import torch
 import torch._dynamo  # torch.compile looks functions up by identity: it must see torch.empty before it is replaced
+from hypothesis import settings
+
+# Timings decide no test, and every run draws the same examples.
+settings.register_profile("fastdarts", deadline=None, derandomize=True)
+settings.load_profile("fastdarts")
 
 # Sums may differ in the last bit between thread counts, so the count does not depend on the machine.
 THREADS = int(os.environ.get("OMP_NUM_THREADS", "2"))
