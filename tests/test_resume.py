@@ -1,0 +1,183 @@
+"""A search that was killed, stopped or damaged, and what --resume makes of it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from tiny_search import tiny_config, tiny_images
+
+import fastdarts.search as search_module
+from fastdarts.interrupt import Interrupted
+from fastdarts.search import main, search
+
+# Three steps an epoch.
+DIGITS = "--layers 1 --init-channels 2 --epochs 2 --batch-size 256 --device cpu --deterministic --save-every-steps 1"
+
+# Runs the command line, and kills itself at the given fsync: every file that is written makes one before it is moved
+# to its place and one after, every line of metrics.jsonl makes one.
+KILLED = """
+import os, signal, sys, torch
+torch.set_num_threads(int(sys.argv[1]))
+from fastdarts.search import main
+calls, fsync = 0, os.fsync
+def counting(descriptor):
+    global calls
+    calls += 1
+    if calls == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    fsync(descriptor)
+os.fsync = counting
+sys.exit(main(sys.argv[3:]))
+"""
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """Drawing takes longer than a tiny search."""
+    monkeypatch.setattr(search_module, "_write_results", lambda state, out: None)
+
+
+def run_killed(at, argv):
+    command = [sys.executable, "-c", KILLED, str(torch.get_num_threads()), str(at), *argv]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def alphas_of(folder):
+    with np.load(folder / "alphas.npz") as arrays:
+        return {name: arrays[name] for name in ("normal", "reduce")}
+
+
+def epochs_of(folder):
+    """The epochs of metrics.jsonl without what the clock decides."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in lines]
+
+
+@pytest.mark.slow
+def test_killed_three_times_equals_never_killed(tmp_path):
+    assert main([*DIGITS.split(), "--out", str(tmp_path / "whole")]) == 0
+    out = tmp_path / "killed"
+    arguments = ["--out", str(out)]
+    # A start makes 8 fsyncs (metrics.jsonl, environment.json, checkpoint, config.json), a step 2, the end of an epoch
+    # 1 for its line, 2 for the checkpoint, 2 for alphas.npz.
+    kills = [
+        (8 + 2 + 1, "the checkpoint of step 2 is written, not yet in its place", (0, 1)),
+        (8 + 2 * 2 + 1 + 1, "epoch 1 has its line in metrics.jsonl, not yet a checkpoint", (0, 3)),
+        (8 + 1 + 2 + 2 + 2, "the checkpoint of epoch 2, step 1 has just come to its place", (1, 1)),
+    ]
+    for index, (at, where, saved) in enumerate(kills):
+        done = run_killed(at, [*DIGITS.split(), *arguments] if index == 0 else ["--resume", *arguments])
+        assert done.returncode == -signal.SIGKILL, f"{where}: {done.stderr}"
+        state = torch.load(out / "checkpoint.pt", weights_only=True)
+        assert (state["epoch"], state["step"]) == saved, where
+    assert main(["--resume", *arguments]) == 0
+
+    for name, expected in alphas_of(tmp_path / "whole").items():
+        assert np.array_equal(alphas_of(out)[name], expected), name
+    assert epochs_of(out) == epochs_of(tmp_path / "whole")
+    ours, theirs = (torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (out, tmp_path / "whole"))
+    for name, tensor in theirs["network"].items():
+        assert torch.equal(ours["network"][name], tensor), name
+
+
+@pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_cleanly_and_the_search_goes_on(tmp_path, kill):
+    """The signal comes in the middle of epoch 1, from the loss of its second step."""
+    images = tiny_images()
+    whole = search(tiny_config(tmp_path / "whole", deterministic=True), train=images)
+    calls = 0
+
+    def signalling(outputs, targets):
+        nonlocal calls
+        calls += 1
+        if calls == 6 + 2 + 1:  # three trial steps and one step, two calls each
+            os.kill(os.getpid(), kill)
+        return torch.nn.functional.cross_entropy(outputs, targets)
+
+    out = tmp_path / "stopped"
+    before = signal.getsignal(kill)
+    with pytest.raises(
+        Interrupted, match=rf"{kill.name} in epoch 1, step 2.*python -m fastdarts.search --resume"
+    ) as stop:
+        search(tiny_config(out, deterministic=True), train=images, loss=signalling)
+    assert stop.value.signum == kill
+    assert signal.getsignal(kill) is before
+    resumed = search(tiny_config(out, deterministic=True, resume=True), train=images)
+    assert torch.equal(resumed.alphas_normal, whole.alphas_normal)
+    assert torch.equal(resumed.alphas_reduce, whole.alphas_reduce)
+    assert epochs_of(out) == epochs_of(tmp_path / "whole")
+
+
+def test_a_signal_during_validation(tmp_path, monkeypatch):
+    """Its epoch's steps are not lost, and not made twice."""
+    images = tiny_images()
+    whole = search(tiny_config(tmp_path / "whole", deterministic=True), train=images)
+    measure = search_module.SearchState.measure
+
+    def interrupted(state, data, between_batches):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return measure(state, data, between_batches)
+
+    out = tmp_path / "stopped"
+    with monkeypatch.context() as patch:
+        patch.setattr(search_module.SearchState, "measure", interrupted)
+        with pytest.raises(Interrupted, match="epoch 1, step 3"):
+            search(tiny_config(out, deterministic=True), train=images)
+    resumed = search(tiny_config(out, deterministic=True, resume=True), train=images)
+    assert torch.equal(resumed.alphas_normal, whole.alphas_normal)
+
+
+def test_exit_code_of_a_stopped_command_line(tmp_path, monkeypatch, capsys):
+    def stopped(config):
+        raise Interrupted(signal.SIGINT, "stopped by SIGINT")
+
+    monkeypatch.setattr(search_module, "search", stopped)
+    assert main([]) == 130
+    assert capsys.readouterr().err == "python -m fastdarts.search: stopped by SIGINT\n"
+
+
+@pytest.fixture
+def finished(tmp_path):
+    out = tmp_path / "out"
+    search(tiny_config(out, epochs=1), train=tiny_images())
+    return out
+
+
+def test_conflicting_config_is_refused_with_the_keys(finished):
+    kept = (finished / "checkpoint.pt").read_bytes()
+    config = tiny_config(finished, epochs=3, lr=0.01, resume=True, save_every_steps=2)
+    with pytest.raises(
+        ValueError, match=r"another config \(epochs: 3, before 1; lr: 0.01, before 0.05\); only .*device"
+    ):
+        search(config, train=tiny_images())
+    assert (finished / "checkpoint.pt").read_bytes() == kept
+
+
+def test_other_images_are_refused(finished):
+    with pytest.raises(ValueError, match=r"stream of 24 images; this one has 12"):
+        search(tiny_config(finished, epochs=1, resume=True), train=tiny_images().subset(torch.arange(24)))
+
+
+def test_damaged_checkpoint_is_refused(finished):
+    path = finished / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=f"checkpoint {path} is damaged"):
+        search(tiny_config(finished, epochs=1, resume=True), train=tiny_images())
+
+
+def test_nothing_to_resume(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
+        search(tiny_config(tmp_path, resume=True), train=tiny_images())
+
+
+def test_a_finished_search_resumes_to_the_same_end(finished):
+    alphas, epochs = alphas_of(finished), epochs_of(finished)
+    (finished / "metrics.jsonl").unlink()  # is written again from the checkpoint
+    result = search(tiny_config(finished, epochs=1, resume=True), train=tiny_images())
+    assert epochs_of(finished) == epochs
+    assert np.array_equal(result.alphas_normal.numpy(), alphas["normal"][-1])
