@@ -40,6 +40,8 @@ _SEARCH_KEYS = (
     "entropy_reduce",
 )
 _EVALUATION_KEYS = ("test_accuracy",)
+_RESULT_KEYS = ("parameters", "multiply_adds")
+_LONG = 20  # values of a list that are shown
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ def _read(folder: Path) -> Run:
         environment=_read_object(folder / "environment.json"),
         epochs=_read_epochs(folder / "metrics.jsonl", _EVALUATION_KEYS if evaluation else _SEARCH_KEYS),
         genotype=_read_genotype(folder / "genotype.json"),
-        result=_read_object(folder / "result.json") if evaluation else None,
+        result=_read_result(folder / "result.json") if evaluation else None,
         alphas=None if evaluation else alphas_png(*read_alphas(folder / "alphas.npz")),
     )
 
@@ -164,6 +166,21 @@ def _read_object(path: Path) -> Record:
     return _parse_object(_read_text(path), str(path))
 
 
+def _read_result(path: Path) -> Record:
+    result = _read_object(path)
+    for key in _RESULT_KEYS:
+        _check_number(result, key, str(path))
+    return result
+
+
+def _check_number(record: Record, key: str, place: str) -> None:
+    """A number or null."""
+    if key not in record:
+        raise ValueError(f"report: {place}: the key {key!r} is missing")
+    if not (record[key] is None or type(record[key]) in (int, float)):
+        raise ValueError(f"report: {place}: {key!r} must be a number; got {record[key]!r}")
+
+
 def _read_genotype(path: Path) -> Genotype:
     try:
         return Genotype.from_json(_read_text(path))
@@ -182,10 +199,7 @@ def _read_epochs(path: Path, keys: Sequence[str]) -> list[Record]:
         if type(record.get("epoch")) is not int:
             raise ValueError(f"report: {place}: 'epoch' must be a whole number; got {record.get('epoch')!r}")
         for key in (*keys, "seconds"):
-            if key not in record:
-                raise ValueError(f"report: {place}: the key {key!r} is missing")
-            if not (record[key] is None or type(record[key]) in (int, float)):
-                raise ValueError(f"report: {place}: {key!r} must be a number; got {record[key]!r}")
+            _check_number(record, key, place)
         epochs.append(record)
     if not epochs:
         raise ValueError(f'report: {path} has no line with "event": "epoch"')
@@ -193,12 +207,11 @@ def _read_epochs(path: Path, keys: Sequence[str]) -> list[Record]:
 
 
 def _page(run: Run) -> dict[str, Any]:
-    evaluation = run.result is not None
     dataset = str(run.config.get("dataset", "own data"))
     return {
-        "title": f"fastdarts {'evaluation' if evaluation else 'search'} on {dataset}",
+        "title": f"fastdarts {'evaluation' if run.result else 'search'} on {dataset}",
         "folder": str(run.folder),
-        "tiles": _evaluation_tiles(run) if evaluation else _search_tiles(run),
+        "tiles": _evaluation_tiles(run, run.result) if run.result else _search_tiles(run),
         "commands": _commands(run),
         "cells": Markup(draw_cells(run.genotype)),
         "genotype": run.genotype.to_json(),
@@ -225,34 +238,44 @@ def _search_tiles(run: Run) -> list[tuple[str, str]]:
     ]
 
 
-def _evaluation_tiles(run: Run) -> list[tuple[str, str]]:
-    result, last = run.result or {}, run.epochs[-1]
-    counts = [
-        (name.replace("_", " "), _count(result[name])) for name in ("parameters", "multiply_adds") if name in result
-    ]
+def _evaluation_tiles(run: Run, result: Record) -> list[tuple[str, str]]:
+    accuracy = run.epochs[-1]["test_accuracy"]
+    counts = {"parameters": "parameters", "multiply-adds": "multiply_adds"}
     return [
-        ("test accuracy", _percent(result.get("test_accuracy", last["test_accuracy"]))),
-        *counts,
+        ("test error", _percent(None if accuracy is None else 1 - accuracy)),
+        ("test accuracy", _percent(accuracy)),
+        *((name, "–" if result[key] is None else f"{result[key]:,}") for name, key in counts.items()),
         ("epochs", f"{len(run.epochs)} of {_shown(run.config.get('epochs'))}"),
         ("time", duration(_seconds(run))),
     ]
 
 
-def _commands(run: Run) -> list[tuple[str, str]]:
-    """What to do next, and the command line for it."""
+def _commands(run: Run) -> list[tuple[str, list[str]]]:
+    """What to do next, and the words of its command line; none for images given from Python: no flag names them."""
+    config, out = run.config, run.folder
+    if config.get("dataset") == "custom":
+        return []
+    python = ["python", "-m", "fastdarts.search" if run.result is None else "fastdarts.evaluate"]
     commands = []
-    module = "fastdarts.search" if run.result is None else "fastdarts.evaluate"
-    epochs = run.config.get("epochs")
-    if isinstance(epochs, int) and len(run.epochs) < epochs:
-        line = ["python", "-m", module, "--resume", "--out", str(run.folder)]
-        commands.append((f"Continue for the {epochs - len(run.epochs)} epochs that are left", shlex.join(line)))
-    if run.result is None and run.config.get("dataset") != "custom":  # images given from Python have no flags
-        line = ["python", "-m", "fastdarts.evaluate", "--genotype", str(run.folder / "genotype.json")]
-        for name in ("dataset", "data"):
-            if run.config.get(name) is not None:
-                line += [f"--{name}", str(run.config[name])]
-        commands.append(("Train the found network from scratch", shlex.join(line)))
-    return commands
+    left = config["epochs"] - len(run.epochs) if isinstance(config.get("epochs"), int) else 0
+    if left > 0:
+        commands.append((f"Continue for the {left} epochs that are left", [*python, "--resume", "--out", str(out)]))
+    genotype = ["--genotype", str(out / "genotype.json")]
+    if run.result is None:
+        size = config.get("image_size")
+        flags = {
+            "--dataset": config.get("dataset"),
+            "--data": None if config.get("dataset") == "digits" else config.get("data"),
+            "--image-size": "x".join(map(str, size)) if isinstance(size, list) else None,
+        }
+        given = [str(word) for flag, value in flags.items() if value is not None for word in (flag, value)]
+        evaluate = ["python", "-m", "fastdarts.evaluate", *given, *genotype]
+        commands.append(("Train the found network from scratch", evaluate))
+    else:
+        weights = ["--test-only", "--checkpoint", str(out / "checkpoint.pt"), "--export", str(out / "network")]
+        again = [*python, "--config", str(out / "config.json"), *genotype, *weights]
+        commands.append(("Test the trained network again and export it (torch.export and ONNX)", again))
+    return [(what, [shlex.quote(word) for word in command]) for what, command in commands]
 
 
 def _charts(run: Run) -> list[Chart]:
@@ -313,16 +336,13 @@ def _shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, list):
-        return ", ".join(map(_shown, value))
+        more = f", … ({len(value)})" if len(value) > _LONG else ""
+        return ", ".join(map(_shown, value[:_LONG])) + more
     return str(value)
 
 
 def _percent(fraction: float | None) -> str:
     return "–" if fraction is None else f"{100 * fraction:.2f} %"
-
-
-def _count(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else _shown(value)
 
 
 @cache

@@ -83,7 +83,7 @@ def evaluation_folder(tmp_path: Path) -> Path:
         for epoch in range(EPOCHS)
     ]
     write_lines(folder / "metrics.jsonl", epochs)
-    result = {"test_accuracy": 0.9512, "test_error": 0.0488, "parameters": 3349342, "multiply_adds": 528359040}
+    result = {"parameters": 3349342, "multiply_adds": 528359040, "classes": [f"c{label}" for label in range(100)]}
     (folder / "result.json").write_text(json.dumps(result))
     return folder
 
@@ -139,7 +139,7 @@ def test_search(search_folder: Path) -> None:
         "Skip connections",
         "Entropy of the op weights",
         "8, 8",
-        f"python -m fastdarts.evaluate --genotype {search_folder / 'genotype.json'} --dataset digits",
+        f"python -m fastdarts.evaluate --dataset digits --image-size 8x8 --genotype {search_folder / 'genotype.json'}",
     ):
         assert shown in page.text, shown
     assert "--resume" not in page.text
@@ -155,7 +155,17 @@ def test_search_that_was_stopped(search_folder: Path) -> None:
 
 def test_evaluation(evaluation_folder: Path) -> None:
     page = Page(write_report(evaluation_folder))
-    for shown in ("fastdarts evaluation on digits", "95.12 %", "3,349,342", "528,359,040", "3 min 0 s", "0.0488"):
+    for shown in (
+        "fastdarts evaluation on digits",
+        "5.00 %",  # test error; the last epoch has an accuracy of 0.95
+        "95.00 %",
+        "3,349,342",
+        "528,359,040",
+        "3 min 0 s",
+        "c0, c1, ",
+        "c19, … (100)",
+        f"--test-only --checkpoint {evaluation_folder / 'checkpoint.pt'}",
+    ):
         assert shown in page.text, shown
     assert page.loaded == []
     assert "Skip connections" not in page.text
@@ -223,6 +233,22 @@ def test_bad_files(search_folder: Path, fault: str) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         write_report(search_folder)
     assert not (search_folder / "report.html").exists()
+
+
+def test_bad_result(evaluation_folder: Path) -> None:
+    path = evaluation_folder / "result.json"
+    path.write_text('{"parameters": 1}')
+    with pytest.raises(ValueError, match=r"result\.json: the key 'multiply_adds' is missing"):
+        write_report(evaluation_folder)
+    path.write_text('{"parameters": 1, "multiply_adds": "2"}')
+    with pytest.raises(ValueError, match=r"result\.json: 'multiply_adds' must be a number; got '2'"):
+        write_report(evaluation_folder)
+
+
+def test_own_images_have_no_command(search_folder: Path) -> None:
+    path = search_folder / "config.json"
+    path.write_text(path.read_text().replace("digits", "custom"))
+    assert "python -m" not in Page(write_report(search_folder)).text
 
 
 @pytest.mark.parametrize(
