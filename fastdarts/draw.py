@@ -2,6 +2,7 @@
 
 import io
 import math
+import zlib
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
@@ -168,9 +169,9 @@ def read_alphas(alphas: Path) -> tuple[dict[str, Floats], list[str]]:
     if not alphas.is_file():
         raise FileNotFoundError(f"there is no file {alphas}")
     try:
-        with np.load(alphas, allow_pickle=False) as archive:
+        with np.load(io.BytesIO(alphas.read_bytes()), allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, BadZipFile) as error:
+    except (ValueError, TypeError, OSError, EOFError, BadZipFile, zlib.error) as error:
         raise ValueError(f"{alphas} is not a readable .npz file: {error}") from None
     for name in ("normal", "reduce", "primitives"):
         if name not in arrays:

@@ -224,9 +224,11 @@ def test_bad_alphas(tmp_path: Path) -> None:
     path = tmp_path / "alphas.npz"
     with pytest.raises(FileNotFoundError, match=r"alphas\.npz"):
         read_alphas(path)
-    path.write_bytes(b"no archive")
-    with pytest.raises(ValueError, match=r"alphas\.npz is not a readable"):
-        read_alphas(path)
+    np.save(tmp_path / "alphas.npy", np.zeros(3))
+    for content in (b"", b"no archive", (tmp_path / "alphas.npy").read_bytes()):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"alphas\.npz is not a readable"):
+            read_alphas(path)
     good = {"normal": np.zeros((2, 14, 8)), "reduce": np.zeros((2, 14, 8)), "primitives": np.array(PRIMITIVES)}
     for change, message in (
         ({"reduce": None}, r"alphas\.npz: the array 'reduce' is missing"),
