@@ -61,6 +61,7 @@ class SearchNetwork(nn.Module):
         self.steps = steps
         self.multiplier = multiplier
         self.in_channels = in_channels
+        self.backend = backend
         self.primitives = check_primitives(primitives)
 
         C_prev_prev, C_prev, C_cell = stem_multiplier * C, stem_multiplier * C, C
@@ -98,12 +99,14 @@ class SearchNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Images [N, in_channels, H, W] -> logits [N, num_classes]."""
         check_input(x, self.in_channels)
+        if self.backend != "reference" and x.device.type == "cpu":
+            x = x.contiguous(memory_format=torch.channels_last)  # the kernels' layout, once for the whole network
         weights_normal, weights_reduce = self.op_weights()
         s0 = s1 = self.stem(x)
         for cell in self.cells:
             assert isinstance(cell, Cell)
             s0, s1 = s1, cell(s0, s1, weights_reduce if cell.reduction else weights_normal)
-        return self.classifier(self.global_pooling(s1).flatten(1))  # type: ignore[no-any-return]
+        return self.classifier(self.global_pooling(s1).flatten(1))
 
     def genotype(self) -> Genotype:
         """The discrete cells of the present alphas."""

@@ -28,7 +28,7 @@ class ReLUConvBN(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.op(x)  # type: ignore[no-any-return]
+        return self.op(x)
 
 
 class DilConv(nn.Module):
@@ -44,7 +44,7 @@ class DilConv(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.op(x)  # type: ignore[no-any-return]
+        return self.op(x)
 
 
 class SepConv(nn.Module):
@@ -64,7 +64,7 @@ class SepConv(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.op(x)  # type: ignore[no-any-return]
+        return self.op(x)
 
 
 class FactoredConv(nn.Sequential):
@@ -110,7 +110,7 @@ class FactorizedReduce(nn.Module):
         x = self.relu(x)
         if x.shape[2] % 2 or x.shape[3] % 2:
             x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
-        return self.bn(cat([self.conv_1(x), self.conv_2(x[:, :, 1:, 1:])], dim=1))  # type: ignore[no-any-return]
+        return self.bn(cat([self.conv_1(x), self.conv_2(x[:, :, 1:, 1:])], dim=1))
 
 
 def build(name: str, C: int, stride: int, affine: bool = True) -> nn.Module:
