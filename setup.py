@@ -19,8 +19,8 @@ from typing import Any
 
 from setuptools import find_packages, setup
 
-# No -march: the sources choose the instruction set at run time.
-CXX_FLAGS = ["-O3", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno"]
+# -g0 undoes the -g that Python brings. No -march: the sources choose the instruction set at run time.
+CXX_FLAGS = ["-O3", "-g0", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno"]
 NVCC_FLAGS = ["-O3"]
 DEFAULT_CUDA_ARCHS = "8.0;9.0;10.0+PTX"
 BYTES_PER_COMPILER = 2 << 30  # a file with torch's headers takes up to this much
@@ -133,6 +133,6 @@ def extension() -> dict[str, Any]:
 setup(
     packages=[*find_packages(include=["fastdarts", "fastdarts.*"]), "fastdarts.kernels"],
     package_dir={"fastdarts.kernels": "kernels"},
-    package_data={"fastdarts": ["py.typed", "report.html"]},
+    package_data={"fastdarts": ["py.typed", "*.pyi", "report.html"]},
     **extension(),
 )

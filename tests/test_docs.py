@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from fastdarts.config import parse_cli
-from fastdarts.evaluate import EvalConfig
+from fastdarts.evaluate import _Command as EvalCommand
 from fastdarts.search import SearchConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-CONFIGS = {"fastdarts.search": SearchConfig, "fastdarts.evaluate": EvalConfig}
+CONFIGS = {"fastdarts.search": SearchConfig, "fastdarts.evaluate": EvalCommand}
 
 
 def blocks(page: Path, language: str) -> list[str]:
