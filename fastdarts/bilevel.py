@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Adam, Optimizer
 
+from fastdarts import flat_ops
+from fastdarts.flat import FlatSGD, FlatWeights, as_scalar
+
 Batch = tuple[Tensor, Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -28,8 +31,8 @@ class Architect:
     """Makes the alpha step: the architecture's gradient through one virtual step of the weights, then Adam.
 
     Works on any `nn.Module` with `arch_parameters()`. The weights are the module's parameters that require
-    gradients. If the network has a context manager `frozen_statistics()`, the passes run inside it; otherwise its
-    buffers are saved before and put back after.
+    gradients; they become views of one buffer (`FlatWeights`). If the network has a context manager
+    `frozen_statistics()`, the passes run inside it; otherwise its buffers are saved before and put back after.
 
     Args:
         network: the search network, already on its device.
@@ -75,9 +78,12 @@ class Architect:
         self.loss = loss
         self.amp_dtype = amp_dtype
         self.alphas = list(cast(SearchableNetwork, network).arch_parameters())
-        self.weights = [p for p in network.parameters() if p.requires_grad]
         self._check_alphas()
-        self.optimizer = Adam(self.alphas, lr=lr, betas=betas, weight_decay=weight_decay)
+        self.flat = FlatWeights(p for p in network.parameters() if p.requires_grad)
+        # capturable: Adam's step counts stay on the GPU, so that a step can be captured as a CUDA graph.
+        self.optimizer = Adam(
+            self.alphas, lr=lr, betas=betas, weight_decay=weight_decay, capturable=self.alphas[0].is_cuda
+        )
 
     def alpha_gradients(
         self, train: Batch, valid: Batch, xi: float | Tensor, w_optimizer: Optimizer, order: int = 2
@@ -102,10 +108,12 @@ class Architect:
         self._check_call(train, valid, xi, w_optimizer, order)
         with frozen_buffers(self.network):
             if order == 1:
-                with without_gradients(self.weights):
+                with without_gradients(self.flat.weights):
                     self.valid_loss, gradients = self._gradients(valid, self.alphas)
                 return gradients
-            return self._second_order(train, valid, xi, w_optimizer)
+            return self._second_order(
+                train, valid, as_scalar(xi, self.flat.buffer.device), momentum_of(w_optimizer, self.flat)
+            )
 
     def step(
         self, train: Batch, valid: Batch, xi: float | Tensor, w_optimizer: Optimizer, order: int = 2
@@ -137,42 +145,34 @@ class Architect:
         """Restore what `state_dict` gave."""
         self.optimizer.load_state_dict(state)
 
-    def _second_order(self, train: Batch, valid: Batch, xi: float | Tensor, w_optimizer: Optimizer) -> list[Tensor]:
-        weights = self.weights
-        saved = [w.detach().clone() for w in weights]
+    def _second_order(self, train: Batch, valid: Batch, xi: Tensor, momentum: Tensor | None) -> list[Tensor]:
+        flat = self.flat
+        buffer = flat.attach()
+        saved = torch.empty_like(buffer)
+        gradient = flat.gather(self._gradients(train, flat.weights)[1])
+        flat_ops.virtual_step(buffer, saved, gradient, momentum, xi, self.w_momentum, self.w_weight_decay)
         try:
-            _, g = self._gradients(train, weights)
-            with torch.no_grad():
-                for w, gradient in zip(weights, g, strict=True):
-                    buffer = w_optimizer.state[w].get("momentum_buffer") if w in w_optimizer.state else None
-                    direction = gradient + self.w_weight_decay * w
-                    if buffer is not None:
-                        direction += self.w_momentum * buffer
-                    w.sub_(xi * direction)
-            self.valid_loss, both = self._gradients(valid, [*self.alphas, *weights])
-            direct, v = both[: len(self.alphas)], both[len(self.alphas) :]
+            self.valid_loss, both = self._gradients(valid, [*self.alphas, *flat.weights])
+            direct = both[: len(self.alphas)]
+            v = flat.gather(both[len(self.alphas) :], out=gradient)
             if self.hvp == "exact":
-                _assign(weights, saved)
-                implicit = self._exact_product(train, v)
-            else:
-                norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(t) for t in v]))
-                epsilon = torch.where(norm > 0, self.r / norm, torch.zeros_like(norm))
-                shifted = []
-                for sign in (1, -1):
-                    with torch.no_grad():
-                        for w, w0, direction in zip(weights, saved, v, strict=True):
-                            w.copy_(w0 + sign * epsilon * direction)
-                    with without_gradients(weights):
-                        shifted.append(self._gradients(train, self.alphas)[1])
-                implicit = [(p - m) * (norm / (2 * self.r)) for p, m in zip(*shifted, strict=True)]
-            return [a - xi * h for a, h in zip(direct, implicit, strict=True)]
+                buffer.copy_(saved)
+                implicit = self._exact_product(train, flat.views(v))
+                return [a - xi * h for a, h in zip(direct, implicit, strict=True)]
+            norm = flat_ops.norm(v)
+            ends = []
+            for r in (self.r, -self.r):
+                flat_ops.perturb(buffer, saved, v, norm, r)
+                with without_gradients(flat.weights):
+                    ends.append(self._gradients(train, self.alphas)[1])
+            return [flat_ops.combine(a, p, m, norm, xi, self.r) for a, p, m in zip(direct, *ends, strict=True)]
         finally:
-            _assign(weights, saved)
+            buffer.copy_(saved)
 
     def _exact_product(self, train: Batch, v: Sequence[Tensor]) -> list[Tensor]:
         """d/dalpha <d/dw L_train, v> by double backward."""
         loss, _ = self.forward(train)
-        g = torch.autograd.grad(loss, self.weights, create_graph=True, materialize_grads=True)
+        g = torch.autograd.grad(loss, self.flat.weights, create_graph=True, materialize_grads=True)
         product = torch.stack([torch.sum(a * b) for a, b in zip(g, v, strict=True)]).sum()
         return list(torch.autograd.grad(product, self.alphas, materialize_grads=True))
 
@@ -182,7 +182,7 @@ class Architect:
         return loss.detach(), list(gradients)
 
     def _check_alphas(self) -> None:
-        weights = {id(w) for w in self.weights}
+        weights = {id(w) for w in self.network.parameters()}
         if not self.alphas:
             raise ValueError("network.arch_parameters() is empty; an Architect needs at least one alpha tensor")
         for index, alpha in enumerate(self.alphas):
@@ -190,8 +190,6 @@ class Architect:
                 raise ValueError(f"network.arch_parameters()[{index}] must be a leaf tensor that requires gradients")
             if id(alpha) in weights:
                 raise ValueError(f"network.arch_parameters()[{index}] is also one of network.parameters()")
-        if not self.weights:
-            raise ValueError("network has no parameter that requires gradients")
 
     def _check_call(self, train: Batch, valid: Batch, xi: float | Tensor, w_optimizer: Optimizer, order: int) -> None:
         if order not in (1, 2):
@@ -207,13 +205,17 @@ class Architect:
                 "network.arch_parameters() are not the tensors this Architect was made with; make a new one"
             )
         held = {id(p) for group in w_optimizer.param_groups for p in group["params"]}
-        missing = [name for name, p in self.network.named_parameters() if p.requires_grad and id(p) not in held]
+        named = [(name, w) for name, w in self.network.named_parameters() if w.requires_grad]
+        weights = self.flat.weights
+        if len(named) != len(weights) or any(a is not b for (_, a), b in zip(named, weights, strict=True)):
+            raise ValueError("the network's parameters are not those this Architect was made with; make a new one")
+        missing = [name for name, w in named if id(w) not in held]
         if missing:
             raise ValueError(
                 f"w_optimizer does not hold {len(missing)} of the network's weights (the first is {missing[0]!r}); "
                 "build it from network.parameters()"
             )
-        device = self.weights[0].device
+        device = weights[0].device
         for name, batch in (("train", train), ("valid", valid)):
             check_batch(name, batch, device)
 
@@ -261,7 +263,12 @@ def without_gradients(tensors: Sequence[Tensor]) -> Iterator[None]:
             tensor.requires_grad_(True)
 
 
-def _assign(targets: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    with torch.no_grad():
-        for target, value in zip(targets, values, strict=True):
-            target.copy_(value)
+def momentum_of(optimizer: Optimizer, flat: FlatWeights) -> Tensor | None:
+    """The optimizer's momentum buffers as one flat tensor; None if it has none yet, which counts as zero."""
+    if isinstance(optimizer, FlatSGD):
+        optimizer.attach()
+        return optimizer.momentum
+    held = [optimizer.state[w].get("momentum_buffer") if w in optimizer.state else None for w in flat.weights]
+    if all(m is None for m in held):
+        return None
+    return flat.gather([torch.zeros_like(w) if m is None else m for w, m in zip(flat.weights, held, strict=True)])
