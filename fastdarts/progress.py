@@ -1,6 +1,7 @@
 """What a person sees while a run goes: a bar or lines, TensorBoard, metrics.jsonl."""
 
 import json
+import math
 import os
 import sys
 import time
@@ -13,6 +14,12 @@ from tqdm import tqdm
 
 from fastdarts.files import raise_if_full, write_atomically
 
+_SHOWN = {
+    "train_loss": "train loss",
+    "valid_loss": "valid loss",
+    "train_accuracy": "accuracy",
+    "images_per_second": "images/s",
+}
 _QUIET_SECONDS = 60.0  # without a terminal, an epoch longer than this gets a line now and then
 
 
@@ -28,7 +35,13 @@ class Progress:
         self.epochs = epochs
         self.steps_per_epoch = steps_per_epoch
         self.terminal = sys.stderr.isatty()
-        self.bar = tqdm(total=epochs * steps_per_epoch, initial=step, unit="step", disable=not self.terminal)
+        self.bar = tqdm(
+            total=epochs * steps_per_epoch,
+            initial=step,
+            bar_format="{desc}{bar:16} {percentage:.0f} %, {remaining} left{postfix}",
+            dynamic_ncols=True,
+            disable=not self.terminal,
+        )
         self.first = step
         self.start = self.line_time = time.monotonic()
 
@@ -45,16 +58,17 @@ class Progress:
         else:
             print(line, flush=True)
 
-    def update(self, epoch: int, step: int, shown: Mapping[str, float]) -> None:
-        """After some steps: where the run is, and its averages of this epoch."""
+    def update(self, epoch: int, step: int, means: Mapping[str, float]) -> None:
+        """After some steps: where the run is, and the means of this epoch, of which the best known are shown."""
         done = epoch * self.steps_per_epoch + step
+        position = f"epoch {epoch + 1}/{self.epochs}, step {step}/{self.steps_per_epoch}"
+        known = [(words, means[name]) for name, words in _SHOWN.items() if not math.isnan(means.get(name, math.nan))]
+        numbers = ", ".join(f"{words} {value:.3g}" for words, value in known)
         if self.terminal:
-            self.bar.set_description(f"epoch {epoch + 1}/{self.epochs}", refresh=False)
-            self.bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items()}, refresh=False)
+            self.bar.set_description(position, refresh=False)
+            self.bar.set_postfix_str(numbers, refresh=False)
             self.bar.update(done - self.bar.n)
         elif time.monotonic() - self.line_time > _QUIET_SECONDS:
-            numbers = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
-            position = f"epoch {epoch + 1}/{self.epochs}, step {step}/{self.steps_per_epoch}"
             self.say(f"{position}: {numbers}, {duration(self.seconds_left(done))} left")
             self.line_time = time.monotonic()
 

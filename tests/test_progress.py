@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import sys
 
 import pytest
@@ -30,15 +31,15 @@ def test_without_a_terminal_one_line_an_epoch_and_one_a_minute(clock, capsys):
     with Progress(epochs=4, steps_per_epoch=10) as shown:
         for step, seconds in ((1, 30), (2, 61), (3, 90), (4, 122)):
             clock.now = seconds
-            shown.update(0, step, {"train_loss": 1.23456, "images_per_second": 50})
+            shown.update(0, step, {"train_loss": 1.23456, "gradient_norm": 7.0, "train_accuracy": math.nan})
         clock.now = 200
         shown.end_epoch(0, "train loss 1.2")
         clock.now = 800
         shown.end_epoch(3, "train loss 0.5")
     # 61 s for 2 of 40 steps leave 19 * 61 s, 122 s for 4 leave 9 * 122 s
     assert capsys.readouterr() == (
-        "epoch 1/4, step 2/10: train_loss 1.235, images_per_second 50, 19 min 19 s left\n"
-        "epoch 1/4, step 4/10: train_loss 1.235, images_per_second 50, 18 min 18 s left\n"
+        "epoch 1/4, step 2/10: train loss 1.23, 19 min 19 s left\n"
+        "epoch 1/4, step 4/10: train loss 1.23, 18 min 18 s left\n"
         "epoch 1/4: train loss 1.2, 10 min 0 s left\n"
         "epoch 4/4: train loss 0.5\n",
         "",
@@ -59,9 +60,9 @@ def test_on_a_terminal_a_bar(monkeypatch):
         shown.update(1, 2, {"train_loss": 0.5, "valid_loss": 0.75})
         shown.bar.refresh()
     last = terminal.getvalue().split("\r")[-1]
-    assert "epoch 2/2" in last
-    assert "7/10" in last
-    assert "train_loss=0.5, valid_loss=0.75" in last
+    assert "epoch 2/2, step 2/5" in last
+    assert "70 %" in last
+    assert "train loss 0.5, valid loss 0.75" in last
 
 
 @pytest.mark.parametrize(
