@@ -10,6 +10,7 @@ from fastdarts.augment import Augment
 from fastdarts.bilevel import Architect, Batch, Loss
 from fastdarts.config import SearchConfig
 from fastdarts.data import BatchStream, ImageData
+from fastdarts.flat import FlatSGD
 from fastdarts.network import SearchNetwork
 from fastdarts.run import Metrics, RunState, cosine, outputs_for
 from fastdarts.step import SearchStep
@@ -72,7 +73,7 @@ class SearchState(RunState):
             loss=loss,
             amp_dtype=torch.bfloat16 if config.amp else None,
         )
-        self.w_optimizer = torch.optim.SGD(
+        self.w_optimizer = FlatSGD(
             network.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
         )
         self.search_step = SearchStep(
