@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from fastdarts import fused
 from fastdarts.genotype import edges_of
-from fastdarts.mixed_op import Backend, MixedOp
+from fastdarts.mixed_op import Backend, MixedOp, runs_fused
 from fastdarts.reference import FactorizedReduce, ReLUConvBN
 from fastdarts.space import PRIMITIVES
 
@@ -45,6 +46,10 @@ class Cell(nn.Module):
     def forward(self, s0: Tensor, s1: Tensor, weights: Tensor) -> Tensor:
         """s0 and s1: outputs of the two cells before; weights: [edges, ops] op weights."""
         states = [self.preprocess0(s0), self.preprocess1(s1)]
+        edges: list[MixedOp] = list(self._ops)  # type: ignore[arg-type]
+        if runs_fused(edges, states[0]):
+            nodes = fused.mixed_nodes(edges, edges_of(self.steps), states, weights)
+            return nodes[:, (self.steps - self.multiplier) * states[0].shape[1] :]
         edge = 0
         for _ in range(self.steps):
             terms = [self._ops[edge + i](state, weights[edge + i]) for i, state in enumerate(states)]

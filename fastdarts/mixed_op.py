@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from fastdarts import fused
 from fastdarts.reference import build_for_search
 from fastdarts.space import PRIMITIVES, check_primitives
 
@@ -14,11 +15,20 @@ BACKENDS: tuple[Backend, ...] = ("auto", "reference", "fused")
 
 
 def check_backend(backend: str) -> None:
-    """ValueError unless `backend` is one of BACKENDS and can serve here."""
+    """ValueError unless `backend` is one of BACKENDS."""
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
-    if backend == "fused":
-        raise ValueError("backend 'fused' is not built in this installation; use 'auto' or 'reference'")
+
+
+def runs_fused(edges: Sequence["MixedOp"], x: Tensor) -> bool:
+    """Whether kernels compute these edges for x; RuntimeError where they were asked for and cannot."""
+    backend = edges[0].backend
+    if backend == "reference":
+        return False
+    reason = fused.refusal(edges, x)
+    if reason and backend == "fused":
+        raise RuntimeError(f"backend 'fused' cannot serve here: {reason}; use 'auto' or 'reference'")
+    return reason is None
 
 
 class MixedOp(nn.Module):
@@ -45,20 +55,29 @@ class MixedOp(nn.Module):
     def extra_repr(self) -> str:
         return f"C={self.C}, stride={self.stride}, backend={self.backend!r}"
 
-    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+    def forward(self, x: Tensor, weights: Tensor | Sequence[float | Tensor]) -> Tensor:
         """x [N, C, H, W] and weights [ops] -> [N, C, ceil(H/stride), ceil(W/stride)]."""
         check_input(x, self.C)
         if len(weights) != len(self._ops):
             raise ValueError(f"weights must hold one number for each of the {len(self._ops)} ops; got {len(weights)}")
+        if runs_fused([self], x):
+            return fused.mixed_nodes([self], [(0, 1)], [x], _row(weights, x))
         return self.reference_forward(x, weights)
 
-    def reference_forward(self, x: Tensor, weights: Tensor) -> Tensor:
+    def reference_forward(self, x: Tensor, weights: Tensor | Sequence[float | Tensor]) -> Tensor:
         """The same by the plain modules, as the original computes it."""
         terms = [weight * op(x) for weight, op in zip(weights, self._ops, strict=True)]
         total = terms[0]
         for term in terms[1:]:
             total = total + term
         return total
+
+
+def _row(weights: Tensor | Sequence[float | Tensor], x: Tensor) -> Tensor:
+    """Op weights, given as a tensor or as a list of scalars, as a matrix of one row."""
+    if isinstance(weights, Tensor):
+        return weights.reshape(1, -1)
+    return torch.stack([torch.as_tensor(weight, device=x.device) for weight in weights]).reshape(1, -1)
 
 
 def check_input(x: Tensor, C: int) -> None:

@@ -1,0 +1,92 @@
+#include "block_cache.h"
+
+#include <cstdlib>
+#include <map>
+#include <mutex>
+#include <unordered_map>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace fastdarts {
+namespace {
+
+constexpr int64_t kPage = 2 << 20;  // blocks of at least this size start and end on huge pages
+constexpr int64_t kLine = 64;
+
+struct Cache {
+  std::mutex mutex;
+  std::multimap<int64_t, void*> free;
+  std::unordered_map<void*, int64_t> used;
+  int64_t free_bytes = 0, used_bytes = 0, most_used = 0;
+
+  void drop_smallest() {
+    auto it = free.begin();
+    std::free(it->second);
+    free_bytes -= it->first;
+    free.erase(it);
+  }
+};
+
+Cache& cache() {
+  static Cache* instance = new Cache;  // outlives tensors released while the process ends
+  return *instance;
+}
+
+}  // namespace
+
+void* acquire_block(int64_t bytes) {
+  const int64_t unit = bytes >= kPage ? kPage : kLine;
+  const int64_t size = (std::max<int64_t>(bytes, 1) + unit - 1) / unit * unit;
+  Cache& c = cache();
+  std::lock_guard<std::mutex> lock(c.mutex);
+  void* block = nullptr;
+  int64_t have = size;
+  auto it = c.free.lower_bound(size);
+  if (it != c.free.end() && it->first <= size + size / 8) {
+    block = it->second;
+    have = it->first;
+    c.free_bytes -= have;
+    c.free.erase(it);
+  } else {
+    while (!c.free.empty() && c.used_bytes + c.free_bytes + size > c.most_used) c.drop_smallest();
+    TORCH_CHECK_WITH(OutOfMemoryError, posix_memalign(&block, unit, size) == 0, "not enough memory: fastdarts tried to allocate ",
+                     size, " bytes");
+#if defined(__linux__)
+    if (unit == kPage) madvise(block, size, MADV_HUGEPAGE);
+#endif
+  }
+  c.used[block] = have;
+  c.used_bytes += have;
+  c.most_used = std::max(c.most_used, c.used_bytes);
+  return block;
+}
+
+void release_block(void* block) {
+  Cache& c = cache();
+  std::lock_guard<std::mutex> lock(c.mutex);
+  auto it = c.used.find(block);
+  c.free.emplace(it->second, block);
+  c.free_bytes += it->second;
+  c.used_bytes -= it->second;
+  c.used.erase(it);
+}
+
+int64_t empty_block_cache() {
+  Cache& c = cache();
+  std::lock_guard<std::mutex> lock(c.mutex);
+  const int64_t freed = c.free_bytes;
+  while (!c.free.empty()) c.drop_smallest();
+  c.most_used = c.used_bytes;
+  return freed;
+}
+
+at::Tensor empty_in_block(at::IntArrayRef sizes, at::ScalarType dtype) {
+  int64_t count = 1;
+  for (const int64_t size : sizes) count *= size;
+  void* block = acquire_block(count * int64_t(c10::elementSize(dtype)));
+  return at::from_blob(block, sizes, [](void* p) { release_block(p); }, at::TensorOptions().dtype(dtype));
+}
+
+}  // namespace fastdarts

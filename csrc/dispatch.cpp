@@ -1,0 +1,75 @@
+// Chooses the tile kernels for the machine at hand, once.
+#include <c10/util/Exception.h>
+
+#include <cstdlib>
+#include <string>
+
+#include "dispatch.h"
+#include "tile.h"
+
+namespace fastdarts {
+
+#define FASTDARTS_DECLARE(isa)                          \
+  namespace isa {                                       \
+  extern const Kernels<float, float> kernels_f32;       \
+  extern const Kernels<float, bf16> kernels_bf16;       \
+  extern const Kernels<double, double> kernels_f64;     \
+  }
+FASTDARTS_DECLARE(portable)
+#if defined(__x86_64__)
+FASTDARTS_DECLARE(avx2)
+FASTDARTS_DECLARE(avx512)
+#endif
+
+namespace {
+
+std::string supported() {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl"))
+    return "avx512";
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return "avx2";
+#endif
+  return "portable";
+}
+
+int rank(const std::string& name) { return name == "avx512" ? 2 : name == "avx2" ? 1 : name == "portable" ? 0 : -1; }
+
+std::string choose() {
+  const char* wish = std::getenv("FASTDARTS_CPU");
+  if (!wish || !*wish) return supported();
+  TORCH_CHECK_VALUE(rank(wish) >= 0, "FASTDARTS_CPU must be avx512, avx2 or portable; got ", wish);
+  TORCH_CHECK_VALUE(rank(wish) <= rank(supported()), "FASTDARTS_CPU=", wish, ", but this machine's best is ", supported());
+  return wish;
+}
+
+}  // namespace
+
+const std::string& instruction_set() {
+  static const std::string chosen = choose();
+  return chosen;
+}
+
+#if defined(__x86_64__)
+#define FASTDARTS_PICK(name)                                     \
+  if (instruction_set() == "avx512") return avx512::name;        \
+  if (instruction_set() == "avx2") return avx2::name;            \
+  return portable::name;
+#else
+#define FASTDARTS_PICK(name) return portable::name;
+#endif
+
+template <>
+const Kernels<float, float>& kernels<float, float>() {
+  FASTDARTS_PICK(kernels_f32)
+}
+template <>
+const Kernels<float, bf16>& kernels<float, bf16>() {
+  FASTDARTS_PICK(kernels_bf16)
+}
+template <>
+const Kernels<double, double>& kernels<double, double>() {
+  FASTDARTS_PICK(kernels_f64)
+}
+
+}  // namespace fastdarts

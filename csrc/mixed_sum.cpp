@@ -1,0 +1,803 @@
+// fastdarts::mixed_sum and its backward on CPUs: the schedule over a plan's states and edges. Schema, fakes and autograd stand
+// in fastdarts/ops.py; the arithmetic in tile_kernels.h; README.md tells how the passes follow each other.
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <type_traits>
+#include <vector>
+
+#include "block_cache.h"
+#include "plan.h"
+#include "tile.h"
+
+namespace fastdarts {
+namespace {
+
+constexpr int64_t kTileBytes = 192 << 10;  // of one tensor's tile: with the others of a pass it stays in a 1 MiB L2
+
+template <class T>
+constexpr at::ScalarType kDtype = std::is_same_v<T, float>    ? at::kFloat
+                                  : std::is_same_v<T, double> ? at::kDouble
+                                                              : at::kBFloat16;
+
+template <class T>
+T* pointer(const at::Tensor& t) {
+  return static_cast<T*>(t.data_ptr());
+}
+
+template <class T>
+View<T> view_of(const at::Tensor& t, int64_t channel = 0) {
+  return {pointer<std::remove_const_t<T>>(t) + channel * t.stride(1), t.stride(0), t.stride(2), t.stride(3)};
+}
+
+template <class T>
+View<const T> as_const(const View<T>& v) {
+  return {v.data, v.sn, v.sh, v.sw};
+}
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Numbers that live as long as one call, in aligned pieces.
+template <class A>
+class Arena {
+ public:
+  A* take(int64_t count) {
+    const int64_t size = ceil_div(count, 16) * 16;
+    if (!blocks_.empty() && used_ + size <= capacity_) return hand_out(size);
+    capacity_ = std::max<int64_t>(size, 1 << 16);
+    used_ = 0;
+    blocks_.push_back(std::make_unique<Block<A>>(capacity_));
+    return hand_out(size);
+  }
+  A* zeros(int64_t count) {
+    A* p = take(count);
+    std::fill(p, p + count, A(0));
+    return p;
+  }
+
+ private:
+  A* hand_out(int64_t size) {
+    A* p = blocks_.back()->data() + used_;
+    used_ += size;
+    return p;
+  }
+  std::vector<std::unique_ptr<Block<A>>> blocks_;
+  int64_t capacity_ = 0, used_ = 0;
+};
+
+struct Args {
+  at::TensorList states;
+  const at::Tensor& weights;
+  at::TensorList params;
+  const Plan& plan;
+  bool training;
+  double eps;
+};
+
+// One op of one edge as the schedule sees it.
+template <class A, class T>
+struct OpSite {
+  const Edge* edge;
+  int64_t edge_index;
+  const Op* op;
+  double weight;
+  int64_t branch = -1;               // in its bank, for ops with convolutions
+  const T* y = nullptr;              // what the last batch norm sees; null for a stride-1 skip
+  A *mean = nullptr, *rstd = nullptr;
+  double* sum = nullptr;             // backward: [chunks, cp] sums of g * (y - mean)
+  double* sum_g = nullptr;           // backward: [chunks, cp] sums of g, one array an edge
+};
+
+template <class A, class T>
+struct BankSite {  // a bank and where its things come from
+  Bank<A, T> bank{};
+  int64_t source, stride;
+  std::vector<Branch<A, T>> branches;
+  std::vector<OpSite<A, T>> ops;
+};
+
+template <class A, class T>
+class MixedSum {
+ public:
+  MixedSum(const Args& args, const at::Tensor& out, const at::Tensor& saved, const at::Tensor& stats)
+      : args_(args), plan_(args.plan), kernels_(kernels<A, T>()), out_(out), stats_(stats) {
+    const at::Tensor& x = args.states[0];
+    n_ = x.size(0);
+    c_ = x.size(1);
+    cp_ = padded_channels(c_);
+    ho_ = out.size(2);
+    wo_ = out.size(3);
+    chunks_ = at::get_num_threads();
+    make_banks(pointer<T>(saved));
+  }
+
+  // Whole cache lines of A, which are whole vectors of every instruction set.
+  static int64_t padded_channels(int64_t c) {
+    constexpr int64_t line = 64 / int64_t(sizeof(A));
+    return ceil_div(c, line) * line;
+  }
+
+  // Elements of T that `saved` must hold.
+  static int64_t saved_size(const Plan& plan, int64_t n, int64_t c, int64_t ho, int64_t wo) {
+    int64_t tensors = 0;
+    std::vector<std::vector<int64_t>> pools;
+    for (const Edge& edge : plan.edges)
+      for (const Op& op : edge.ops) {
+        if (op.kind == Kind::max_pool || op.kind == Kind::avg_pool) {
+          const std::vector<int64_t> key{edge.source, edge.stride, int64_t(op.kind)};
+          if (std::find(pools.begin(), pools.end(), key) != pools.end()) continue;
+          pools.push_back(key);
+          ++tensors;
+        } else {
+          tensors += op.kind == Kind::sep_conv ? 2 : op.kind == Kind::dil_conv || edge.stride == 2 ? 1 : 0;
+        }
+      }
+    return tensors * n * ho * wo * padded_channels(c);
+  }
+
+  void forward() {
+    pack(false);
+    for (int64_t state = 0; state < plan_.inputs + plan_.nodes; ++state) {
+      if (state >= plan_.inputs) make_node(state);
+      for (BankSite<A, T>& site : banks_)
+        if (site.source == state) run_bank(site);
+    }
+  }
+
+  void backward(const at::Tensor& grad_out, bool need_params, const std::vector<bool>& need_states, at::Tensor& dweights,
+                std::vector<at::Tensor>& dparams, std::vector<at::Tensor>& dstates) {
+    pack(true);
+    load_stats();
+    std::vector<View<T>> g(plan_.inputs + plan_.nodes);
+    std::vector<at::Tensor> node_grads(plan_.nodes);
+    for (int64_t node = 0; node < plan_.nodes; ++node) g[plan_.inputs + node] = view_of<T>(grad_out, node * c_);
+    std::vector<bool> has_g(plan_.inputs + plan_.nodes, false);
+    for (int64_t node = 0; node < plan_.nodes; ++node) has_g[plan_.inputs + node] = true;
+    for (int64_t state = plan_.inputs + plan_.nodes - 1; state >= 0; --state)
+      for (BankSite<A, T>& site : banks_) {
+        if (site.source != state) continue;
+        const bool need_x = state >= plan_.inputs || need_states[state];
+        View<T> dx{};
+        if (state >= plan_.inputs) {
+          at::Tensor& t = node_grads[state - plan_.inputs];
+          t = empty_in_block({n_, ho_, wo_, c_}, kDtype<T>);
+          dx = {pointer<T>(t), t.stride(0), t.stride(1), t.stride(2)};
+        } else if (need_x) {
+          dx = view_of<T>(dstates[state]);
+        }
+        const View<T> before = has_g[state] ? g[state] : View<T>{};
+        back_bank(site, g, before, dx, need_x, need_params, dweights, dparams);
+        g[state] = dx;
+        has_g[state] = true;
+      }
+    for (int64_t state = 0; state < plan_.inputs; ++state)
+      if (need_states[state] && !has_g[state]) dstates[state].zero_();
+  }
+
+ private:
+  // ---- setting up ----
+
+  double weight_of(int64_t edge, int64_t column) const {
+    const A* row = pointer<A>(args_.weights) + edge * args_.weights.stride(0);
+    return double(row[column * args_.weights.stride(1)]);
+  }
+
+  Stage<A, T> stage_of(int64_t kernel, int64_t dilation, int64_t stride, T*& saved) {
+    Stage<A, T> s{};
+    s.kernel = kernel;
+    s.dilation = dilation;
+    s.stride = stride;
+    s.pad = kernel ? dilation * (kernel - 1) / 2 : 0;
+    s.k = kernel ? cp_ : 2 * cp_;
+    s.y = saved;
+    saved += n_ * ho_ * wo_ * cp_;
+    s.mean = arena_.zeros(cp_);
+    s.rstd = arena_.zeros(cp_);
+    s.chunk_mean = doubles_.zeros(chunks_ * cp_);
+    s.chunk_m2 = doubles_.zeros(chunks_ * cp_);
+    return s;
+  }
+
+  void make_banks(T* saved) {
+    for (size_t e = 0; e < plan_.edges.size(); ++e) {
+      const Edge& edge = plan_.edges[e];
+      BankSite<A, T>* site = nullptr;
+      for (BankSite<A, T>& b : banks_)
+        if (b.source == edge.source && b.stride == edge.stride) site = &b;
+      if (!site) {
+        banks_.emplace_back();
+        site = &banks_.back();
+        site->source = edge.source;
+        site->stride = edge.stride;
+      }
+      for (const Op& op : edge.ops) {
+        OpSite<A, T> o{&edge, int64_t(e), &op, weight_of(e, op.column)};
+        if (op.kind == Kind::sep_conv || op.kind == Kind::dil_conv || (op.kind == Kind::skip && edge.stride == 2)) {
+          Branch<A, T> b{};
+          b.separable = op.kind == Kind::sep_conv;
+          b.first = stage_of(op.kind == Kind::skip ? 0 : op.kernel, op.dilation, edge.stride, saved);
+          if (b.separable) b.second = stage_of(op.kernel, 1, 1, saved);
+          const Stage<A, T>& last = b.separable ? b.second : b.first;
+          o.branch = site->branches.size();
+          o.y = last.y;
+          o.mean = last.mean;
+          o.rstd = last.rstd;
+          site->branches.push_back(b);
+        } else if (op.kind != Kind::skip) {
+          Pools<A, T>& pools = site->bank.pools;
+          const bool is_max = op.kind == Kind::max_pool;
+          T*& y = is_max ? pools.max_y : pools.avg_y;
+          if (!y) {
+            y = saved;
+            saved += n_ * ho_ * wo_ * cp_;
+            (is_max ? pools.max_mean : pools.avg_mean) = doubles_.zeros(chunks_ * cp_);
+            (is_max ? pools.max_m2 : pools.avg_m2) = doubles_.zeros(chunks_ * cp_);
+          }
+          o.y = y;
+          o.mean = arena_.zeros(cp_);
+          o.rstd = arena_.zeros(cp_);
+        }
+        site->ops.push_back(o);
+      }
+    }
+    for (BankSite<A, T>& site : banks_) {
+      Bank<A, T>& bank = site.bank;
+      bank.branches = site.branches.data();
+      bank.count = site.branches.size();
+      const bool is_input = site.source < plan_.inputs;
+      const int64_t h = is_input ? args_.states[site.source].size(2) : ho_;
+      const int64_t w = is_input ? args_.states[site.source].size(3) : wo_;
+      int64_t pad = 1;
+      for (const Branch<A, T>& b : site.branches) pad = std::max({pad, b.first.pad, b.second.pad});
+      bank.geo = geometry(h, w, site.stride, pad);
+      bank.x = is_input ? view_of<const T>(args_.states[site.source])
+                        : view_of<const T>(out_, (site.source - plan_.inputs) * c_);
+    }
+  }
+
+  Geometry geometry(int64_t h, int64_t w, int64_t stride, int64_t pad) const {
+    const int64_t row_bytes = wo_ * cp_ * int64_t(sizeof(A)) * stride * stride;
+    const int64_t bands = ceil_div(ho_ * row_bytes, kTileBytes);
+    const int64_t rows = std::min(ho_, std::max<int64_t>(ceil_div(ho_, bands), 4));
+    return {n_, h, w, ho_, wo_, c_, cp_, stride, pad, rows, ceil_div(ho_, rows)};
+  }
+
+  // Weights in the layouts the kernels read.
+  void pack(bool for_backward) {
+    std::vector<std::pair<BankSite<A, T>*, OpSite<A, T>*>> work;
+    for (BankSite<A, T>& site : banks_)
+      for (OpSite<A, T>& o : site.ops)
+        if (o.branch >= 0) work.emplace_back(&site, &o);
+    for (auto& [site, o] : work) {
+      Branch<A, T>& b = site->branches[o->branch];
+      for (Stage<A, T>* s : {&b.first, &b.second}) {
+        if (!s->y) continue;
+        s->dw = arena_.take(s->kernel * s->kernel * cp_);
+        s->pw = for_backward ? nullptr : arena_.take(s->k * cp_);
+        s->dw_flipped = for_backward ? arena_.take(s->kernel * s->kernel * cp_) : nullptr;
+        s->pw_t = for_backward ? arena_.take(s->k * cp_) : nullptr;
+      }
+    }
+    at::parallel_for(0, work.size(), 4, [&](int64_t lo, int64_t hi) {
+      for (int64_t i = lo; i < hi; ++i) {
+        Branch<A, T>& b = work[i].first->branches[work[i].second->branch];
+        const int64_t param = work[i].second->op->param;
+        if (!b.first.kernel) {
+          pack_reduce(b.first, args_.params[param], args_.params[param + 1]);
+          continue;
+        }
+        pack_stage(b.first, args_.params[param], args_.params[param + 1]);
+        if (b.separable) pack_stage(b.second, args_.params[param + 2], args_.params[param + 3]);
+      }
+    });
+  }
+
+  void pack_stage(const Stage<A, T>& s, const at::Tensor& depthwise, const at::Tensor& pointwise) const {
+    const A* d = pointer<A>(depthwise);
+    const int64_t taps = s.kernel * s.kernel;
+    A *dw = const_cast<A*>(s.dw), *flipped = const_cast<A*>(s.dw_flipped);
+    for (int64_t tap = 0; tap < taps; ++tap)
+      for (int64_t c = 0; c < cp_; ++c) {
+        const A v = c < c_ ? d[c * taps + tap] : A(0);
+        dw[tap * cp_ + c] = v;
+        if (flipped) flipped[(taps - 1 - tap) * cp_ + c] = v;
+      }
+    const A* p = pointer<A>(pointwise);
+    if (A* pw = const_cast<A*>(s.pw)) {
+      std::fill(pw, pw + s.k * cp_, A(0));
+      for (int64_t o = 0; o < c_; ++o)
+        for (int64_t i = 0; i < c_; ++i) pw[i * cp_ + o] = p[o * c_ + i];
+    }
+    if (A* pw_t = const_cast<A*>(s.pw_t)) {
+      std::fill(pw_t, pw_t + s.k * cp_, A(0));
+      for (int64_t o = 0; o < c_; ++o) std::copy(p + o * c_, p + o * c_ + c_, pw_t + o * s.k);
+    }
+  }
+
+  // A factorised reduction as one product: the first half of the outputs from one pixel, the second from its neighbour.
+  void pack_reduce(const Stage<A, T>& s, const at::Tensor& conv_1, const at::Tensor& conv_2) const {
+    const int64_t half = c_ / 2;
+    A *pw = const_cast<A*>(s.pw), *pw_t = const_cast<A*>(s.pw_t);
+    if (pw) std::fill(pw, pw + s.k * cp_, A(0));
+    if (pw_t) std::fill(pw_t, pw_t + s.k * cp_, A(0));
+    for (int64_t part = 0; part < 2; ++part) {
+      const A* p = pointer<A>(part ? conv_2 : conv_1);
+      for (int64_t o = 0; o < half; ++o)
+        for (int64_t i = 0; i < c_; ++i) {
+          if (pw) pw[(part * cp_ + i) * cp_ + part * half + o] = p[o * c_ + i];
+          if (pw_t) pw_t[(part * half + o) * s.k + part * cp_ + i] = p[o * c_ + i];
+        }
+    }
+  }
+
+  // ---- running passes ----
+
+  // body(lo, hi, chunk) over a fixed partition of the tiles: the same sums in the same order for a given thread count.
+  template <class F>
+  void over_tiles(const Geometry& geo, const F& body) const {
+    const int64_t tiles = geo.n * geo.bands;
+    at::parallel_for(0, chunks_, 1, [&](int64_t lo, int64_t hi) {
+      for (int64_t chunk = lo; chunk < hi; ++chunk) body(tiles * chunk / chunks_, tiles * (chunk + 1) / chunks_, chunk);
+    });
+  }
+
+  double pixels() const { return double(n_) * double(ho_) * double(wo_); }
+
+  double chunk_pixels(const Geometry& geo, int64_t chunk) const {
+    const int64_t tiles = geo.n * geo.bands;
+    int64_t sum = 0;
+    for (int64_t t = tiles * chunk / chunks_; t < tiles * (chunk + 1) / chunks_; ++t)
+      sum += std::min(geo.rows, geo.ho - t % geo.bands * geo.rows) * geo.wo;
+    return double(sum);
+  }
+
+  A* norm_mean(int64_t norm) const { return pointer<A>(stats_) + 2 * norm * c_; }
+  A* norm_var(int64_t norm) const { return norm_mean(norm) + c_; }
+
+  // Joins the chunks' moments into stats[norm] (in training), and writes what the kernels normalise with.
+  void finish_norm(const Geometry& geo, int64_t norm, const double* chunk_mean, const double* chunk_m2, A* mean, A* rstd) const {
+    if (args_.training)
+      for (int64_t c = 0; c < c_; ++c) {
+        double seen = 0, m = 0, m2 = 0;
+        for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
+          const double count = chunk_pixels(geo, chunk);
+          if (count == 0) continue;
+          const double delta = chunk_mean[chunk * cp_ + c] - m, total = seen + count;
+          m += delta * (count / total);
+          m2 += chunk_m2[chunk * cp_ + c] + delta * delta * (seen * count / total);
+          seen = total;
+        }
+        norm_mean(norm)[c] = A(m);
+        norm_var(norm)[c] = A(m2 / seen);
+      }
+    read_norm(norm, mean, rstd);
+  }
+
+  void read_norm(int64_t norm, A* mean, A* rstd) const {
+    for (int64_t c = 0; c < c_; ++c) {
+      mean[c] = norm_mean(norm)[c];
+      rstd[c] = A(1 / std::sqrt(double(norm_var(norm)[c]) + args_.eps));
+    }
+  }
+
+  void run_bank(BankSite<A, T>& site) {
+    const Bank<A, T>& bank = site.bank;
+    const int64_t size = ScratchLayout(bank.geo).total();
+    Block<A> scratch(size * chunks_);
+    over_tiles(bank.geo, [&](int64_t lo, int64_t hi, int64_t chunk) {
+      kernels_.first_forward(bank, lo, hi, chunk, scratch.data() + chunk * size);
+    });
+    bool second = false;
+    for (OpSite<A, T>& o : site.ops) {
+      if (o.branch >= 0) {
+        const Stage<A, T>& first = site.branches[o.branch].first;
+        finish_norm(bank.geo, o.op->norm, first.chunk_mean, first.chunk_m2, first.mean, first.rstd);
+        second |= site.branches[o.branch].separable;
+      } else if (o.y) {
+        const bool is_max = o.op->kind == Kind::max_pool;
+        finish_norm(bank.geo, o.op->norm, is_max ? bank.pools.max_mean : bank.pools.avg_mean,
+                    is_max ? bank.pools.max_m2 : bank.pools.avg_m2, o.mean, o.rstd);
+      }
+    }
+    if (!second) return;
+    over_tiles(bank.geo, [&](int64_t lo, int64_t hi, int64_t chunk) {
+      kernels_.second_forward(bank, lo, hi, chunk, scratch.data() + chunk * size);
+    });
+    for (OpSite<A, T>& o : site.ops)
+      if (o.branch >= 0 && site.branches[o.branch].separable) {
+        const Stage<A, T>& s = site.branches[o.branch].second;
+        finish_norm(bank.geo, o.op->norm + 1, s.chunk_mean, s.chunk_m2, s.mean, s.rstd);
+      }
+  }
+
+  // The tensor of an op that enters its node, with its scale.
+  Term<A, T> term_of(const BankSite<A, T>& site, const OpSite<A, T>& o, A* scale) {
+    if (!o.y) {
+      std::fill(scale, scale + cp_, A(o.weight));
+      return {site.bank.x, c_, scale, zero(), nullptr};
+    }
+    for (int64_t c = 0; c < cp_; ++c) scale[c] = A(o.weight * double(o.rstd[c]));
+    return {{o.y, ho_ * wo_ * cp_, wo_ * cp_, cp_}, cp_, scale, o.mean, nullptr};
+  }
+
+  void make_node(int64_t state) {
+    std::vector<Term<A, T>> terms;
+    for (BankSite<A, T>& site : banks_)
+      for (const OpSite<A, T>& o : site.ops)
+        if (o.edge->node == state) terms.push_back(term_of(site, o, arena_.take(cp_)));
+    Mix<A, T> m{};
+    m.geo = geometry(ho_, wo_, 1, 0);
+    m.terms = terms.data();
+    m.count = terms.size();
+    m.node = view_of<T>(out_, (state - plan_.inputs) * c_);
+    m.node_channels = c_;
+    const int64_t size = wo_ * cp_;
+    Block<A> scratch(size * chunks_);
+    over_tiles(m.geo, [&](int64_t lo, int64_t hi, int64_t chunk) {
+      kernels_.mix(m, lo, hi, chunk, scratch.data() + chunk * size);
+    });
+  }
+
+  // ---- backward ----
+
+  void load_stats() {
+    for (BankSite<A, T>& site : banks_)
+      for (OpSite<A, T>& o : site.ops) {
+        if (o.branch >= 0 && site.branches[o.branch].separable) {
+          const Branch<A, T>& b = site.branches[o.branch];
+          read_norm(o.op->norm, b.first.mean, b.first.rstd);
+          read_norm(o.op->norm + 1, b.second.mean, b.second.rstd);
+        } else if (o.y) {
+          read_norm(o.op->norm, o.mean, o.rstd);
+        }
+      }
+  }
+
+  double total(const double* chunk_sums, int64_t c) const {
+    double sum = 0;
+    for (int64_t chunk = 0; chunk < chunks_; ++chunk) sum += chunk_sums[chunk * cp_ + c];
+    return sum;
+  }
+
+  // Sums over the node gradients: what alpha and every last batch norm of the bank need.
+  void sum_terms(BankSite<A, T>& site, const std::vector<View<T>>& g) {
+    std::vector<Mix<A, T>> mixes;
+    std::vector<std::vector<Term<A, T>>> terms;
+    A* scale = arena_.take(cp_);
+    for (size_t i = 0; i < site.ops.size();) {
+      const Edge* edge = site.ops[i].edge;
+      Mix<A, T> m{};
+      m.geo = geometry(ho_, wo_, 1, 0);
+      m.node = g[edge->node];
+      m.node_channels = c_;
+      m.chunk_g = doubles_.zeros(chunks_ * cp_);
+      terms.emplace_back();
+      for (; i < site.ops.size() && site.ops[i].edge == edge; ++i) {
+        OpSite<A, T>& o = site.ops[i];
+        o.sum = doubles_.zeros(chunks_ * cp_);
+        o.sum_g = m.chunk_g;
+        terms.back().push_back(term_of(site, o, scale));
+        terms.back().back().chunk_sum = o.sum;
+      }
+      m.count = terms.back().size();
+      mixes.push_back(m);
+    }
+    for (size_t i = 0; i < mixes.size(); ++i) mixes[i].terms = terms[i].data();
+    if (mixes.empty()) return;
+    const int64_t size = wo_ * cp_;
+    Block<A> scratch(size * chunks_);
+    over_tiles(mixes[0].geo, [&](int64_t lo, int64_t hi, int64_t chunk) {
+      for (const Mix<A, T>& m : mixes) kernels_.term_sums(m, lo, hi, chunk, scratch.data() + chunk * size);
+    });
+  }
+
+  void set_coefficients(const Stage<A, T>& s, int64_t c, double weight, double sum_g, double sum_gy) const {
+    const double rstd = double(s.rstd[c]), scale = weight * rstd;
+    s.from_g[c] = A(scale);
+    s.from_y[c] = args_.training ? A(-scale * rstd * rstd * sum_gy / pixels()) : A(0);
+    s.offset[c] = args_.training ? A(-scale * sum_g / pixels()) : A(0);
+  }
+
+  void give_coefficients(Stage<A, T>& s) {
+    s.from_g = arena_.zeros(cp_);
+    s.from_y = arena_.zeros(cp_);
+    s.offset = arena_.zeros(cp_);
+  }
+
+  void back_bank(BankSite<A, T>& site, const std::vector<View<T>>& g, const View<T>& before, const View<T>& dx, bool need_x,
+                 bool need_params, at::Tensor& dweights, std::vector<at::Tensor>& dparams) {
+    sum_terms(site, g);
+    for (const OpSite<A, T>& o : site.ops) {
+      double dweight = 0;
+      for (int64_t c = 0; c < c_; ++c) dweight += total(o.sum, c) * (o.y ? double(o.rstd[c]) : 1);
+      pointer<A>(dweights)[o.edge_index * dweights.size(1) + o.op->column] = A(dweight);
+    }
+    if (!need_x && !need_params) return;
+
+    Bank<A, T>& bank = site.bank;
+    bank.need_x = need_x;
+    bank.need_params = need_params;
+    bank.g_before = as_const(before);
+    bank.dx = dx;
+    bank.dx_channels = c_;
+
+    // Last stages.
+    int64_t grads_size = 0, separable = 0;
+    const auto place = [&](Stage<A, T>& s) {
+      s.grad = grads_size;
+      grads_size += (s.k + s.kernel * s.kernel) * cp_;
+    };
+    std::vector<View<T>> skip_g;
+    std::vector<A> skip_weight;
+    for (OpSite<A, T>& o : site.ops) {
+      if (o.branch < 0) {
+        if (!o.y) {
+          skip_g.push_back(g[o.edge->node]);
+          skip_weight.push_back(A(o.weight));
+        }
+        continue;
+      }
+      Branch<A, T>& b = site.branches[o.branch];
+      b.g = g[o.edge->node];
+      Stage<A, T>& last = b.separable ? b.second : b.first;
+      place(b.first);
+      if (b.separable) place(b.second);
+      give_coefficients(last);
+      for (int64_t c = 0; c < c_; ++c) set_coefficients(last, c, o.weight, total(o.sum_g, c), total(o.sum, c));
+      separable += b.separable;
+    }
+    bank.skip_g = skip_g.data();
+    bank.skip_weight = skip_weight.data();
+    bank.skips = skip_g.size();
+    set_pools(site, g);
+
+    const int64_t plane = n_ * ho_ * wo_ * cp_;
+    Block<A> dz(separable * plane), dx_partial(need_x ? n_ * bank.geo.h * bank.geo.w * cp_ : 0);
+    bank.dx_partial = dx_partial.data();
+    for (OpSite<A, T>& o : site.ops) {
+      if (o.branch < 0 || !site.branches[o.branch].separable) continue;
+      Branch<A, T>& b = site.branches[o.branch];
+      b.dz = dz.data() + --separable * plane;
+      b.chunk_dz = doubles_.zeros(chunks_ * cp_);
+      b.chunk_dzy = doubles_.zeros(chunks_ * cp_);
+    }
+
+    const int64_t size = ScratchLayout(bank.geo).total();
+    Block<A> scratch(size * chunks_), grads(need_params ? grads_size * chunks_ : 0);
+    if (need_params) std::fill(grads.data(), grads.data() + grads_size * chunks_, A(0));
+    over_tiles(bank.geo, [&](int64_t lo, int64_t hi, int64_t chunk) {
+      kernels_.final_backward(bank, lo, hi, chunk, scratch.data() + chunk * size, grads.data() + chunk * grads_size);
+    });
+    for (OpSite<A, T>& o : site.ops) {
+      if (o.branch < 0 || !site.branches[o.branch].separable) continue;
+      Branch<A, T>& b = site.branches[o.branch];
+      give_coefficients(b.first);
+      for (int64_t c = 0; c < c_; ++c) set_coefficients(b.first, c, 1, total(b.chunk_dz, c), total(b.chunk_dzy, c));
+    }
+    over_tiles(bank.geo, [&](int64_t lo, int64_t hi, int64_t chunk) {
+      kernels_.first_backward(bank, lo, hi, chunk, scratch.data() + chunk * size, grads.data() + chunk * grads_size);
+    });
+    if (need_params) collect_grads(site, grads.data(), grads_size, dparams);
+  }
+
+  void set_pools(BankSite<A, T>& site, const std::vector<View<T>>& g) {
+    Pools<A, T>& pools = site.bank.pools;
+    if (!pools.max_y && !pools.avg_y) return;
+    std::vector<const Edge*> edges;
+    for (const OpSite<A, T>& o : site.ops)
+      if (std::find(edges.begin(), edges.end(), o.edge) == edges.end()) edges.push_back(o.edge);
+    pool_g_.clear();
+    for (const Edge* edge : edges) pool_g_.push_back(g[edge->node]);
+    pools.edges = edges.size();
+    pools.g = pool_g_.data();
+    for (const Kind kind : {Kind::max_pool, Kind::avg_pool}) {
+      A* from_g = arena_.zeros(pools.edges * cp_);
+      A *mean = arena_.zeros(cp_), *from_y = arena_.zeros(cp_), *offset = arena_.zeros(cp_);
+      for (const OpSite<A, T>& o : site.ops) {
+        if (o.op->kind != kind) continue;
+        const int64_t e = std::find(edges.begin(), edges.end(), o.edge) - edges.begin();
+        for (int64_t c = 0; c < c_; ++c) {
+          const double rstd = double(o.rstd[c]), scale = o.weight * rstd;
+          mean[c] = o.mean[c];
+          from_g[e * cp_ + c] = A(scale);
+          if (!args_.training) continue;
+          from_y[c] += A(-scale * rstd * rstd * total(o.sum, c) / pixels());
+          offset[c] += A(-scale * total(o.sum_g, c) / pixels());
+        }
+      }
+      const bool is_max = kind == Kind::max_pool;
+      (is_max ? pools.max_from_g : pools.avg_from_g) = from_g;
+      (is_max ? pools.max_mean_a : pools.avg_mean_a) = mean;
+      (is_max ? pools.max_from_y : pools.avg_from_y) = from_y;
+      (is_max ? pools.max_offset : pools.avg_offset) = offset;
+    }
+  }
+
+  // Adds the chunks' weight gradients, in order, into the parameters' layouts.
+  void collect_grads(const BankSite<A, T>& site, const A* grads, int64_t size, std::vector<at::Tensor>& dparams) const {
+    const auto sum = [&](int64_t at) {
+      A s = 0;
+      for (int64_t chunk = 0; chunk < chunks_; ++chunk) s += grads[chunk * size + at];
+      return s;
+    };
+    const auto collect = [&](const Stage<A, T>& s, int64_t param) {
+      A *depthwise = pointer<A>(dparams[param]), *pointwise = pointer<A>(dparams[param + 1]);
+      const int64_t taps = s.kernel * s.kernel, half = c_ / 2;
+      if (!s.kernel) {
+        for (int64_t o = 0; o < c_; ++o)
+          for (int64_t i = 0; i < c_; ++i)
+            (o < half ? depthwise : pointwise)[o % half * c_ + i] = sum(s.grad + (o / half * cp_ + i) * cp_ + o);
+        return;
+      }
+      for (int64_t i = 0; i < c_; ++i)
+        for (int64_t o = 0; o < c_; ++o) pointwise[o * c_ + i] = sum(s.grad + i * cp_ + o);
+      for (int64_t tap = 0; tap < taps; ++tap)
+        for (int64_t c = 0; c < c_; ++c) depthwise[c * taps + tap] = sum(s.grad + (s.k + tap) * cp_ + c);
+    };
+    for (const OpSite<A, T>& o : site.ops) {
+      if (o.branch < 0) continue;
+      collect(site.branches[o.branch].first, o.op->param);
+      if (site.branches[o.branch].separable) collect(site.branches[o.branch].second, o.op->param + 2);
+    }
+  }
+
+  const A* zero() {
+    if (!zero_) zero_ = arena_.zeros(cp_);
+    return zero_;
+  }
+
+  const Args& args_;
+  const Plan& plan_;
+  const Kernels<A, T>& kernels_;
+  at::Tensor out_, stats_;
+  int64_t n_, c_, cp_, ho_, wo_, chunks_;
+  Arena<A> arena_;
+  Arena<double> doubles_;
+  std::vector<BankSite<A, T>> banks_;
+  std::vector<View<T>> pool_g_;
+  A* zero_ = nullptr;
+};
+
+// ---- operators -------------------------------------------------------------------------------------------------------
+
+at::Tensor channels_last(const at::Tensor& t) {
+  return t.stride(1) == 1 || t.size(1) == 1 ? t : t.contiguous(at::MemoryFormat::ChannelsLast);
+}
+
+std::vector<at::Tensor> all_channels_last(at::TensorList states) {
+  std::vector<at::Tensor> result;
+  for (const at::Tensor& t : states) result.push_back(channels_last(t));
+  return result;
+}
+
+std::vector<at::Tensor> in_compute_type(at::TensorList params, at::ScalarType dtype) {
+  std::vector<at::Tensor> result;
+  for (const at::Tensor& p : params) result.push_back(p.to(dtype).contiguous());
+  return result;
+}
+
+at::ScalarType compute_type(at::ScalarType dtype) { return dtype == at::kDouble ? at::kDouble : at::kFloat; }
+
+struct Shape {
+  int64_t n, c, ho, wo;
+};
+
+// What keeps the kernels inside the tensors; the callers' words for mistakes stand in fastdarts/ops.py.
+Shape check(const Plan& plan, at::TensorList states, const at::Tensor& weights, at::TensorList params) {
+  TORCH_CHECK_VALUE(int64_t(states.size()) == plan.inputs, "mixed_sum: plan has ", plan.inputs, " inputs; got ", states.size());
+  TORCH_CHECK_VALUE(states[0].dim() == 4, "mixed_sum: states must be [N, C, H, W]");
+  Shape shape{states[0].size(0), states[0].size(1), -1, -1};
+  for (const at::Tensor& s : states)
+    TORCH_CHECK_VALUE(s.dim() == 4 && s.numel() > 0 && s.size(0) == shape.n && s.size(1) == shape.c &&
+                          s.scalar_type() == states[0].scalar_type(),
+                      "mixed_sum: states must share N, C and dtype and not be empty; got ", s.sizes());
+  for (const Edge& edge : plan.edges) {
+    if (edge.source >= plan.inputs) continue;
+    const int64_t ho = ceil_div(states[edge.source].size(2), edge.stride), wo = ceil_div(states[edge.source].size(3), edge.stride);
+    if (shape.ho < 0) {
+      shape.ho = ho;
+      shape.wo = wo;
+    }
+    TORCH_CHECK_VALUE(shape.ho == ho && shape.wo == wo, "mixed_sum: the edges from the inputs end in different sizes");
+  }
+  TORCH_CHECK_VALUE(shape.ho > 0, "mixed_sum: no edge leaves an input");
+  TORCH_CHECK_VALUE(weights.dim() == 2 && weights.size(0) == int64_t(plan.edges.size()),
+                    "mixed_sum: weights must be [edges, ops]; got ", weights.sizes());
+  TORCH_CHECK_VALUE(int64_t(params.size()) == plan.params, "mixed_sum: plan needs ", plan.params, " parameters; got ",
+                    params.size());
+  for (const Edge& edge : plan.edges)
+    for (const Op& op : edge.ops) {
+      TORCH_CHECK_VALUE(op.column >= 0 && op.column < weights.size(1), "mixed_sum: no column ", op.column, " in weights");
+      const int64_t c = shape.c, taps = op.kernel * op.kernel;
+      const bool convolves = op.kind == Kind::sep_conv || op.kind == Kind::dil_conv;
+      for (int64_t i = 0; convolves && i < (op.kind == Kind::sep_conv ? 4 : 2); ++i)
+        TORCH_CHECK_VALUE(params[op.param + i].numel() == (i % 2 ? c * c : c * taps), "mixed_sum: parameter ", op.param + i,
+                          " has ", params[op.param + i].numel(), " elements");
+      if (op.kind == Kind::skip && edge.stride == 2)
+        for (int64_t i = 0; i < 2; ++i)
+          TORCH_CHECK_VALUE(c % 2 == 0 && params[op.param + i].numel() == c / 2 * c, "mixed_sum: parameter ", op.param + i,
+                            " has ", params[op.param + i].numel(), " elements");
+    }
+  return shape;
+}
+
+template <class F>
+void dispatch(at::ScalarType dtype, const F& f) {
+  if (dtype == at::kFloat)
+    f(float{}, float{});
+  else if (dtype == at::kDouble)
+    f(double{}, double{});
+  else if (dtype == at::kBFloat16)
+    f(float{}, bf16{});
+  else
+    TORCH_CHECK_TYPE(false, "mixed_sum on a CPU takes float32, float64 or bfloat16; got ", dtype);
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> mixed_sum(at::TensorList states, const at::Tensor& weights, at::TensorList params,
+                                                         const std::optional<at::Tensor>& running, at::IntArrayRef code,
+                                                         double eps) {
+  const Plan plan(code);
+  const Shape shape = check(plan, states, weights, params);
+  const at::ScalarType dtype = states[0].scalar_type(), compute = compute_type(dtype);
+  const auto xs = all_channels_last(states);
+  const auto ps = in_compute_type(params, compute);
+  const at::Tensor ws = weights.to(compute);
+  const at::Tensor out = at::empty({shape.n, plan.nodes * shape.c, shape.ho, shape.wo}, states[0].options(),
+                                   at::MemoryFormat::ChannelsLast);
+  const at::Tensor stats =
+      running ? running->to(compute).clone() : at::empty({plan.norms, 2, shape.c}, states[0].options().dtype(compute));
+  TORCH_CHECK_VALUE(stats.dim() == 3 && stats.size(0) == plan.norms && stats.size(2) == shape.c,
+                    "mixed_sum: running must be [", plan.norms, ", 2, ", shape.c, "]; got ", stats.sizes());
+  at::Tensor saved;
+  const Args args{xs, ws, ps, plan, !running, eps};
+  dispatch(dtype, [&](auto a, auto t) {
+    using Sum = MixedSum<decltype(a), decltype(t)>;
+    saved = empty_in_block({Sum::saved_size(plan, shape.n, shape.c, shape.ho, shape.wo)}, dtype);
+    Sum(args, out, saved, stats).forward();
+  });
+  return {out, saved, stats};
+}
+
+std::tuple<at::Tensor, std::vector<at::Tensor>, std::vector<at::Tensor>> mixed_sum_backward(
+    const at::Tensor& grad_out, at::TensorList states, const at::Tensor& weights, at::TensorList params, const at::Tensor& out,
+    const at::Tensor& saved, const at::Tensor& stats, at::IntArrayRef code, bool training, double eps, at::IntArrayRef need_states,
+    bool need_params) {
+  const Plan plan(code);
+  const Shape shape = check(plan, states, weights, params);
+  const at::ScalarType dtype = states[0].scalar_type(), compute = compute_type(dtype);
+  TORCH_CHECK_VALUE(grad_out.sizes() == out.sizes() && int64_t(need_states.size()) == plan.inputs,
+                    "mixed_sum_backward: grad_out must have the output's shape ", out.sizes(), "; got ", grad_out.sizes());
+  const auto xs = all_channels_last(states);
+  const auto ps = in_compute_type(params, compute);
+  const at::Tensor ws = weights.to(compute), g = channels_last(grad_out.to(dtype));
+  at::Tensor dweights = at::zeros_like(ws, at::MemoryFormat::Contiguous);
+  std::vector<at::Tensor> dparams, dstates;
+  std::vector<bool> need;
+  for (const at::Tensor& p : ps) dparams.push_back(need_params ? at::empty_like(p) : at::empty({0}, p.options()));
+  for (size_t i = 0; i < xs.size(); ++i) {
+    need.push_back(need_states[i] != 0);
+    dstates.push_back(need_states[i] ? at::empty(xs[i].sizes(), xs[i].options(), at::MemoryFormat::ChannelsLast)
+                                     : at::empty({0}, xs[i].options()));
+  }
+  const Args args{xs, ws, ps, plan, training, eps};
+  dispatch(dtype, [&](auto a, auto t) {
+    using Sum = MixedSum<decltype(a), decltype(t)>;
+    TORCH_CHECK_VALUE(saved.numel() == Sum::saved_size(plan, shape.n, shape.c, shape.ho, shape.wo), "mixed_sum_backward: saved");
+    Sum(args, out, saved, stats).backward(g, need_params, need, dweights, dparams, dstates);
+  });
+  for (size_t i = 0; need_params && i < ps.size(); ++i) dparams[i] = dparams[i].to(params[i].scalar_type());
+  return {dweights.to(weights.scalar_type()), dstates, dparams};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(fastdarts, CPU, m) {
+  m.impl("mixed_sum", &mixed_sum);
+  m.impl("mixed_sum_backward", &mixed_sum_backward);
+}
+
+}  // namespace fastdarts

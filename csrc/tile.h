@@ -1,0 +1,132 @@
+// What the scheduler (mixed_sum.cpp) hands to the tile kernels (tile_kernels.h): plain data, no PyTorch.
+//
+// T is the type tensors are stored in (float, double, bfloat16 as uint16_t), A the one everything is computed in (float,
+// double). All kernel-side tensors are NHWC. "cp" is the channel count rounded up to 64 bytes of A; padding channels hold 0.
+// A tile is a band of output rows of one image; tiles are numbered image by image.
+#pragma once
+#include <cstdint>
+
+namespace fastdarts {
+
+using bf16 = uint16_t;  // bit pattern
+
+template <class T>
+struct View {  // [N, H, W, C] with the channels dense
+  T* data;
+  int64_t sn, sh, sw;
+};
+
+struct Geometry {
+  int64_t n, h, w;    // source state
+  int64_t ho, wo;     // its edges' outputs: ceil(h / stride), ceil(w / stride)
+  int64_t c, cp;
+  int64_t stride;
+  int64_t pad;        // of the padded source tile: the largest any branch needs
+  int64_t rows;       // output rows of a tile
+  int64_t bands;      // tiles of an image
+};
+
+// depthwise convolution -> pointwise convolution -> batch norm; kernel == 0 stands for the two-pixel gather of a factorised
+// reduction in the place of the depthwise convolution.
+template <class A, class T>
+struct Stage {
+  int64_t kernel, dilation, stride, pad;
+  int64_t k;             // inner size of the pointwise product: cp, 2 cp for the gather
+  const A* dw;           // [kernel * kernel, cp]
+  const A* dw_flipped;   // the same, taps in reverse order
+  const A* pw;           // [k, cp]
+  const A* pw_t;         // [cp, k]
+  T* y;                  // [n, ho, wo, cp]: what the batch norm sees
+  A *mean, *rstd;        // [cp]
+  A *from_g, *from_y, *offset;  // [cp]: dy = from_g * g + from_y * (y - mean) + offset
+  int64_t grad;          // where in a thread's gradient scratch: pw [k, cp], then dw [kernel * kernel, cp]
+  double *chunk_mean, *chunk_m2;  // [chunks, cp]: moments of y, per chunk of tiles
+};
+
+template <class A, class T>
+struct Branch {  // one convolutional candidate of one edge
+  bool separable;      // two stages
+  Stage<A, T> first, second;
+  View<T> g;           // gradient of the node the edge enters
+  A* dz;               // separable: [n, ho, wo, cp], gradient of the normalised output of the first stage
+  double *chunk_dz, *chunk_dzy;  // [chunks, cp]: sums of dz and dz * (y - mean)
+};
+
+template <class A, class T>
+struct Pools {  // the pools of a state, shared by all its edges; null y: not used
+  T *max_y, *avg_y;    // [n, ho, wo, cp]
+  double *max_mean, *max_m2, *avg_mean, *avg_m2;  // [chunks, cp]
+  // backward: d pooled = sum_j from_g[j] * g_j + from_y * (y - mean) + offset
+  int64_t edges;
+  const View<T>* g;    // [edges]
+  const A *max_from_g, *avg_from_g;  // [edges, cp]
+  const A *max_mean_a, *avg_mean_a, *max_from_y, *avg_from_y, *max_offset, *avg_offset;  // [cp]
+};
+
+template <class A, class T>
+struct Bank {  // everything that leaves one state at one stride
+  Geometry geo;
+  View<const T> x;
+  Branch<A, T>* branches;
+  int64_t count;
+  Pools<A, T> pools;
+  // backward
+  bool need_params, need_x;
+  A* dx_partial;              // [n, h, w, cp]: what final_backward leaves for first_backward
+  const View<T>* skip_g;      // [skips] stride-1 skip connections
+  const A* skip_weight;       // [skips]
+  int64_t skips;
+  View<const T> g_before;     // gradient the state has from elsewhere; null data: none
+  View<T> dx;                 // [n, h, w, c or cp]
+  int64_t dx_channels;        // channels of dx to write
+};
+
+template <class A, class T>
+struct Term {  // a tensor that enters a node, or is reduced against its gradient
+  View<const T> t;
+  int64_t channels;       // c where the tensor is a state, cp where it is scratch
+  const A *scale, *mean;  // [cp]
+  double* chunk_sum;      // [chunks, cp]: sum of g * (t - mean)
+};
+
+template <class A, class T>
+struct Mix {  // node = sum of scale * (t - mean), or the sums of g * (t - mean)
+  Geometry geo;  // of the node: h = ho, w = wo
+  const Term<A, T>* terms;
+  int64_t count;
+  View<T> node;           // mix: written; term_sums: the gradient
+  int64_t node_channels;
+  double* chunk_g;        // [chunks, cp]: sum of g
+};
+
+template <class A, class T>
+struct Kernels {
+  // Each works on tiles [lo, hi) as chunk number `chunk`; scratch holds what scratch_size() says.
+  void (*first_forward)(const Bank<A, T>&, int64_t lo, int64_t hi, int64_t chunk, A* scratch);
+  void (*second_forward)(const Bank<A, T>&, int64_t lo, int64_t hi, int64_t chunk, A* scratch);
+  void (*mix)(const Mix<A, T>&, int64_t lo, int64_t hi, int64_t chunk, A* scratch);
+  void (*term_sums)(const Mix<A, T>&, int64_t lo, int64_t hi, int64_t chunk, A* scratch);
+  void (*final_backward)(const Bank<A, T>&, int64_t lo, int64_t hi, int64_t chunk, A* scratch, A* grads);
+  void (*first_backward)(const Bank<A, T>&, int64_t lo, int64_t hi, int64_t chunk, A* scratch, A* grads);
+};
+
+// A chunk's scratch: the padded source, a padded middle, depthwise outputs and their gradients, gradients of pointwise
+// outputs, the source's gradient; each in elements of A.
+struct ScratchLayout {
+  int64_t padded, padded2, d, dy, dx;
+  __attribute__((always_inline)) explicit ScratchLayout(const Geometry& g) {
+    const int64_t reach = 2 * g.pad, out = (g.rows + reach) * g.wo * g.cp;
+    const int64_t source = (g.stride * g.rows + reach) * (g.stride * g.wo + reach) * g.cp;
+    padded = padded2 = source;
+    d = 2 * out;
+    dy = out;
+    dx = g.stride * g.rows * g.w * g.cp;
+  }
+  __attribute__((always_inline)) int64_t total() const { return padded + padded2 + 2 * d + dy + dx; }
+};
+
+// The kernels for this machine's instruction set, or the one FASTDARTS_CPU names (avx512, avx2, portable).
+template <class A, class T>
+const Kernels<A, T>& kernels();
+
+}  // namespace fastdarts

@@ -1,0 +1,15 @@
+// The tile kernels for AVX2 and FMA: 32-byte vectors.
+#if defined(__x86_64__)
+#include <cstdint>
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,bmi,bmi2"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma,bmi,bmi2")
+#endif
+#define FASTDARTS_ISA avx2
+#define FASTDARTS_VECTOR_BYTES 32
+#include "tile_kernels.h"
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

@@ -1,0 +1,15 @@
+// The tile kernels for AVX-512: 64-byte vectors.
+#if defined(__x86_64__)
+#include <cstdint>
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi,bmi2"))), apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi,bmi2")
+#endif
+#define FASTDARTS_ISA avx512
+#define FASTDARTS_VECTOR_BYTES 64
+#include "tile_kernels.h"
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

@@ -1,0 +1,845 @@
+// The tile kernels, written once with vector extensions and compiled once per instruction set: tile_<isa>.cpp defines
+// FASTDARTS_ISA (a namespace) and FASTDARTS_VECTOR_BYTES, sets the target, and includes this file.
+//
+// Nothing here may use inline functions or templates of other headers: the linker could hand another instruction set's copy
+// of them to the whole process. See README.md for how the passes fit together.
+#include <cstdint>
+
+#include "tile.h"
+
+#define FD_INLINE inline __attribute__((always_inline))
+
+namespace fastdarts {
+namespace FASTDARTS_ISA {
+
+constexpr int kBytes = FASTDARTS_VECTOR_BYTES;
+constexpr int kRegisters = kBytes == 64 ? 32 : 16;
+
+// ---- vectors ---------------------------------------------------------------------------------------------------------
+
+template <class A>
+struct Vectors;
+template <>
+struct Vectors<float> {
+  typedef float V __attribute__((vector_size(kBytes)));
+  typedef float Loose __attribute__((vector_size(kBytes), aligned(4), may_alias));
+  typedef int32_t Mask __attribute__((vector_size(kBytes)));
+};
+template <>
+struct Vectors<double> {
+  typedef double V __attribute__((vector_size(kBytes)));
+  typedef double Loose __attribute__((vector_size(kBytes), aligned(8), may_alias));
+  typedef int64_t Mask __attribute__((vector_size(kBytes)));
+};
+template <class A>
+using Vec = typename Vectors<A>::V;
+template <class A>
+constexpr int kLanes = kBytes / sizeof(A);
+
+typedef uint32_t Words __attribute__((vector_size(kBytes)));
+typedef uint16_t Halves __attribute__((vector_size(kBytes / 2)));
+typedef uint16_t LooseHalves __attribute__((vector_size(kBytes / 2), aligned(2), may_alias));
+
+template <class A>
+FD_INLINE Vec<A> load(const A* p) {
+  return *reinterpret_cast<const typename Vectors<A>::Loose*>(p);
+}
+template <class A>
+FD_INLINE Vec<A> load(const bf16* p) {
+  Halves halves = *reinterpret_cast<const LooseHalves*>(p);
+  return (Vec<A>)(__builtin_convertvector(halves, Words) << 16);
+}
+template <class A>
+FD_INLINE void store(A* p, Vec<A> v) {
+  *reinterpret_cast<typename Vectors<A>::Loose*>(p) = v;
+}
+FD_INLINE void store(bf16* p, Vec<float> v) {  // round to nearest, ties to even; NaN stays NaN
+  Words bits = (Words)v;
+  Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  rounded = (bits & 0x7fffffffu) > 0x7f800000u ? (bits >> 16) | 0x40u : rounded;
+  *reinterpret_cast<LooseHalves*>(p) = __builtin_convertvector(rounded, Halves);
+}
+// The first `n` lanes only, the others 0: the last channels of a tensor whose channels do not fill whole vectors.
+template <class A, class T>
+FD_INLINE Vec<A> load_part(const T* p, int64_t n) {
+  T lanes[kLanes<A>] = {};
+  for (int64_t i = 0; i < n; ++i) lanes[i] = p[i];
+  return load<A>(lanes);
+}
+template <class A, class T>
+FD_INLINE void store_part(T* p, Vec<A> v, int64_t n) {
+  T lanes[kLanes<A>];
+  store(lanes, v);
+  for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
+}
+template <class A, class T>
+FD_INLINE Vec<A> load_channels(const T* p, int64_t c, int64_t channels) {
+  return c + kLanes<A> <= channels ? load<A>(p + c) : load_part<A>(p + c, channels - c);
+}
+template <class A, class T>
+FD_INLINE void store_channels(T* p, Vec<A> v, int64_t c, int64_t channels) {
+  if (c + kLanes<A> <= channels)
+    store(p + c, v);
+  else
+    store_part<A>(p + c, v, channels - c);
+}
+template <class A>
+FD_INLINE Vec<A> relu(Vec<A> v) {  // as PyTorch: NaN stays NaN
+  return v < 0 ? Vec<A>{} : v;
+}
+
+template <int I>
+struct Int {
+  static constexpr int value = I;
+};
+template <int I, int N, class F>
+FD_INLINE void unroll_from(const F& f) {
+  if constexpr (I < N) {
+    f(Int<I>{});
+    unroll_from<I + 1, N>(f);
+  }
+}
+// f(Int<0>{}), ..., f(Int<N - 1>{}): constant indices keep arrays of vectors in registers.
+template <int N, class F>
+FD_INLINE void unroll(const F& f) {
+  unroll_from<0, N>(f);
+}
+
+// Covers [0, n) by blocks f(Int<size>{}, start) of the largest sizes that fit; the last may overlap the one before where
+// blocks may be computed twice.
+template <int LARGEST, class F>
+FD_INLINE void overlapping_blocks(int64_t n, const F& f) {
+  if (n >= LARGEST) {
+    for (int64_t i = 0; i < n; i += LARGEST) f(Int<LARGEST>{}, i + LARGEST <= n ? i : n - LARGEST);
+  } else if constexpr (LARGEST > 1) {
+    overlapping_blocks<LARGEST / 2>(n, f);
+  }
+}
+template <int LARGEST, class F>
+FD_INLINE void exact_blocks(int64_t n, const F& f, int64_t i = 0) {
+  for (; i + LARGEST <= n; i += LARGEST) f(Int<LARGEST>{}, i);
+  if constexpr (LARGEST > 1) exact_blocks<LARGEST / 2>(n, f, i);
+}
+
+// ---- pointwise convolution -------------------------------------------------------------------------------------------
+
+// out[i, :] (+)= sum_k a[i * ai + k * ak] * b[k, :] for `rows` values of i and `columns` (whole vectors) of b.
+// SA: ai where it is known when compiling (0: not), so that addresses need no arithmetic.
+template <class A, int SA, int ROWS, int COLS, bool ADD>
+FD_INLINE void product_block(const A* a, int64_t ai, int64_t ak, const A* b, int64_t bk, int64_t k_size, A* out, int64_t oi) {
+  Vec<A> acc[ROWS][COLS];
+  unroll<ROWS>([&](auto i) { unroll<COLS>([&](auto j) { acc[i.value][j.value] = Vec<A>{}; }); });
+  for (int64_t k = 0; k < k_size; ++k) {
+    Vec<A> bv[COLS];
+    unroll<COLS>([&](auto j) { bv[j.value] = load<A>(b + k * bk + j.value * kLanes<A>); });
+    unroll<ROWS>([&](auto i) {
+      const A s = a[(SA ? i.value * SA : i.value * ai) + k * ak];
+      unroll<COLS>([&](auto j) { acc[i.value][j.value] += s * bv[j.value]; });
+    });
+  }
+  unroll<ROWS>([&](auto i) {
+    unroll<COLS>([&](auto j) {
+      A* o = out + i.value * oi + j.value * kLanes<A>;
+      store(o, ADD ? load<A>(o) + acc[i.value][j.value] : acc[i.value][j.value]);
+    });
+  });
+}
+
+template <class A, int SA, bool ADD>
+void product_strided(const A* a, int64_t rows, int64_t ai, int64_t ak, const A* b, int64_t bk, int64_t columns, int64_t k_size,
+                     A* out, int64_t oi) {
+  constexpr int kPairRows = kRegisters == 32 ? 8 : 4;
+  constexpr int kSingleRows = kRegisters == 32 ? 16 : 8;
+  int64_t j = 0;
+  for (; j + 2 * kLanes<A> <= columns; j += 2 * kLanes<A>)
+    exact_blocks<kPairRows>(rows, [&](auto size, int64_t i) {
+      product_block<A, SA, size.value, 2, ADD>(a + i * ai, ai, ak, b + j, bk, k_size, out + i * oi + j, oi);
+    });
+  for (; j < columns; j += kLanes<A>)
+    exact_blocks<kSingleRows>(rows, [&](auto size, int64_t i) {
+      product_block<A, SA, size.value, 1, ADD>(a + i * ai, ai, ak, b + j, bk, k_size, out + i * oi + j, oi);
+    });
+}
+
+// y[p, :columns] = sum_k d[p, k] * w[k, :columns]
+template <class A>
+FD_INLINE void pointwise(const A* d, int64_t pixels, int64_t d_stride, const A* w, int64_t k_size, int64_t columns, A* y,
+                         int64_t y_stride) {
+  if (d_stride == 16)
+    product_strided<A, 16, false>(d, pixels, 16, 1, w, columns, columns, k_size, y, y_stride);
+  else if (d_stride == 32)
+    product_strided<A, 32, false>(d, pixels, 32, 1, w, columns, columns, k_size, y, y_stride);
+  else if (d_stride == 64)
+    product_strided<A, 64, false>(d, pixels, 64, 1, w, columns, columns, k_size, y, y_stride);
+  else
+    product_strided<A, 0, false>(d, pixels, d_stride, 1, w, columns, columns, k_size, y, y_stride);
+}
+
+// dw[k, :columns] += sum_p d[p, k] * dy[p, :columns]
+template <class A>
+FD_INLINE void pointwise_weight_grad(const A* d, int64_t pixels, int64_t d_stride, const A* dy, int64_t columns, int64_t k_size,
+                                     A* dw) {
+  product_strided<A, 1, true>(d, k_size, 1, d_stride, dy, columns, columns, pixels, dw, columns);
+}
+
+// ---- depthwise convolution -------------------------------------------------------------------------------------------
+
+// PB pixels of one row for one vector of channels. Each input pixel is loaded once per kernel row and serves every tap.
+template <class A, int K, int D, int S, int CP, int PB, bool ADD>
+FD_INLINE void depthwise_block(const A* in, int64_t in_row, const A* w, int64_t cp, A* out) {
+  const int64_t px = CP ? CP : cp;
+  Vec<A> acc[PB];
+  unroll<PB>([&](auto p) { acc[p.value] = ADD ? load<A>(out + p.value * px) : Vec<A>{}; });
+#pragma GCC unroll 1
+  for (int ky = 0; ky < K; ++ky) {
+    Vec<A> taps[K];
+    unroll<K>([&](auto kx) { taps[kx.value] = load<A>(w + (ky * K + kx.value) * px); });
+    unroll<(PB - 1) * S + (K - 1) * D + 1>([&](auto q) {
+      const Vec<A> v = load<A>(in + q.value * px);
+      unroll<K>([&](auto kx) {
+        constexpr int start = q.value - kx.value * D;
+        if constexpr (start >= 0 && start % S == 0 && start / S < PB) acc[start / S] += taps[kx.value] * v;
+      });
+    });
+    in += in_row * D;
+  }
+  unroll<PB>([&](auto p) { store(out + p.value * px, acc[p.value]); });
+}
+
+// out[r, c] (+)= sum_{ky, kx} w[ky, kx] * in[S r + D ky, S c + D kx]; row strides in elements.
+template <class A, int K, int D, int S, int CP, bool ADD>
+void depthwise_tile(const A* in, int64_t in_row, const A* w, A* out, int64_t out_row, int64_t rows, int64_t columns,
+                    int64_t cp) {
+  constexpr int kPixels = kRegisters == 32 ? 16 : 8;
+  const int64_t px = CP ? CP : cp;
+  for (int64_t c = 0; c < px; c += kLanes<A>)
+    for (int64_t r = 0; r < rows; ++r) {
+      const A* in_r = in + r * S * in_row + c;
+      A* out_r = out + r * out_row + c;
+      const auto block = [&](auto size, int64_t i) {
+        depthwise_block<A, K, D, S, CP, size.value, ADD>(in_r + i * S * px, in_row, w + c, cp, out_r + i * px);
+      };
+      if constexpr (ADD)
+        exact_blocks<kPixels>(columns, block);
+      else
+        overlapping_blocks<kPixels>(columns, block);
+    }
+}
+
+template <class A>
+using DepthwiseTile = void (*)(const A*, int64_t, const A*, A*, int64_t, int64_t, int64_t, int64_t);
+
+template <class A, int K, int D, int S, bool ADD>
+DepthwiseTile<A> depthwise_of_channels(int64_t cp) {
+  if constexpr (sizeof(A) == 4) {
+    if (cp == 16) return depthwise_tile<A, K, D, S, 16, ADD>;
+    if (cp == 32) return depthwise_tile<A, K, D, S, 32, ADD>;
+    if (cp == 64) return depthwise_tile<A, K, D, S, 64, ADD>;
+  }
+  return depthwise_tile<A, K, D, S, 0, ADD>;
+}
+
+template <class A, int S, bool ADD>
+DepthwiseTile<A> depthwise(int64_t kernel, int64_t dilation, int64_t cp) {
+  if (dilation == 1) {
+    if (kernel == 3) return depthwise_of_channels<A, 3, 1, S, ADD>(cp);
+    if (kernel == 5) return depthwise_of_channels<A, 5, 1, S, ADD>(cp);
+    return depthwise_of_channels<A, 7, 1, S, ADD>(cp);
+  }
+  if (kernel == 3) return depthwise_of_channels<A, 3, 2, S, ADD>(cp);
+  return depthwise_of_channels<A, 5, 2, S, ADD>(cp);
+}
+
+// dw[ky, kx] += sum_{r, c} dd[r, c] * in[S r + D ky, S c + D kx], KY kernel rows from ky at a time.
+template <class A, int K, int D, int S, int CP, int KY>
+FD_INLINE void depthwise_weight_rows(const A* in, int64_t in_row, const A* dd, int64_t dd_row, int64_t rows, int64_t columns,
+                                     int64_t cp, A* dw) {
+  const int64_t px = CP ? CP : cp;
+  Vec<A> acc[KY][K];
+  unroll<KY>([&](auto ky) { unroll<K>([&](auto kx) { acc[ky.value][kx.value] = Vec<A>{}; }); });
+  for (int64_t r = 0; r < rows; ++r) {
+    const A* in_r = in + r * S * in_row;
+    const A* dd_r = dd + r * dd_row;
+    for (int64_t i = 0; i < columns; ++i) {
+      const Vec<A> v = load<A>(dd_r + i * px);
+      unroll<KY>([&](auto ky) {
+        const A* in_k = in_r + ky.value * D * in_row + i * S * px;
+        unroll<K>([&](auto kx) { acc[ky.value][kx.value] += v * load<A>(in_k + kx.value * D * px); });
+      });
+    }
+  }
+  unroll<KY>([&](auto ky) {
+    unroll<K>([&](auto kx) {
+      A* o = dw + (ky.value * K + kx.value) * px;
+      store(o, load<A>(o) + acc[ky.value][kx.value]);
+    });
+  });
+}
+
+template <class A, int K, int D, int S, int CP>
+void depthwise_weight_tile(const A* in, int64_t in_row, const A* dd, int64_t dd_row, A* dw, int64_t rows, int64_t columns,
+                           int64_t cp) {
+  constexpr int kAtOnce = kRegisters == 32 ? (K == 7 ? 3 : K) : (K == 3 ? 3 : K == 5 ? 2 : 1);
+  const int64_t px = CP ? CP : cp;
+  for (int64_t c = 0; c < px; c += kLanes<A>) {
+    int ky = 0;
+    for (; ky + kAtOnce <= K; ky += kAtOnce)
+      depthwise_weight_rows<A, K, D, S, CP, kAtOnce>(in + ky * D * in_row + c, in_row, dd + c, dd_row, rows, columns, cp,
+                                                     dw + ky * K * px + c);
+    if constexpr (K % kAtOnce)
+      depthwise_weight_rows<A, K, D, S, CP, K % kAtOnce>(in + ky * D * in_row + c, in_row, dd + c, dd_row, rows, columns, cp,
+                                                         dw + ky * K * px + c);
+  }
+}
+
+template <class A>
+using DepthwiseWeightTile = void (*)(const A*, int64_t, const A*, int64_t, A*, int64_t, int64_t, int64_t);
+
+template <class A, int K, int D, int S>
+DepthwiseWeightTile<A> depthwise_weight_of_channels(int64_t cp) {
+  if constexpr (sizeof(A) == 4) {
+    if (cp == 16) return depthwise_weight_tile<A, K, D, S, 16>;
+    if (cp == 32) return depthwise_weight_tile<A, K, D, S, 32>;
+    if (cp == 64) return depthwise_weight_tile<A, K, D, S, 64>;
+  }
+  return depthwise_weight_tile<A, K, D, S, 0>;
+}
+
+template <class A, int S>
+DepthwiseWeightTile<A> depthwise_weight(int64_t kernel, int64_t dilation, int64_t cp) {
+  if (dilation == 1) {
+    if (kernel == 3) return depthwise_weight_of_channels<A, 3, 1, S>(cp);
+    if (kernel == 5) return depthwise_weight_of_channels<A, 5, 1, S>(cp);
+    return depthwise_weight_of_channels<A, 7, 1, S>(cp);
+  }
+  if (kernel == 3) return depthwise_weight_of_channels<A, 3, 2, S>(cp);
+  return depthwise_weight_of_channels<A, 5, 2, S>(cp);
+}
+
+// ---- tiles -----------------------------------------------------------------------------------------------------------
+
+struct Tile {
+  int64_t image, begin, end;  // output rows
+};
+
+FD_INLINE Tile tile_at(const Geometry& geo, int64_t index) {
+  const int64_t begin = index % geo.bands * geo.rows;
+  return {index / geo.bands, begin, begin + geo.rows < geo.ho ? begin + geo.rows : geo.ho};
+}
+
+// A chunk's scratch; sizes in scratch_size().
+template <class A>
+struct Scratch {
+  A *padded, *padded2, *d, *dy, *dd, *dx;
+  Scratch(const Geometry& geo, A* base) {
+    const ScratchLayout layout(geo);
+    padded = base;
+    padded2 = padded + layout.padded;
+    d = padded2 + layout.padded2;
+    dy = d + layout.d;
+    dd = dy + layout.dy;
+    dx = dd + layout.d;
+  }
+};
+
+// dst[row, W + 2 pad, cp] for rows [begin, end) of an image of h rows; outside the image zeros, inside value(row, column, c).
+template <class A, class F>
+FD_INLINE void fill_padded(A* dst, int64_t begin, int64_t end, int64_t h, int64_t w, int64_t pad, int64_t cp, const F& value) {
+  const int64_t row_size = (w + 2 * pad) * cp;
+  for (int64_t row = begin; row < end; ++row, dst += row_size) {
+    if (row < 0 || row >= h) {
+      for (int64_t i = 0; i < row_size; i += kLanes<A>) store(dst + i, Vec<A>{});
+      continue;
+    }
+    for (int64_t i = 0; i < pad * cp; i += kLanes<A>) {
+      store(dst + i, Vec<A>{});
+      store(dst + row_size - pad * cp + i, Vec<A>{});
+    }
+    A* inside = dst + pad * cp;
+    for (int64_t column = 0; column < w; ++column)
+      for (int64_t c = 0; c < cp; c += kLanes<A>) store(inside + column * cp + c, value(row, column, c));
+  }
+}
+
+// The rows of relu(x) that output rows [begin, end) of a bank read.
+template <class A, class T>
+FD_INLINE void fill_source(const Bank<A, T>& bank, const Tile& tile, A* padded) {
+  const Geometry& g = bank.geo;
+  const T* image = bank.x.data + tile.image * bank.x.sn;
+  fill_padded(padded, tile.begin * g.stride - g.pad, (tile.end - 1) * g.stride + g.pad + 1, g.h, g.w, g.pad, g.cp,
+              [&](int64_t row, int64_t column, int64_t c) {
+                return relu<A>(load_channels<A>(image + row * bank.x.sh + column * bank.x.sw, c, g.c));
+              });
+}
+
+// The rows of relu(batch norm(y)) that output rows [begin, end) of a second stage read.
+template <class A, class T>
+FD_INLINE void fill_normalised(const Geometry& g, const Stage<A, T>& first, int64_t pad, const Tile& tile, A* padded) {
+  const T* image = first.y + tile.image * g.ho * g.wo * g.cp;
+  fill_padded(padded, tile.begin - pad, tile.end + pad, g.ho, g.wo, pad, g.cp, [&](int64_t row, int64_t column, int64_t c) {
+    const Vec<A> y = load<A>(image + (row * g.wo + column) * g.cp + c);
+    return relu<A>((y - load<A>(first.mean + c)) * load<A>(first.rstd + c));
+  });
+}
+
+// d = depthwise(padded) or the gather of a factorised reduction, [rows * wo, stage.k]. `pad` is the padding of `padded`.
+template <class A, class T>
+FD_INLINE void depthwise_forward(const Stage<A, T>& stage, const Geometry& g, const A* padded, int64_t w, int64_t pad,
+                                 int64_t rows, A* d) {
+  const int64_t in_row = (w + 2 * pad) * g.cp;
+  const int64_t shift = pad - stage.pad;
+  const A* in = padded + shift * in_row + shift * g.cp;
+  if (stage.kernel) {
+    const auto run = stage.stride == 1 ? depthwise<A, 1, false>(stage.kernel, stage.dilation, g.cp)
+                                       : depthwise<A, 2, false>(stage.kernel, stage.dilation, g.cp);
+    run(in, in_row, stage.dw, d, g.wo * g.cp, rows, g.wo, g.cp);
+    return;
+  }
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t column = 0; column < g.wo; ++column, d += 2 * g.cp) {
+      const A* here = in + 2 * r * in_row + 2 * column * g.cp;
+      for (int64_t c = 0; c < g.cp; c += kLanes<A>) {
+        store(d + c, load<A>(here + c));
+        store(d + g.cp + c, load<A>(here + in_row + g.cp + c));
+      }
+    }
+}
+
+// Joins the moments of `pixels` values to the ones of the `before` values already seen (Chan et al.), in double.
+FD_INLINE void join_moments(double* mean, double* m2, double before, double pixels, double tile_mean, double tile_m2) {
+  const double delta = tile_mean - *mean, total = before + pixels;
+  *mean += delta * (pixels / total);
+  *m2 += tile_m2 + delta * delta * (before * pixels / total);
+}
+
+// Moments of y [pixels, cp] about its first pixel: exact for constants, no cancellation for a large mean.
+template <class A>
+FD_INLINE void add_moments(const A* y, int64_t pixels, int64_t cp, int64_t before, double* mean, double* m2) {
+  for (int64_t c = 0; c < cp; c += kLanes<A>) {
+    const Vec<A> origin = load<A>(y + c);
+    Vec<A> sum[4] = {}, square[4] = {};
+    int64_t p = 0;
+    for (; p + 4 <= pixels; p += 4)
+      unroll<4>([&](auto i) {
+        const Vec<A> v = load<A>(y + (p + i.value) * cp + c) - origin;
+        sum[i.value] += v;
+        square[i.value] += v * v;
+      });
+    for (; p < pixels; ++p) {
+      const Vec<A> v = load<A>(y + p * cp + c) - origin;
+      sum[0] += v;
+      square[0] += v * v;
+    }
+    const Vec<A> total = (sum[0] + sum[1]) + (sum[2] + sum[3]), squares = (square[0] + square[1]) + (square[2] + square[3]);
+    for (int lane = 0; lane < kLanes<A>; ++lane) {
+      const double shift = double(total[lane]) / pixels;
+      const double tile_m2 = double(squares[lane]) - double(total[lane]) * shift;
+      join_moments(mean + c + lane, m2 + c + lane, before, pixels, origin[lane] + shift, tile_m2 > 0 ? tile_m2 : 0);
+    }
+  }
+}
+
+// y = pointwise(d): stored, and its moments added to the chunk's.
+template <class A, class T>
+FD_INLINE void pointwise_forward(const Stage<A, T>& stage, const Geometry& g, const Tile& tile, int64_t chunk, int64_t before,
+                                 const A* d, A* y) {
+  const int64_t pixels = (tile.end - tile.begin) * g.wo;
+  pointwise(d, pixels, stage.k, stage.pw, stage.k, g.cp, y, g.cp);
+  add_moments(y, pixels, g.cp, before, stage.chunk_mean + chunk * g.cp, stage.chunk_m2 + chunk * g.cp);
+  T* out = stage.y + (tile.image * g.ho + tile.begin) * g.wo * g.cp;
+  for (int64_t i = 0; i < pixels * g.cp; i += kLanes<A>) store(out + i, load<A>(y + i));
+}
+
+// ---- pools -----------------------------------------------------------------------------------------------------------
+
+struct Window {
+  int64_t row_begin, row_end, column_begin, column_end;
+};
+
+FD_INLINE Window window_at(const Geometry& g, int64_t r, int64_t column) {  // 3x3, padding 1, clipped to the image
+  const int64_t top = r * g.stride - 1, left = column * g.stride - 1;
+  return {top < 0 ? 0 : top, top + 3 < g.h ? top + 3 : g.h, left < 0 ? 0 : left, left + 3 < g.w ? left + 3 : g.w};
+}
+
+template <class A, class T>
+void pool_forward(const Bank<A, T>& bank, const Tile& tile, int64_t chunk, int64_t before, A* max_y, A* avg_y) {
+  const Geometry& g = bank.geo;
+  const T* image = bank.x.data + tile.image * bank.x.sn;
+  const int64_t pixels = (tile.end - tile.begin) * g.wo;
+  for (int64_t r = tile.begin, p = 0; r < tile.end; ++r)
+    for (int64_t column = 0; column < g.wo; ++column, ++p) {
+      const Window win = window_at(g, r, column);
+      const A count = A((win.row_end - win.row_begin) * (win.column_end - win.column_begin));
+      for (int64_t c = 0; c < g.cp; c += kLanes<A>) {
+        Vec<A> sum = {}, largest = load_channels<A>(image + win.row_begin * bank.x.sh + win.column_begin * bank.x.sw, c, g.c);
+        for (int64_t row = win.row_begin; row < win.row_end; ++row)
+          for (int64_t col = win.column_begin; col < win.column_end; ++col) {
+            const Vec<A> v = load_channels<A>(image + row * bank.x.sh + col * bank.x.sw, c, g.c);
+            sum += v;
+            largest = (v > largest) | (v != v) ? v : largest;
+          }
+        store(max_y + p * g.cp + c, largest);
+        store(avg_y + p * g.cp + c, sum / count);
+      }
+    }
+  const int64_t at = (tile.image * g.ho + tile.begin) * g.wo * g.cp;
+  if (bank.pools.max_y) {
+    add_moments(max_y, pixels, g.cp, before, bank.pools.max_mean + chunk * g.cp, bank.pools.max_m2 + chunk * g.cp);
+    for (int64_t i = 0; i < pixels * g.cp; i += kLanes<A>) store(bank.pools.max_y + at + i, load<A>(max_y + i));
+  }
+  if (bank.pools.avg_y) {
+    add_moments(avg_y, pixels, g.cp, before, bank.pools.avg_mean + chunk * g.cp, bank.pools.avg_m2 + chunk * g.cp);
+    for (int64_t i = 0; i < pixels * g.cp; i += kLanes<A>) store(bank.pools.avg_y + at + i, load<A>(avg_y + i));
+  }
+}
+
+// Adds the pools' input gradients to dx, source rows [begin, end) of one image.
+template <class A, class T>
+void pool_backward(const Bank<A, T>& bank, int64_t image, int64_t begin, int64_t end, A* dx) {
+  const Geometry& g = bank.geo;
+  const Pools<A, T>& pools = bank.pools;
+  const T* x = bank.x.data + image * bank.x.sn;
+  // Windows that touch source rows [begin, end): centre stride * r within one row of them.
+  const int64_t r_begin = begin - 1 <= 0 ? 0 : (begin - 1 + g.stride - 1) / g.stride;
+  const int64_t r_end = end / g.stride + 1 < g.ho ? end / g.stride + 1 : g.ho;
+  for (int64_t r = r_begin; r < r_end; ++r)
+    for (int64_t column = 0; column < g.wo; ++column) {
+      const Window win = window_at(g, r, column);
+      const int64_t from = win.row_begin < begin ? begin : win.row_begin, to = win.row_end < end ? win.row_end : end;
+      const A count = A((win.row_end - win.row_begin) * (win.column_end - win.column_begin));
+      const int64_t at = ((image * g.ho + r) * g.wo + column) * g.cp;
+      for (int64_t c = 0; c < g.cp; c += kLanes<A>) {
+        Vec<A> d_max = {}, d_avg = {}, largest = {};
+        if (pools.max_y) {
+          largest = load<A>(pools.max_y + at + c);
+          d_max = load<A>(pools.max_from_y + c) * (largest - load<A>(pools.max_mean_a + c)) + load<A>(pools.max_offset + c);
+        }
+        if (pools.avg_y)
+          d_avg = load<A>(pools.avg_from_y + c) * (load<A>(pools.avg_y + at + c) - load<A>(pools.avg_mean_a + c)) +
+                  load<A>(pools.avg_offset + c);
+        for (int64_t e = 0; e < pools.edges; ++e) {
+          const View<T>& gv = pools.g[e];
+          const Vec<A> gj = load_channels<A>(gv.data + image * gv.sn + r * gv.sh + column * gv.sw, c, g.c);
+          if (pools.max_y) d_max += load<A>(pools.max_from_g + e * g.cp + c) * gj;
+          if (pools.avg_y) d_avg += load<A>(pools.avg_from_g + e * g.cp + c) * gj;
+        }
+        d_avg = d_avg / count;
+        // The gradient of a maximum goes to the first of equal values, which may lie in rows of another tile.
+        typename Vectors<A>::Mask open = ~typename Vectors<A>::Mask{};
+        for (int64_t row = win.row_begin; row < to; ++row)
+          for (int64_t col = win.column_begin; col < win.column_end; ++col) {
+            const Vec<A> v = load_channels<A>(x + row * bank.x.sh + col * bank.x.sw, c, g.c);
+            const auto here = open & ((v == largest) | (v != v));
+            open &= ~here;
+            if (row < from) continue;
+            A* o = dx + ((row - begin) * g.w + col) * g.cp + c;
+            store(o, load<A>(o) + d_avg + (here ? d_max : Vec<A>{}));
+          }
+      }
+    }
+}
+
+// ---- passes ----------------------------------------------------------------------------------------------------------
+
+// First stages and pools of everything that leaves a state.
+template <class A, class T>
+void first_forward(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t chunk, A* base) {
+  const Scratch<A> scratch(bank.geo, base);
+  int64_t before = 0;
+  for (int64_t index = lo; index < hi; ++index) {
+    const Tile tile = tile_at(bank.geo, index);
+    if (bank.count) fill_source(bank, tile, scratch.padded);
+    for (int64_t b = 0; b < bank.count; ++b) {
+      const Stage<A, T>& stage = bank.branches[b].first;
+      depthwise_forward(stage, bank.geo, scratch.padded, bank.geo.w, bank.geo.pad, tile.end - tile.begin, scratch.d);
+      pointwise_forward(stage, bank.geo, tile, chunk, before, scratch.d, scratch.dy);
+    }
+    if (bank.pools.max_y || bank.pools.avg_y) pool_forward(bank, tile, chunk, before, scratch.d, scratch.dy);
+    before += (tile.end - tile.begin) * bank.geo.wo;
+  }
+}
+
+// Second stages of the separable convolutions that leave a state.
+template <class A, class T>
+void second_forward(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t chunk, A* base) {
+  const Scratch<A> scratch(bank.geo, base);
+  for (int64_t b = 0; b < bank.count; ++b) {
+    if (!bank.branches[b].separable) continue;
+    const Stage<A, T>& stage = bank.branches[b].second;
+    int64_t before = 0;
+    for (int64_t index = lo; index < hi; ++index) {
+      const Tile tile = tile_at(bank.geo, index);
+      fill_normalised(bank.geo, bank.branches[b].first, stage.pad, tile, scratch.padded2);
+      depthwise_forward(stage, bank.geo, scratch.padded2, bank.geo.wo, stage.pad, tile.end - tile.begin, scratch.d);
+      pointwise_forward(stage, bank.geo, tile, chunk, before, scratch.d, scratch.dy);
+      before += (tile.end - tile.begin) * bank.geo.wo;
+    }
+  }
+}
+
+// node = sum_t scale_t * (t - mean_t)
+template <class A, class T>
+void mix(const Mix<A, T>& m, int64_t lo, int64_t hi, int64_t, A* row_sum) {
+  const Geometry& g = m.geo;
+  for (int64_t index = lo; index < hi; ++index) {
+    const Tile tile = tile_at(g, index);
+    for (int64_t r = tile.begin; r < tile.end; ++r) {
+      for (int64_t i = 0; i < g.wo * g.cp; i += kLanes<A>) store(row_sum + i, Vec<A>{});
+      for (int64_t t = 0; t < m.count; ++t) {
+        const Term<A, T>& term = m.terms[t];
+        const T* row = term.t.data + tile.image * term.t.sn + r * term.t.sh;
+        for (int64_t c = 0; c < g.cp; c += kLanes<A>) {
+          const Vec<A> scale = load<A>(term.scale + c), mean = load<A>(term.mean + c);
+          const auto add = [&](int64_t column, Vec<A> v) {
+            A* o = row_sum + column * g.cp + c;
+            store(o, load<A>(o) + scale * (v - mean));
+          };
+          if (c + kLanes<A> <= term.channels)
+            for (int64_t column = 0; column < g.wo; ++column) add(column, load<A>(row + column * term.t.sw + c));
+          else
+            for (int64_t column = 0; column < g.wo; ++column)
+              add(column, load_part<A>(row + column * term.t.sw + c, term.channels - c));
+        }
+      }
+      T* out = m.node.data + tile.image * m.node.sn + r * m.node.sh;
+      for (int64_t column = 0; column < g.wo; ++column)
+        for (int64_t c = 0; c < m.node_channels; c += kLanes<A>)
+          store_channels<A>(out + column * m.node.sw, load<A>(row_sum + column * g.cp + c), c, m.node_channels);
+    }
+  }
+}
+
+// sum g, and for every term sum g * (t - mean_t)
+template <class A, class T>
+void term_sums(const Mix<A, T>& m, int64_t lo, int64_t hi, int64_t chunk, A* g_row) {
+  const Geometry& g = m.geo;
+  for (int64_t index = lo; index < hi; ++index) {
+    const Tile tile = tile_at(g, index);
+    for (int64_t r = tile.begin; r < tile.end; ++r) {
+      const T* source = m.node.data + tile.image * m.node.sn + r * m.node.sh;
+      for (int64_t column = 0; column < g.wo; ++column)
+        for (int64_t c = 0; c < g.cp; c += kLanes<A>)
+          store(g_row + column * g.cp + c, load_channels<A>(source + column * m.node.sw, c, m.node_channels));
+      for (int64_t c = 0; c < g.cp; c += kLanes<A>) {
+        const auto reduce = [&](double* into, const auto& value) {
+          Vec<A> sum[4] = {};
+          int64_t column = 0;
+          for (; column + 4 <= g.wo; column += 4)
+            unroll<4>([&](auto i) {
+              sum[i.value] += load<A>(g_row + (column + i.value) * g.cp + c) * value(column + i.value);
+            });
+          for (; column < g.wo; ++column) sum[0] += load<A>(g_row + column * g.cp + c) * value(column);
+          const Vec<A> total = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+          for (int lane = 0; lane < kLanes<A>; ++lane) into[chunk * g.cp + c + lane] += double(total[lane]);
+        };
+        if (m.chunk_g) reduce(m.chunk_g, [&](int64_t) { return Vec<A>{} + A(1); });
+        for (int64_t t = 0; t < m.count; ++t) {
+          const Term<A, T>& term = m.terms[t];
+          const T* row = term.t.data + tile.image * term.t.sn + r * term.t.sh + c;
+          const Vec<A> mean = load<A>(term.mean + c);
+          if (c + kLanes<A> <= term.channels)
+            reduce(term.chunk_sum, [&](int64_t column) { return load<A>(row + column * term.t.sw) - mean; });
+          else
+            reduce(term.chunk_sum,
+                   [&](int64_t column) { return load_part<A>(row + column * term.t.sw, term.channels - c) - mean; });
+        }
+      }
+    }
+  }
+}
+
+// From the gradient dn of a stage's normalised output to everything before it. `dn(row, column, c)` gives it for one image,
+// `padded` is the stage's padded input (width w, padding `pad`) for the tile's rows; dx [stride * rows, w, cp] is added to.
+template <class A, class T, class F>
+FD_INLINE void stage_backward(const Stage<A, T>& stage, const Geometry& g, const Tile& tile, const A* padded, int64_t h,
+                              int64_t w, int64_t pad, bool need_params, bool need_x, A* grads, const Scratch<A>& s, const F& dn,
+                              A* dx) {
+  const int64_t cp = g.cp, S = stage.stride, rows = tile.end - tile.begin;
+  // Input rows of this tile also see outputs of its neighbours; their dd is computed here once more.
+  const int64_t reach = stage.kernel && need_x ? (stage.pad + S - 1) / S : 0;
+  const int64_t first = tile.begin - reach < 0 ? 0 : tile.begin - reach;
+  const int64_t last = tile.end + reach < g.ho ? tile.end + reach : g.ho;
+  const int64_t own = (tile.begin - first) * g.wo, all = (last - first) * g.wo;
+  const T* y = stage.y + tile.image * g.ho * g.wo * cp;
+
+  for (int64_t c = 0; c < cp; c += kLanes<A>) {
+    const Vec<A> from_g = load<A>(stage.from_g + c), from_y = load<A>(stage.from_y + c), mean = load<A>(stage.mean + c),
+                 offset = load<A>(stage.offset + c);
+    A* out = s.dy + c;
+    for (int64_t r = first; r < last; ++r)
+      for (int64_t column = 0; column < g.wo; ++column, out += cp)
+        store(out, from_g * dn(r, column, c) + (from_y * (load<A>(y + (r * g.wo + column) * cp + c) - mean) + offset));
+  }
+  if (need_params) {
+    depthwise_forward(stage, g, padded, w, pad, rows, s.d);
+    pointwise_weight_grad(s.d, rows * g.wo, stage.k, s.dy + own * cp, cp, stage.k, grads + stage.grad);
+  }
+  if (!stage.kernel) {
+    if (!need_x) return;
+    pointwise(s.dy, all, cp, stage.pw_t, cp, stage.k, s.dd, stage.k);
+    const A* dd = s.dd;
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t column = 0; column < g.wo; ++column, dd += 2 * cp)
+        for (int64_t half = 0; half < 2; ++half) {
+          if (2 * (tile.begin + r) + half >= h || 2 * column + half >= w) continue;
+          A* o = dx + ((2 * r + half) * w + 2 * column + half) * cp;
+          for (int64_t c = 0; c < cp; c += kLanes<A>) store(o + c, load<A>(o + c) + load<A>(dd + half * cp + c));
+        }
+    return;
+  }
+
+  // dd, spread to the input's resolution, inside a border of zeros: [S * rows + 2 p, w + 2 p].
+  const int64_t p = stage.pad, dd_row = (w + 2 * p) * cp, dd_rows = S * rows + 2 * p;
+  for (int64_t i = 0; i < dd_rows * dd_row; i += kLanes<A>) store(s.padded2 + i, Vec<A>{});
+  for (int64_t r = first; r < last; ++r) {
+    const int64_t row = S * (r - tile.begin) + p;
+    if (row < 0 || row >= dd_rows) continue;
+    pointwise(s.dy + (r - first) * g.wo * cp, g.wo, cp, stage.pw_t, cp, cp, s.padded2 + row * dd_row + p * cp, S * cp);
+  }
+  const int64_t shift = pad - p, in_row = (w + 2 * pad) * cp;
+  if (need_params) {
+    const A* in = padded + shift * in_row + shift * cp;
+    A* dw = grads + stage.grad + stage.k * cp;
+    const A* dd = s.padded2 + p * dd_row + p * cp;
+    if (S == 1) {
+      depthwise_weight<A, 1>(stage.kernel, stage.dilation, cp)(in, in_row, dd, dd_row, dw, rows, g.wo, cp);
+    } else {
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t column = 0; column < g.wo; ++column)
+          for (int64_t c = 0; c < cp; c += kLanes<A>)
+            store(s.dd + (r * g.wo + column) * cp + c, load<A>(dd + 2 * r * dd_row + 2 * column * cp + c));
+      depthwise_weight<A, 2>(stage.kernel, stage.dilation, cp)(in, in_row, s.dd, g.wo * cp, dw, rows, g.wo, cp);
+    }
+  }
+  if (need_x) {
+    const int64_t in_rows = S * tile.begin + S * rows <= h ? S * rows : h - S * tile.begin;
+    depthwise<A, 1, true>(stage.kernel, stage.dilation, cp)(s.padded2, dd_row, stage.dw_flipped, dx, w * cp, in_rows, w, cp);
+  }
+}
+
+template <class A>
+FD_INLINE void clear(A* p, int64_t n) {
+  for (int64_t i = 0; i < n; i += kLanes<A>) store(p + i, Vec<A>{});
+}
+
+// The last stage of every branch of a bank: weight gradients, the gradient of a separable convolution's middle (with the
+// sums its batch norm needs), and what the other branches give to dx.
+template <class A, class T>
+void final_backward(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t chunk, A* base, A* grads) {
+  const Geometry& g = bank.geo;
+  const Scratch<A> s(g, base);
+  for (int64_t index = lo; index < hi; ++index) {
+    const Tile tile = tile_at(g, index);
+    const int64_t rows = tile.end - tile.begin;
+    const int64_t x_begin = tile.begin * g.stride, x_end = tile.end * g.stride < g.h ? tile.end * g.stride : g.h;
+    bool filled = false;
+    if (bank.need_x) clear(s.dx, (x_end - x_begin) * g.w * g.cp);
+    for (int64_t b = 0; b < bank.count; ++b) {
+      const Branch<A, T>& branch = bank.branches[b];
+      const T* gi = branch.g.data + tile.image * branch.g.sn;
+      const auto dn = [&](int64_t row, int64_t column, int64_t c) {
+        return load_channels<A>(gi + row * branch.g.sh + column * branch.g.sw, c, g.c);
+      };
+      if (!branch.separable) {
+        if (!filled && bank.need_params) fill_source(bank, tile, s.padded);
+        filled = true;
+        stage_backward(branch.first, g, tile, s.padded, g.h, g.w, g.pad, bank.need_params, bank.need_x, grads, s, dn, s.dx);
+        continue;
+      }
+      const Stage<A, T>& second = branch.second;
+      // dz of the tile goes to its place in the image; the padded input shares scratch.padded with the source.
+      A* dz = branch.dz + (tile.image * g.ho + tile.begin) * g.wo * g.cp;
+      clear(dz, rows * g.wo * g.cp);
+      if (bank.need_params) fill_normalised(g, branch.first, second.pad, tile, s.padded);
+      filled = false;
+      stage_backward(second, g, tile, s.padded, g.ho, g.wo, second.pad, bank.need_params, true, grads, s, dn, dz);
+      const T* y = branch.first.y + (tile.image * g.ho + tile.begin) * g.wo * g.cp;
+      for (int64_t c = 0; c < g.cp; c += kLanes<A>) {
+        const Vec<A> mean = load<A>(branch.first.mean + c), rstd = load<A>(branch.first.rstd + c);
+        Vec<A> sum[2] = {}, sum_y[2] = {};
+        const auto one = [&](int64_t i, int lane) {
+          const Vec<A> centred = load<A>(y + i * g.cp + c) - mean;
+          const Vec<A> v = centred * rstd > 0 ? load<A>(dz + i * g.cp + c) : Vec<A>{};
+          store(dz + i * g.cp + c, v);
+          sum[lane] += v;
+          sum_y[lane] += v * centred;
+        };
+        int64_t i = 0;
+        for (; i + 2 <= rows * g.wo; i += 2) {
+          one(i, 0);
+          one(i + 1, 1);
+        }
+        if (i < rows * g.wo) one(i, 0);
+        for (int lane = 0; lane < kLanes<A>; ++lane) {
+          branch.chunk_dz[chunk * g.cp + c + lane] += double(sum[0][lane]) + double(sum[1][lane]);
+          branch.chunk_dzy[chunk * g.cp + c + lane] += double(sum_y[0][lane]) + double(sum_y[1][lane]);
+        }
+      }
+    }
+    if (bank.need_x) {
+      A* out = bank.dx_partial + (tile.image * g.h + x_begin) * g.w * g.cp;
+      for (int64_t i = 0; i < (x_end - x_begin) * g.w * g.cp; i += kLanes<A>) store(out + i, load<A>(s.dx + i));
+    }
+  }
+}
+
+// The first stage of every separable convolution of a bank, then the state's whole gradient.
+template <class A, class T>
+void first_backward(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t, A* base, A* grads) {
+  const Geometry& g = bank.geo;
+  const Scratch<A> s(g, base);
+  for (int64_t index = lo; index < hi; ++index) {
+    const Tile tile = tile_at(g, index);
+    const int64_t x_begin = tile.begin * g.stride, x_end = tile.end * g.stride < g.h ? tile.end * g.stride : g.h;
+    A* dx = bank.need_x ? bank.dx_partial + (tile.image * g.h + x_begin) * g.w * g.cp : nullptr;
+    bool filled = false;
+    for (int64_t b = 0; b < bank.count; ++b) {
+      const Branch<A, T>& branch = bank.branches[b];
+      if (!branch.separable) continue;
+      if (!filled && bank.need_params) fill_source(bank, tile, s.padded);
+      filled = true;
+      const A* dz = branch.dz + tile.image * g.ho * g.wo * g.cp;
+      stage_backward(branch.first, g, tile, s.padded, g.h, g.w, g.pad, bank.need_params, bank.need_x, grads, s,
+                     [&](int64_t row, int64_t column, int64_t c) { return load<A>(dz + (row * g.wo + column) * g.cp + c); }, dx);
+    }
+    if (!bank.need_x) continue;
+    const T* x = bank.x.data + tile.image * bank.x.sn;
+    for (int64_t row = x_begin; row < x_end; ++row)
+      for (int64_t column = 0; column < g.w; ++column) {
+        A* o = dx + ((row - x_begin) * g.w + column) * g.cp;
+        for (int64_t c = 0; c < g.cp; c += kLanes<A>) {
+          Vec<A> v = load_channels<A>(x + row * bank.x.sh + column * bank.x.sw, c, g.c) > 0 ? load<A>(o + c) : Vec<A>{};
+          for (int64_t k = 0; k < bank.skips; ++k) {
+            const View<T>& gv = bank.skip_g[k];
+            v += bank.skip_weight[k] *
+                 load_channels<A>(gv.data + tile.image * gv.sn + row * gv.sh + column * gv.sw, c, g.c);
+          }
+          if (bank.g_before.data) {
+            const View<const T>& gv = bank.g_before;
+            v += load_channels<A>(gv.data + tile.image * gv.sn + row * gv.sh + column * gv.sw, c, g.c);
+          }
+          store(o + c, v);
+        }
+      }
+    if (bank.pools.max_y || bank.pools.avg_y) pool_backward(bank, tile.image, x_begin, x_end, dx);
+    for (int64_t row = x_begin; row < x_end; ++row)
+      for (int64_t column = 0; column < g.w; ++column) {
+        const A* o = dx + ((row - x_begin) * g.w + column) * g.cp;
+        T* out = bank.dx.data + tile.image * bank.dx.sn + row * bank.dx.sh + column * bank.dx.sw;
+        for (int64_t c = 0; c < bank.dx_channels; c += kLanes<A>) store_channels<A>(out, load<A>(o + c), c, bank.dx_channels);
+      }
+  }
+}
+
+template <class A, class T>
+constexpr Kernels<A, T> table() {
+  return {first_forward<A, T>, second_forward<A, T>, mix<A, T>, term_sums<A, T>, final_backward<A, T>,
+          first_backward<A, T>};
+}
+
+extern const Kernels<float, float> kernels_f32 = table<float, float>();
+extern const Kernels<float, bf16> kernels_bf16 = table<float, bf16>();
+extern const Kernels<double, double> kernels_f64 = table<double, double>();
+
+}  // namespace FASTDARTS_ISA
+}  // namespace fastdarts

@@ -1,0 +1,73 @@
+"""The mixed sum in plain torch functions: what the operators compute, differentiable as often as one likes."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastdarts.plan import MixedPlan, norm_count, param_count
+from fastdarts.space import Candidate
+
+
+def mixed_sum(
+    states: list[Tensor], weights: Tensor, params: list[Tensor], running: Tensor | None, plan: MixedPlan, eps: float
+) -> Tensor:
+    """[N, nodes * C, H', W'] from the inputs [N, C, H, W] of a plan; see `fastdarts.ops.mixed_sum`."""
+    known = list(states)
+    totals: dict[int, Tensor] = {}
+    param = norm = 0
+    made: list[Tensor] = []
+    for node in range(plan.inputs, plan.inputs + plan.nodes):
+        for e, edge in enumerate(plan.edges):
+            if edge.node != node:
+                continue
+            for column, c in edge.ops:
+                p, n = _offsets(plan, e, column)
+                param, norm = param_count(c, edge.stride), norm_count(c, edge.stride)
+                stats = None if running is None else running[n : n + norm]
+                value = _op(c, edge.stride, known[edge.source], params[p : p + param], stats, eps)
+                term = weights[e, column] * value
+                totals[node] = totals[node] + term if node in totals else term
+        known.append(totals[node])
+        made.append(totals[node])
+    return torch.cat(made, dim=1)
+
+
+def _offsets(plan: MixedPlan, edge_index: int, column: int) -> tuple[int, int]:
+    """The first parameter and the first batch norm of an op."""
+    param = norm = 0
+    for e, edge in enumerate(plan.edges):
+        for col, c in edge.ops:
+            if (e, col) == (edge_index, column):
+                return param, norm
+            param += param_count(c, edge.stride)
+            norm += norm_count(c, edge.stride)
+    raise KeyError((edge_index, column))
+
+
+def _op(c: Candidate, stride: int, x: Tensor, params: list[Tensor], running: Tensor | None, eps: float) -> Tensor:
+    def norm(y: Tensor, i: int) -> Tensor:
+        mean, var = (None, None) if running is None else (running[i, 0], running[i, 1])
+        return F.batch_norm(y, mean, var, training=running is None, eps=eps)
+
+    def stage(y: Tensor, depthwise: Tensor, pointwise: Tensor, s: int, i: int) -> Tensor:
+        C = y.shape[1]
+        y = F.conv2d(F.relu(y), depthwise.view(C, 1, c.kernel, c.kernel), None, s, c.padding, c.dilation, C)
+        return norm(F.conv2d(y, pointwise.view(C, C, 1, 1)), i)
+
+    match c.kind:
+        case "max_pool":
+            return norm(F.max_pool2d(x, c.kernel, stride, c.padding), 0)
+        case "avg_pool":
+            return norm(F.avg_pool2d(x, c.kernel, stride, c.padding, count_include_pad=False), 0)
+        case "skip" if stride == 1:
+            return x
+        case "skip":
+            x = F.pad(F.relu(x), (0, x.shape[3] % 2, 0, x.shape[2] % 2))
+            halves = [F.conv2d(x, params[0], stride=2), F.conv2d(x[:, :, 1:, 1:], params[1], stride=2)]
+            return norm(torch.cat(halves, dim=1), 0)
+        case "dil_conv":
+            return stage(x, params[0], params[1], stride, 0)
+        case "sep_conv":
+            return stage(stage(x, params[0], params[1], stride, 0), params[2], params[3], 1, 1)
+        case _:
+            raise ValueError(f"no formula for {c.name}")

@@ -1,0 +1,186 @@
+"""Runs mixed edges through the fused operators: reads the modules' weights, keeps their running statistics."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from fastdarts import ops
+from fastdarts.plan import KIND_CODES, MixedPlan, PlannedEdge, edge_ops
+from fastdarts.reference import DilConv, FactorizedReduce, SepConv, Zero
+from fastdarts.space import candidate
+
+if TYPE_CHECKING:
+    from fastdarts.mixed_op import MixedOp
+
+Columns = tuple[int, ...]
+
+
+def refusal(edges: Sequence["MixedOp"], x: Tensor) -> str | None:
+    """Why the kernels cannot compute these edges for an input like x, or None."""
+    reason = ops.unavailable(x.device, storage_dtype(x))
+    if reason is None and len({(edge.training, *_settings(norm)) for edge in edges for norm in _norms(edge)}) > 1:
+        return "its batch norms differ in mode, eps, momentum or tracking"
+    return reason
+
+
+def storage_dtype(x: Tensor) -> torch.dtype:
+    """What autocast makes of x: it leaves float64 alone."""
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
+
+
+def mixed_nodes(
+    edges: Sequence["MixedOp"], ends: Sequence[tuple[int, int]], states: Sequence[Tensor], weights: Tensor
+) -> Tensor:
+    """The nodes of a graph of mixed edges, [N, nodes * C, H', W'].
+
+    Args:
+        edges: the mixed ops, edge e from state ends[e][0] to state ends[e][1]; row e of weights is theirs.
+        ends: states are numbered inputs first, then nodes.
+        states: the inputs, [N, C, H, W] each.
+        weights: [edges, ops].
+    """
+    dtype = storage_dtype(states[0])
+    inputs = [state.to(dtype) for state in states]
+    columns = [_columns(edge, row) for edge, row in zip(edges, _skippable(weights), strict=True)]
+    fused = [tuple(c for c in chosen if _has_kernel(edge, c)) for edge, chosen in zip(edges, columns, strict=True)]
+    others = [tuple(c for c in chosen if c not in kept) for chosen, kept in zip(columns, fused, strict=True)]
+    if not any(others):
+        return _run(edges, tuple(ends), fused, inputs, weights)
+    # Nodes with ops that have no kernel are made one by one, so that their modules see finished states.
+    made: list[Tensor] = []
+    for node in range(len(states), max(target for _, target in ends) + 1):
+        here = [e for e, (_, target) in enumerate(ends) if target == node]
+        known = inputs + made
+        sources = sorted({ends[e][0] for e in here})
+        local = tuple((sources.index(ends[e][0]), len(sources)) for e in here)
+        total = _run(
+            [edges[e] for e in here], local, [fused[e] for e in here], [known[s] for s in sources], weights[here]
+        )
+        for e in here:
+            for column in others[e]:
+                total = total + weights[e, column] * edges[e]._ops[column](known[ends[e][0]])
+        made.append(total.to(dtype))
+    return torch.cat(made, dim=1)
+
+
+def _run(
+    edges: Sequence["MixedOp"], ends: tuple[tuple[int, int], ...], columns: Sequence[Columns], states: list[Tensor], weights: Tensor
+) -> Tensor:
+    plan = _plan(len(states), ends, tuple((edge.stride, edge.primitives) for edge in edges), tuple(columns))
+    params: list[Tensor] = []
+    norms: list[nn.BatchNorm2d] = []
+    for edge, chosen in zip(edges, columns, strict=True):
+        for column in chosen:
+            op_params, op_norms = _contents(edge._ops[column])
+            params += op_params
+            norms += op_norms
+    training, eps, running = edges[0].training, 1e-5, None
+    if norms:
+        eps = norms[0].eps
+        if not training:
+            running = torch.stack([torch.stack([_buffer(n, "running_mean"), _buffer(n, "running_var")]) for n in norms])
+    x = states[0]
+    if training and norms and x.shape[0] * _out(x.shape[2], edges[0]) * _out(x.shape[3], edges[0]) == 1:
+        raise ValueError(f"batch norm needs more than one value per channel when training; got x {tuple(x.shape)}")
+    out, stats = ops.mixed_sum(states, weights, params, running, plan, eps)
+    if training and norms and norms[0].track_running_stats:
+        _update_running(norms, stats, out.shape[0] * out.shape[2] * out.shape[3])
+    return out
+
+
+def _out(size: int, edge: "MixedOp") -> int:
+    return -(-size // edge.stride)
+
+
+@lru_cache(maxsize=1024)
+def _plan(
+    inputs: int,
+    ends: tuple[tuple[int, int], ...],
+    edges: tuple[tuple[int, tuple[str, ...]], ...],
+    columns: tuple[Columns, ...],
+) -> MixedPlan:
+    planned = tuple(
+        PlannedEdge(source, node, stride, edge_ops(primitives, chosen))
+        for (source, node), (stride, primitives), chosen in zip(ends, edges, columns, strict=True)
+    )
+    return MixedPlan(inputs, max(node for _, node in ends) + 1 - inputs, planned)
+
+
+def _skippable(weights: Tensor) -> list[list[float] | None]:
+    """The op weights' values where a 0 means that nobody will miss the op; None where they may not be looked at."""
+    if weights.requires_grad or weights.device.type != "cpu" or torch.compiler.is_compiling():
+        return [None] * len(weights)
+    return weights.tolist()  # type: ignore[no-any-return]
+
+
+def _columns(edge: "MixedOp", values: list[float] | None) -> Columns:
+    """The ops of an edge that must run: all but `none`, and but those whose weight is a constant 0."""
+    return tuple(
+        column
+        for column, op in enumerate(edge._ops)
+        if type(op) is not Zero and (values is None or values[column] != 0.0)
+    )
+
+
+def _has_kernel(edge: "MixedOp", column: int) -> bool:
+    """Whether the op is still what the table says: not replaced by another module, without hooks that want to see it."""
+    op = edge._ops[column]
+    return (
+        candidate(edge.primitives[column]).kind in KIND_CODES
+        and type(op) in (SepConv, DilConv, FactorizedReduce, nn.Identity, nn.Sequential)
+        and not (op._forward_hooks or op._forward_pre_hooks or op._backward_hooks or op._backward_pre_hooks)
+    )
+
+
+def _contents(op: nn.Module) -> tuple[list[Tensor], list[nn.BatchNorm2d]]:
+    """Convolution weights and batch norms of a reference module, in the operators' order.
+
+    Through the modules' dictionaries: a step asks for some 1,400 weights, and attribute look-up would take milliseconds.
+    """
+    match op:
+        case SepConv():
+            layers = op._modules["op"]._modules  # type: ignore[union-attr]
+            return [_weight(layers[i]) for i in "1256"], [layers["3"], layers["7"]]  # type: ignore[list-item]
+        case DilConv():
+            layers = op._modules["op"]._modules  # type: ignore[union-attr]
+            return [_weight(layers[i]) for i in "12"], [layers["3"]]  # type: ignore[list-item]
+        case FactorizedReduce():
+            layers = op._modules
+            return [_weight(layers["conv_1"]), _weight(layers["conv_2"])], [layers["bn"]]  # type: ignore[list-item]
+        case nn.Sequential():
+            return [], [op._modules["1"]]  # type: ignore[list-item]
+    return [], []
+
+
+def _weight(module: nn.Module | None) -> Tensor:
+    return module._parameters["weight"]  # type: ignore[union-attr,return-value]
+
+
+def _buffer(norm: nn.BatchNorm2d, name: str) -> Tensor:
+    return norm._buffers[name]  # type: ignore[return-value]
+
+
+def _norms(edge: "MixedOp") -> list[nn.BatchNorm2d]:
+    return [norm for op in edge._ops for norm in _contents(op)[1]]
+
+
+def _settings(norm: nn.BatchNorm2d) -> tuple[object, ...]:
+    return norm.training, norm.eps, norm.momentum, norm.track_running_stats
+
+
+def _update_running(norms: list[nn.BatchNorm2d], stats: Tensor, values: int) -> None:
+    """As nn.BatchNorm2d does, in a few calls for all: unbiased variance, exponential average."""
+    momentum = norms[0].momentum
+    assert momentum is not None
+    stats = stats.detach()
+    means, variances = list(stats[:, 0].unbind()), list((stats[:, 1] * (values / (values - 1))).unbind())
+    for name, batch in (("running_mean", means), ("running_var", variances)):
+        running = [_buffer(norm, name) for norm in norms]
+        torch._foreach_mul_(running, 1 - momentum)
+        torch._foreach_add_(running, batch, alpha=momentum)
+    torch._foreach_add_([_buffer(norm, "num_batches_tracked") for norm in norms], 1)
