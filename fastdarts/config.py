@@ -84,10 +84,10 @@ _PAPER = {
 }
 _SMALL = {
     "epochs": 6,
-    "batch_size": 64,
+    "batch_size": 48,
     "init_channels": 4,
     "layers": 3,
-    "lr": 0.1,
+    "lr": 0.05,
     "lr_min": 0.001,
     "arch_lr": 0.03,
     "crop_padding": 1,
