@@ -9,6 +9,7 @@ from fastdarts.config import Config, Dataset, option
 
 _CIFAR = {  # Liu et al., section 3.2
     "image_size": None,
+    "augment": "cifar",
     "crop_padding": 4,
     "flip": True,
     "cutout": 16,
@@ -35,8 +36,9 @@ _SMALL = _UNFLIPPED | {
     "lr": 0.1,
 }
 _IMAGENET = _CIFAR | {  # section 3.3, "mobile setting"
-    "image_size": (224, 224),
-    "crop_padding": 28,
+    "image_size": (256, 256),
+    "augment": "imagenet",
+    "crop_padding": 0,
     "cutout": 0,
     "stem": "imagenet",
     "init_channels": 48,
@@ -79,6 +81,9 @@ class EvalConfig(Config):
     )
     data: Path = option("data", "folder of the data set", Path("data"), metavar="DIR")
     image_size: tuple[int, int] | None = option("data", "resize images to this", metavar="SIZE|HxW", at_least=1)
+    augment: Literal["cifar", "imagenet"] = option(
+        "data", "cifar: crop, flip, cutout; imagenet: resized crop of 7/8 of the sides, flip, colour jitter"
+    )
     crop_padding: int = option("data", "random crops out of images padded by this many pixels", at_least=0)
     flip: bool = option("data", "mirror half of the images")
     cutout: int = option("data", "side of the square that is blanked in each image, in pixels", at_least=0)
@@ -128,6 +133,8 @@ class EvalConfig(Config):
         super().__post_init__()
         if self.init_channels % 2:
             raise ValueError(f"init_channels must be even (factorised reductions halve it); got {self.init_channels}")
+        if self.augment == "imagenet" and (self.crop_padding or self.cutout):
+            raise ValueError("crop_padding and cutout must be 0 with augment 'imagenet'; they belong to 'cifar'")
         if self.test_only and self.resume:
             raise ValueError("resume continues a training; it cannot go with test_only")
         if self.test_only != (self.checkpoint is not None):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fastdarts.augment import Augment
+from fastdarts.augment_imagenet import ImageNetAugment
 from fastdarts.bilevel import Batch, Loss
 from fastdarts.data import BatchStream, ImageData
 from fastdarts.eval_config import EvalConfig
@@ -17,7 +18,7 @@ from fastdarts.genotype import Genotype
 from fastdarts.run import RunState, cosine, outputs_for
 from fastdarts.step import count_correct
 
-_PARTS = {
+_PARTS: dict[str, str | None] = {
     "train_loss": "the loss",
     "gradient_norm": "the gradient",
     "train_accuracy": None,  # NaN without classes
@@ -53,15 +54,7 @@ class EvalState(RunState):
             in_channels=train.images.shape[1],
             stem=config.stem,
         ).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        augment = Augment(
-            train.mean,
-            train.std,
-            crop_padding=config.crop_padding,
-            flip=config.flip,
-            cutout=config.cutout,
-            generator_seed=config.seed,
-            device=device,
-        )
+        augment = _augment(config, train, device)
         # the auxiliary head's last batch norm sees one pixel an image: a batch of one has no variance there
         single = len(train) % config.batch_size == 1
         stream = BatchStream(train, config.batch_size, seed=config.seed, drop_last=single)
@@ -91,11 +84,11 @@ class EvalState(RunState):
         with self._autocast(images.device):
             outputs = self.network(images)
         logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
-        loss = self.train_loss(logits.float(), targets)
+        loss = total = self.train_loss(logits.float(), targets)
         for logits_auxiliary in auxiliary:
-            loss = loss + self.config.auxiliary_weight * self.train_loss(logits_auxiliary.float(), targets)
+            total = total + self.config.auxiliary_weight * self.train_loss(logits_auxiliary.float(), targets)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        total.backward()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.grad_clip)
         self.optimizer.step()
         accuracy = count_correct(logits.detach().float(), targets) / len(images)
@@ -119,3 +112,10 @@ class EvalState(RunState):
             raise ValueError("resume: another genotype was trained there; give that one, or none to take it from out")
         super().load_state_dict(state)
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+def _augment(config: EvalConfig, train: ImageData, device: torch.device) -> Augment | ImageNetAugment:
+    if config.augment == "imagenet":
+        size = train.images.shape[2:]
+        return ImageNetAugment(train.mean, train.std, size, config.flip, config.seed, device)
+    return Augment(train.mean, train.std, config.crop_padding, config.flip, config.cutout, config.seed, device)

@@ -117,22 +117,23 @@ def evaluate(
             _train(state, test_images, out)
         test_loss, accuracy = state.measure(test_images, lambda: None)
     network = state.network.eval()
+    image_shape = state.augment.normalise(test_images.images[:1]).shape[1:]
     result = EvalResult(
         test_error=100 * (1 - accuracy),
         test_accuracy=accuracy,
         test_loss=test_loss,
         parameters=count_parameters(network),
         parameters_with_auxiliary=sum(weight.numel() for weight in network.parameters()),
-        multiply_adds=count_multiply_adds(network, train_images.images.shape[1:]),
+        multiply_adds=count_multiply_adds(network, image_shape),
         epochs=state.epoch,
         out_dir=out,
         metrics=state.metrics,
         network=network,
     )
     if out is not None:
-        _write_results(result, train_images, out)
+        _write_results(result, train_images, image_shape, out)
     if config.export is not None:
-        export(network, train_images.images.shape[2:], config.export)
+        export(network, image_shape[1:], config.export)
     return result
 
 
@@ -230,7 +231,7 @@ def _used(weights: dict[str, Tensor]) -> set[str]:
     return {name for name in weights if not name.startswith("auxiliary_head.")}
 
 
-def _write_results(result: EvalResult, train_images: ImageData, out: Path) -> None:
+def _write_results(result: EvalResult, train_images: ImageData, image_shape: Sequence[int], out: Path) -> None:
     numbers = {
         "test_accuracy": json_number(result.test_accuracy),
         "test_error_percent": json_number(result.test_error),
@@ -239,7 +240,7 @@ def _write_results(result: EvalResult, train_images: ImageData, out: Path) -> No
         "parameters": result.parameters,
         "parameters_with_auxiliary": result.parameters_with_auxiliary,
         "multiply_adds": result.multiply_adds,
-        "image_shape": list(train_images.images.shape[1:]),
+        "image_shape": list(image_shape),
         "mean": train_images.mean,
         "std": train_images.std,
         "classes": train_images.classes,

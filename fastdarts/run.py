@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 from fastdarts import checkpoint, data, report, resources
 from fastdarts.augment import Augment
+from fastdarts.augment_imagenet import ImageNetAugment
 from fastdarts.bilevel import Batch
 from fastdarts.config import differences
 from fastdarts.data import BatchStream, ImageData
@@ -106,7 +107,7 @@ class RunState:
         self,
         config: Any,
         network: nn.Module,
-        augment: Augment,
+        augment: Augment | ImageNetAugment,
         streams: Sequence[BatchStream],
         parts: Mapping[str, str | None],
     ) -> None:
