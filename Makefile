@@ -12,7 +12,7 @@ PY := $(VENV)/bin/python
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
 SANITIZED := build/sanitize
-SANITIZED_TESTS = $(wildcard tests/test_ops*.py tests/test_mixed_op*.py)
+SANITIZED_TESTS = $(wildcard tests/test_ops*.py tests/test_mixed_op*.py tests/test_flat.py)
 
 .PHONY: env search test bench sanitize
 
