@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -96,23 +97,17 @@ class SearchStep:
             RuntimeError: the step cannot be captured as a CUDA graph.
         """
         lr = self.w_optimizer.param_groups[0]["lr"]
-        device = self.architect.flat.buffer.device
-        if not (self.cuda_graphs and isinstance(self.w_optimizer, FlatSGD) and device.type == "cuda"):
+        if not self._capturable():
             return StepResult(*self.run(train, valid, lr).unbind())
         for name, batch in (("train", train), ("valid", valid)):
-            check_batch(name, batch, device)
+            check_batch(name, batch, self.architect.flat.buffer.device)
         kind = self._kind_of(train, valid)
+        seen = self._seen + 1 if kind == self._kind else 1  # in a row
+        self._kind, self._seen = kind, seen
         if self._captured is None or self._captured.kind != kind:
-            self._seen = self._seen + 1 if kind == self._kind else 1
-            self._kind = kind
-            if self._seen <= _EAGER_STEPS:
-                # On a stream beside the default one, which a capture may not touch: autograd returns to the streams
-                # that a parameter was first used on.
-                side, main = torch.cuda.Stream(device), torch.cuda.current_stream(device)
-                side.wait_stream(main)
-                with torch.cuda.stream(side):
+            if seen <= _EAGER_STEPS:
+                with _side_stream(train[0].device):
                     measured = self.run(train, valid, lr)
-                main.wait_stream(side)
                 return StepResult(*measured.unbind())
             self._captured = None  # frees its memory for the next
             self._captured = _CapturedStep(self, kind, train, valid)
@@ -140,6 +135,9 @@ class SearchStep:
         correct = count_correct(outputs.detach(), train[1])
         measured = (loss.detach(), architect.valid_loss, correct, norm, alpha_norm)
         return torch.stack([value.double() for value in measured])
+
+    def _capturable(self) -> bool:
+        return self.cuda_graphs and isinstance(self.w_optimizer, FlatSGD) and self.architect.flat.buffer.is_cuda
 
     def _kind_of(self, train: Batch, valid: Batch) -> Hashable:
         """Equal for two steps if one graph can serve both: all that a capture fixes and a caller may change."""
@@ -186,6 +184,16 @@ class _CapturedStep:
         self.lr.copy_(as_scalar(lr, self.lr.device))
         self.graph.replay()
         return self.measured.clone()
+
+
+@contextmanager
+def _side_stream(device: torch.device) -> Iterator[None]:
+    """Work beside the default stream, which no capture may touch: autograd goes back to a parameter's first stream."""
+    side, main = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    side.wait_stream(main)
+    with torch.cuda.stream(side):
+        yield
+    main.wait_stream(side)
 
 
 def count_correct(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -14,6 +14,9 @@ import torch
 import torch._dynamo  # torch.compile looks functions up by identity: it must see torch.empty before it is replaced
 from hypothesis import settings
 
+with torch.device("cpu"):  # as a context it looks functions up by identity too, from its first use on
+    torch.empty(0)
+
 # Timings decide no test, and every run draws the same examples.
 settings.register_profile("fastdarts", deadline=None, derandomize=True)
 settings.load_profile("fastdarts")

@@ -6,10 +6,12 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from plain_bilevel import plain_alpha_gradients
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fastdarts.bilevel import Architect
+from fastdarts.flat import FlatSGD
 from fastdarts.network import SearchNetwork
 
 XI = 0.05
@@ -68,6 +70,10 @@ class Smooth(nn.Module):
         return self
 
 
+def supernet() -> SearchNetwork:
+    return SearchNetwork(C=2, num_classes=3, layers=3, steps=2, multiplier=2)
+
+
 def batches(count: int, size: int = 8, classes: int = 3, n: int = 6) -> list[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(5)
     return [
@@ -79,8 +85,14 @@ def batches(count: int, size: int = 8, classes: int = 3, n: int = 6) -> list[tup
     ]
 
 
-def sgd(network: nn.Module, lr: float = XI, momentum: float = 0.9, weight_decay: float = 3e-4) -> torch.optim.SGD:
-    return torch.optim.SGD(network.parameters(), lr, momentum=momentum, weight_decay=weight_decay)
+def sgd(
+    network: nn.Module,
+    lr: float = XI,
+    momentum: float = 0.9,
+    weight_decay: float = 3e-4,
+    kind: type[torch.optim.SGD] = torch.optim.SGD,
+) -> torch.optim.SGD:
+    return kind(network.parameters(), lr, momentum=momentum, weight_decay=weight_decay)
 
 
 def warm_up(network: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 2) -> None:
@@ -89,47 +101,8 @@ def warm_up(network: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 2
         optimizer.zero_grad()
         cross_entropy(network(x.to(next(network.parameters()).dtype)), y).backward()
         optimizer.step()
-    optimizer.zero_grad()
-
-
-def plain_alpha_gradients(
-    network: nn.Module,
-    train: tuple[Tensor, Tensor],
-    valid: tuple[Tensor, Tensor],
-    xi: float,
-    optimizer: torch.optim.Optimizer,
-    *,
-    momentum: float = 0.9,
-    weight_decay: float = 3e-4,
-    r: float = 0.01,
-) -> list[Tensor]:
-    """Second order as in the paper, one parameter at a time, the virtual weights in a copy of the model."""
-
-    def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        return cross_entropy(model(batch[0]), batch[1])
-
-    live = copy.deepcopy(network)
-    for own, theirs in zip(live.arch_parameters(), network.arch_parameters(), strict=True):
-        assert own is not theirs
-    gradient = torch.autograd.grad(loss_of(live, train), list(live.parameters()))
-    virtual = copy.deepcopy(network)
-    with torch.no_grad():
-        for w, g, original in zip(virtual.parameters(), gradient, network.parameters(), strict=True):
-            state = optimizer.state.get(original, {})
-            buffer = state["momentum_buffer"] if "momentum_buffer" in state else torch.zeros_like(w)
-            w -= xi * (momentum * buffer + g + weight_decay * original)
-    alphas = virtual.arch_parameters()
-    both = torch.autograd.grad(loss_of(virtual, valid), [*alphas, *virtual.parameters()])
-    direct, v = both[: len(alphas)], both[len(alphas) :]
-    epsilon = r / sum(float((t**2).sum()) for t in v) ** 0.5
-    ends = []
-    for sign in (1, -1):
-        shifted = copy.deepcopy(network)
-        with torch.no_grad():
-            for w, direction in zip(shifted.parameters(), v, strict=True):
-                w += sign * epsilon * direction
-        ends.append(torch.autograd.grad(loss_of(shifted, train), shifted.arch_parameters()))
-    return [a - xi * (p - m) / (2 * epsilon) for a, p, m in zip(direct, *ends, strict=True)]
+    for tensor in [*network.parameters(), *network.arch_parameters()]:
+        tensor.grad = None
 
 
 def assert_close(got: list[Tensor], want: list[Tensor], relative: float) -> None:
@@ -203,18 +176,37 @@ def test_toy_search_ends_where_the_paper_says(order: int, xi: float) -> None:
 
 
 @pytest.mark.parametrize("steps", [0, 2], ids=["no momentum yet", "momentum"])
-@pytest.mark.parametrize("kind", ["smooth", "supernet"])
-def test_second_order_equals_the_plain_procedure(kind: str, steps: int) -> None:
-    network = (
-        Smooth() if kind == "smooth" else SearchNetwork(C=4, num_classes=3, layers=3, steps=2, multiplier=2)
-    ).double()
-    optimizer = sgd(network)
+@pytest.mark.parametrize("make", [Smooth, supernet])
+@pytest.mark.parametrize("kind", [torch.optim.SGD, FlatSGD])
+def test_second_order_equals_the_plain_procedure(
+    kind: type[torch.optim.SGD], make: Callable[[], nn.Module], steps: int
+) -> None:
+    network = make().double()
+    optimizer = sgd(network, kind=kind)
     warm_up(network, optimizer, steps)
     train, valid = batches(2)
     with unchanged(network, optimizer):
         got = Architect(network).alpha_gradients(train, valid, XI, optimizer)
     # Rounding of the two passes is amplified by 1 / epsilon, a few hundred; 1e-10 leaves 4e5 float64 units.
-    assert_close(got, plain_alpha_gradients(network, train, valid, XI, optimizer), 1e-10)
+    held = [optimizer.state[w]["momentum_buffer"] for w in network.parameters()] if steps else None
+    assert_close(got, plain_alpha_gradients(network, train, valid, XI, held), 1e-10)
+
+
+def test_second_order_in_float32_errs_no_more_than_the_plain_procedure() -> None:
+    exact = Smooth().double()
+    optimizer = sgd(exact)
+    warm_up(exact, optimizer)
+    network = copy.deepcopy(exact).float()
+    (x, y), (u, v) = batches(2)
+    held = [optimizer.state[w]["momentum_buffer"] for w in exact.parameters()]
+    want = torch.cat(plain_alpha_gradients(exact, (x, y), (u, v), XI, held))
+    single = sgd(network)
+    for w, buffer in zip(network.parameters(), held, strict=True):
+        single.state[w]["momentum_buffer"] = buffer.float()
+    train, valid = (x.float(), y), (u.float(), v)
+    plain = torch.cat(plain_alpha_gradients(network, train, valid, XI, [buffer.float() for buffer in held]))
+    got = torch.cat(Architect(network).alpha_gradients(train, valid, XI, single))
+    assert (got - want).norm() <= 2 * (plain - want).norm()
 
 
 def test_finite_difference_meets_the_exact_product_where_nothing_switches() -> None:
@@ -235,7 +227,7 @@ def test_finite_difference_meets_the_exact_product_where_nothing_switches() -> N
 
 
 def test_first_order_is_the_gradient_at_the_present_weights() -> None:
-    network = SearchNetwork(C=4, num_classes=3, layers=3, steps=2, multiplier=2).double()
+    network = supernet().double()
     optimizer = sgd(network)
     warm_up(network, optimizer)
     train, valid = batches(2)
@@ -262,9 +254,10 @@ def test_first_order_costs_one_pass_and_second_order_four() -> None:
 
 @pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("hvp", ["finite-difference", "exact"])
-def test_nothing_changes(hvp: str, order: int) -> None:
-    network = SearchNetwork(C=4, num_classes=3, layers=2, steps=2, multiplier=2)
-    optimizer = sgd(network)
+@pytest.mark.parametrize("kind", [torch.optim.SGD, FlatSGD])
+def test_nothing_changes(kind: type[torch.optim.SGD], hvp: str, order: int) -> None:
+    network = supernet()
+    optimizer = sgd(network, kind=kind)
     warm_up(network, optimizer)
     for p in [*network.parameters(), *network.arch_parameters()]:
         p.grad = torch.ones_like(p)

@@ -2,38 +2,55 @@
 
 import copy
 import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 
 import pytest
 import torch
+from plain_bilevel import PlainSearch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import Node, get_gradient_edge
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
+from fastdarts import flat_ops
+from fastdarts import step as step_module
 from fastdarts.bilevel import Architect
+from fastdarts.flat import FlatSGD
 from fastdarts.network import SearchNetwork
 from fastdarts.step import SearchStep, count_correct
 
 
-def supernet() -> SearchNetwork:
-    return SearchNetwork(C=4, num_classes=3, layers=3, steps=2, multiplier=2)
+def supernet(steps: int = 2, **options: object) -> SearchNetwork:
+    return SearchNetwork(C=2, num_classes=3, layers=3, steps=steps, multiplier=steps, **options)
 
 
-def batch(seed: int, n: int = 6, classes: int = 3, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+def batch(seed: int, n: int = 6, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(n, 3, 8, 8, generator=generator, dtype=torch.float64).to(dtype)
-    return x, torch.randint(classes, (n,), generator=generator)
+    return x, torch.randint(3, (n,), generator=generator)
 
 
-def search_step(network: nn.Module, arch_lr: float = 3e-4, **options: object) -> SearchStep:
-    optimizer = torch.optim.SGD(network.parameters(), 0.05, momentum=0.9, weight_decay=3e-4)
-    return SearchStep(network, Architect(network, lr=arch_lr), optimizer, **options)
+def search_step(
+    network: nn.Module,
+    optimizer: str = "flat",
+    arch_lr: float = 3e-4,
+    hvp: str = "finite-difference",
+    **options: object,
+) -> SearchStep:
+    kind = {"flat": FlatSGD, "torch": torch.optim.SGD}[optimizer]
+    w_optimizer = kind(network.parameters(), 0.05, momentum=0.9, weight_decay=3e-4)
+    return SearchStep(network, Architect(network, lr=arch_lr, hvp=hvp), w_optimizer, **options)
 
 
+@pytest.mark.parametrize("kind", ["flat", "torch"])
 @pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("grad_clip", [5.0, 0.1, None])
-def test_a_step_is_the_alpha_step_then_clipped_sgd(order: int, grad_clip: float | None) -> None:
+def test_a_step_is_the_alpha_step_then_clipped_sgd(order: int, grad_clip: float | None, kind: str) -> None:
     network = supernet().double()
     twin = copy.deepcopy(network)
-    search = search_step(network, order=order, grad_clip=grad_clip)
+    search = search_step(network, kind, order=order, grad_clip=grad_clip)
     optimizer = torch.optim.SGD(twin.parameters(), 0.05, momentum=0.9, weight_decay=3e-4)
     architect = Architect(twin)
     for seed in range(3):
@@ -56,6 +73,20 @@ def test_a_step_is_the_alpha_step_then_clipped_sgd(order: int, grad_clip: float 
     for ours, theirs in zip(network.arch_parameters(), twin.arch_parameters(), strict=True):
         # Adam divides by the gradient's own size, so the first steps pass its relative error on.
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_a_hundred_steps_are_those_of_the_plain_procedure() -> None:
+    # On a few pixels batch norm nearly divides by zero, and rounding would grow into another search.
+    network = supernet(steps=1, primitives=["none", "max_pool_3x3", "skip_connect", "sep_conv_3x3"]).double()
+    plain = PlainSearch(copy.deepcopy(network), lr=0.05, arch_lr=0.01)
+    search = search_step(network, arch_lr=0.01)
+    for seed in range(100):
+        train, valid = (batch(s, dtype=torch.float64) for s in (seed, seed + 100))
+        search.step(train, valid)
+        plain.step(train, valid)
+    for ours, theirs in zip(network.arch_parameters(), plain.network.arch_parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-8)
+    assert network.genotype() == plain.network.genotype()
 
 
 def test_the_weight_step_sees_the_new_alphas_and_running_statistics_move_once() -> None:
@@ -94,7 +125,7 @@ def test_loss_and_amp_apply_to_both_steps() -> None:
     assert len(kinds) == 5
     assert set(kinds) == {torch.bfloat16}
     assert math.isnan(result.correct.item())
-    assert result.train_loss.dtype == torch.float32
+    assert all(value.dtype == torch.float64 for value in result)
 
 
 def test_count_correct() -> None:
@@ -127,3 +158,194 @@ def test_refuses_parts_that_do_not_belong_together() -> None:
     groups = torch.optim.SGD([{"params": network.stem.parameters()}, {"params": network.cells.parameters()}], 0.1)
     with pytest.raises(ValueError, match="one parameter group; got 2"):
         SearchStep(network, Architect(network), groups)
+
+
+def walk_graph(
+    output: Tensor,
+    inputs: Sequence[Tensor],
+    grad_outputs: Tensor | None = None,
+    *,
+    create_graph: bool = False,
+    materialize_grads: bool = False,
+    allow_unused: bool = False,
+) -> tuple[Tensor | None, ...]:
+    """`torch.autograd.grad` node by node. Autograd's own engine asks the driver about CUDA, also for fake tensors."""
+    root = get_gradient_edge(output)
+    waits_for: dict[Node, int] = defaultdict(int)
+    stack, met = [root.node], {root.node}
+    while stack:
+        for node, _ in stack.pop().next_functions:
+            if node is not None:
+                waits_for[node] += 1
+                if node not in met:
+                    met.add(node)
+                    stack.append(node)
+    arrived: dict[Node, dict[int, Tensor]] = defaultdict(dict)
+    arrived[root.node][root.output_nr] = torch.ones_like(output) if grad_outputs is None else grad_outputs
+    ready = [root.node]
+    with torch.set_grad_enabled(create_graph):
+        while ready:
+            node = ready.pop()
+            results: Sequence[Tensor | None] = [None] * len(node.next_functions)
+            if arrived[node] and node.next_functions:
+                slots = [arrived[node].get(i) for i in range(len(node._input_metadata))]
+                returned = getattr(node, "apply", node)(*slots)  # nodes written in Python have `apply`
+                results = returned if isinstance(returned, tuple | list) else (returned,)
+            # A Python node also returns None for each argument that is no tensor; ours stand last.
+            for (parent, slot), result in zip(node.next_functions, results, strict=False):
+                if parent is None:
+                    continue
+                if result is not None:
+                    result = result.sum_to_size(parent._input_metadata[slot].shape)
+                    before = arrived[parent].get(slot)
+                    arrived[parent][slot] = result if before is None else before + result
+                waits_for[parent] -= 1
+                if not waits_for[parent]:
+                    ready.append(parent)
+    edges = [get_gradient_edge(tensor) for tensor in inputs]
+    found = [arrived[edge.node].get(edge.output_nr) for edge in edges]
+    assert materialize_grads or allow_unused or all(g is not None for g in found)
+    if not materialize_grads:
+        return tuple(found)
+    return tuple(torch.zeros_like(t) if g is None else g for g, t in zip(found, inputs, strict=True))
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_walking_the_graph_gives_autograds_gradients(backend: str) -> None:
+    network = supernet(backend=backend).double()
+    inputs = [*network.arch_parameters(), *network.parameters()]
+    x, y = batch(0, dtype=torch.float64)
+    for ours, theirs in zip(
+        walk_graph(cross_entropy(network(x), y), inputs, materialize_grads=True),
+        torch.autograd.grad(cross_entropy(network(x), y), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Tensors made inside are CUDA tensors without contents: shapes are computed, any read by the host raises."""
+    monkeypatch.setattr(torch.autograd, "grad", walk_graph)
+    with FakeTensorMode(), torch.device("cuda"):
+        yield
+
+
+def fake_step(search: SearchStep) -> None:
+    train, valid = ((torch.empty(6, 3, 8, 8), torch.zeros(6, dtype=torch.int64)) for _ in range(2))
+    result = search.step(train, valid)
+    assert all(value.device.type == "cuda" and value.shape == () for value in result)
+
+
+@pytest.mark.parametrize(
+    ("order", "hvp", "kind"),
+    [
+        (1, "finite-difference", "flat"),
+        (2, "finite-difference", "flat"),
+        (2, "finite-difference", "torch"),
+        (2, "exact", "flat"),
+    ],
+)
+@pytest.mark.usefixtures("fake_cuda")
+def test_a_step_never_waits_for_the_device(order: int, hvp: str, kind: str) -> None:
+    primitives = ["none", "max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3"]
+    search = search_step(supernet(steps=1, primitives=primitives), kind, hvp=hvp, order=order, cuda_graphs=False)
+    for _ in range(2):  # the first step makes the optimizers' states
+        fake_step(search)
+
+
+@pytest.mark.parametrize("read", [Tensor.item, bool, lambda t: t.detach().cpu().numpy(), torch.nonzero])
+@pytest.mark.parametrize("place", ["loss", "flat_norm"])
+@pytest.mark.usefixtures("fake_cuda")
+def test_a_step_that_waits_for_the_device_is_noticed(
+    read: Callable[[Tensor], object], place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reading(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def wrapper(*arguments: Tensor) -> Tensor:
+            result = function(*arguments)
+            read(result)
+            return result
+
+        return wrapper
+
+    search = search_step(supernet(steps=1, primitives=["none", "skip_connect"]), cuda_graphs=False)
+    fake_step(search)
+    if place == "loss":
+        search.architect.loss = reading(cross_entropy)
+    else:
+        monkeypatch.setattr(flat_ops, "norm", reading(flat_ops.norm))
+    # DataDependentOutputException and DynamicOutputShapeException are RuntimeErrors.
+    with pytest.raises(RuntimeError, match=r"_local_scalar_dense|nonzero|not supported for tensor subclasses"):
+        fake_step(search)
+
+
+class CapturedOnTheCpu:
+    """Stands for a CUDA graph: counts captures and replays, and runs the step as it is."""
+
+    captures = 0
+    replays = 0
+
+    def __init__(self, step: SearchStep, kind: object, train: object, valid: object) -> None:
+        self.step, self.kind = step, kind
+        type(self).captures += 1
+
+    def replay(self, *arguments: object) -> Tensor:
+        type(self).replays += 1
+        return self.step.run(*arguments)
+
+
+def test_steps_are_captured_once_shapes_are_steady_and_anew_when_something_fixed_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Captured(CapturedOnTheCpu):
+        pass
+
+    monkeypatch.setattr(step_module, "_CapturedStep", Captured)
+    monkeypatch.setattr(step_module, "_side_stream", lambda device: nullcontext())
+    monkeypatch.setattr(SearchStep, "_capturable", lambda self: True)
+    network = supernet(steps=1, primitives=["none", "skip_connect"])
+    twin = copy.deepcopy(network)
+    search, plain = search_step(network), search_step(twin, cuda_graphs=False)
+    schedules = [torch.optim.lr_scheduler.StepLR(s.w_optimizer, 1, 0.9) for s in (search, plain)]
+
+    def steps(sizes: list[int]) -> tuple[int, int]:
+        before = Captured.captures, Captured.replays
+        for seed, n in enumerate(sizes):
+            search.step(batch(seed, n), batch(seed + 50, n))
+            plain.run(batch(seed, n), batch(seed + 50, n), plain.w_optimizer.param_groups[0]["lr"])
+            for schedule in schedules:
+                schedule.step()
+        return Captured.captures - before[0], Captured.replays - before[1]
+
+    assert steps([2, 6, 6]) == (0, 0)
+    # Adam's state appeared in the first step; the third of equal ones is the last eager one.
+    assert steps([6, 6, 6]) == (1, 2)
+    assert steps([6, 4, 6, 6]) == (0, 3)  # an epoch's last batch
+    assert steps([4, 4, 4, 4, 4, 6]) == (1, 2)  # other sizes for good
+    search.grad_clip = plain.grad_clip = 0.5
+    assert steps([4] * 5) == (1, 2)
+    search.w_optimizer.load_state_dict(copy.deepcopy(search.w_optimizer.state_dict()))
+    search.architect.load_state_dict(copy.deepcopy(search.architect.state_dict()))
+    assert steps([4] * 5) == (1, 2)
+    network.eval()
+    twin.eval()
+    assert steps([4] * 5) == (1, 2)
+    for (name, ours), theirs in zip(network.state_dict().items(), twin.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("order", [1, 2])
+def test_graphs_make_the_eager_steps_on_the_gpu(order: int) -> None:
+    network = supernet().double().cuda()
+    twin = copy.deepcopy(network)
+    search, plain = search_step(network, order=order), search_step(twin, order=order, cuda_graphs=False)
+    for seed in range(10):
+        train, valid = ([t.cuda() for t in batch(s, 5 if seed == 8 else 6, torch.float64)] for s in (seed, seed + 50))
+        for optimizer in (search.w_optimizer, plain.w_optimizer):
+            optimizer.param_groups[0]["lr"] = 0.05 * 0.9**seed
+        for ours, theirs in zip(search.step(train, valid), plain.step(train, valid), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10)
+    assert search._captured is not None
+    for ours, theirs in zip(network.arch_parameters(), twin.arch_parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-8)
