@@ -184,7 +184,7 @@ class AuxiliaryPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if min(x.shape[-2:]) >= 5:
-            x = F.avg_pool2d(x, 5, stride=self.stride, count_include_pad=False)
+            x = F.avg_pool2d(x, 5, stride=self.stride)
         return x if x.shape[-2:] == (2, 2) else F.adaptive_avg_pool2d(x, 2)
 
 
