@@ -266,6 +266,8 @@ class Keeper:
             name = signal.Signals(self.stop.signum).name
             position = f"epoch {self.state.epoch + 1}, step {self.state.step}"
             again = f"{self.state.program} --resume --out {self.out}"
+            if self.state.config.dataset == "custom":  # the images came from Python
+                again = f"the same call with resume=True and out={str(self.out)!r} in its config"
             raise Interrupted(self.stop.signum, f"stopped by {name} in {position}; to continue: {again}")
 
 

@@ -102,7 +102,7 @@ def test_signals_end_cleanly_and_the_search_goes_on(tmp_path, kill):
     out = tmp_path / "stopped"
     before = signal.getsignal(kill)
     with pytest.raises(
-        Interrupted, match=rf"{kill.name} in epoch 1, step 2.*python -m fastdarts.search --resume"
+        Interrupted, match=rf"{kill.name} in epoch 1, step 2; to continue: the same call with resume=True"
     ) as stop:
         search(tiny_config(out, deterministic=True), train=images, loss=signalling)
     assert stop.value.signum == kill
@@ -113,32 +113,25 @@ def test_signals_end_cleanly_and_the_search_goes_on(tmp_path, kill):
     assert epochs_of(out) == epochs_of(tmp_path / "whole")
 
 
-def test_a_signal_during_validation(tmp_path, monkeypatch):
-    """Its epoch's steps are not lost, and not made twice."""
-    images = tiny_images()
-    whole = search(tiny_config(tmp_path / "whole", deterministic=True), train=images)
+def test_a_signal_during_validation_from_the_command_line(tmp_path, monkeypatch, capsys):
+    """The epoch's steps are not lost, and not made twice."""
+    out = tmp_path / "stopped"
+    assert main([*DIGITS.split(), "--out", str(tmp_path / "whole")]) == 0
     measure = search_module.SearchState.measure
 
     def interrupted(state, data, between_batches):
         os.kill(os.getpid(), signal.SIGTERM)
         return measure(state, data, between_batches)
 
-    out = tmp_path / "stopped"
     with monkeypatch.context() as patch:
         patch.setattr(search_module.SearchState, "measure", interrupted)
-        with pytest.raises(Interrupted, match="epoch 1, step 3"):
-            search(tiny_config(out, deterministic=True), train=images)
-    resumed = search(tiny_config(out, deterministic=True, resume=True), train=images)
-    assert torch.equal(resumed.alphas_normal, whole.alphas_normal)
-
-
-def test_exit_code_of_a_stopped_command_line(tmp_path, monkeypatch, capsys):
-    def stopped(config):
-        raise Interrupted(signal.SIGINT, "stopped by SIGINT")
-
-    monkeypatch.setattr(search_module, "search", stopped)
-    assert main([]) == 130
-    assert capsys.readouterr().err == "python -m fastdarts.search: stopped by SIGINT\n"
+        assert main([*DIGITS.split(), "--out", str(out)]) == 128 + signal.SIGTERM
+    program = "python -m fastdarts.search"
+    again = f"{program} --resume --out {out}"
+    assert capsys.readouterr().err == f"{program}: stopped by SIGTERM in epoch 1, step 3; to continue: {again}\n"
+    assert main(again.removeprefix(program).split()) == 0
+    assert epochs_of(out) == epochs_of(tmp_path / "whole")
+    assert np.array_equal(alphas_of(out)["normal"], alphas_of(tmp_path / "whole")["normal"])
 
 
 @pytest.fixture
