@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <optional>
 #include <vector>
 
@@ -31,6 +32,20 @@ double scalar(const at::Tensor& tensor, const char* name) {
   TORCH_CHECK(tensor.device().is_cpu() && tensor.scalar_type() == at::kDouble && tensor.numel() == 1, name,
               " must be one float64 element on the CPU");
   return *tensor.const_data_ptr<double>();
+}
+
+void gather(at::TensorList tensors, at::Tensor& out) {
+  check(out, out, "out");
+  int64_t offset = 0;
+  for (const at::Tensor& tensor : tensors) {
+    TORCH_CHECK(tensor.scalar_type() == out.scalar_type() && offset + tensor.numel() <= out.numel(),
+                "tensors must be ", out.scalar_type(), " of ", out.numel(), " elements together");
+    const at::Tensor dense = tensor.contiguous();
+    std::memcpy(static_cast<char*>(out.mutable_data_ptr()) + offset * out.element_size(), dense.const_data_ptr(),
+                dense.nbytes());
+    offset += tensor.numel();
+  }
+  TORCH_CHECK(offset == out.numel(), "tensors must have ", out.numel(), " elements together; got ", offset);
 }
 
 void virtual_step(at::Tensor& weights, at::Tensor& saved, const at::Tensor& gradient,
@@ -148,6 +163,7 @@ void clipped_sgd(at::Tensor& weights, at::Tensor& buffer, const at::Tensor& grad
 }  // namespace fastdarts::flat
 
 TORCH_LIBRARY_IMPL(fastdarts, CPU, m) {
+  m.impl("flat_gather", &fastdarts::flat::gather);
   m.impl("flat_virtual_step", &fastdarts::flat::virtual_step);
   m.impl("flat_norm", &fastdarts::flat::norm);
   m.impl("flat_perturb", &fastdarts::flat::perturb);

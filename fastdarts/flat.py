@@ -48,11 +48,15 @@ class FlatWeights:
 
     def gather(self, tensors: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
         """Tensors shaped like the weights, as one flat tensor [numel]."""
-        pieces = [
-            t.reshape(-1) if order is None else t.permute(order).reshape(-1)
-            for t, order in zip(tensors, self._orders, strict=True)
-        ]
-        return torch.cat(pieces, out=out)
+        if len(tensors) != len(self.weights):
+            raise ValueError(f"there are {len(self.weights)} weights; got {len(tensors)} tensors")
+        in_memory_order = list(tensors)
+        for index, order in self._orders.items():
+            in_memory_order[index] = tensors[index].permute(order)
+        first = self.weights[0]
+        if out is None:
+            out = torch.empty(self.numel, dtype=first.dtype, device=first.device)
+        return flat_ops.gather(in_memory_order, out)
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """Views of a flat tensor [numel], with the weights' shapes and memory formats."""
@@ -67,9 +71,11 @@ class FlatWeights:
                 f"got {', '.join(sorted(f'{dtype} on {device}' for device, dtype in kinds))}"
             )
         self._strides = [torch.empty_like(w).stride() for w in self.weights]  # dense, in the weight's memory format
-        self._orders = [
-            None if w.is_contiguous() else _memory_order(s) for w, s in zip(self.weights, self._strides, strict=True)
-        ]
+        self._orders = {
+            i: _slowest_first(s)
+            for i, (w, s) in enumerate(zip(self.weights, self._strides, strict=True))
+            if not w.is_contiguous()
+        }
         buffer = self._adopted()
         if buffer is None:
             with torch.no_grad():
@@ -209,8 +215,7 @@ def as_scalar(value: float | Tensor, device: torch.device) -> Tensor:
     return torch.full((), value, dtype=torch.float64, device=device)
 
 
-def _memory_order(strides: tuple[int, ...]) -> list[int]:
-    """The dimensions from the slowest to the fastest in memory."""
+def _slowest_first(strides: tuple[int, ...]) -> list[int]:
     return sorted(range(len(strides)), key=lambda dim: -strides[dim])
 
 

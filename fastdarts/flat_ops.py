@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,6 +16,15 @@ if importlib.util.find_spec("fastdarts._C") is not None:
     importlib.import_module("fastdarts._C")
 
 _lib = torch.library.Library("fastdarts", "FRAGMENT")
+
+
+def gather(tensors: Sequence[Tensor], out: Tensor) -> Tensor:
+    """Writes the elements of all tensors, each in its logical order, one after the other into out [n]; returns out."""
+    _check(out)
+    if sum(t.numel() for t in tensors) != out.numel() or any(t.dtype != out.dtype for t in tensors):
+        raise ValueError(f"tensors must be {out.dtype} and have {out.numel()} elements together, as out")
+    torch.ops.fastdarts.flat_gather.default(tensors, out)
+    return out
 
 
 def virtual_step(
@@ -109,6 +119,10 @@ def _check(first: Tensor, **others: Tensor) -> None:
             )
 
 
+def _gather(tensors: Sequence[Tensor], out: Tensor) -> None:
+    torch.cat([t.reshape(-1) for t in tensors], out=out)
+
+
 def _virtual_step(
     weights: Tensor,
     saved: Tensor,
@@ -154,6 +168,7 @@ def _clipped_sgd(
 
 
 _OPERATORS = {
+    "flat_gather(Tensor[] tensors, Tensor(a!) out) -> ()": (_gather, lambda *_: None),
     "flat_virtual_step(Tensor(a!) weights, Tensor(b!) saved, Tensor gradient, Tensor? buffer, Tensor xi, "
     "float momentum, float weight_decay) -> ()": (_virtual_step, lambda *_: None),
     "flat_norm(Tensor v) -> Tensor": (_norm, lambda v: v.new_empty((), dtype=torch.float64)),

@@ -39,6 +39,18 @@ def assert_rounded(got: Tensor, want: Tensor, terms: int) -> None:
 
 
 @FLOATS
+def test_gather(dtype: torch.dtype, device: torch.device) -> None:
+    a, b = (t.reshape(4, 6) for t in vectors(2, 24, dtype, device))
+    tensors = [a, b.T, a[:, ::2], b[0, 0], a[:0], b[1:, 1]]
+    out = torch.full((24 + 24 + 12 + 1 + 3,), math.nan, dtype=dtype, device=device)
+    assert flat_ops.gather(tensors, out) is out
+    assert out.tolist() == [x for t in tensors for x in t.flatten().tolist()]
+    for wrong in (out[:-1], torch.zeros(65, dtype=dtype, device=device)):
+        with pytest.raises(ValueError, match=f"have {len(wrong)} elements together"):
+            flat_ops.gather(tensors, wrong.clone())
+
+
+@FLOATS
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("with_buffer", [True, False])
 def test_virtual_step(n: int, dtype: torch.dtype, with_buffer: bool, device: torch.device) -> None:
@@ -143,6 +155,7 @@ def test_the_operators_are_well_formed(device: torch.device) -> None:
     one = scalar(1.0, device)
     ops = torch.ops.fastdarts
     for operator, arguments in (
+        (ops.flat_gather, ([w, g], torch.empty(128, device=device))),
         (ops.flat_virtual_step, (w, w.clone(), g, buffer, one, 0.9, 0.1)),
         (ops.flat_norm, (g,)),
         (ops.flat_perturb, (w, w.clone(), g, one, 0.01)),
