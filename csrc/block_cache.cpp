@@ -14,6 +14,7 @@ namespace {
 
 constexpr int64_t kPage = 2 << 20;  // blocks of at least this size start and end on huge pages
 constexpr int64_t kLine = 64;
+constexpr int64_t kSlack = 4;  // a quarter more than asked for serves too, and a quarter more than the most in use is kept
 
 struct Cache {
   std::mutex mutex;
@@ -44,13 +45,14 @@ void* acquire_block(int64_t bytes) {
   void* block = nullptr;
   int64_t have = size;
   auto it = c.free.lower_bound(size);
-  if (it != c.free.end() && it->first <= size + size / 8) {
+  if (it != c.free.end() && it->first <= size + size / kSlack) {
     block = it->second;
     have = it->first;
     c.free_bytes -= have;
     c.free.erase(it);
   } else {
-    while (!c.free.empty() && c.used_bytes + c.free_bytes + size > c.most_used) c.drop_smallest();
+    const int64_t limit = c.most_used + c.most_used / kSlack;
+    while (!c.free.empty() && c.used_bytes + c.free_bytes + size > limit) c.drop_smallest();
     TORCH_CHECK_WITH(OutOfMemoryError, posix_memalign(&block, unit, size) == 0, "not enough memory: fastdarts tried to allocate ",
                      size, " bytes");
 #if defined(__linux__)
@@ -87,6 +89,10 @@ at::Tensor empty_in_block(at::IntArrayRef sizes, at::ScalarType dtype) {
   for (const int64_t size : sizes) count *= size;
   void* block = acquire_block(count * int64_t(c10::elementSize(dtype)));
   return at::from_blob(block, sizes, [](void* p) { release_block(p); }, at::TensorOptions().dtype(dtype));
+}
+
+at::Tensor empty_image_in_block(at::IntArrayRef sizes, at::ScalarType dtype) {
+  return empty_in_block({sizes[0], sizes[2], sizes[3], sizes[1]}, dtype).permute({0, 3, 1, 2});
 }
 
 }  // namespace fastdarts

@@ -7,7 +7,8 @@
 
 namespace fastdarts {
 
-// Uninitialised, 64-byte aligned; give back with release_block. Never more is kept than was in use at once.
+// Uninitialised, 64-byte aligned; give back with release_block. No more than a quarter above the most
+// that was in use at once is kept.
 void* acquire_block(int64_t bytes);
 void release_block(void* block);
 // Frees every block not in use; returns the bytes freed.
@@ -15,6 +16,8 @@ int64_t empty_block_cache();
 
 // A tensor in such a block, contiguous.
 at::Tensor empty_in_block(at::IntArrayRef sizes, at::ScalarType dtype);
+// The same for [N, C, H, W], channels-last.
+at::Tensor empty_image_in_block(at::IntArrayRef sizes, at::ScalarType dtype);
 
 // A block for the length of a scope.
 template <class T>

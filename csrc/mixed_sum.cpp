@@ -12,62 +12,13 @@
 
 #include "block_cache.h"
 #include "plan.h"
+#include "schedule.h"
 #include "tile.h"
 
 namespace fastdarts {
 namespace {
 
 constexpr int64_t kTileBytes = 192 << 10;  // of one tensor's tile: with the others of a pass it stays in a 1 MiB L2
-
-template <class T>
-constexpr at::ScalarType kDtype = std::is_same_v<T, float>    ? at::kFloat
-                                  : std::is_same_v<T, double> ? at::kDouble
-                                                              : at::kBFloat16;
-
-template <class T>
-T* pointer(const at::Tensor& t) {
-  return static_cast<T*>(t.data_ptr());
-}
-
-template <class T>
-View<T> view_of(const at::Tensor& t, int64_t channel = 0) {
-  return {pointer<std::remove_const_t<T>>(t) + channel * t.stride(1), t.stride(0), t.stride(2), t.stride(3)};
-}
-
-template <class T>
-View<const T> as_const(const View<T>& v) {
-  return {v.data, v.sn, v.sh, v.sw};
-}
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Numbers that live as long as one call, in aligned pieces.
-template <class A>
-class Arena {
- public:
-  A* take(int64_t count) {
-    const int64_t size = ceil_div(count, 16) * 16;
-    if (!blocks_.empty() && used_ + size <= capacity_) return hand_out(size);
-    capacity_ = std::max<int64_t>(size, 1 << 16);
-    used_ = 0;
-    blocks_.push_back(std::make_unique<Block<A>>(capacity_));
-    return hand_out(size);
-  }
-  A* zeros(int64_t count) {
-    A* p = take(count);
-    std::fill(p, p + count, A(0));
-    return p;
-  }
-
- private:
-  A* hand_out(int64_t size) {
-    A* p = blocks_.back()->data() + used_;
-    used_ += size;
-    return p;
-  }
-  std::vector<std::unique_ptr<Block<A>>> blocks_;
-  int64_t capacity_ = 0, used_ = 0;
-};
 
 struct Args {
   at::TensorList states;
@@ -104,21 +55,15 @@ template <class A, class T>
 class MixedSum {
  public:
   MixedSum(const Args& args, const at::Tensor& out, const at::Tensor& saved, const at::Tensor& stats)
-      : args_(args), plan_(args.plan), kernels_(kernels<A, T>()), out_(out), stats_(stats) {
+      : args_(args), plan_(args.plan), kernels_(kernels<A, T>()), out_(out), norms_(stats, args.eps) {
     const at::Tensor& x = args.states[0];
     n_ = x.size(0);
     c_ = x.size(1);
-    cp_ = padded_channels(c_);
+    cp_ = padded_channels<A>(c_);
     ho_ = out.size(2);
     wo_ = out.size(3);
     chunks_ = at::get_num_threads();
     make_banks(pointer<T>(saved));
-  }
-
-  // Whole cache lines of A, which are whole vectors of every instruction set.
-  static int64_t padded_channels(int64_t c) {
-    constexpr int64_t line = 64 / int64_t(sizeof(A));
-    return ceil_div(c, line) * line;
   }
 
   // Elements of T that `saved` must hold.
@@ -136,7 +81,7 @@ class MixedSum {
           tensors += op.kind == Kind::sep_conv ? 2 : op.kind == Kind::dil_conv || edge.stride == 2 ? 1 : 0;
         }
       }
-    return tensors * n * ho * wo * padded_channels(c);
+    return tensors * n * ho * wo * padded_channels<A>(c);
   }
 
   void forward() {
@@ -336,52 +281,14 @@ class MixedSum {
 
   // ---- running passes ----
 
-  // body(lo, hi, chunk) over a fixed partition of the tiles: the same sums in the same order for a given thread count.
   template <class F>
   void over_tiles(const Geometry& geo, const F& body) const {
-    const int64_t tiles = geo.n * geo.bands;
-    at::parallel_for(0, chunks_, 1, [&](int64_t lo, int64_t hi) {
-      for (int64_t chunk = lo; chunk < hi; ++chunk) body(tiles * chunk / chunks_, tiles * (chunk + 1) / chunks_, chunk);
-    });
+    fastdarts::over_tiles(geo, chunks_, body);
   }
 
-  double pixels() const { return double(n_) * double(ho_) * double(wo_); }
-
-  double chunk_pixels(const Geometry& geo, int64_t chunk) const {
-    const int64_t tiles = geo.n * geo.bands;
-    int64_t sum = 0;
-    for (int64_t t = tiles * chunk / chunks_; t < tiles * (chunk + 1) / chunks_; ++t)
-      sum += std::min(geo.rows, geo.ho - t % geo.bands * geo.rows) * geo.wo;
-    return double(sum);
-  }
-
-  A* norm_mean(int64_t norm) const { return pointer<A>(stats_) + 2 * norm * c_; }
-  A* norm_var(int64_t norm) const { return norm_mean(norm) + c_; }
-
-  // Joins the chunks' moments into stats[norm] (in training), and writes what the kernels normalise with.
   void finish_norm(const Geometry& geo, int64_t norm, const double* chunk_mean, const double* chunk_m2, A* mean, A* rstd) const {
-    if (args_.training)
-      for (int64_t c = 0; c < c_; ++c) {
-        double seen = 0, m = 0, m2 = 0;
-        for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
-          const double count = chunk_pixels(geo, chunk);
-          if (count == 0) continue;
-          const double delta = chunk_mean[chunk * cp_ + c] - m, total = seen + count;
-          m += delta * (count / total);
-          m2 += chunk_m2[chunk * cp_ + c] + delta * delta * (seen * count / total);
-          seen = total;
-        }
-        norm_mean(norm)[c] = A(m);
-        norm_var(norm)[c] = A(m2 / seen);
-      }
-    read_norm(norm, mean, rstd);
-  }
-
-  void read_norm(int64_t norm, A* mean, A* rstd) const {
-    for (int64_t c = 0; c < c_; ++c) {
-      mean[c] = norm_mean(norm)[c];
-      rstd[c] = A(1 / std::sqrt(double(norm_var(norm)[c]) + args_.eps));
-    }
+    if (args_.training) norms_.join(geo, chunks_, cp_, norm, chunk_mean, chunk_m2);
+    norms_.read(norm, mean, rstd);
   }
 
   void run_bank(BankSite<A, T>& site) {
@@ -424,6 +331,17 @@ class MixedSum {
     return {{o.y, ho_ * wo_ * cp_, wo_ * cp_, cp_}, cp_, scale, o.mean, nullptr};
   }
 
+  // The batch norms' means, scaled: what is left of sum scale * (t - mean) beside sum scale * t.
+  const A* shift_of(const std::vector<Term<A, T>>& terms) {
+    A* shift = arena_.zeros(cp_);
+    for (int64_t c = 0; c < cp_; ++c) {
+      double sum = 0;
+      for (const Term<A, T>& term : terms) sum -= double(term.scale[c]) * double(term.mean[c]);
+      shift[c] = A(sum);
+    }
+    return shift;
+  }
+
   void make_node(int64_t state) {
     std::vector<Term<A, T>> terms;
     for (BankSite<A, T>& site : banks_)
@@ -434,8 +352,8 @@ class MixedSum {
     m.terms = terms.data();
     m.count = terms.size();
     m.node = view_of<T>(out_, (state - plan_.inputs) * c_);
-    m.node_channels = c_;
-    const int64_t size = wo_ * cp_;
+    m.shift = shift_of(terms);
+    const int64_t size = m.geo.rows * wo_ * cp_;
     Block<A> scratch(size * chunks_);
     over_tiles(m.geo, [&](int64_t lo, int64_t hi, int64_t chunk) {
       kernels_.mix(m, lo, hi, chunk, scratch.data() + chunk * size);
@@ -449,19 +367,15 @@ class MixedSum {
       for (OpSite<A, T>& o : site.ops) {
         if (o.branch >= 0 && site.branches[o.branch].separable) {
           const Branch<A, T>& b = site.branches[o.branch];
-          read_norm(o.op->norm, b.first.mean, b.first.rstd);
-          read_norm(o.op->norm + 1, b.second.mean, b.second.rstd);
+          norms_.read(o.op->norm, b.first.mean, b.first.rstd);
+          norms_.read(o.op->norm + 1, b.second.mean, b.second.rstd);
         } else if (o.y) {
-          read_norm(o.op->norm, o.mean, o.rstd);
+          norms_.read(o.op->norm, o.mean, o.rstd);
         }
       }
   }
 
-  double total(const double* chunk_sums, int64_t c) const {
-    double sum = 0;
-    for (int64_t chunk = 0; chunk < chunks_; ++chunk) sum += chunk_sums[chunk * cp_ + c];
-    return sum;
-  }
+  double total(const double* chunk_sums, int64_t c) const { return sum_chunks(chunk_sums, chunks_, cp_, c); }
 
   // Sums over the node gradients: what alpha and every last batch norm of the bank need.
   void sum_terms(BankSite<A, T>& site, const std::vector<View<T>>& g) {
@@ -473,7 +387,6 @@ class MixedSum {
       Mix<A, T> m{};
       m.geo = geometry(ho_, wo_, 1, 0);
       m.node = g[edge->node];
-      m.node_channels = c_;
       m.chunk_g = doubles_.zeros(chunks_ * cp_);
       terms.emplace_back();
       for (; i < site.ops.size() && site.ops[i].edge == edge; ++i) {
@@ -488,7 +401,7 @@ class MixedSum {
     }
     for (size_t i = 0; i < mixes.size(); ++i) mixes[i].terms = terms[i].data();
     if (mixes.empty()) return;
-    const int64_t size = wo_ * cp_;
+    const int64_t size = mixes[0].geo.rows * wo_ * cp_;
     Block<A> scratch(size * chunks_);
     over_tiles(mixes[0].geo, [&](int64_t lo, int64_t hi, int64_t chunk) {
       for (const Mix<A, T>& m : mixes) kernels_.term_sums(m, lo, hi, chunk, scratch.data() + chunk * size);
@@ -496,10 +409,7 @@ class MixedSum {
   }
 
   void set_coefficients(const Stage<A, T>& s, int64_t c, double weight, double sum_g, double sum_gy) const {
-    const double rstd = double(s.rstd[c]), scale = weight * rstd;
-    s.from_g[c] = A(scale);
-    s.from_y[c] = args_.training ? A(-scale * rstd * rstd * sum_gy / pixels()) : A(0);
-    s.offset[c] = args_.training ? A(-scale * sum_g / pixels()) : A(0);
+    fastdarts::set_coefficients(s, c, weight, sum_g, sum_gy, args_.training ? double(n_ * ho_ * wo_) : 0);
   }
 
   void give_coefficients(Stage<A, T>& s) {
@@ -605,8 +515,8 @@ class MixedSum {
           mean[c] = o.mean[c];
           from_g[e * cp_ + c] = A(scale);
           if (!args_.training) continue;
-          from_y[c] += A(-scale * rstd * rstd * total(o.sum, c) / pixels());
-          offset[c] += A(-scale * total(o.sum_g, c) / pixels());
+          from_y[c] += A(-scale * rstd * rstd * total(o.sum, c) / double(n_ * ho_ * wo_));
+          offset[c] += A(-scale * total(o.sum_g, c) / double(n_ * ho_ * wo_));
         }
       }
       const bool is_max = kind == Kind::max_pool;
@@ -653,7 +563,8 @@ class MixedSum {
   const Args& args_;
   const Plan& plan_;
   const Kernels<A, T>& kernels_;
-  at::Tensor out_, stats_;
+  at::Tensor out_;
+  Norms<A> norms_;
   int64_t n_, c_, cp_, ho_, wo_, chunks_;
   Arena<A> arena_;
   Arena<double> doubles_;
@@ -663,24 +574,6 @@ class MixedSum {
 };
 
 // ---- operators -------------------------------------------------------------------------------------------------------
-
-at::Tensor channels_last(const at::Tensor& t) {
-  return t.stride(1) == 1 || t.size(1) == 1 ? t : t.contiguous(at::MemoryFormat::ChannelsLast);
-}
-
-std::vector<at::Tensor> all_channels_last(at::TensorList states) {
-  std::vector<at::Tensor> result;
-  for (const at::Tensor& t : states) result.push_back(channels_last(t));
-  return result;
-}
-
-std::vector<at::Tensor> in_compute_type(at::TensorList params, at::ScalarType dtype) {
-  std::vector<at::Tensor> result;
-  for (const at::Tensor& p : params) result.push_back(p.to(dtype).contiguous());
-  return result;
-}
-
-at::ScalarType compute_type(at::ScalarType dtype) { return dtype == at::kDouble ? at::kDouble : at::kFloat; }
 
 struct Shape {
   int64_t n, c, ho, wo;
@@ -725,18 +618,6 @@ Shape check(const Plan& plan, at::TensorList states, const at::Tensor& weights, 
   return shape;
 }
 
-template <class F>
-void dispatch(at::ScalarType dtype, const F& f) {
-  if (dtype == at::kFloat)
-    f(float{}, float{});
-  else if (dtype == at::kDouble)
-    f(double{}, double{});
-  else if (dtype == at::kBFloat16)
-    f(float{}, bf16{});
-  else
-    TORCH_CHECK_TYPE(false, "mixed_sum on a CPU takes float32, float64 or bfloat16; got ", dtype);
-}
-
 std::tuple<at::Tensor, at::Tensor, at::Tensor> mixed_sum(at::TensorList states, const at::Tensor& weights, at::TensorList params,
                                                          const std::optional<at::Tensor>& running, at::IntArrayRef code,
                                                          double eps) {
@@ -746,8 +627,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> mixed_sum(at::TensorList states, 
   const auto xs = all_channels_last(states);
   const auto ps = in_compute_type(params, compute);
   const at::Tensor ws = weights.to(compute);
-  const at::Tensor out = at::empty({shape.n, plan.nodes * shape.c, shape.ho, shape.wo}, states[0].options(),
-                                   at::MemoryFormat::ChannelsLast);
+  const at::Tensor out = empty_image_in_block({shape.n, plan.nodes * shape.c, shape.ho, shape.wo}, dtype);
   const at::Tensor stats =
       running ? running->to(compute).clone() : at::empty({plan.norms, 2, shape.c}, states[0].options().dtype(compute));
   TORCH_CHECK_VALUE(stats.dim() == 3 && stats.size(0) == plan.norms && stats.size(2) == shape.c,
@@ -780,8 +660,7 @@ std::tuple<at::Tensor, std::vector<at::Tensor>, std::vector<at::Tensor>> mixed_s
   for (const at::Tensor& p : ps) dparams.push_back(need_params ? at::empty_like(p) : at::empty({0}, p.options()));
   for (size_t i = 0; i < xs.size(); ++i) {
     need.push_back(need_states[i] != 0);
-    dstates.push_back(need_states[i] ? at::empty(xs[i].sizes(), xs[i].options(), at::MemoryFormat::ChannelsLast)
-                                     : at::empty({0}, xs[i].options()));
+    dstates.push_back(need_states[i] ? empty_image_in_block(xs[i].sizes(), dtype) : at::empty({0}, xs[i].options()));
   }
   const Args args{xs, ws, ps, plan, training, eps};
   dispatch(dtype, [&](auto a, auto t) {

@@ -90,13 +90,24 @@ struct Term {  // a tensor that enters a node, or is reduced against its gradien
 };
 
 template <class A, class T>
-struct Mix {  // node = sum of scale * (t - mean), or the sums of g * (t - mean)
+struct Mix {  // node = sum of scale * t + shift, or the sums of g * (t - mean)
   Geometry geo;  // of the node: h = ho, w = wo
   const Term<A, T>* terms;
   int64_t count;
   View<T> node;           // mix: written; term_sums: the gradient
-  int64_t node_channels;
+  const A* shift;         // [cp]
   double* chunk_g;        // [chunks, cp]: sum of g
+};
+
+template <class A, class T>
+struct Projection {  // relu -> 1x1 convolution (stride 1) or factorised reduction (stride 2) -> batch norm: a cell's preprocessing
+  Geometry geo;                     // c, cp: of the output
+  int64_t in_channels, in_padded;   // of x; stage.k = stride * in_padded
+  View<const T> x;
+  Stage<A, T> stage;
+  View<const T> g;
+  View<T> dx;
+  bool need_params, need_x;
 };
 
 template <class A, class T>
@@ -108,21 +119,23 @@ struct Kernels {
   void (*term_sums)(const Mix<A, T>&, int64_t lo, int64_t hi, int64_t chunk, A* scratch);
   void (*final_backward)(const Bank<A, T>&, int64_t lo, int64_t hi, int64_t chunk, A* scratch, A* grads);
   void (*first_backward)(const Bank<A, T>&, int64_t lo, int64_t hi, int64_t chunk, A* scratch, A* grads);
+  // Scratch: a tile's inputs [pixels, k], twice, and outputs [pixels, cp].
+  void (*project_forward)(const Projection<A, T>&, int64_t lo, int64_t hi, int64_t chunk, A* scratch);
+  void (*project_backward)(const Projection<A, T>&, int64_t lo, int64_t hi, int64_t chunk, A* scratch, A* grads);
 };
 
 // A chunk's scratch: the padded source, a padded middle, depthwise outputs and their gradients, gradients of pointwise
-// outputs, the source's gradient; each in elements of A.
+// outputs; each in elements of A.
 struct ScratchLayout {
-  int64_t padded, padded2, d, dy, dx;
+  int64_t padded, padded2, d, dy;
   __attribute__((always_inline)) explicit ScratchLayout(const Geometry& g) {
     const int64_t reach = 2 * g.pad, out = (g.rows + reach) * g.wo * g.cp;
     const int64_t source = (g.stride * g.rows + reach) * (g.stride * g.wo + reach) * g.cp;
     padded = padded2 = source;
     d = 2 * out;
     dy = out;
-    dx = g.stride * g.rows * g.w * g.cp;
   }
-  __attribute__((always_inline)) int64_t total() const { return padded + padded2 + 2 * d + dy + dx; }
+  __attribute__((always_inline)) int64_t total() const { return padded + padded2 + 2 * d + dy; }
 };
 
 // The kernels for this machine's instruction set, or the one FASTDARTS_CPU names (avx512, avx2, portable).

@@ -8,6 +8,7 @@
 #include "tile.h"
 
 #define FD_INLINE inline __attribute__((always_inline))
+#define FD_LAMBDA __attribute__((always_inline))
 
 namespace fastdarts {
 namespace FASTDARTS_ISA {
@@ -22,13 +23,13 @@ struct Vectors;
 template <>
 struct Vectors<float> {
   typedef float V __attribute__((vector_size(kBytes)));
-  typedef float Loose __attribute__((vector_size(kBytes), aligned(4), may_alias));
+  typedef float Loose __attribute__((vector_size(kBytes), aligned(4)));
   typedef int32_t Mask __attribute__((vector_size(kBytes)));
 };
 template <>
 struct Vectors<double> {
   typedef double V __attribute__((vector_size(kBytes)));
-  typedef double Loose __attribute__((vector_size(kBytes), aligned(8), may_alias));
+  typedef double Loose __attribute__((vector_size(kBytes), aligned(8)));
   typedef int64_t Mask __attribute__((vector_size(kBytes)));
 };
 template <class A>
@@ -38,7 +39,7 @@ constexpr int kLanes = kBytes / sizeof(A);
 
 typedef uint32_t Words __attribute__((vector_size(kBytes)));
 typedef uint16_t Halves __attribute__((vector_size(kBytes / 2)));
-typedef uint16_t LooseHalves __attribute__((vector_size(kBytes / 2), aligned(2), may_alias));
+typedef uint16_t LooseHalves __attribute__((vector_size(kBytes / 2), aligned(2)));
 
 template <class A>
 FD_INLINE Vec<A> load(const A* p) {
@@ -72,13 +73,14 @@ FD_INLINE void store_part(T* p, Vec<A> v, int64_t n) {
   store(lanes, v);
   for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
 }
-template <class A, class T>
+// FULL: the channels fill whole vectors, which is then known when compiling.
+template <class A, bool FULL, class T>
 FD_INLINE Vec<A> load_channels(const T* p, int64_t c, int64_t channels) {
-  return c + kLanes<A> <= channels ? load<A>(p + c) : load_part<A>(p + c, channels - c);
+  return FULL || c + kLanes<A> <= channels ? load<A>(p + c) : load_part<A>(p + c, channels - c);
 }
-template <class A, class T>
+template <class A, bool FULL, class T>
 FD_INLINE void store_channels(T* p, Vec<A> v, int64_t c, int64_t channels) {
-  if (c + kLanes<A> <= channels)
+  if (FULL || c + kLanes<A> <= channels)
     store(p + c, v);
   else
     store_part<A>(p + c, v, channels - c);
@@ -86,6 +88,17 @@ FD_INLINE void store_channels(T* p, Vec<A> v, int64_t c, int64_t channels) {
 template <class A>
 FD_INLINE Vec<A> relu(Vec<A> v) {  // as PyTorch: NaN stays NaN
   return v < 0 ? Vec<A>{} : v;
+}
+
+// Large tensors pass through once: their lines are asked for ahead of time, some pixels further on.
+template <class T>
+FD_INLINE void prefetch(const T* p) {
+  __builtin_prefetch(reinterpret_cast<const char*>(p) + 1024);
+}
+
+template <class A>
+FD_INLINE void clear(A* p, int64_t n) {
+  for (int64_t i = 0; i < n; i += kLanes<A>) store(p + i, Vec<A>{});
 }
 
 template <int I>
@@ -128,17 +141,17 @@ FD_INLINE void exact_blocks(int64_t n, const F& f, int64_t i = 0) {
 template <class A, int SA, int ROWS, int COLS, bool ADD>
 FD_INLINE void product_block(const A* a, int64_t ai, int64_t ak, const A* b, int64_t bk, int64_t k_size, A* out, int64_t oi) {
   Vec<A> acc[ROWS][COLS];
-  unroll<ROWS>([&](auto i) { unroll<COLS>([&](auto j) { acc[i.value][j.value] = Vec<A>{}; }); });
+  unroll<ROWS>([&](auto i) FD_LAMBDA { unroll<COLS>([&](auto j) FD_LAMBDA { acc[i.value][j.value] = Vec<A>{}; }); });
   for (int64_t k = 0; k < k_size; ++k) {
     Vec<A> bv[COLS];
-    unroll<COLS>([&](auto j) { bv[j.value] = load<A>(b + k * bk + j.value * kLanes<A>); });
-    unroll<ROWS>([&](auto i) {
+    unroll<COLS>([&](auto j) FD_LAMBDA { bv[j.value] = load<A>(b + k * bk + j.value * kLanes<A>); });
+    unroll<ROWS>([&](auto i) FD_LAMBDA {
       const A s = a[(SA ? i.value * SA : i.value * ai) + k * ak];
-      unroll<COLS>([&](auto j) { acc[i.value][j.value] += s * bv[j.value]; });
+      unroll<COLS>([&](auto j) FD_LAMBDA { acc[i.value][j.value] += s * bv[j.value]; });
     });
   }
-  unroll<ROWS>([&](auto i) {
-    unroll<COLS>([&](auto j) {
+  unroll<ROWS>([&](auto i) FD_LAMBDA {
+    unroll<COLS>([&](auto j) FD_LAMBDA {
       A* o = out + i.value * oi + j.value * kLanes<A>;
       store(o, ADD ? load<A>(o) + acc[i.value][j.value] : acc[i.value][j.value]);
     });
@@ -152,11 +165,11 @@ void product_strided(const A* a, int64_t rows, int64_t ai, int64_t ak, const A* 
   constexpr int kSingleRows = kRegisters == 32 ? 16 : 8;
   int64_t j = 0;
   for (; j + 2 * kLanes<A> <= columns; j += 2 * kLanes<A>)
-    exact_blocks<kPairRows>(rows, [&](auto size, int64_t i) {
+    exact_blocks<kPairRows>(rows, [&](auto size, int64_t i) FD_LAMBDA {
       product_block<A, SA, size.value, 2, ADD>(a + i * ai, ai, ak, b + j, bk, k_size, out + i * oi + j, oi);
     });
   for (; j < columns; j += kLanes<A>)
-    exact_blocks<kSingleRows>(rows, [&](auto size, int64_t i) {
+    exact_blocks<kSingleRows>(rows, [&](auto size, int64_t i) FD_LAMBDA {
       product_block<A, SA, size.value, 1, ADD>(a + i * ai, ai, ak, b + j, bk, k_size, out + i * oi + j, oi);
     });
 }
@@ -169,8 +182,12 @@ FD_INLINE void pointwise(const A* d, int64_t pixels, int64_t d_stride, const A* 
     product_strided<A, 16, false>(d, pixels, 16, 1, w, columns, columns, k_size, y, y_stride);
   else if (d_stride == 32)
     product_strided<A, 32, false>(d, pixels, 32, 1, w, columns, columns, k_size, y, y_stride);
+  else if (d_stride == 48)
+    product_strided<A, 48, false>(d, pixels, 48, 1, w, columns, columns, k_size, y, y_stride);
   else if (d_stride == 64)
     product_strided<A, 64, false>(d, pixels, 64, 1, w, columns, columns, k_size, y, y_stride);
+  else if (d_stride == 128)
+    product_strided<A, 128, false>(d, pixels, 128, 1, w, columns, columns, k_size, y, y_stride);
   else
     product_strided<A, 0, false>(d, pixels, d_stride, 1, w, columns, columns, k_size, y, y_stride);
 }
@@ -189,21 +206,21 @@ template <class A, int K, int D, int S, int CP, int PB, bool ADD>
 FD_INLINE void depthwise_block(const A* in, int64_t in_row, const A* w, int64_t cp, A* out) {
   const int64_t px = CP ? CP : cp;
   Vec<A> acc[PB];
-  unroll<PB>([&](auto p) { acc[p.value] = ADD ? load<A>(out + p.value * px) : Vec<A>{}; });
+  unroll<PB>([&](auto p) FD_LAMBDA { acc[p.value] = ADD ? load<A>(out + p.value * px) : Vec<A>{}; });
 #pragma GCC unroll 1
   for (int ky = 0; ky < K; ++ky) {
     Vec<A> taps[K];
-    unroll<K>([&](auto kx) { taps[kx.value] = load<A>(w + (ky * K + kx.value) * px); });
-    unroll<(PB - 1) * S + (K - 1) * D + 1>([&](auto q) {
+    unroll<K>([&](auto kx) FD_LAMBDA { taps[kx.value] = load<A>(w + (ky * K + kx.value) * px); });
+    unroll<(PB - 1) * S + (K - 1) * D + 1>([&](auto q) FD_LAMBDA {
       const Vec<A> v = load<A>(in + q.value * px);
-      unroll<K>([&](auto kx) {
+      unroll<K>([&](auto kx) FD_LAMBDA {
         constexpr int start = q.value - kx.value * D;
         if constexpr (start >= 0 && start % S == 0 && start / S < PB) acc[start / S] += taps[kx.value] * v;
       });
     });
     in += in_row * D;
   }
-  unroll<PB>([&](auto p) { store(out + p.value * px, acc[p.value]); });
+  unroll<PB>([&](auto p) FD_LAMBDA { store(out + p.value * px, acc[p.value]); });
 }
 
 // out[r, c] (+)= sum_{ky, kx} w[ky, kx] * in[S r + D ky, S c + D kx]; row strides in elements.
@@ -216,7 +233,7 @@ void depthwise_tile(const A* in, int64_t in_row, const A* w, A* out, int64_t out
     for (int64_t r = 0; r < rows; ++r) {
       const A* in_r = in + r * S * in_row + c;
       A* out_r = out + r * out_row + c;
-      const auto block = [&](auto size, int64_t i) {
+      const auto block = [&](auto size, int64_t i) FD_LAMBDA {
         depthwise_block<A, K, D, S, CP, size.value, ADD>(in_r + i * S * px, in_row, w + c, cp, out_r + i * px);
       };
       if constexpr (ADD)
@@ -256,20 +273,20 @@ FD_INLINE void depthwise_weight_rows(const A* in, int64_t in_row, const A* dd, i
                                      int64_t cp, A* dw) {
   const int64_t px = CP ? CP : cp;
   Vec<A> acc[KY][K];
-  unroll<KY>([&](auto ky) { unroll<K>([&](auto kx) { acc[ky.value][kx.value] = Vec<A>{}; }); });
+  unroll<KY>([&](auto ky) FD_LAMBDA { unroll<K>([&](auto kx) FD_LAMBDA { acc[ky.value][kx.value] = Vec<A>{}; }); });
   for (int64_t r = 0; r < rows; ++r) {
     const A* in_r = in + r * S * in_row;
     const A* dd_r = dd + r * dd_row;
     for (int64_t i = 0; i < columns; ++i) {
       const Vec<A> v = load<A>(dd_r + i * px);
-      unroll<KY>([&](auto ky) {
+      unroll<KY>([&](auto ky) FD_LAMBDA {
         const A* in_k = in_r + ky.value * D * in_row + i * S * px;
-        unroll<K>([&](auto kx) { acc[ky.value][kx.value] += v * load<A>(in_k + kx.value * D * px); });
+        unroll<K>([&](auto kx) FD_LAMBDA { acc[ky.value][kx.value] += v * load<A>(in_k + kx.value * D * px); });
       });
     }
   }
-  unroll<KY>([&](auto ky) {
-    unroll<K>([&](auto kx) {
+  unroll<KY>([&](auto ky) FD_LAMBDA {
+    unroll<K>([&](auto kx) FD_LAMBDA {
       A* o = dw + (ky.value * K + kx.value) * px;
       store(o, load<A>(o) + acc[ky.value][kx.value]);
     });
@@ -330,7 +347,7 @@ FD_INLINE Tile tile_at(const Geometry& geo, int64_t index) {
 // A chunk's scratch; sizes in scratch_size().
 template <class A>
 struct Scratch {
-  A *padded, *padded2, *d, *dy, *dd, *dx;
+  A *padded, *padded2, *d, *dy, *dd;
   Scratch(const Geometry& geo, A* base) {
     const ScratchLayout layout(geo);
     padded = base;
@@ -338,7 +355,6 @@ struct Scratch {
     d = padded2 + layout.padded2;
     dy = d + layout.d;
     dd = dy + layout.dy;
-    dx = dd + layout.d;
   }
 };
 
@@ -362,23 +378,28 @@ FD_INLINE void fill_padded(A* dst, int64_t begin, int64_t end, int64_t h, int64_
 }
 
 // The rows of relu(x) that output rows [begin, end) of a bank read.
-template <class A, class T>
+template <class A, bool FULL, class T>
 FD_INLINE void fill_source(const Bank<A, T>& bank, const Tile& tile, A* padded) {
   const Geometry& g = bank.geo;
   const T* image = bank.x.data + tile.image * bank.x.sn;
+  const int64_t sh = bank.x.sh, sw = bank.x.sw, channels = g.c;
   fill_padded(padded, tile.begin * g.stride - g.pad, (tile.end - 1) * g.stride + g.pad + 1, g.h, g.w, g.pad, g.cp,
-              [&](int64_t row, int64_t column, int64_t c) {
-                return relu<A>(load_channels<A>(image + row * bank.x.sh + column * bank.x.sw, c, g.c));
+              [&](int64_t row, int64_t column, int64_t c) FD_LAMBDA {
+                prefetch(image + row * sh + column * sw + c);
+                return relu<A>(load_channels<A, FULL>(image + row * sh + column * sw, c, channels));
               });
 }
 
 // The rows of relu(batch norm(y)) that output rows [begin, end) of a second stage read.
 template <class A, class T>
 FD_INLINE void fill_normalised(const Geometry& g, const Stage<A, T>& first, int64_t pad, const Tile& tile, A* padded) {
-  const T* image = first.y + tile.image * g.ho * g.wo * g.cp;
-  fill_padded(padded, tile.begin - pad, tile.end + pad, g.ho, g.wo, pad, g.cp, [&](int64_t row, int64_t column, int64_t c) {
-    const Vec<A> y = load<A>(image + (row * g.wo + column) * g.cp + c);
-    return relu<A>((y - load<A>(first.mean + c)) * load<A>(first.rstd + c));
+  const int64_t wo = g.wo, cp = g.cp;
+  const T* image = first.y + tile.image * g.ho * wo * cp;
+  const A *mean = first.mean, *rstd = first.rstd;
+  fill_padded(padded, tile.begin - pad, tile.end + pad, g.ho, g.wo, pad, g.cp, [&](int64_t row, int64_t column, int64_t c) FD_LAMBDA {
+    prefetch(image + (row * wo + column) * cp + c);
+    const Vec<A> y = load<A>(image + (row * wo + column) * cp + c);
+    return relu<A>((y - load<A>(mean + c)) * load<A>(rstd + c));
   });
 }
 
@@ -405,22 +426,17 @@ FD_INLINE void depthwise_forward(const Stage<A, T>& stage, const Geometry& g, co
     }
 }
 
-// Joins the moments of `pixels` values to the ones of the `before` values already seen (Chan et al.), in double.
-FD_INLINE void join_moments(double* mean, double* m2, double before, double pixels, double tile_mean, double tile_m2) {
-  const double delta = tile_mean - *mean, total = before + pixels;
-  *mean += delta * (pixels / total);
-  *m2 += tile_m2 + delta * delta * (before * pixels / total);
-}
-
-// Moments of y [pixels, cp] about its first pixel: exact for constants, no cancellation for a large mean.
+// Joins the moments of y [pixels, cp] to those of the `before` values already seen (Chan et al.), in double. A tile's are taken
+// about its first pixel: exact for constants, no cancellation for a large mean.
 template <class A>
 FD_INLINE void add_moments(const A* y, int64_t pixels, int64_t cp, int64_t before, double* mean, double* m2) {
+  const double per_pixel = 1.0 / pixels, share = double(pixels) / (before + pixels), joint = double(before) * share;
   for (int64_t c = 0; c < cp; c += kLanes<A>) {
     const Vec<A> origin = load<A>(y + c);
     Vec<A> sum[4] = {}, square[4] = {};
     int64_t p = 0;
     for (; p + 4 <= pixels; p += 4)
-      unroll<4>([&](auto i) {
+      unroll<4>([&](auto i) FD_LAMBDA {
         const Vec<A> v = load<A>(y + (p + i.value) * cp + c) - origin;
         sum[i.value] += v;
         square[i.value] += v * v;
@@ -430,11 +446,16 @@ FD_INLINE void add_moments(const A* y, int64_t pixels, int64_t cp, int64_t befor
       sum[0] += v;
       square[0] += v * v;
     }
-    const Vec<A> total = (sum[0] + sum[1]) + (sum[2] + sum[3]), squares = (square[0] + square[1]) + (square[2] + square[3]);
+    A origins[kLanes<A>], sums[kLanes<A>], squares[kLanes<A>];
+    store(origins, origin);
+    store(sums, (sum[0] + sum[1]) + (sum[2] + sum[3]));
+    store(squares, (square[0] + square[1]) + (square[2] + square[3]));
     for (int lane = 0; lane < kLanes<A>; ++lane) {
-      const double shift = double(total[lane]) / pixels;
-      const double tile_m2 = double(squares[lane]) - double(total[lane]) * shift;
-      join_moments(mean + c + lane, m2 + c + lane, before, pixels, origin[lane] + shift, tile_m2 > 0 ? tile_m2 : 0);
+      const double shift = double(sums[lane]) * per_pixel;
+      const double tile_m2 = double(squares[lane]) - double(sums[lane]) * shift;
+      const double delta = double(origins[lane]) + shift - mean[c + lane];
+      mean[c + lane] += delta * share;
+      m2[c + lane] += (tile_m2 > 0 ? tile_m2 : 0) + delta * delta * joint;
     }
   }
 }
@@ -461,100 +482,128 @@ FD_INLINE Window window_at(const Geometry& g, int64_t r, int64_t column) {  // 3
   return {top < 0 ? 0 : top, top + 3 < g.h ? top + 3 : g.h, left < 0 ? 0 : left, left + 3 < g.w ? left + 3 : g.w};
 }
 
+// f(row, column) over a window's pixels in order; whole windows are unrolled.
+template <class F>
+FD_INLINE void over_window(const Window& win, const F& f) {
+  if (win.row_end - win.row_begin == 3 && win.column_end - win.column_begin == 3) {
+    unroll<9>([&](auto i) FD_LAMBDA { f(win.row_begin + i.value / 3, win.column_begin + i.value % 3); });
+    return;
+  }
+  for (int64_t row = win.row_begin; row < win.row_end; ++row)
+    for (int64_t column = win.column_begin; column < win.column_end; ++column) f(row, column);
+}
+
 template <class A, class T>
-void pool_forward(const Bank<A, T>& bank, const Tile& tile, int64_t chunk, int64_t before, A* max_y, A* avg_y) {
-  const Geometry& g = bank.geo;
+FD_INLINE void store_pool(T* out, const A* y, int64_t pixels, int64_t cp, int64_t before, double* mean, double* m2) {
+  add_moments(y, pixels, cp, before, mean, m2);
+  for (int64_t i = 0; i < pixels * cp; i += kLanes<A>) store(out + i, load<A>(y + i));
+}
+
+template <class A, bool FULL, class T>
+FD_INLINE void pool_forward(const Bank<A, T>& bank, const Tile& tile, int64_t chunk, int64_t before, A* max_y, A* avg_y) {
+  const Geometry g = bank.geo;
+  const Pools<A, T>& pools = bank.pools;
   const T* image = bank.x.data + tile.image * bank.x.sn;
-  const int64_t pixels = (tile.end - tile.begin) * g.wo;
-  for (int64_t r = tile.begin, p = 0; r < tile.end; ++r)
-    for (int64_t column = 0; column < g.wo; ++column, ++p) {
+  const int64_t sh = bank.x.sh, sw = bank.x.sw, pixels = (tile.end - tile.begin) * g.wo;
+  A *max_out = max_y, *avg_out = avg_y;
+  for (int64_t r = tile.begin; r < tile.end; ++r)
+    for (int64_t column = 0; column < g.wo; ++column, max_out += g.cp, avg_out += g.cp) {
       const Window win = window_at(g, r, column);
-      const A count = A((win.row_end - win.row_begin) * (win.column_end - win.column_begin));
+      const A share = A(1) / A((win.row_end - win.row_begin) * (win.column_end - win.column_begin));
       for (int64_t c = 0; c < g.cp; c += kLanes<A>) {
-        Vec<A> sum = {}, largest = load_channels<A>(image + win.row_begin * bank.x.sh + win.column_begin * bank.x.sw, c, g.c);
-        for (int64_t row = win.row_begin; row < win.row_end; ++row)
-          for (int64_t col = win.column_begin; col < win.column_end; ++col) {
-            const Vec<A> v = load_channels<A>(image + row * bank.x.sh + col * bank.x.sw, c, g.c);
-            sum += v;
-            largest = (v > largest) | (v != v) ? v : largest;
-          }
-        store(max_y + p * g.cp + c, largest);
-        store(avg_y + p * g.cp + c, sum / count);
+        Vec<A> sum = {}, largest = load_channels<A, FULL>(image + win.row_begin * sh + win.column_begin * sw, c, g.c);
+        over_window(win, [&](int64_t row, int64_t col) FD_LAMBDA {
+          const Vec<A> v = load_channels<A, FULL>(image + row * sh + col * sw, c, g.c);
+          sum += v;
+          largest = v <= largest ? largest : v;  // NaN wins, as in PyTorch
+        });
+        store(max_out + c, largest);
+        store(avg_out + c, sum * share);
       }
     }
-  const int64_t at = (tile.image * g.ho + tile.begin) * g.wo * g.cp;
-  if (bank.pools.max_y) {
-    add_moments(max_y, pixels, g.cp, before, bank.pools.max_mean + chunk * g.cp, bank.pools.max_m2 + chunk * g.cp);
-    for (int64_t i = 0; i < pixels * g.cp; i += kLanes<A>) store(bank.pools.max_y + at + i, load<A>(max_y + i));
-  }
-  if (bank.pools.avg_y) {
-    add_moments(avg_y, pixels, g.cp, before, bank.pools.avg_mean + chunk * g.cp, bank.pools.avg_m2 + chunk * g.cp);
-    for (int64_t i = 0; i < pixels * g.cp; i += kLanes<A>) store(bank.pools.avg_y + at + i, load<A>(avg_y + i));
+  const int64_t at = (tile.image * g.ho + tile.begin) * g.wo * g.cp, moments = chunk * g.cp;
+  if (pools.max_y) store_pool(pools.max_y + at, max_y, pixels, g.cp, before, pools.max_mean + moments, pools.max_m2 + moments);
+  if (pools.avg_y) store_pool(pools.avg_y + at, avg_y, pixels, g.cp, before, pools.avg_mean + moments, pools.avg_m2 + moments);
+}
+
+// d pooled = sum_j from_g[j] * g_j + from_y * (y - mean) + offset for one row of outputs.
+template <class A, bool FULL, class T>
+FD_INLINE void pool_row_gradient(const Geometry& g, const Pools<A, T>& pools, int64_t image, int64_t r, const T* y,
+                                 const A* from_g, const A* mean_a, const A* from_y_a, const A* offset_a, A* out) {
+  for (int64_t c = 0; c < g.cp; c += kLanes<A>) {
+    const Vec<A> mean = load<A>(mean_a + c), from_y = load<A>(from_y_a + c), offset = load<A>(offset_a + c);
+    for (int64_t column = 0; column < g.wo; ++column)
+      store(out + column * g.cp + c, from_y * (load<A>(y + column * g.cp + c) - mean) + offset);
+    for (int64_t e = 0; e < pools.edges; ++e) {
+      const Vec<A> factor = load<A>(from_g + e * g.cp + c);
+      const T* row = pools.g[e].data + image * pools.g[e].sn + r * pools.g[e].sh;
+      const int64_t sw = pools.g[e].sw;
+      for (int64_t column = 0; column < g.wo; ++column) {
+        A* o = out + column * g.cp + c;
+        store(o, load<A>(o) + factor * load_channels<A, FULL>(row + column * sw, c, g.c));
+      }
+    }
   }
 }
 
-// Adds the pools' input gradients to dx, source rows [begin, end) of one image.
-template <class A, class T>
-void pool_backward(const Bank<A, T>& bank, int64_t image, int64_t begin, int64_t end, A* dx) {
-  const Geometry& g = bank.geo;
+// Adds the pools' input gradients to dx, source rows [begin, end) of one image; `rows` holds two rows of outputs.
+template <class A, bool FULL, class T>
+FD_INLINE void pool_backward(const Bank<A, T>& bank, int64_t image, int64_t begin, int64_t end, A* rows, A* dx) {
+  const Geometry g = bank.geo;
   const Pools<A, T>& pools = bank.pools;
   const T* x = bank.x.data + image * bank.x.sn;
+  const int64_t sh = bank.x.sh, sw = bank.x.sw;
+  A *d_max_row = rows, *d_avg_row = rows + g.wo * g.cp;
   // Windows that touch source rows [begin, end): centre stride * r within one row of them.
   const int64_t r_begin = begin - 1 <= 0 ? 0 : (begin - 1 + g.stride - 1) / g.stride;
   const int64_t r_end = end / g.stride + 1 < g.ho ? end / g.stride + 1 : g.ho;
-  for (int64_t r = r_begin; r < r_end; ++r)
+  for (int64_t r = r_begin; r < r_end; ++r) {
+    const int64_t at = (image * g.ho + r) * g.wo * g.cp;
+    if (pools.max_y)
+      pool_row_gradient<A, FULL>(g, pools, image, r, pools.max_y + at, pools.max_from_g, pools.max_mean_a, pools.max_from_y,
+                                 pools.max_offset, d_max_row);
+    if (pools.avg_y)
+      pool_row_gradient<A, FULL>(g, pools, image, r, pools.avg_y + at, pools.avg_from_g, pools.avg_mean_a, pools.avg_from_y,
+                                 pools.avg_offset, d_avg_row);
     for (int64_t column = 0; column < g.wo; ++column) {
       const Window win = window_at(g, r, column);
-      const int64_t from = win.row_begin < begin ? begin : win.row_begin, to = win.row_end < end ? win.row_end : end;
-      const A count = A((win.row_end - win.row_begin) * (win.column_end - win.column_begin));
-      const int64_t at = ((image * g.ho + r) * g.wo + column) * g.cp;
+      const A share = A(1) / A((win.row_end - win.row_begin) * (win.column_end - win.column_begin));
       for (int64_t c = 0; c < g.cp; c += kLanes<A>) {
-        Vec<A> d_max = {}, d_avg = {}, largest = {};
-        if (pools.max_y) {
-          largest = load<A>(pools.max_y + at + c);
-          d_max = load<A>(pools.max_from_y + c) * (largest - load<A>(pools.max_mean_a + c)) + load<A>(pools.max_offset + c);
-        }
-        if (pools.avg_y)
-          d_avg = load<A>(pools.avg_from_y + c) * (load<A>(pools.avg_y + at + c) - load<A>(pools.avg_mean_a + c)) +
-                  load<A>(pools.avg_offset + c);
-        for (int64_t e = 0; e < pools.edges; ++e) {
-          const View<T>& gv = pools.g[e];
-          const Vec<A> gj = load_channels<A>(gv.data + image * gv.sn + r * gv.sh + column * gv.sw, c, g.c);
-          if (pools.max_y) d_max += load<A>(pools.max_from_g + e * g.cp + c) * gj;
-          if (pools.avg_y) d_avg += load<A>(pools.avg_from_g + e * g.cp + c) * gj;
-        }
-        d_avg = d_avg / count;
-        // The gradient of a maximum goes to the first of equal values, which may lie in rows of another tile.
-        typename Vectors<A>::Mask open = ~typename Vectors<A>::Mask{};
-        for (int64_t row = win.row_begin; row < to; ++row)
-          for (int64_t col = win.column_begin; col < win.column_end; ++col) {
-            const Vec<A> v = load_channels<A>(x + row * bank.x.sh + col * bank.x.sw, c, g.c);
-            const auto here = open & ((v == largest) | (v != v));
-            open &= ~here;
-            if (row < from) continue;
-            A* o = dx + ((row - begin) * g.w + col) * g.cp + c;
-            store(o, load<A>(o) + d_avg + (here ? d_max : Vec<A>{}));
-          }
+        const int64_t o = column * g.cp + c;
+        const Vec<A> d_avg = pools.avg_y ? load<A>(d_avg_row + o) * share : Vec<A>{};
+        const Vec<A> largest = pools.max_y ? load<A>(pools.max_y + at + o) : Vec<A>{};
+        Vec<A> d_max = pools.max_y ? load<A>(d_max_row + o) : Vec<A>{};  // until a pixel has taken it
+        over_window(win, [&](int64_t row, int64_t col) FD_LAMBDA {
+          // The gradient of a maximum goes to the first of equal values, which may lie in rows of another tile.
+          const Vec<A> v = load_channels<A, FULL>(x + row * sh + col * sw, c, g.c);
+          const auto here = v >= largest;
+          const Vec<A> taken = here ? d_max : Vec<A>{};
+          d_max = here ? Vec<A>{} : d_max;
+          if (row < begin || row >= end) return;
+          A* to = dx + ((row - begin) * g.w + col) * g.cp + c;
+          store(to, load<A>(to) + (d_avg + taken));
+        });
       }
     }
+  }
 }
 
 // ---- passes ----------------------------------------------------------------------------------------------------------
 
 // First stages and pools of everything that leaves a state.
-template <class A, class T>
-void first_forward(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t chunk, A* base) {
+template <class A, bool FULL, class T>
+FD_INLINE void first_forward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t chunk, A* base) {
   const Scratch<A> scratch(bank.geo, base);
   int64_t before = 0;
   for (int64_t index = lo; index < hi; ++index) {
     const Tile tile = tile_at(bank.geo, index);
-    if (bank.count) fill_source(bank, tile, scratch.padded);
+    if (bank.count) fill_source<A, FULL>(bank, tile, scratch.padded);
     for (int64_t b = 0; b < bank.count; ++b) {
       const Stage<A, T>& stage = bank.branches[b].first;
       depthwise_forward(stage, bank.geo, scratch.padded, bank.geo.w, bank.geo.pad, tile.end - tile.begin, scratch.d);
       pointwise_forward(stage, bank.geo, tile, chunk, before, scratch.d, scratch.dy);
     }
-    if (bank.pools.max_y || bank.pools.avg_y) pool_forward(bank, tile, chunk, before, scratch.d, scratch.dy);
+    if (bank.pools.max_y || bank.pools.avg_y) pool_forward<A, FULL>(bank, tile, chunk, before, scratch.d, scratch.dy);
     before += (tile.end - tile.begin) * bank.geo.wo;
   }
 }
@@ -577,75 +626,121 @@ void second_forward(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t chun
   }
 }
 
-// node = sum_t scale_t * (t - mean_t)
-template <class A, class T>
-void mix(const Mix<A, T>& m, int64_t lo, int64_t hi, int64_t, A* row_sum) {
-  const Geometry& g = m.geo;
+// sum += scale_t * t over COUNT terms and a tile's rows, one vector of channels.
+template <class A, bool FULL, int COUNT, class T>
+FD_INLINE void mix_terms(const Term<A, T>* terms, const Tile& tile, int64_t c, int64_t columns, int64_t cp, A* sum) {
+  const T* data[COUNT];
+  int64_t sh[COUNT], sw[COUNT], channels[COUNT];
+  Vec<A> scale[COUNT];
+  unroll<COUNT>([&](auto t) FD_LAMBDA {
+    const Term<A, T>& term = terms[t.value];
+    data[t.value] = term.t.data + tile.image * term.t.sn;
+    sh[t.value] = term.t.sh;
+    sw[t.value] = term.t.sw;
+    channels[t.value] = term.channels;
+    scale[t.value] = load<A>(term.scale + c);
+  });
+  for (int64_t r = tile.begin; r < tile.end; ++r)
+    for (int64_t column = 0; column < columns; ++column, sum += cp) {
+      Vec<A> v = load<A>(sum + c);
+      unroll<COUNT>([&](auto t) FD_LAMBDA {
+        const T* pixel = data[t.value] + r * sh[t.value] + column * sw[t.value];
+        prefetch(pixel + c);
+        v += scale[t.value] * load_channels<A, FULL>(pixel, c, channels[t.value]);
+      });
+      store(sum + c, v);
+    }
+}
+
+// node = sum_t scale_t * t + shift; `sum` holds a tile.
+template <class A, bool FULL, class T>
+FD_INLINE void mix_tiles(const Mix<A, T>& m, int64_t lo, int64_t hi, A* sum) {
+  const Geometry g = m.geo;
+  const View<T> node = m.node;
   for (int64_t index = lo; index < hi; ++index) {
     const Tile tile = tile_at(g, index);
-    for (int64_t r = tile.begin; r < tile.end; ++r) {
-      for (int64_t i = 0; i < g.wo * g.cp; i += kLanes<A>) store(row_sum + i, Vec<A>{});
-      for (int64_t t = 0; t < m.count; ++t) {
-        const Term<A, T>& term = m.terms[t];
-        const T* row = term.t.data + tile.image * term.t.sn + r * term.t.sh;
-        for (int64_t c = 0; c < g.cp; c += kLanes<A>) {
-          const Vec<A> scale = load<A>(term.scale + c), mean = load<A>(term.mean + c);
-          const auto add = [&](int64_t column, Vec<A> v) {
-            A* o = row_sum + column * g.cp + c;
-            store(o, load<A>(o) + scale * (v - mean));
-          };
-          if (c + kLanes<A> <= term.channels)
-            for (int64_t column = 0; column < g.wo; ++column) add(column, load<A>(row + column * term.t.sw + c));
-          else
-            for (int64_t column = 0; column < g.wo; ++column)
-              add(column, load_part<A>(row + column * term.t.sw + c, term.channels - c));
-        }
+    const int64_t pixels = (tile.end - tile.begin) * g.wo;
+    for (int64_t c = 0; c < g.cp; c += kLanes<A>) {
+      const Vec<A> shift = load<A>(m.shift + c);
+      for (int64_t i = 0; i < pixels; ++i) store(sum + i * g.cp + c, shift);
+      int64_t t = 0;
+      for (; t + 4 <= m.count; t += 4) mix_terms<A, FULL, 4>(m.terms + t, tile, c, g.wo, g.cp, sum);
+      for (; t < m.count; ++t) mix_terms<A, FULL, 1>(m.terms + t, tile, c, g.wo, g.cp, sum);
+    }
+    const A* from = sum;
+    for (int64_t r = tile.begin; r < tile.end; ++r)
+      for (int64_t column = 0; column < g.wo; ++column, from += g.cp) {
+        T* out = node.data + tile.image * node.sn + r * node.sh + column * node.sw;
+        for (int64_t c = 0; c < g.c; c += kLanes<A>) store_channels<A, FULL>(out, load<A>(from + c), c, g.c);
       }
-      T* out = m.node.data + tile.image * m.node.sn + r * m.node.sh;
-      for (int64_t column = 0; column < g.wo; ++column)
-        for (int64_t c = 0; c < m.node_channels; c += kLanes<A>)
-          store_channels<A>(out + column * m.node.sw, load<A>(row_sum + column * g.cp + c), c, m.node_channels);
+  }
+}
+
+// sum g, and for every term sum g * (t - mean_t); `g_tile` holds a tile.
+template <class A, bool FULL, class T>
+FD_INLINE void term_sum_tiles(const Mix<A, T>& m, int64_t lo, int64_t hi, int64_t chunk, A* g_tile) {
+  const Geometry g = m.geo;
+  const View<T> node = m.node;
+  const auto add = [&](double* into, int64_t c, Vec<A> total) FD_LAMBDA {
+    A lanes[kLanes<A>];
+    store(lanes, total);
+    for (int lane = 0; lane < kLanes<A>; ++lane) into[chunk * g.cp + c + lane] += double(lanes[lane]);
+  };
+  for (int64_t index = lo; index < hi; ++index) {
+    const Tile tile = tile_at(g, index);
+    for (int64_t c = 0; c < g.cp; c += kLanes<A>) {
+      Vec<A> total = {};
+      A* to = g_tile + c;
+      for (int64_t r = tile.begin; r < tile.end; ++r)
+        for (int64_t column = 0; column < g.wo; ++column, to += g.cp) {
+          const T* pixel = node.data + tile.image * node.sn + r * node.sh + column * node.sw;
+          prefetch(pixel + c);
+          const Vec<A> v = load_channels<A, FULL>(pixel, c, g.c);
+          store(to, v);
+          total += v;
+        }
+      add(m.chunk_g, c, total);
+    }
+    for (int64_t t = 0; t < m.count; ++t) {
+      const Term<A, T> term = m.terms[t];
+      const T* image = term.t.data + tile.image * term.t.sn;
+      for (int64_t c = 0; c < g.cp; c += kLanes<A>) {
+        const Vec<A> mean = load<A>(term.mean + c);
+        const A* from = g_tile + c;
+        Vec<A> sum[4] = {};
+        for (int64_t r = tile.begin; r < tile.end; ++r) {
+          const T* row = image + r * term.t.sh;
+          const auto product = [&](int64_t column) FD_LAMBDA {
+            const T* pixel = row + column * term.t.sw;
+            prefetch(pixel + c);
+            return load<A>(from + column * g.cp) * (load_channels<A, FULL>(pixel, c, term.channels) - mean);
+          };
+          int64_t column = 0;
+          for (; column + 4 <= g.wo; column += 4)
+            unroll<4>([&](auto i) FD_LAMBDA { sum[i.value] += product(column + i.value); });
+          for (; column < g.wo; ++column) sum[0] += product(column);
+          from += g.wo * g.cp;
+        }
+        add(term.chunk_sum, c, (sum[0] + sum[1]) + (sum[2] + sum[3]));
+      }
     }
   }
 }
 
-// sum g, and for every term sum g * (t - mean_t)
 template <class A, class T>
-void term_sums(const Mix<A, T>& m, int64_t lo, int64_t hi, int64_t chunk, A* g_row) {
-  const Geometry& g = m.geo;
-  for (int64_t index = lo; index < hi; ++index) {
-    const Tile tile = tile_at(g, index);
-    for (int64_t r = tile.begin; r < tile.end; ++r) {
-      const T* source = m.node.data + tile.image * m.node.sn + r * m.node.sh;
-      for (int64_t column = 0; column < g.wo; ++column)
-        for (int64_t c = 0; c < g.cp; c += kLanes<A>)
-          store(g_row + column * g.cp + c, load_channels<A>(source + column * m.node.sw, c, m.node_channels));
-      for (int64_t c = 0; c < g.cp; c += kLanes<A>) {
-        const auto reduce = [&](double* into, const auto& value) {
-          Vec<A> sum[4] = {};
-          int64_t column = 0;
-          for (; column + 4 <= g.wo; column += 4)
-            unroll<4>([&](auto i) {
-              sum[i.value] += load<A>(g_row + (column + i.value) * g.cp + c) * value(column + i.value);
-            });
-          for (; column < g.wo; ++column) sum[0] += load<A>(g_row + column * g.cp + c) * value(column);
-          const Vec<A> total = (sum[0] + sum[1]) + (sum[2] + sum[3]);
-          for (int lane = 0; lane < kLanes<A>; ++lane) into[chunk * g.cp + c + lane] += double(total[lane]);
-        };
-        if (m.chunk_g) reduce(m.chunk_g, [&](int64_t) { return Vec<A>{} + A(1); });
-        for (int64_t t = 0; t < m.count; ++t) {
-          const Term<A, T>& term = m.terms[t];
-          const T* row = term.t.data + tile.image * term.t.sn + r * term.t.sh + c;
-          const Vec<A> mean = load<A>(term.mean + c);
-          if (c + kLanes<A> <= term.channels)
-            reduce(term.chunk_sum, [&](int64_t column) { return load<A>(row + column * term.t.sw) - mean; });
-          else
-            reduce(term.chunk_sum,
-                   [&](int64_t column) { return load_part<A>(row + column * term.t.sw, term.channels - c) - mean; });
-        }
-      }
-    }
-  }
+void mix(const Mix<A, T>& m, int64_t lo, int64_t hi, int64_t, A* scratch) {
+  if (m.geo.c == m.geo.cp)
+    mix_tiles<A, true>(m, lo, hi, scratch);
+  else
+    mix_tiles<A, false>(m, lo, hi, scratch);
+}
+
+template <class A, class T>
+void term_sums(const Mix<A, T>& m, int64_t lo, int64_t hi, int64_t chunk, A* scratch) {
+  if (m.geo.c == m.geo.cp)
+    term_sum_tiles<A, true>(m, lo, hi, chunk, scratch);
+  else
+    term_sum_tiles<A, false>(m, lo, hi, chunk, scratch);
 }
 
 // From the gradient dn of a stage's normalised output to everything before it. `dn(row, column, c)` gives it for one image,
@@ -654,7 +749,7 @@ template <class A, class T, class F>
 FD_INLINE void stage_backward(const Stage<A, T>& stage, const Geometry& g, const Tile& tile, const A* padded, int64_t h,
                               int64_t w, int64_t pad, bool need_params, bool need_x, A* grads, const Scratch<A>& s, const F& dn,
                               A* dx) {
-  const int64_t cp = g.cp, S = stage.stride, rows = tile.end - tile.begin;
+  const int64_t cp = g.cp, wo = g.wo, S = stage.stride, rows = tile.end - tile.begin;
   // Input rows of this tile also see outputs of its neighbours; their dd is computed here once more.
   const int64_t reach = stage.kernel && need_x ? (stage.pad + S - 1) / S : 0;
   const int64_t first = tile.begin - reach < 0 ? 0 : tile.begin - reach;
@@ -667,8 +762,10 @@ FD_INLINE void stage_backward(const Stage<A, T>& stage, const Geometry& g, const
                  offset = load<A>(stage.offset + c);
     A* out = s.dy + c;
     for (int64_t r = first; r < last; ++r)
-      for (int64_t column = 0; column < g.wo; ++column, out += cp)
-        store(out, from_g * dn(r, column, c) + (from_y * (load<A>(y + (r * g.wo + column) * cp + c) - mean) + offset));
+      for (int64_t column = 0; column < wo; ++column, out += cp) {
+        prefetch(y + (r * wo + column) * cp + c);
+        store(out, from_g * dn(r, column, c) + (from_y * (load<A>(y + (r * wo + column) * cp + c) - mean) + offset));
+      }
   }
   if (need_params) {
     depthwise_forward(stage, g, padded, w, pad, rows, s.d);
@@ -690,7 +787,13 @@ FD_INLINE void stage_backward(const Stage<A, T>& stage, const Geometry& g, const
 
   // dd, spread to the input's resolution, inside a border of zeros: [S * rows + 2 p, w + 2 p].
   const int64_t p = stage.pad, dd_row = (w + 2 * p) * cp, dd_rows = S * rows + 2 * p;
-  for (int64_t i = 0; i < dd_rows * dd_row; i += kLanes<A>) store(s.padded2 + i, Vec<A>{});
+  if (S == 2) clear(s.padded2, dd_rows * dd_row);
+  for (int64_t row = 0; S == 1 && row < dd_rows; ++row) {
+    A* here = s.padded2 + row * dd_row;
+    const int64_t r = tile.begin - p + row;
+    clear(here, r < first || r >= last ? dd_row : p * cp);
+    clear(here + dd_row - p * cp, p * cp);
+  }
   for (int64_t r = first; r < last; ++r) {
     const int64_t row = S * (r - tile.begin) + p;
     if (row < 0 || row >= dd_rows) continue;
@@ -717,33 +820,31 @@ FD_INLINE void stage_backward(const Stage<A, T>& stage, const Geometry& g, const
   }
 }
 
-template <class A>
-FD_INLINE void clear(A* p, int64_t n) {
-  for (int64_t i = 0; i < n; i += kLanes<A>) store(p + i, Vec<A>{});
-}
-
 // The last stage of every branch of a bank: weight gradients, the gradient of a separable convolution's middle (with the
 // sums its batch norm needs), and what the other branches give to dx.
-template <class A, class T>
-void final_backward(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t chunk, A* base, A* grads) {
-  const Geometry& g = bank.geo;
+template <class A, bool FULL, class T>
+FD_INLINE void final_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t chunk, A* base, A* grads) {
+  const Geometry g = bank.geo;
   const Scratch<A> s(g, base);
   for (int64_t index = lo; index < hi; ++index) {
     const Tile tile = tile_at(g, index);
     const int64_t rows = tile.end - tile.begin;
     const int64_t x_begin = tile.begin * g.stride, x_end = tile.end * g.stride < g.h ? tile.end * g.stride : g.h;
     bool filled = false;
-    if (bank.need_x) clear(s.dx, (x_end - x_begin) * g.w * g.cp);
+    A* dx = bank.need_x ? bank.dx_partial + (tile.image * g.h + x_begin) * g.w * g.cp : nullptr;
+    if (bank.need_x) clear(dx, (x_end - x_begin) * g.w * g.cp);
     for (int64_t b = 0; b < bank.count; ++b) {
       const Branch<A, T>& branch = bank.branches[b];
       const T* gi = branch.g.data + tile.image * branch.g.sn;
-      const auto dn = [&](int64_t row, int64_t column, int64_t c) {
-        return load_channels<A>(gi + row * branch.g.sh + column * branch.g.sw, c, g.c);
+      const int64_t sh = branch.g.sh, sw = branch.g.sw, channels = g.c;
+      const auto dn = [&](int64_t row, int64_t column, int64_t c) FD_LAMBDA {
+        prefetch(gi + row * sh + column * sw + c);
+        return load_channels<A, FULL>(gi + row * sh + column * sw, c, channels);
       };
       if (!branch.separable) {
-        if (!filled && bank.need_params) fill_source(bank, tile, s.padded);
+        if (!filled && bank.need_params) fill_source<A, FULL>(bank, tile, s.padded);
         filled = true;
-        stage_backward(branch.first, g, tile, s.padded, g.h, g.w, g.pad, bank.need_params, bank.need_x, grads, s, dn, s.dx);
+        stage_backward(branch.first, g, tile, s.padded, g.h, g.w, g.pad, bank.need_params, bank.need_x, grads, s, dn, dx);
         continue;
       }
       const Stage<A, T>& second = branch.second;
@@ -757,7 +858,7 @@ void final_backward(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t chun
       for (int64_t c = 0; c < g.cp; c += kLanes<A>) {
         const Vec<A> mean = load<A>(branch.first.mean + c), rstd = load<A>(branch.first.rstd + c);
         Vec<A> sum[2] = {}, sum_y[2] = {};
-        const auto one = [&](int64_t i, int lane) {
+        const auto one = [&](int64_t i, int lane) FD_LAMBDA {
           const Vec<A> centred = load<A>(y + i * g.cp + c) - mean;
           const Vec<A> v = centred * rstd > 0 ? load<A>(dz + i * g.cp + c) : Vec<A>{};
           store(dz + i * g.cp + c, v);
@@ -776,17 +877,13 @@ void final_backward(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t chun
         }
       }
     }
-    if (bank.need_x) {
-      A* out = bank.dx_partial + (tile.image * g.h + x_begin) * g.w * g.cp;
-      for (int64_t i = 0; i < (x_end - x_begin) * g.w * g.cp; i += kLanes<A>) store(out + i, load<A>(s.dx + i));
-    }
   }
 }
 
 // The first stage of every separable convolution of a bank, then the state's whole gradient.
-template <class A, class T>
-void first_backward(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t, A* base, A* grads) {
-  const Geometry& g = bank.geo;
+template <class A, bool FULL, class T>
+FD_INLINE void first_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t hi, A* base, A* grads) {
+  const Geometry g = bank.geo;
   const Scratch<A> s(g, base);
   for (int64_t index = lo; index < hi; ++index) {
     const Tile tile = tile_at(g, index);
@@ -796,11 +893,15 @@ void first_backward(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t, A* 
     for (int64_t b = 0; b < bank.count; ++b) {
       const Branch<A, T>& branch = bank.branches[b];
       if (!branch.separable) continue;
-      if (!filled && bank.need_params) fill_source(bank, tile, s.padded);
+      if (!filled && bank.need_params) fill_source<A, FULL>(bank, tile, s.padded);
       filled = true;
       const A* dz = branch.dz + tile.image * g.ho * g.wo * g.cp;
       stage_backward(branch.first, g, tile, s.padded, g.h, g.w, g.pad, bank.need_params, bank.need_x, grads, s,
-                     [&](int64_t row, int64_t column, int64_t c) { return load<A>(dz + (row * g.wo + column) * g.cp + c); }, dx);
+                     [&](int64_t row, int64_t column, int64_t c) FD_LAMBDA {
+                       prefetch(dz + (row * g.wo + column) * g.cp + c);
+                       return load<A>(dz + (row * g.wo + column) * g.cp + c);
+                     },
+                     dx);
     }
     if (!bank.need_x) continue;
     const T* x = bank.x.data + tile.image * bank.x.sn;
@@ -808,33 +909,146 @@ void first_backward(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t, A* 
       for (int64_t column = 0; column < g.w; ++column) {
         A* o = dx + ((row - x_begin) * g.w + column) * g.cp;
         for (int64_t c = 0; c < g.cp; c += kLanes<A>) {
-          Vec<A> v = load_channels<A>(x + row * bank.x.sh + column * bank.x.sw, c, g.c) > 0 ? load<A>(o + c) : Vec<A>{};
+          Vec<A> v = load_channels<A, FULL>(x + row * bank.x.sh + column * bank.x.sw, c, g.c) > 0 ? load<A>(o + c) : Vec<A>{};
           for (int64_t k = 0; k < bank.skips; ++k) {
             const View<T>& gv = bank.skip_g[k];
             v += bank.skip_weight[k] *
-                 load_channels<A>(gv.data + tile.image * gv.sn + row * gv.sh + column * gv.sw, c, g.c);
+                 load_channels<A, FULL>(gv.data + tile.image * gv.sn + row * gv.sh + column * gv.sw, c, g.c);
           }
           if (bank.g_before.data) {
             const View<const T>& gv = bank.g_before;
-            v += load_channels<A>(gv.data + tile.image * gv.sn + row * gv.sh + column * gv.sw, c, g.c);
+            v += load_channels<A, FULL>(gv.data + tile.image * gv.sn + row * gv.sh + column * gv.sw, c, g.c);
           }
           store(o + c, v);
         }
       }
-    if (bank.pools.max_y || bank.pools.avg_y) pool_backward(bank, tile.image, x_begin, x_end, dx);
+    if (bank.pools.max_y || bank.pools.avg_y) pool_backward<A, FULL>(bank, tile.image, x_begin, x_end, s.d, dx);
     for (int64_t row = x_begin; row < x_end; ++row)
       for (int64_t column = 0; column < g.w; ++column) {
         const A* o = dx + ((row - x_begin) * g.w + column) * g.cp;
         T* out = bank.dx.data + tile.image * bank.dx.sn + row * bank.dx.sh + column * bank.dx.sw;
-        for (int64_t c = 0; c < bank.dx_channels; c += kLanes<A>) store_channels<A>(out, load<A>(o + c), c, bank.dx_channels);
+        for (int64_t c = 0; c < bank.dx_channels; c += kLanes<A>) store_channels<A, FULL>(out, load<A>(o + c), c, bank.dx_channels);
+      }
+  }
+}
+
+// d [pixels, k] = relu(x) of a tile; at stride 2 two pixels side by side.
+template <class A, bool FULL, class T>
+FD_INLINE void gather_source(const Projection<A, T>& p, const Tile& tile, A* d) {
+  const Geometry g = p.geo;
+  const T* image = p.x.data + tile.image * p.x.sn;
+  const int64_t sh = p.x.sh, sw = p.x.sw, channels = p.in_channels, padded = p.in_padded;
+  for (int64_t r = tile.begin; r < tile.end; ++r)
+    for (int64_t column = 0; column < g.wo; ++column)
+      for (int64_t half = 0; half < g.stride; ++half, d += padded) {
+        const int64_t row = r * g.stride + half, col = column * g.stride + half;
+        const bool inside = row < g.h && col < g.w;
+        for (int64_t c = 0; c < padded; c += kLanes<A>)
+          store(d + c, inside ? relu<A>(load_channels<A, FULL>(image + row * sh + col * sw, c, channels)) : Vec<A>{});
+      }
+}
+
+template <class A, bool FULL, class T>
+FD_INLINE void project_forward_tiles(const Projection<A, T>& p, int64_t lo, int64_t hi, int64_t chunk, A* d) {
+  const int64_t tile_pixels = p.geo.rows * p.geo.wo;
+  int64_t before = 0;
+  for (int64_t index = lo; index < hi; ++index) {
+    const Tile tile = tile_at(p.geo, index);
+    gather_source<A, FULL>(p, tile, d);
+    pointwise_forward(p.stage, p.geo, tile, chunk, before, d, d + 2 * tile_pixels * p.stage.k);
+    before += (tile.end - tile.begin) * p.geo.wo;
+  }
+}
+
+template <class A, bool FULL, class T>
+FD_INLINE void project_backward_tiles(const Projection<A, T>& p, int64_t lo, int64_t hi, A* d, A* grads) {
+  const Geometry g = p.geo;
+  const Stage<A, T> stage = p.stage;
+  const int64_t k = stage.k, sh = p.g.sh, sw = p.g.sw;
+  A *dd = d + g.rows * g.wo * k, *dy = dd + g.rows * g.wo * k;
+  for (int64_t index = lo; index < hi; ++index) {
+    const Tile tile = tile_at(g, index);
+    const int64_t rows = tile.end - tile.begin, pixels = rows * g.wo;
+    const T* y = stage.y + (tile.image * g.ho + tile.begin) * g.wo * g.cp;
+    const T* gi = p.g.data + tile.image * p.g.sn + tile.begin * sh;
+    for (int64_t c = 0; c < g.cp; c += kLanes<A>) {
+      const Vec<A> from_g = load<A>(stage.from_g + c), from_y = load<A>(stage.from_y + c), mean = load<A>(stage.mean + c),
+                   offset = load<A>(stage.offset + c);
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t column = 0; column < g.wo; ++column) {
+          const int64_t at = (r * g.wo + column) * g.cp + c;
+          store(dy + at, from_g * load_channels<A, FULL>(gi + r * sh + column * sw, c, g.c) +
+                             (from_y * (load<A>(y + at) - mean) + offset));
+        }
+    }
+    if (p.need_params) {
+      gather_source<A, FULL>(p, tile, d);
+      pointwise_weight_grad(d, pixels, k, dy, g.cp, k, grads + stage.grad);
+    }
+    if (!p.need_x) continue;
+    pointwise(dy, pixels, g.cp, stage.pw_t, g.cp, k, dd, k);
+    // Source rows of the tile; at stride 2 only every other pixel of every other row has a gradient, twice shifted.
+    const T* x = p.x.data + tile.image * p.x.sn;
+    T* dx = p.dx.data + tile.image * p.dx.sn;
+    for (int64_t row = tile.begin * g.stride; row < tile.end * g.stride && row < g.h; ++row)
+      for (int64_t col = 0; col < g.w; ++col) {
+        const int64_t half = row % g.stride;
+        const bool reached = col % g.stride == half;
+        const A* from = dd + ((row / g.stride - tile.begin) * g.wo + col / g.stride) * k + half * p.in_padded;
+        for (int64_t c = 0; c < p.in_channels; c += kLanes<A>) {
+          Vec<A> v = {};
+          if (reached)
+            v = load_channels<A, FULL>(x + row * p.x.sh + col * p.x.sw, c, p.in_channels) > 0 ? load<A>(from + c) : Vec<A>{};
+          store_channels<A, FULL>(dx + row * p.dx.sh + col * p.dx.sw, v, c, p.in_channels);
+        }
       }
   }
 }
 
 template <class A, class T>
+void project_forward(const Projection<A, T>& p, int64_t lo, int64_t hi, int64_t chunk, A* scratch) {
+  if (p.in_channels == p.in_padded)
+    project_forward_tiles<A, true>(p, lo, hi, chunk, scratch);
+  else
+    project_forward_tiles<A, false>(p, lo, hi, chunk, scratch);
+}
+
+template <class A, class T>
+void project_backward(const Projection<A, T>& p, int64_t lo, int64_t hi, int64_t, A* scratch, A* grads) {
+  if (p.in_channels == p.in_padded && p.geo.c == p.geo.cp)
+    project_backward_tiles<A, true>(p, lo, hi, scratch, grads);
+  else
+    project_backward_tiles<A, false>(p, lo, hi, scratch, grads);
+}
+
+template <class A, class T>
+void first_forward(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t chunk, A* scratch) {
+  if (bank.geo.c == bank.geo.cp)
+    first_forward_tiles<A, true>(bank, lo, hi, chunk, scratch);
+  else
+    first_forward_tiles<A, false>(bank, lo, hi, chunk, scratch);
+}
+
+template <class A, class T>
+void final_backward(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t chunk, A* scratch, A* grads) {
+  if (bank.geo.c == bank.geo.cp)
+    final_backward_tiles<A, true>(bank, lo, hi, chunk, scratch, grads);
+  else
+    final_backward_tiles<A, false>(bank, lo, hi, chunk, scratch, grads);
+}
+
+template <class A, class T>
+void first_backward(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t, A* scratch, A* grads) {
+  if (bank.geo.c == bank.geo.cp)
+    first_backward_tiles<A, true>(bank, lo, hi, scratch, grads);
+  else
+    first_backward_tiles<A, false>(bank, lo, hi, scratch, grads);
+}
+
+template <class A, class T>
 constexpr Kernels<A, T> table() {
   return {first_forward<A, T>, second_forward<A, T>, mix<A, T>, term_sums<A, T>, final_backward<A, T>,
-          first_backward<A, T>};
+          first_backward<A, T>, project_forward<A, T>, project_backward<A, T>};
 }
 
 extern const Kernels<float, float> kernels_f32 = table<float, float>();

@@ -35,7 +35,7 @@ class Cell(nn.Module):
         self.steps = steps
         self.multiplier = multiplier
         self.reduction = reduction
-        self.preprocess0: nn.Module = (
+        self.preprocess0: FactorizedReduce | ReLUConvBN = (
             FactorizedReduce(C_prev_prev, C, affine=False) if reduction_prev else ReLUConvBN(C_prev_prev, C, affine=False)
         )
         self.preprocess1 = ReLUConvBN(C_prev, C, affine=False)
@@ -45,11 +45,12 @@ class Cell(nn.Module):
 
     def forward(self, s0: Tensor, s1: Tensor, weights: Tensor) -> Tensor:
         """s0 and s1: outputs of the two cells before; weights: [edges, ops] op weights."""
-        states = [self.preprocess0(s0), self.preprocess1(s1)]
         edges: list[MixedOp] = list(self._ops)  # type: ignore[arg-type]
-        if runs_fused(edges, states[0]):
+        if runs_fused(edges, s0):
+            states = [fused.preprocess(self.preprocess0, s0), fused.preprocess(self.preprocess1, s1)]
             nodes = fused.mixed_nodes(edges, edges_of(self.steps), states, weights)
-            return nodes[:, (self.steps - self.multiplier) * states[0].shape[1] :]
+            return nodes if self.multiplier == self.steps else nodes[:, (self.steps - self.multiplier) * states[0].shape[1] :]
+        states = [self.preprocess0(s0), self.preprocess1(s1)]
         edge = 0
         for _ in range(self.steps):
             terms = [self._ops[edge + i](state, weights[edge + i]) for i, state in enumerate(states)]

@@ -32,6 +32,24 @@ def mixed_sum(
     return torch.cat(made, dim=1)
 
 
+def project(x: Tensor, params: list[Tensor], running: Tensor | None, eps: float) -> Tensor:
+    """[N, C, H', W'] from [N, C_in, H, W]; see `fastdarts.ops.project`."""
+    x = F.relu(x)
+    y = F.conv2d(x, params[0]) if len(params) == 1 else factorized_reduce(x, params)
+    return _norm(y, running, 0, eps)
+
+
+def factorized_reduce(x: Tensor, params: list[Tensor]) -> Tensor:
+    """Two 1x1 convolutions of stride 2, the second one pixel down and right; odd sides are padded by a zero at their end."""
+    x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
+    return torch.cat([F.conv2d(x, params[0], stride=2), F.conv2d(x[:, :, 1:, 1:], params[1], stride=2)], dim=1)
+
+
+def _norm(y: Tensor, running: Tensor | None, i: int, eps: float) -> Tensor:
+    mean, var = (None, None) if running is None else (running[i, 0], running[i, 1])
+    return F.batch_norm(y, mean, var, training=running is None, eps=eps)
+
+
 def _offsets(plan: MixedPlan, edge_index: int, column: int) -> tuple[int, int]:
     """The first parameter and the first batch norm of an op."""
     param = norm = 0
@@ -45,26 +63,20 @@ def _offsets(plan: MixedPlan, edge_index: int, column: int) -> tuple[int, int]:
 
 
 def _op(c: Candidate, stride: int, x: Tensor, params: list[Tensor], running: Tensor | None, eps: float) -> Tensor:
-    def norm(y: Tensor, i: int) -> Tensor:
-        mean, var = (None, None) if running is None else (running[i, 0], running[i, 1])
-        return F.batch_norm(y, mean, var, training=running is None, eps=eps)
-
     def stage(y: Tensor, depthwise: Tensor, pointwise: Tensor, s: int, i: int) -> Tensor:
         C = y.shape[1]
         y = F.conv2d(F.relu(y), depthwise.view(C, 1, c.kernel, c.kernel), None, s, c.padding, c.dilation, C)
-        return norm(F.conv2d(y, pointwise.view(C, C, 1, 1)), i)
+        return _norm(F.conv2d(y, pointwise.view(C, C, 1, 1)), running, i, eps)
 
     match c.kind:
         case "max_pool":
-            return norm(F.max_pool2d(x, c.kernel, stride, c.padding), 0)
+            return _norm(F.max_pool2d(x, c.kernel, stride, c.padding), running, 0, eps)
         case "avg_pool":
-            return norm(F.avg_pool2d(x, c.kernel, stride, c.padding, count_include_pad=False), 0)
+            return _norm(F.avg_pool2d(x, c.kernel, stride, c.padding, count_include_pad=False), running, 0, eps)
         case "skip" if stride == 1:
             return x
         case "skip":
-            x = F.pad(F.relu(x), (0, x.shape[3] % 2, 0, x.shape[2] % 2))
-            halves = [F.conv2d(x, params[0], stride=2), F.conv2d(x[:, :, 1:, 1:], params[1], stride=2)]
-            return norm(torch.cat(halves, dim=1), 0)
+            return _norm(factorized_reduce(F.relu(x), params), running, 0, eps)
         case "dil_conv":
             return stage(x, params[0], params[1], stride, 0)
         case "sep_conv":

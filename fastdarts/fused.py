@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fastdarts import ops
 from fastdarts.plan import KIND_CODES, MixedPlan, PlannedEdge, edge_ops
-from fastdarts.reference import DilConv, FactorizedReduce, SepConv, Zero
+from fastdarts.reference import DilConv, FactorizedReduce, ReLUConvBN, SepConv, Zero
 from fastdarts.space import candidate
 
 if TYPE_CHECKING:
@@ -68,6 +68,18 @@ def mixed_nodes(
     return torch.cat(made, dim=1)
 
 
+def preprocess(module: FactorizedReduce | ReLUConvBN, x: Tensor) -> Tensor:
+    """A cell's preprocessing through `ops.project`; by the module itself where the kernel cannot serve."""
+    params, (norm,) = _contents(module)
+    if norm.weight is not None or module.training != norm.training or norm.momentum is None or _watched(module):
+        return module(x)  # type: ignore[no-any-return]
+    running = None if norm.training else _running([norm])
+    out, stats = ops.project(x.to(storage_dtype(x)), params, running, norm.eps)
+    if norm.training and norm.track_running_stats:
+        _update_running([norm], stats, out.shape[0] * out.shape[2] * out.shape[3])
+    return out
+
+
 def _run(
     edges: Sequence["MixedOp"], ends: tuple[tuple[int, int], ...], columns: Sequence[Columns], states: list[Tensor], weights: Tensor
 ) -> Tensor:
@@ -83,7 +95,7 @@ def _run(
     if norms:
         eps = norms[0].eps
         if not training:
-            running = torch.stack([torch.stack([_buffer(n, "running_mean"), _buffer(n, "running_var")]) for n in norms])
+            running = _running(norms)
     x = states[0]
     if training and norms and x.shape[0] * _out(x.shape[2], edges[0]) * _out(x.shape[3], edges[0]) == 1:
         raise ValueError(f"batch norm needs more than one value per channel when training; got x {tuple(x.shape)}")
@@ -133,7 +145,7 @@ def _has_kernel(edge: "MixedOp", column: int) -> bool:
     return (
         candidate(edge.primitives[column]).kind in KIND_CODES
         and type(op) in (SepConv, DilConv, FactorizedReduce, nn.Identity, nn.Sequential)
-        and not (op._forward_hooks or op._forward_pre_hooks or op._backward_hooks or op._backward_pre_hooks)
+        and not _watched(op)
     )
 
 
@@ -146,6 +158,9 @@ def _contents(op: nn.Module) -> tuple[list[Tensor], list[nn.BatchNorm2d]]:
         case SepConv():
             layers = op._modules["op"]._modules  # type: ignore[union-attr]
             return [_weight(layers[i]) for i in "1256"], [layers["3"], layers["7"]]  # type: ignore[list-item]
+        case ReLUConvBN():
+            layers = op._modules["op"]._modules  # type: ignore[union-attr]
+            return [_weight(layers["1"])], [layers["2"]]  # type: ignore[list-item]
         case DilConv():
             layers = op._modules["op"]._modules  # type: ignore[union-attr]
             return [_weight(layers[i]) for i in "12"], [layers["3"]]  # type: ignore[list-item]
@@ -159,6 +174,17 @@ def _contents(op: nn.Module) -> tuple[list[Tensor], list[nn.BatchNorm2d]]:
 
 def _weight(module: nn.Module | None) -> Tensor:
     return module._parameters["weight"]  # type: ignore[union-attr,return-value]
+
+
+def _running(norms: list[nn.BatchNorm2d]) -> Tensor:
+    return torch.stack([torch.stack([_buffer(n, "running_mean"), _buffer(n, "running_var")]) for n in norms])
+
+
+def _watched(module: nn.Module) -> bool:
+    """Whether hooks want to see the module called."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
 
 
 def _buffer(norm: nn.BatchNorm2d, name: str) -> Tensor:

@@ -23,6 +23,13 @@ _library.define(
     "-> (Tensor out, Tensor saved, Tensor stats)"
 )
 _library.define(
+    "project(Tensor x, Tensor[] params, Tensor? running, float eps) -> (Tensor out, Tensor saved, Tensor stats)"
+)
+_library.define(
+    "project_backward(Tensor grad_out, Tensor x, Tensor[] params, Tensor saved, Tensor stats, bool training, float eps, "
+    "bool need_x, bool need_params) -> (Tensor x, Tensor[] params)"
+)
+_library.define(
     "mixed_sum_backward(Tensor grad_out, Tensor[] states, Tensor weights, Tensor[] params, Tensor out, Tensor saved, "
     "Tensor stats, int[] plan, bool training, float eps, int[] need_states, bool need_params) "
     "-> (Tensor weights, Tensor[] states, Tensor[] params)"
@@ -63,6 +70,36 @@ def mixed_sum(
     return out, stats
 
 
+def project(x: Tensor, params: list[Tensor], running: Tensor | None, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
+    """A cell's preprocessing: relu, pointwise convolution, batch norm without affine parameters.
+
+    Args:
+        x: [N, C_in, H, W], any layout; float32, float64 or bfloat16.
+        params: one weight [C, C_in, 1, 1]; or the two [C / 2, C_in, 1, 1] of a factorised reduction, which halves H and W
+            (rounded up; see `fastdarts.reference.FactorizedReduce`).
+        running: None to normalise by the batch, or the running statistics [1, 2 (mean, variance), C].
+        eps: of the batch norm.
+    Returns:
+        [N, C, H', W'] channels-last in x's dtype, and the statistics [1, 2, C] used: mean and biased variance.
+    """
+    out, _, stats = torch.ops.fastdarts.project(x, params, running, eps)
+    return out, stats
+
+
+def _compute_dtype(storage: torch.dtype) -> torch.dtype:
+    return torch.float64 if storage == torch.float64 else torch.float32
+
+
+def _padded_channels(storage: torch.dtype, C: int) -> int:
+    """Channels of a saved tensor: whole cache lines of the type computed in."""
+    line = 64 // _compute_dtype(storage).itemsize
+    return -(-C // line) * line
+
+
+def _empty_image(x: Tensor, C: int, H: int, W: int) -> Tensor:
+    return x.new_empty((x.shape[0], H, W, C)).permute(0, 3, 1, 2)
+
+
 def _saved_tensors(plan: MixedPlan) -> int:
     """Batch-norm inputs kept for the backward: one a batch norm, but a state's pools only once."""
     pools = {(edge.source, edge.stride, c) for edge in plan.edges for _, c in edge.ops if c.is_pool}
@@ -77,12 +114,9 @@ def _(
     source = next(edge for edge in decoded.edges if edge.source < decoded.inputs)
     N, C = x.shape[:2]
     H, W = (-(-size // source.stride) for size in states[source.source].shape[2:])
-    out = x.new_empty((N, decoded.nodes * C, H, W)).contiguous(memory_format=torch.channels_last)
-    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
-    line = 64 // compute.itemsize
-    saved = x.new_empty((_saved_tensors(decoded) * N * H * W * (-(-C // line) * line),))
     norms = sum(norm_count(c, edge.stride) for edge in decoded.edges for _, c in edge.ops)
-    return out, saved, x.new_empty((norms, 2, C), dtype=compute)
+    saved = x.new_empty((_saved_tensors(decoded) * N * H * W * _padded_channels(x.dtype, C),))
+    return _empty_image(x, decoded.nodes * C, H, W), saved, x.new_empty((norms, 2, C), dtype=_compute_dtype(x.dtype))
 
 
 @torch.library.register_fake("fastdarts::mixed_sum_backward", lib=_library)
@@ -100,15 +134,42 @@ def _(
     need_states: list[int],
     need_params: bool,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    def like(t: Tensor, needed: bool) -> Tensor:
-        return torch.empty_like(t) if needed else t.new_empty((0,))
-
-    grads = [like(x, bool(need)) for x, need in zip(states, need_states, strict=True)]
     return (
         weights.new_empty(weights.shape),
-        [g.contiguous(memory_format=torch.channels_last) if g.dim() == 4 else g for g in grads],
-        [like(p.contiguous(), need_params) for p in params],
+        [
+            _empty_image(x, *x.shape[1:]) if need else x.new_empty((0,))
+            for x, need in zip(states, need_states, strict=True)
+        ],
+        [_like_param(p, need_params) for p in params],
     )
+
+
+@torch.library.register_fake("fastdarts::project", lib=_library)
+def _(x: Tensor, params: list[Tensor], running: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    N, stride, C = x.shape[0], len(params), len(params) * params[0].shape[0]
+    H, W = (-(-size // stride) for size in x.shape[2:])
+    saved = x.new_empty((N * H * W * _padded_channels(x.dtype, C),))
+    return _empty_image(x, C, H, W), saved, x.new_empty((1, 2, C), dtype=_compute_dtype(x.dtype))
+
+
+@torch.library.register_fake("fastdarts::project_backward", lib=_library)
+def _(
+    grad_out: Tensor,
+    x: Tensor,
+    params: list[Tensor],
+    saved: Tensor,
+    stats: Tensor,
+    training: bool,
+    eps: float,
+    need_x: bool,
+    need_params: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    dx = _empty_image(x, *x.shape[1:]) if need_x else x.new_empty((0,))
+    return dx, [_like_param(p, need_params) for p in params]
+
+
+def _like_param(p: Tensor, needed: bool) -> Tensor:
+    return torch.empty_like(p, memory_format=torch.contiguous_format) if needed else p.new_empty((0,))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -157,8 +218,6 @@ def _differentiable_backward(
     ctx: Any, grad_out: Tensor, states: list[Tensor], weights: Tensor, params: list[Tensor], stats: Tensor
 ) -> tuple[Any, list[Any], list[Any]]:
     """The gradients as a function torch can differentiate again: through the plain formulas."""
-    inputs = [weights, *states, *params]
-    wanted = [t for t in inputs if t.requires_grad]
     compute = stats.dtype  # as the kernels: storage may be narrower than arithmetic
     out = functional.mixed_sum(
         [x.to(compute) for x in states],
@@ -168,9 +227,49 @@ def _differentiable_backward(
         decode(ctx.plan),
         ctx.eps,
     )
-    found = iter(torch.autograd.grad(out, wanted, grad_out.to(compute), create_graph=True, allow_unused=True))
-    grads = [next(found) if t.requires_grad else None for t in inputs]
+    grads = _grads(out, [weights, *states, *params], grad_out)
     return grads[0], grads[1 : 1 + len(states)], grads[1 + len(states) :]
 
 
+def _grads(out: Tensor, inputs: list[Tensor], grad_out: Tensor) -> list[Tensor | None]:
+    """d out / d inputs, differentiable; None for inputs that need no gradient."""
+    wanted = [t for t in inputs if t.requires_grad]
+    found = iter(torch.autograd.grad(out, wanted, grad_out.to(out.dtype), create_graph=True, allow_unused=True))
+    return [next(found) if t.requires_grad else None for t in inputs]
+
+
 torch.library.register_autograd("fastdarts::mixed_sum", _backward, setup_context=_setup_context, lib=_library)
+
+
+def _setup_project(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, params, running, eps = inputs
+    _, saved, stats = output
+    ctx.mark_non_differentiable(saved, stats)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(saved, stats, x, *params)
+    ctx.eps, ctx.training = eps, running is None
+
+
+def _project_backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    saved, stats, x, *params = ctx.saved_tensors
+    need_x, need_params, *_rest = ctx.needs_input_grad
+    if grad_out is None:
+        return None, [None] * len(params), None, None
+    if torch.is_grad_enabled():
+        compute = stats.dtype
+        running = None if ctx.training else stats
+        out = functional.project(x.to(compute), [p.to(compute) for p in params], running, ctx.eps)
+        dx, *d_params = _grads(out, [x, *params], grad_out)
+    else:
+        dx, d_params = torch.ops.fastdarts.project_backward(
+            grad_out, x, params, saved, stats, ctx.training, ctx.eps, need_x, any(need_params)
+        )
+    return (
+        dx if need_x else None,
+        [d if need else None for d, need in zip(d_params, need_params, strict=True)],
+        None,
+        None,
+    )
+
+
+torch.library.register_autograd("fastdarts::project", _project_backward, setup_context=_setup_project, lib=_library)

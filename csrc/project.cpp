@@ -1,0 +1,192 @@
+// fastdarts::project and its backward on CPUs: a cell's preprocessing. Schema, fakes and autograd stand in fastdarts/ops.py.
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include <vector>
+
+#include "block_cache.h"
+#include "schedule.h"
+#include "tile.h"
+
+namespace fastdarts {
+namespace {
+
+constexpr int64_t kTileElements = 16 << 10;  // of a tile's inputs
+
+template <class A, class T>
+class Project {
+ public:
+  Project(const at::Tensor& x, const std::vector<at::Tensor>& params, const at::Tensor& saved, const at::Tensor& stats,
+          bool training, double eps)
+      : params_(params), kernels_(kernels<A, T>()), norms_(stats, eps), training_(training), chunks_(at::get_num_threads()) {
+    const int64_t stride = params.size(), c = stats.size(2), cp = padded_channels<A>(c);
+    const int64_t h = x.size(2), w = x.size(3), ho = ceil_div(h, stride), wo = ceil_div(w, stride);
+    p_.in_channels = x.size(1);
+    p_.in_padded = padded_channels<A>(p_.in_channels);
+    Stage<A, T>& s = p_.stage;
+    s.k = stride * p_.in_padded;
+    const int64_t rows = std::clamp<int64_t>(kTileElements / (wo * s.k), 1, ho);
+    p_.geo = {x.size(0), h, w, ho, wo, c, cp, stride, 0, rows, ceil_div(ho, rows)};
+    p_.x = view_of<const T>(x);
+    s.y = pointer<T>(saved);
+    s.mean = arena_.zeros(cp);
+    s.rstd = arena_.zeros(cp);
+    scratch_ = rows * wo * (2 * s.k + cp);
+    pack();
+  }
+
+  void forward(const at::Tensor& out) {
+    const Geometry& g = p_.geo;
+    p_.stage.chunk_mean = doubles_.zeros(chunks_ * g.cp);
+    p_.stage.chunk_m2 = doubles_.zeros(chunks_ * g.cp);
+    Block<A> scratch(scratch_ * chunks_);
+    over_tiles(g, chunks_, [&](int64_t lo, int64_t hi, int64_t chunk) {
+      kernels_.project_forward(p_, lo, hi, chunk, scratch.data() + chunk * scratch_);
+    });
+    if (training_) norms_.join(g, chunks_, g.cp, 0, p_.stage.chunk_mean, p_.stage.chunk_m2);
+    norms_.read(0, p_.stage.mean, p_.stage.rstd);
+    A* shift = arena_.zeros(g.cp);
+    for (int64_t c = 0; c < g.c; ++c) shift[c] = -p_.stage.mean[c] * p_.stage.rstd[c];
+    const Term<A, T> term = y_term(nullptr);
+    const Mix<A, T> m{node_geometry(), &term, 1, view_of<T>(out), shift, nullptr};
+    over_tiles(m.geo, chunks_, [&](int64_t lo, int64_t hi, int64_t chunk) {
+      kernels_.mix(m, lo, hi, chunk, scratch.data() + chunk * scratch_);
+    });
+  }
+
+  void backward(const at::Tensor& grad_out, bool need_x, bool need_params, at::Tensor& dx, std::vector<at::Tensor>& dparams) {
+    const Geometry& g = p_.geo;
+    Stage<A, T>& s = p_.stage;
+    norms_.read(0, s.mean, s.rstd);
+    double *sum_g = doubles_.zeros(chunks_ * g.cp), *sum_gy = doubles_.zeros(chunks_ * g.cp);
+    Block<A> scratch(scratch_ * chunks_), grads(s.k * g.cp * chunks_);
+    const Term<A, T> term = y_term(sum_gy);
+    const Mix<A, T> m{node_geometry(), &term, 1, view_of<T>(grad_out), nullptr, sum_g};
+    over_tiles(m.geo, chunks_, [&](int64_t lo, int64_t hi, int64_t chunk) {
+      kernels_.term_sums(m, lo, hi, chunk, scratch.data() + chunk * scratch_);
+    });
+    s.from_g = arena_.zeros(g.cp);
+    s.from_y = arena_.zeros(g.cp);
+    s.offset = arena_.zeros(g.cp);
+    for (int64_t c = 0; c < g.c; ++c)
+      set_coefficients(s, c, 1, sum_chunks(sum_g, chunks_, g.cp, c), sum_chunks(sum_gy, chunks_, g.cp, c),
+                       training_ ? double(g.n * g.ho * g.wo) : 0);
+    p_.g = view_of<const T>(grad_out);
+    p_.need_params = need_params;
+    p_.need_x = need_x;
+    if (need_x) p_.dx = view_of<T>(dx);
+    if (need_params) std::fill(grads.data(), grads.data() + s.k * g.cp * chunks_, A(0));
+    over_tiles(g, chunks_, [&](int64_t lo, int64_t hi, int64_t chunk) {
+      kernels_.project_backward(p_, lo, hi, chunk, scratch.data() + chunk * scratch_, grads.data() + chunk * s.k * g.cp);
+    });
+    if (need_params) collect(grads.data(), dparams);
+  }
+
+ private:
+  // Weight (part, o, i) of the parameters and its place in pw [k, cp].
+  template <class F>
+  void over_weights(const F& f) const {
+    const int64_t parts = params_.size(), share = p_.geo.c / parts;
+    for (int64_t part = 0; part < parts; ++part)
+      for (int64_t o = 0; o < share; ++o)
+        for (int64_t i = 0; i < p_.in_channels; ++i)
+          f(part, o * p_.in_channels + i, part * p_.in_padded + i, part * share + o);
+  }
+
+  void pack() {
+    Stage<A, T>& s = p_.stage;
+    A *pw = arena_.zeros(s.k * p_.geo.cp), *pw_t = arena_.zeros(s.k * p_.geo.cp);
+    over_weights([&](int64_t part, int64_t at, int64_t row, int64_t column) {
+      pw[row * p_.geo.cp + column] = pw_t[column * s.k + row] = pointer<A>(params_[part])[at];
+    });
+    s.pw = pw;
+    s.pw_t = pw_t;
+  }
+
+  void collect(const A* grads, std::vector<at::Tensor>& dparams) const {
+    over_weights([&](int64_t part, int64_t at, int64_t row, int64_t column) {
+      A sum = 0;
+      for (int64_t chunk = 0; chunk < chunks_; ++chunk) sum += grads[(chunk * p_.stage.k + row) * p_.geo.cp + column];
+      pointer<A>(dparams[part])[at] = sum;
+    });
+  }
+
+  Term<A, T> y_term(double* sums) const {
+    const Geometry& g = p_.geo;
+    return {{p_.stage.y, g.ho * g.wo * g.cp, g.wo * g.cp, g.cp}, g.cp, p_.stage.rstd, p_.stage.mean, sums};
+  }
+
+  Geometry node_geometry() const {
+    const Geometry& g = p_.geo;
+    return {g.n, g.ho, g.wo, g.ho, g.wo, g.c, g.cp, 1, 0, g.rows, g.bands};
+  }
+
+  const std::vector<at::Tensor>& params_;
+  const Kernels<A, T>& kernels_;
+  Norms<A> norms_;
+  bool training_;
+  int64_t chunks_, scratch_;
+  Arena<A> arena_;
+  Arena<double> doubles_;
+  Projection<A, T> p_{};
+};
+
+void check(const at::Tensor& x, at::TensorList params) {
+  TORCH_CHECK_VALUE(x.dim() == 4 && x.numel() > 0, "project: x must be a non-empty [N, C, H, W]; got ", x.sizes());
+  TORCH_CHECK_VALUE(params.size() == 1 || params.size() == 2, "project: one weight, or two for a factorised reduction; got ",
+                    params.size());
+  for (const at::Tensor& p : params)
+    TORCH_CHECK_VALUE(p.dim() == 4 && p.sizes() == params[0].sizes() && p.size(1) == x.size(1) && p.size(2) == 1 && p.size(3) == 1,
+                      "project: weights must be [C_out, ", x.size(1), ", 1, 1]; got ", p.sizes());
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> project(const at::Tensor& x, at::TensorList params,
+                                                       const std::optional<at::Tensor>& running, double eps) {
+  check(x, params);
+  const at::ScalarType dtype = x.scalar_type(), compute = compute_type(dtype);
+  const int64_t stride = params.size(), c = params[0].size(0) * stride, n = x.size(0);
+  const int64_t ho = ceil_div(x.size(2), stride), wo = ceil_div(x.size(3), stride);
+  const at::Tensor xs = channels_last(x), out = empty_image_in_block({n, c, ho, wo}, dtype);
+  const auto ps = in_compute_type(params, compute);
+  const at::Tensor stats = running ? running->to(compute).clone() : at::empty({1, 2, c}, x.options().dtype(compute));
+  TORCH_CHECK_VALUE(stats.dim() == 3 && stats.size(0) == 1 && stats.size(2) == c, "project: running must be [1, 2, ", c, "]");
+  at::Tensor saved;
+  dispatch(dtype, [&](auto a, auto t) {
+    using A = decltype(a);
+    saved = empty_in_block({n * ho * wo * padded_channels<A>(c)}, dtype);
+    Project<A, decltype(t)>(xs, ps, saved, stats, !running, eps).forward(out);
+  });
+  return {out, saved, stats};
+}
+
+std::tuple<at::Tensor, std::vector<at::Tensor>> project_backward(const at::Tensor& grad_out, const at::Tensor& x,
+                                                                 at::TensorList params, const at::Tensor& saved,
+                                                                 const at::Tensor& stats, bool training, double eps, bool need_x,
+                                                                 bool need_params) {
+  check(x, params);
+  const at::ScalarType dtype = x.scalar_type(), compute = compute_type(dtype);
+  const int64_t stride = params.size(), c = params[0].size(0) * stride;
+  const std::vector<int64_t> sizes{x.size(0), c, ceil_div(x.size(2), stride), ceil_div(x.size(3), stride)};
+  TORCH_CHECK_VALUE(grad_out.sizes() == sizes, "project_backward: grad_out must be ", sizes, "; got ", grad_out.sizes());
+  const at::Tensor xs = channels_last(x), g = channels_last(grad_out.to(dtype));
+  const auto ps = in_compute_type(params, compute);
+  at::Tensor dx = need_x ? empty_image_in_block(x.sizes(), dtype) : at::empty({0}, x.options());
+  std::vector<at::Tensor> dparams;
+  for (const at::Tensor& p : ps) dparams.push_back(need_params ? at::empty_like(p) : at::empty({0}, p.options()));
+  dispatch(dtype, [&](auto a, auto t) {
+    using A = decltype(a);
+    TORCH_CHECK_VALUE(saved.numel() == sizes[0] * sizes[2] * sizes[3] * padded_channels<A>(c), "project_backward: saved");
+    Project<A, decltype(t)>(xs, ps, saved, stats, training, eps).backward(g, need_x, need_params, dx, dparams);
+  });
+  for (size_t i = 0; need_params && i < ps.size(); ++i) dparams[i] = dparams[i].to(params[i].scalar_type());
+  return {dx, dparams};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(fastdarts, CPU, m) {
+  m.impl("project", &project);
+  m.impl("project_backward", &project_backward);
+}
+
+}  // namespace fastdarts

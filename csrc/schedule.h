@@ -1,0 +1,168 @@
+// What the schedules (mixed_sum.cpp, project.cpp) share: views, tiles over threads, batch norms.
+#pragma once
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <type_traits>
+#include <vector>
+
+#include "block_cache.h"
+#include "tile.h"
+
+namespace fastdarts {
+
+template <class T>
+constexpr at::ScalarType kDtype = std::is_same_v<T, float>    ? at::kFloat
+                                  : std::is_same_v<T, double> ? at::kDouble
+                                                              : at::kBFloat16;
+
+template <class T>
+T* pointer(const at::Tensor& t) {
+  return static_cast<T*>(t.data_ptr());
+}
+
+template <class T>
+View<T> view_of(const at::Tensor& t, int64_t channel = 0) {
+  return {pointer<std::remove_const_t<T>>(t) + channel * t.stride(1), t.stride(0), t.stride(2), t.stride(3)};
+}
+
+template <class T>
+View<const T> as_const(const View<T>& v) {
+  return {v.data, v.sn, v.sh, v.sw};
+}
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Numbers that live as long as one call, in aligned pieces.
+template <class A>
+class Arena {
+ public:
+  A* take(int64_t count) {
+    const int64_t size = ceil_div(count, 16) * 16;
+    if (!blocks_.empty() && used_ + size <= capacity_) return hand_out(size);
+    capacity_ = std::max<int64_t>(size, 1 << 16);
+    used_ = 0;
+    blocks_.push_back(std::make_unique<Block<A>>(capacity_));
+    return hand_out(size);
+  }
+  A* zeros(int64_t count) {
+    A* p = take(count);
+    std::fill(p, p + count, A(0));
+    return p;
+  }
+
+ private:
+  A* hand_out(int64_t size) {
+    A* p = blocks_.back()->data() + used_;
+    used_ += size;
+    return p;
+  }
+  std::vector<std::unique_ptr<Block<A>>> blocks_;
+  int64_t capacity_ = 0, used_ = 0;
+};
+
+// Whole cache lines of A, which are whole vectors of every instruction set.
+template <class A>
+int64_t padded_channels(int64_t c) {
+  constexpr int64_t line = 64 / int64_t(sizeof(A));
+  return ceil_div(c, line) * line;
+}
+
+// body(lo, hi, chunk) over a fixed partition of the tiles: the same sums in the same order for a given number of chunks.
+template <class F>
+void over_tiles(const Geometry& geo, int64_t chunks, const F& body) {
+  const int64_t tiles = geo.n * geo.bands;
+  at::parallel_for(0, chunks, 1, [&](int64_t lo, int64_t hi) {
+    for (int64_t chunk = lo; chunk < hi; ++chunk) body(tiles * chunk / chunks, tiles * (chunk + 1) / chunks, chunk);
+  });
+}
+
+inline double sum_chunks(const double* sums, int64_t chunks, int64_t cp, int64_t c) {
+  double sum = 0;
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += sums[chunk * cp + c];
+  return sum;
+}
+
+// The statistics of a call's batch norms: [norms, 2 (mean, biased variance), channels].
+template <class A>
+class Norms {
+ public:
+  Norms(const at::Tensor& stats, double eps) : data_(pointer<A>(stats)), c_(stats.size(2)), eps_(eps) {}
+
+  // From the chunks' moments (Chan et al.), in order.
+  void join(const Geometry& geo, int64_t chunks, int64_t cp, int64_t norm, const double* chunk_mean, const double* chunk_m2) const {
+    std::vector<double> counts(chunks, 0);
+    const int64_t tiles = geo.n * geo.bands;
+    for (int64_t chunk = 0; chunk < chunks; ++chunk)
+      for (int64_t t = tiles * chunk / chunks; t < tiles * (chunk + 1) / chunks; ++t)
+        counts[chunk] += double(std::min(geo.rows, geo.ho - t % geo.bands * geo.rows) * geo.wo);
+    for (int64_t c = 0; c < c_; ++c) {
+      double seen = 0, mean = 0, m2 = 0;
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+        if (counts[chunk] == 0) continue;
+        const double delta = chunk_mean[chunk * cp + c] - mean, total = seen + counts[chunk];
+        mean += delta * (counts[chunk] / total);
+        m2 += chunk_m2[chunk * cp + c] + delta * delta * (seen * counts[chunk] / total);
+        seen = total;
+      }
+      data_[2 * norm * c_ + c] = A(mean);
+      data_[(2 * norm + 1) * c_ + c] = A(m2 / seen);
+    }
+  }
+
+  void read(int64_t norm, A* mean, A* rstd) const {
+    for (int64_t c = 0; c < c_; ++c) {
+      mean[c] = data_[2 * norm * c_ + c];
+      rstd[c] = A(1 / std::sqrt(double(data_[(2 * norm + 1) * c_ + c]) + eps_));
+    }
+  }
+
+ private:
+  A* data_;
+  int64_t c_;
+  double eps_;
+};
+
+// dy = weight * rstd * (g - mean(g) - z * mean(g z)), z the normalised y; `values` a channel, or 0 for fixed statistics.
+template <class A, class T>
+void set_coefficients(const Stage<A, T>& s, int64_t c, double weight, double sum_g, double sum_gy, double values) {
+  const double rstd = double(s.rstd[c]), scale = weight * rstd;
+  s.from_g[c] = A(scale);
+  s.from_y[c] = values > 0 ? A(-scale * rstd * rstd * sum_gy / values) : A(0);
+  s.offset[c] = values > 0 ? A(-scale * sum_g / values) : A(0);
+}
+
+inline at::Tensor channels_last(const at::Tensor& t) {
+  return t.stride(1) == 1 || t.size(1) == 1 ? t : t.contiguous(at::MemoryFormat::ChannelsLast);
+}
+
+inline std::vector<at::Tensor> all_channels_last(at::TensorList states) {
+  std::vector<at::Tensor> result;
+  for (const at::Tensor& t : states) result.push_back(channels_last(t));
+  return result;
+}
+
+inline std::vector<at::Tensor> in_compute_type(at::TensorList params, at::ScalarType dtype) {
+  std::vector<at::Tensor> result;
+  for (const at::Tensor& p : params) result.push_back(p.to(dtype).contiguous());
+  return result;
+}
+
+inline at::ScalarType compute_type(at::ScalarType dtype) { return dtype == at::kDouble ? at::kDouble : at::kFloat; }
+
+template <class F>
+void dispatch(at::ScalarType dtype, const F& f) {
+  if (dtype == at::kFloat)
+    f(float{}, float{});
+  else if (dtype == at::kDouble)
+    f(double{}, double{});
+  else if (dtype == at::kBFloat16)
+    f(float{}, bf16{});
+  else
+    TORCH_CHECK_TYPE(false, "fastdarts on a CPU takes float32, float64 or bfloat16; got ", dtype);
+}
+
+}  // namespace fastdarts
