@@ -1,0 +1,51 @@
+"""A cell of plain modules against the written-out one, and its shapes."""
+
+import formulas
+import pytest
+import torch
+
+from fastdarts.cell import Cell
+from fastdarts.genotype import edges_of
+from fastdarts.space import PRIMITIVES
+
+OTHERS = ("conv_7x1_1x7", "skip_connect", "sep_conv_7x7", "none")
+
+
+@pytest.mark.parametrize(
+    ("steps", "multiplier", "reduction", "reduction_prev", "primitives", "size"),
+    [
+        (4, 4, False, False, PRIMITIVES, (4, 5)),
+        (4, 4, True, True, PRIMITIVES, (6, 4)),
+        (3, 2, True, False, PRIMITIVES, (7, 5)),
+        (2, 1, False, True, OTHERS, (3, 4)),
+        (1, 1, True, False, ("avg_pool_3x3",), (2, 2)),
+    ],
+)
+def test_against_the_formulas(
+    steps: int,
+    multiplier: int,
+    reduction: bool,
+    reduction_prev: bool,
+    primitives: tuple[str, ...],
+    size: tuple[int, int],
+) -> None:
+    cell = Cell(steps, multiplier, 6, 5, 4, reduction, reduction_prev, primitives, "reference").double()
+    H, W = size
+    twice = (2 * H - 1, 2 * W) if reduction_prev else size  # the cell before s0's was twice as large, here odd
+    s0 = torch.randn(2, 6, *twice, dtype=torch.float64)
+    s1 = torch.randn(2, 5, H, W, dtype=torch.float64)
+    weights = torch.randn(len(edges_of(steps)), len(primitives), dtype=torch.float64).softmax(-1)
+    want = formulas.cell(s0, s1, weights, primitives, steps, multiplier, reduction, reduction_prev, cell.state_dict())
+    got = cell(s0, s1, weights)
+    stride = 2 if reduction else 1
+    assert tuple(got.shape) == tuple(want.shape) == (2, multiplier * 4, -(-H // stride), -(-W // stride))
+    assert (got - want).abs().max() <= 1e-11 * want.abs().max()
+
+
+def test_strides_and_preprocessing() -> None:
+    normal = Cell(4, 4, 12, 16, 8, reduction=False, reduction_prev=False)
+    reduction = Cell(4, 4, 12, 16, 8, reduction=True, reduction_prev=True)
+    assert [op.stride for op in normal._ops] == [1] * 14
+    assert [op.stride for op in reduction._ops] == [2, 2, 2, 2, 1, 2, 2, 1, 1, 2, 2, 1, 1, 1]
+    assert [type(c.preprocess0).__name__ for c in (normal, reduction)] == ["ReLUConvBN", "FactorizedReduce"]
+    assert type(reduction.preprocess1).__name__ == "ReLUConvBN"
