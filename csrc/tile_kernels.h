@@ -60,6 +60,15 @@ FD_INLINE void store(bf16* p, Vec<float> v) {  // round to nearest, ties to even
   rounded = (bits & 0x7fffffffu) > 0x7f800000u ? (bits >> 16) | 0x40u : rounded;
   *reinterpret_cast<LooseHalves*>(p) = __builtin_convertvector(rounded, Halves);
 }
+// Past the caches, to memory that nobody reads soon: a plain store would first fetch the line it overwrites.
+template <class T, class V>
+FD_INLINE void stream(T* p, V v) {
+#if FASTDARTS_VECTOR_BYTES == 64
+  if constexpr (sizeof(T) == 4) return __builtin_ia32_movntps512(p, v);
+  if constexpr (sizeof(T) == 8) return __builtin_ia32_movntpd512(p, v);
+#endif
+  store(p, v);
+}
 // The first `n` lanes only, the others 0: the last channels of a tensor whose channels do not fill whole vectors.
 template <class A, class T>
 FD_INLINE Vec<A> load_part(const T* p, int64_t n) {
@@ -468,7 +477,7 @@ FD_INLINE void pointwise_forward(const Stage<A, T>& stage, const Geometry& g, co
   pointwise(d, pixels, stage.k, stage.pw, stage.k, g.cp, y, g.cp);
   add_moments(y, pixels, g.cp, before, stage.chunk_mean + chunk * g.cp, stage.chunk_m2 + chunk * g.cp);
   T* out = stage.y + (tile.image * g.ho + tile.begin) * g.wo * g.cp;
-  for (int64_t i = 0; i < pixels * g.cp; i += kLanes<A>) store(out + i, load<A>(y + i));
+  for (int64_t i = 0; i < pixels * g.cp; i += kLanes<A>) stream(out + i, load<A>(y + i));
 }
 
 // ---- pools -----------------------------------------------------------------------------------------------------------
