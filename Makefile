@@ -52,12 +52,13 @@ bench: env
 
 # A second copy of the whole package, with its own build folder; -P keeps the checkout's fastdarts out of sys.path.
 # Leak detection is off because the interpreter itself never frees everything; libstdc++ is loaded early because the
-# sanitizer must find the exception functions that it wraps.
+# sanitizer must find the exception functions that it wraps. Programs that tests start (nvcc) do without.
 sanitize: env
 	FASTDARTS_CUDA=0 FASTDARTS_SANITIZE=address,undefined \
 	  $(PY) setup.py --quiet build --build-lib $(SANITIZED)/lib --build-temp $(SANITIZED)/temp
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(SANITIZED)/lib \
 	  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so):$$($(CXX) -print-file-name=libstdc++.so)" \
-	  $(PY) -P -c 'import sys, torch, fastdarts._C as c, pytest; \
+	  $(PY) -P -c 'import os, sys, torch, fastdarts._C as c, pytest; \
+	    os.environ.pop("LD_PRELOAD"); \
 	    "$(SANITIZED)" in c.__file__ or sys.exit(f"not the sanitized build: {c.__file__}"); \
 	    sys.exit(pytest.main(sys.argv[1:]))' $(SANITIZED_TESTS) $(ARGS)
