@@ -19,6 +19,9 @@ FASTDARTS_DECLARE(portable)
 #if defined(__x86_64__)
 FASTDARTS_DECLARE(avx2)
 FASTDARTS_DECLARE(avx512)
+namespace avx512_bf16 {
+extern const Kernels<float, bf16> kernels_bf16;
+}
 #endif
 
 namespace {
@@ -31,6 +34,15 @@ std::string supported() {
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return "avx2";
 #endif
   return "portable";
+}
+
+// AVX-512 may or may not multiply bfloat16; asking for "avx512" takes it along.
+bool multiplies_bf16() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
 }
 
 int rank(const std::string& name) { return name == "avx512" ? 2 : name == "avx2" ? 1 : name == "portable" ? 0 : -1; }
@@ -65,6 +77,9 @@ const Kernels<float, float>& kernels<float, float>() {
 }
 template <>
 const Kernels<float, bf16>& kernels<float, bf16>() {
+#if defined(__x86_64__)
+  if (instruction_set() == "avx512" && multiplies_bf16()) return avx512_bf16::kernels_bf16;
+#endif
   FASTDARTS_PICK(kernels_bf16)
 }
 template <>

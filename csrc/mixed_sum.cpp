@@ -225,18 +225,23 @@ class MixedSum {
         s->pw = for_backward ? nullptr : arena_.take(s->k * cp_);
         s->dw_flipped = for_backward ? arena_.take(s->kernel * s->kernel * cp_) : nullptr;
         s->pw_t = for_backward ? arena_.take(s->k * cp_) : nullptr;
+        if (!kernels_.pairs) continue;
+        (for_backward ? s->pw_t_pairs : s->pw_pairs) = reinterpret_cast<uint32_t*>(arena_.take(s->k * cp_ / 2));
       }
     }
     at::parallel_for(0, work.size(), 4, [&](int64_t lo, int64_t hi) {
       for (int64_t i = lo; i < hi; ++i) {
         Branch<A, T>& b = work[i].first->branches[work[i].second->branch];
         const int64_t param = work[i].second->op->param;
-        if (!b.first.kernel) {
+        if (b.first.kernel)
+          pack_stage(b.first, args_.params[param], args_.params[param + 1]);
+        else
           pack_reduce(b.first, args_.params[param], args_.params[param + 1]);
-          continue;
-        }
-        pack_stage(b.first, args_.params[param], args_.params[param + 1]);
         if (b.separable) pack_stage(b.second, args_.params[param + 2], args_.params[param + 3]);
+        for (const Stage<A, T>* s : {&b.first, &b.second}) {
+          if (s->pw_pairs) pack_pairs(s->pw, s->k, cp_, const_cast<uint32_t*>(s->pw_pairs));
+          if (s->pw_t_pairs) pack_pairs(s->pw_t, cp_, s->k, const_cast<uint32_t*>(s->pw_t_pairs));
+        }
       }
     });
   }

@@ -31,7 +31,7 @@ class Project {
     s.y = pointer<T>(saved);
     s.mean = arena_.zeros(cp);
     s.rstd = arena_.zeros(cp);
-    scratch_ = rows * wo * (2 * s.k + cp);
+    scratch_ = rows * wo * 3 * std::max(s.k, cp);
     pack();
   }
 
@@ -101,6 +101,12 @@ class Project {
     });
     s.pw = pw;
     s.pw_t = pw_t;
+    if (!kernels_.pairs) return;
+    auto* pairs = reinterpret_cast<uint32_t*>(arena_.take(s.k * p_.geo.cp));
+    pack_pairs(pw, s.k, p_.geo.cp, pairs);
+    pack_pairs(pw_t, p_.geo.cp, s.k, pairs + s.k * p_.geo.cp / 2);
+    s.pw_pairs = pairs;
+    s.pw_t_pairs = pairs + s.k * p_.geo.cp / 2;
   }
 
   void collect(const A* grads, std::vector<at::Tensor>& dparams) const {

@@ -71,6 +71,15 @@ int64_t padded_channels(int64_t c) {
   return ceil_div(c, line) * line;
 }
 
+// A matrix [rows, columns] as pairs of bfloat16 along its (even number of) rows: [rows / 2, columns].
+template <class A>
+void pack_pairs(const A* matrix, int64_t rows, int64_t columns, uint32_t* out) {
+  const auto bits = [](A v) { return uint32_t(c10::BFloat16(float(v)).x); };
+  for (int64_t r = 0; r < rows; r += 2)
+    for (int64_t c = 0; c < columns; ++c)
+      *out++ = bits(matrix[r * columns + c]) | bits(matrix[(r + 1) * columns + c]) << 16;
+}
+
 // body(lo, hi, chunk) over a fixed partition of the tiles: the same sums in the same order for a given number of chunks.
 template <class F>
 void over_tiles(const Geometry& geo, int64_t chunks, const F& body) {

@@ -36,6 +36,7 @@ struct Stage {
   const A* dw_flipped;   // the same, taps in reverse order
   const A* pw;           // [k, cp]
   const A* pw_t;         // [cp, k]
+  const uint32_t *pw_pairs, *pw_t_pairs;  // the same as pairs of bfloat16 along the rows: [k / 2, cp], [cp / 2, k]
   T* y;                  // [n, ho, wo, cp]: what the batch norm sees
   A *mean, *rstd;        // [cp]
   A *from_g, *from_y, *offset;  // [cp]: dy = from_g * g + from_y * (y - mean) + offset
@@ -112,6 +113,7 @@ struct Projection {  // relu -> 1x1 convolution (stride 1) or factorised reducti
 
 template <class A, class T>
 struct Kernels {
+  bool pairs;  // whether pw_pairs and pw_t_pairs are read, in the place of pw and pw_t
   // Each works on tiles [lo, hi) as chunk number `chunk`; scratch holds what scratch_size() says.
   void (*first_forward)(const Bank<A, T>&, int64_t lo, int64_t hi, int64_t chunk, A* scratch);
   void (*second_forward)(const Bank<A, T>&, int64_t lo, int64_t hi, int64_t chunk, A* scratch);
@@ -119,7 +121,7 @@ struct Kernels {
   void (*term_sums)(const Mix<A, T>&, int64_t lo, int64_t hi, int64_t chunk, A* scratch);
   void (*final_backward)(const Bank<A, T>&, int64_t lo, int64_t hi, int64_t chunk, A* scratch, A* grads);
   void (*first_backward)(const Bank<A, T>&, int64_t lo, int64_t hi, int64_t chunk, A* scratch, A* grads);
-  // Scratch: a tile's inputs [pixels, k], twice, and outputs [pixels, cp].
+  // Scratch: three times a tile's pixels by the larger of k and cp.
   void (*project_forward)(const Projection<A, T>&, int64_t lo, int64_t hi, int64_t chunk, A* scratch);
   void (*project_backward)(const Projection<A, T>&, int64_t lo, int64_t hi, int64_t chunk, A* scratch, A* grads);
 };

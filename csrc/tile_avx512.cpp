@@ -8,6 +8,7 @@
 #endif
 #define FASTDARTS_ISA avx512
 #define FASTDARTS_VECTOR_BYTES 64
+#define FASTDARTS_BF16_DOT 0
 #include "tile_kernels.h"
 #if defined(__clang__)
 #pragma clang attribute pop

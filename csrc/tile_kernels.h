@@ -1,5 +1,6 @@
 // The tile kernels, written once with vector extensions and compiled once per instruction set: tile_<isa>.cpp defines
-// FASTDARTS_ISA (a namespace) and FASTDARTS_VECTOR_BYTES, sets the target, and includes this file.
+// FASTDARTS_ISA (a namespace) and FASTDARTS_VECTOR_BYTES, sets the target, and includes this file. FASTDARTS_BF16_DOT says that
+// the target multiplies pairs of bfloat16 (AVX512-BF16), which the bfloat16 kernels then use for their products.
 //
 // Nothing here may use inline functions or templates of other headers: the linker could hand another instruction set's copy
 // of them to the whole process. See README.md for how the passes fit together.
@@ -32,12 +33,19 @@ struct Vectors<double> {
   typedef double Loose __attribute__((vector_size(kBytes), aligned(8)));
   typedef int64_t Mask __attribute__((vector_size(kBytes)));
 };
+// Two bfloat16, the one with the lower index in the lower half; read where other types were written.
+typedef uint32_t Pair __attribute__((may_alias));
+typedef uint32_t Words __attribute__((vector_size(kBytes)));
+template <>
+struct Vectors<uint32_t> {
+  typedef Words V;
+  typedef uint32_t Loose __attribute__((vector_size(kBytes), aligned(4), may_alias));
+};
 template <class A>
 using Vec = typename Vectors<A>::V;
 template <class A>
 constexpr int kLanes = kBytes / sizeof(A);
 
-typedef uint32_t Words __attribute__((vector_size(kBytes)));
 typedef uint16_t Halves __attribute__((vector_size(kBytes / 2)));
 typedef uint16_t LooseHalves __attribute__((vector_size(kBytes / 2), aligned(2)));
 
@@ -54,12 +62,19 @@ template <class A>
 FD_INLINE void store(A* p, Vec<A> v) {
   *reinterpret_cast<typename Vectors<A>::Loose*>(p) = v;
 }
-FD_INLINE void store(bf16* p, Vec<float> v) {  // round to nearest, ties to even; NaN stays NaN
-  Words bits = (Words)v;
-  Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  rounded = (bits & 0x7fffffffu) > 0x7f800000u ? (bits >> 16) | 0x40u : rounded;
-  *reinterpret_cast<LooseHalves*>(p) = __builtin_convertvector(rounded, Halves);
+FD_INLINE Words round_to_bf16(Vec<float> v) {  // to nearest, ties to even; NaN stays NaN
+  const Words bits = (Words)v;
+  const Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  return (bits & 0x7fffffffu) > 0x7f800000u ? (bits >> 16) | 0x40u : rounded;
 }
+FD_INLINE Halves narrow(Vec<float> v) {
+#if FASTDARTS_BF16_DOT
+  return (Halves)_mm512_cvtneps_pbh((__m512)v);
+#else
+  return __builtin_convertvector(round_to_bf16(v), Halves);
+#endif
+}
+FD_INLINE void store(bf16* p, Vec<float> v) { *reinterpret_cast<LooseHalves*>(p) = narrow(v); }
 // Past the caches, to memory that nobody reads soon: a plain store would first fetch the line it overwrites.
 template <class T, class V>
 FD_INLINE void stream(T* p, V v) {
@@ -110,6 +125,11 @@ FD_INLINE void clear(A* p, int64_t n) {
   for (int64_t i = 0; i < n; i += kLanes<A>) store(p + i, Vec<A>{});
 }
 
+template <class E>
+constexpr bool kIsPair = false;
+template <>
+constexpr bool kIsPair<uint32_t> = true;
+
 template <int I>
 struct Int {
   static constexpr int value = I;
@@ -145,18 +165,28 @@ FD_INLINE void exact_blocks(int64_t n, const F& f, int64_t i = 0) {
 
 // ---- pointwise convolution -------------------------------------------------------------------------------------------
 
-// out[i, :] (+)= sum_k a[i * ai + k * ak] * b[k, :] for `rows` values of i and `columns` (whole vectors) of b.
-// SA: ai where it is known when compiling (0: not), so that addresses need no arithmetic.
-template <class A, int SA, int ROWS, int COLS, bool ADD>
-FD_INLINE void product_block(const A* a, int64_t ai, int64_t ak, const A* b, int64_t bk, int64_t k_size, A* out, int64_t oi) {
+template <class A>
+FD_INLINE void multiply_add(Vec<A>& acc, A a, Vec<A> b) {
+  acc += a * b;
+}
+#if FASTDARTS_BF16_DOT
+FD_INLINE void multiply_add(Vec<float>& acc, Pair a, Words b) {
+  acc = (Vec<float>)_mm512_dpbf16_ps((__m512)acc, (__m512bh)(Words{} + a), (__m512bh)b);
+}
+#endif
+
+// out[i, :] (+)= sum_k a[i * ai + k * ak] * b[k, :] for `rows` values of i and `columns` (whole vectors) of b, where E is A or
+// pairs along k. SA: ai where it is known when compiling (0: not), so that addresses need no arithmetic.
+template <class A, class E, int SA, int ROWS, int COLS, bool ADD>
+FD_INLINE void product_block(const E* a, int64_t ai, int64_t ak, const E* b, int64_t bk, int64_t k_size, A* out, int64_t oi) {
   Vec<A> acc[ROWS][COLS];
   unroll<ROWS>([&](auto i) FD_LAMBDA { unroll<COLS>([&](auto j) FD_LAMBDA { acc[i.value][j.value] = Vec<A>{}; }); });
   for (int64_t k = 0; k < k_size; ++k) {
-    Vec<A> bv[COLS];
-    unroll<COLS>([&](auto j) FD_LAMBDA { bv[j.value] = load<A>(b + k * bk + j.value * kLanes<A>); });
+    Vec<E> bv[COLS];
+    unroll<COLS>([&](auto j) FD_LAMBDA { bv[j.value] = load<E>(b + k * bk + j.value * kLanes<A>); });
     unroll<ROWS>([&](auto i) FD_LAMBDA {
-      const A s = a[(SA ? i.value * SA : i.value * ai) + k * ak];
-      unroll<COLS>([&](auto j) FD_LAMBDA { acc[i.value][j.value] += s * bv[j.value]; });
+      const E s = a[(SA ? i.value * SA : i.value * ai) + k * ak];
+      unroll<COLS>([&](auto j) FD_LAMBDA { multiply_add(acc[i.value][j.value], s, bv[j.value]); });
     });
   }
   unroll<ROWS>([&](auto i) FD_LAMBDA {
@@ -167,45 +197,72 @@ FD_INLINE void product_block(const A* a, int64_t ai, int64_t ak, const A* b, int
   });
 }
 
-template <class A, int SA, bool ADD>
-void product_strided(const A* a, int64_t rows, int64_t ai, int64_t ak, const A* b, int64_t bk, int64_t columns, int64_t k_size,
+template <class A, class E, int SA, bool ADD>
+void product_strided(const E* a, int64_t rows, int64_t ai, int64_t ak, const E* b, int64_t bk, int64_t columns, int64_t k_size,
                      A* out, int64_t oi) {
   constexpr int kPairRows = kRegisters == 32 ? 8 : 4;
   constexpr int kSingleRows = kRegisters == 32 ? 16 : 8;
   int64_t j = 0;
   for (; j + 2 * kLanes<A> <= columns; j += 2 * kLanes<A>)
     exact_blocks<kPairRows>(rows, [&](auto size, int64_t i) FD_LAMBDA {
-      product_block<A, SA, size.value, 2, ADD>(a + i * ai, ai, ak, b + j, bk, k_size, out + i * oi + j, oi);
+      product_block<A, E, SA, size.value, 2, ADD>(a + i * ai, ai, ak, b + j, bk, k_size, out + i * oi + j, oi);
     });
   for (; j < columns; j += kLanes<A>)
     exact_blocks<kSingleRows>(rows, [&](auto size, int64_t i) FD_LAMBDA {
-      product_block<A, SA, size.value, 1, ADD>(a + i * ai, ai, ak, b + j, bk, k_size, out + i * oi + j, oi);
+      product_block<A, E, SA, size.value, 1, ADD>(a + i * ai, ai, ak, b + j, bk, k_size, out + i * oi + j, oi);
     });
 }
 
-// y[p, :columns] = sum_k d[p, k] * w[k, :columns]
-template <class A>
-FD_INLINE void pointwise(const A* d, int64_t pixels, int64_t d_stride, const A* w, int64_t k_size, int64_t columns, A* y,
-                         int64_t y_stride) {
-  if (d_stride == 16)
-    product_strided<A, 16, false>(d, pixels, 16, 1, w, columns, columns, k_size, y, y_stride);
-  else if (d_stride == 32)
-    product_strided<A, 32, false>(d, pixels, 32, 1, w, columns, columns, k_size, y, y_stride);
-  else if (d_stride == 48)
-    product_strided<A, 48, false>(d, pixels, 48, 1, w, columns, columns, k_size, y, y_stride);
-  else if (d_stride == 64)
-    product_strided<A, 64, false>(d, pixels, 64, 1, w, columns, columns, k_size, y, y_stride);
-  else if (d_stride == 128)
-    product_strided<A, 128, false>(d, pixels, 128, 1, w, columns, columns, k_size, y, y_stride);
+// y[p, :columns] = sum_k d[p, k] * w[k, :columns]; d holds k_size dense numbers a pixel, or pairs of them.
+template <class A, class E>
+FD_INLINE void pointwise(const E* d, int64_t pixels, const E* w, int64_t k_size, int64_t columns, A* y, int64_t y_stride) {
+  const auto run = [&](auto known) FD_LAMBDA {
+    product_strided<A, E, known.value, false>(d, pixels, k_size, 1, w, columns, columns, k_size, y, y_stride);
+  };
+  constexpr int kUnit = sizeof(E) == sizeof(A) && !kIsPair<E> ? 16 : 8;
+  if (k_size == kUnit)
+    run(Int<kUnit>{});
+  else if (k_size == 2 * kUnit)
+    run(Int<2 * kUnit>{});
+  else if (k_size == 3 * kUnit)
+    run(Int<3 * kUnit>{});
+  else if (k_size == 4 * kUnit)
+    run(Int<4 * kUnit>{});
+  else if (k_size == 8 * kUnit)
+    run(Int<8 * kUnit>{});
   else
-    product_strided<A, 0, false>(d, pixels, d_stride, 1, w, columns, columns, k_size, y, y_stride);
+    run(Int<0>{});
 }
 
 // dw[k, :columns] += sum_p d[p, k] * dy[p, :columns]
-template <class A>
-FD_INLINE void pointwise_weight_grad(const A* d, int64_t pixels, int64_t d_stride, const A* dy, int64_t columns, int64_t k_size,
-                                     A* dw) {
-  product_strided<A, 1, true>(d, k_size, 1, d_stride, dy, columns, columns, pixels, dw, columns);
+template <class A, class E>
+FD_INLINE void pointwise_weight_grad(const E* d, int64_t pixels, const E* dy, int64_t columns, int64_t k_size, A* dw) {
+  product_strided<A, E, 1, true>(d, k_size, 1, k_size, dy, columns, columns, pixels, dw, columns);
+}
+
+template <class T>
+constexpr bool kDots = FASTDARTS_BF16_DOT && sizeof(T) == 2;
+
+FD_INLINE const Pair* pairs(const uint32_t* packed) { return reinterpret_cast<const Pair*>(packed); }
+
+// [pixels, k] as pairs along k; may be in place.
+FD_INLINE const Pair* pair_along_channels(const float* from, int64_t count, float* to) {
+  typedef uint16_t Out __attribute__((vector_size(kBytes / 2), aligned(2), may_alias));
+  for (int64_t i = 0; i < count; i += kLanes<float>)
+    *reinterpret_cast<Out*>(reinterpret_cast<char*>(to) + 2 * i) = narrow(load<float>(from + i));
+  return reinterpret_cast<const Pair*>(to);
+}
+
+// [pixels, k] as pairs along pixels, [ceil(pixels / 2), k]; may be in place.
+FD_INLINE const Pair* pair_along_pixels(const float* from, int64_t pixels, int64_t k, float* to) {
+  for (int64_t p = 0; p < pixels; p += 2)
+    for (int64_t c = 0; c < k; c += kLanes<float>) {
+      const Words low = __builtin_convertvector(narrow(load<float>(from + p * k + c)), Words);
+      Words high = {};
+      if (p + 1 < pixels) high = __builtin_convertvector(narrow(load<float>(from + (p + 1) * k + c)), Words);
+      *reinterpret_cast<Vectors<uint32_t>::Loose*>(to + p / 2 * k + c) = low | (high << 16);
+    }
+  return reinterpret_cast<const Pair*>(to);
 }
 
 // ---- depthwise convolution -------------------------------------------------------------------------------------------
@@ -469,12 +526,15 @@ FD_INLINE void add_moments(const A* y, int64_t pixels, int64_t cp, int64_t befor
   }
 }
 
-// y = pointwise(d): stored, and its moments added to the chunk's.
+// y = pointwise(d): stored, and its moments added to the chunk's. Overwrites d.
 template <class A, class T>
 FD_INLINE void pointwise_forward(const Stage<A, T>& stage, const Geometry& g, const Tile& tile, int64_t chunk, int64_t before,
-                                 const A* d, A* y) {
+                                 A* d, A* y) {
   const int64_t pixels = (tile.end - tile.begin) * g.wo;
-  pointwise(d, pixels, stage.k, stage.pw, stage.k, g.cp, y, g.cp);
+  if constexpr (kDots<T>)
+    pointwise(pair_along_channels(d, pixels * stage.k, d), pixels, pairs(stage.pw_pairs), stage.k / 2, g.cp, y, g.cp);
+  else
+    pointwise(d, pixels, stage.pw, stage.k, g.cp, y, g.cp);
   add_moments(y, pixels, g.cp, before, stage.chunk_mean + chunk * g.cp, stage.chunk_m2 + chunk * g.cp);
   T* out = stage.y + (tile.image * g.ho + tile.begin) * g.wo * g.cp;
   for (int64_t i = 0; i < pixels * g.cp; i += kLanes<A>) stream(out + i, load<A>(y + i));
@@ -752,6 +812,16 @@ void term_sums(const Mix<A, T>& m, int64_t lo, int64_t hi, int64_t chunk, A* scr
     term_sum_tiles<A, false>(m, lo, hi, chunk, scratch);
 }
 
+// dw [k, cp] += d^T dy over a tile's pixels. Overwrites d; `spare` holds what dy does.
+template <class A, class T>
+FD_INLINE void weight_grad(A* d, int64_t pixels, const A* dy, int64_t cp, int64_t k, A* dw, A* spare) {
+  if constexpr (kDots<T>)
+    pointwise_weight_grad(pair_along_pixels(d, pixels, k, d), (pixels + 1) / 2, pair_along_pixels(dy, pixels, cp, spare), cp, k,
+                          dw);
+  else
+    pointwise_weight_grad(d, pixels, dy, cp, k, dw);
+}
+
 // From the gradient dn of a stage's normalised output to everything before it. `dn(row, column, c)` gives it for one image,
 // `padded` is the stage's padded input (width w, padding `pad`) for the tile's rows; dx [stride * rows, w, cp] is added to.
 template <class A, class T, class F>
@@ -778,11 +848,22 @@ FD_INLINE void stage_backward(const Stage<A, T>& stage, const Geometry& g, const
   }
   if (need_params) {
     depthwise_forward(stage, g, padded, w, pad, rows, s.d);
-    pointwise_weight_grad(s.d, rows * g.wo, stage.k, s.dy + own * cp, cp, stage.k, grads + stage.grad);
+    weight_grad<A, T>(s.d, rows * g.wo, s.dy + own * cp, cp, stage.k, grads + stage.grad, s.dd);
   }
+  // From here on dy is only multiplied by the pointwise weights.
+  const A* dy = s.dy;
+  const Pair* dy_pairs = nullptr;
+  if constexpr (kDots<T>)
+    if (need_params || need_x) dy_pairs = pair_along_channels(s.dy, all * cp, s.d);
+  const auto times_weights = [&](int64_t pixel, int64_t count, A* out, int64_t out_stride) FD_LAMBDA {
+    if constexpr (kDots<T>)
+      pointwise(dy_pairs + pixel * cp / 2, count, pairs(stage.pw_t_pairs), cp / 2, stage.k, out, out_stride);
+    else
+      pointwise(dy + pixel * cp, count, stage.pw_t, cp, stage.k, out, out_stride);
+  };
   if (!stage.kernel) {
     if (!need_x) return;
-    pointwise(s.dy, all, cp, stage.pw_t, cp, stage.k, s.dd, stage.k);
+    times_weights(0, all, s.dd, stage.k);
     const A* dd = s.dd;
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t column = 0; column < g.wo; ++column, dd += 2 * cp)
@@ -806,7 +887,7 @@ FD_INLINE void stage_backward(const Stage<A, T>& stage, const Geometry& g, const
   for (int64_t r = first; r < last; ++r) {
     const int64_t row = S * (r - tile.begin) + p;
     if (row < 0 || row >= dd_rows) continue;
-    pointwise(s.dy + (r - first) * g.wo * cp, g.wo, cp, stage.pw_t, cp, cp, s.padded2 + row * dd_row + p * cp, S * cp);
+    times_weights((r - first) * g.wo, g.wo, s.padded2 + row * dd_row + p * cp, S * cp);
   }
   const int64_t shift = pad - p, in_row = (w + 2 * pad) * cp;
   if (need_params) {
@@ -964,7 +1045,7 @@ FD_INLINE void project_forward_tiles(const Projection<A, T>& p, int64_t lo, int6
   for (int64_t index = lo; index < hi; ++index) {
     const Tile tile = tile_at(p.geo, index);
     gather_source<A, FULL>(p, tile, d);
-    pointwise_forward(p.stage, p.geo, tile, chunk, before, d, d + 2 * tile_pixels * p.stage.k);
+    pointwise_forward(p.stage, p.geo, tile, chunk, before, d, d + tile_pixels * p.stage.k);
     before += (tile.end - tile.begin) * p.geo.wo;
   }
 }
@@ -974,7 +1055,8 @@ FD_INLINE void project_backward_tiles(const Projection<A, T>& p, int64_t lo, int
   const Geometry g = p.geo;
   const Stage<A, T> stage = p.stage;
   const int64_t k = stage.k, sh = p.g.sh, sw = p.g.sw;
-  A *dd = d + g.rows * g.wo * k, *dy = dd + g.rows * g.wo * k;
+  const int64_t widest = k > g.cp ? k : g.cp;
+  A *dd = d + g.rows * g.wo * widest, *dy = dd + g.rows * g.wo * widest;
   for (int64_t index = lo; index < hi; ++index) {
     const Tile tile = tile_at(g, index);
     const int64_t rows = tile.end - tile.begin, pixels = rows * g.wo;
@@ -992,10 +1074,13 @@ FD_INLINE void project_backward_tiles(const Projection<A, T>& p, int64_t lo, int
     }
     if (p.need_params) {
       gather_source<A, FULL>(p, tile, d);
-      pointwise_weight_grad(d, pixels, k, dy, g.cp, k, grads + stage.grad);
+      weight_grad<A, T>(d, pixels, dy, g.cp, k, grads + stage.grad, dd);
     }
     if (!p.need_x) continue;
-    pointwise(dy, pixels, g.cp, stage.pw_t, g.cp, k, dd, k);
+    if constexpr (kDots<T>)
+      pointwise(pair_along_channels(dy, pixels * g.cp, d), pixels, pairs(stage.pw_t_pairs), g.cp / 2, k, dd, k);
+    else
+      pointwise(dy, pixels, stage.pw_t, g.cp, k, dd, k);
     // Source rows of the tile; at stride 2 only every other pixel of every other row has a gradient, twice shifted.
     const T* x = p.x.data + tile.image * p.x.sn;
     T* dx = p.dx.data + tile.image * p.dx.sn;
@@ -1056,13 +1141,15 @@ void first_backward(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t, A* 
 
 template <class A, class T>
 constexpr Kernels<A, T> table() {
-  return {first_forward<A, T>, second_forward<A, T>, mix<A, T>, term_sums<A, T>, final_backward<A, T>,
+  return {kDots<T>, first_forward<A, T>, second_forward<A, T>, mix<A, T>, term_sums<A, T>, final_backward<A, T>,
           first_backward<A, T>, project_forward<A, T>, project_backward<A, T>};
 }
 
-extern const Kernels<float, float> kernels_f32 = table<float, float>();
 extern const Kernels<float, bf16> kernels_bf16 = table<float, bf16>();
+#if !FASTDARTS_BF16_DOT
+extern const Kernels<float, float> kernels_f32 = table<float, float>();
 extern const Kernels<double, double> kernels_f64 = table<double, double>();
+#endif
 
 }  // namespace FASTDARTS_ISA
 }  // namespace fastdarts

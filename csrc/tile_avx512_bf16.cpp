@@ -1,0 +1,18 @@
+// The bfloat16 tile kernels for AVX-512 with products of bfloat16 pairs: 64-byte vectors.
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include <cstdint>
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,bmi,bmi2"))), apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,bmi,bmi2")
+#endif
+#define FASTDARTS_ISA avx512_bf16
+#define FASTDARTS_VECTOR_BYTES 64
+#define FASTDARTS_BF16_DOT 1
+#include "tile_kernels.h"
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif
