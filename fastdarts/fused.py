@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdarts import ops
-from fastdarts.plan import KIND_CODES, MixedPlan, PlannedEdge, edge_ops
+from fastdarts.plan import MixedPlan, PlannedEdge, edge_ops
 from fastdarts.reference import DilConv, FactorizedReduce, ReLUConvBN, SepConv, Zero
 from fastdarts.space import candidate
 
@@ -21,9 +21,12 @@ Columns = tuple[int, ...]
 def refusal(edges: Sequence["MixedOp"], x: Tensor) -> str | None:
     """Why the kernels cannot compute these edges for an input like x, or None."""
     reason = ops.unavailable(x.device, storage_dtype(x))
-    if reason is None and len({(edge.training, *_settings(norm)) for edge in edges for norm in _norms(edge)}) > 1:
-        return "its batch norms differ in mode, eps, momentum or tracking"
-    return reason
+    if reason is not None:
+        return reason
+    settings = {_settings(norm) for edge in edges for norm in _norms(edge)}
+    if len(settings) > 1:
+        return "its batch norms differ in class, mode, eps, momentum, tracking or in having scales and shifts"
+    return next((_unlike_search(*one) for one in settings), None)
 
 
 def storage_dtype(x: Tensor) -> torch.dtype:
@@ -71,8 +74,10 @@ def mixed_nodes(
 def preprocess(module: FactorizedReduce | ReLUConvBN, x: Tensor) -> Tensor:
     """A cell's preprocessing through `ops.project`; by the module itself where the kernel cannot serve."""
     params, (norm,) = _contents(module)
-    if norm.weight is not None or module.training != norm.training or norm.momentum is None or _watched(module):
+    if _unlike_search(*_settings(norm)) or _watched(module):
         return module(x)  # type: ignore[no-any-return]
+    if norm.training:
+        _check_values(x, stride=len(params))
     running = None if norm.training else _running([norm])
     out, stats = ops.project(x.to(storage_dtype(x)), params, running, norm.eps)
     if norm.training and norm.track_running_stats:
@@ -91,22 +96,22 @@ def _run(
             op_params, op_norms = _contents(edge._ops[column])
             params += op_params
             norms += op_norms
-    training, eps, running = edges[0].training, 1e-5, None
+    training, eps, running = False, 1e-5, None
     if norms:
-        eps = norms[0].eps
-        if not training:
-            running = _running(norms)
-    x = states[0]
-    if training and norms and x.shape[0] * _out(x.shape[2], edges[0]) * _out(x.shape[3], edges[0]) == 1:
-        raise ValueError(f"batch norm needs more than one value per channel when training; got x {tuple(x.shape)}")
+        training, eps = norms[0].training, norms[0].eps
+        running = None if training else _running(norms)
+    if training:
+        _check_values(states[0], edges[0].stride)
     out, stats = ops.mixed_sum(states, weights, params, running, plan, eps)
-    if training and norms and norms[0].track_running_stats:
+    if training and norms[0].track_running_stats:
         _update_running(norms, stats, out.shape[0] * out.shape[2] * out.shape[3])
     return out
 
 
-def _out(size: int, edge: "MixedOp") -> int:
-    return -(-size // edge.stride)
+def _check_values(x: Tensor, stride: int) -> None:
+    """ValueError where a batch has no variance, as batch norm itself says it."""
+    if x.shape[0] == 1 and max(x.shape[2:]) <= stride:
+        raise ValueError(f"batch norm needs more than one value per channel when training; got x {tuple(x.shape)}")
 
 
 @lru_cache(maxsize=1024)
@@ -139,14 +144,20 @@ def _columns(edge: "MixedOp", values: list[float] | None) -> Columns:
     )
 
 
+# The modules that the kernels compute; a pool's holds the pool and its batch norm.
+_MODULES: dict[str, tuple[type, ...]] = {
+    "max_pool": (nn.Sequential,),
+    "avg_pool": (nn.Sequential,),
+    "skip": (nn.Identity, FactorizedReduce),
+    "sep_conv": (SepConv,),
+    "dil_conv": (DilConv,),
+}
+
+
 def _has_kernel(edge: "MixedOp", column: int) -> bool:
     """Whether the op is still what the table says: not replaced by another module, without hooks that want to see it."""
     op = edge._ops[column]
-    return (
-        candidate(edge.primitives[column]).kind in KIND_CODES
-        and type(op) in (SepConv, DilConv, FactorizedReduce, nn.Identity, nn.Sequential)
-        and not _watched(op)
-    )
+    return type(op) in _MODULES.get(candidate(edge.primitives[column]).kind, ()) and not _watched(op)
 
 
 def _contents(op: nn.Module) -> tuple[list[Tensor], list[nn.BatchNorm2d]]:
@@ -192,11 +203,18 @@ def _buffer(norm: nn.BatchNorm2d, name: str) -> Tensor:
 
 
 def _norms(edge: "MixedOp") -> list[nn.BatchNorm2d]:
-    return [norm for op in edge._ops for norm in _contents(op)[1]]
+    return [norm for column, op in enumerate(edge._ops) if _has_kernel(edge, column) for norm in _contents(op)[1]]
 
 
-def _settings(norm: nn.BatchNorm2d) -> tuple[object, ...]:
-    return norm.training, norm.eps, norm.momentum, norm.track_running_stats
+def _settings(norm: nn.BatchNorm2d) -> tuple[type, bool, bool, float, float | None, bool]:
+    return type(norm), norm.affine, norm.training, norm.eps, norm.momentum, norm.track_running_stats
+
+
+def _unlike_search(kind: type, affine: bool, training: bool, eps: float, momentum: float | None, _: bool) -> str | None:
+    """Why no kernel computes batch norms with these settings, or None."""
+    if kind is not nn.BatchNorm2d or affine:
+        return f"its batch norms are {kind.__name__}{' with scales and shifts' * affine}"
+    return "its batch norms average without momentum" if momentum is None else None
 
 
 def _update_running(norms: list[nn.BatchNorm2d], stats: Tensor, values: int) -> None:

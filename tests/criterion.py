@@ -1,0 +1,45 @@
+"""When a fast answer is as good as a plain one: its error against float64 is at most twice the plain modules' own.
+
+A single error is a draw of chance, so "the plain modules' own" also counts what one rounding of every input does to the true
+answer: no algorithm in that precision can promise less. Beside the largest error the root mean square is compared, since a
+ReLU or max-pool that switches (its input within rounding of the kink) moves single elements in either computation.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+Results = Mapping[str, Tensor]
+
+
+def rounded_at_random(t: Tensor, eps: float, generator: torch.Generator) -> Tensor:
+    """t with every element changed by up to half of eps, relatively."""
+    return t * (1 + eps * (torch.rand(t.shape, generator=generator, dtype=t.dtype) - 0.5))
+
+
+def assert_no_worse(ours: Results, plain: Results, true: Results, moved: list[Results], eps: float) -> None:
+    """ours and plain: results in some precision of unit rounding eps; true: in float64; moved: true, of rounded inputs.
+
+    In float64 the plain modules are the truth and show no error of their own, so that only the rounded inputs speak: there
+    sums of some hundred terms may lose ten times as much, which is still 1e-13 or so.
+    """
+    slack = 2 if eps > torch.finfo(torch.float64).eps else 10
+    assert set(ours) == set(plain) == set(true)
+    for name, exact in true.items():
+        assert ours[name].shape == exact.shape, f"{name}: shape {tuple(ours[name].shape)}, not {tuple(exact.shape)}"
+        if exact.numel() == 0:
+            continue
+        assert ours[name].isfinite().all(), f"{name} is not finite"
+        scale = exact.abs().max().item()
+        for kind, size in SIZES.items():
+            error = size(ours[name].double() - exact)
+            own = max(size(other[name].double() - exact) for other in (plain, *moved))
+            allowed = slack * own + 4 * eps * scale
+            assert error <= allowed, f"{name}: {kind} {error:.2e}, plain {own:.2e}, scale {scale:.2e}, eps {eps:.1e}"
+
+
+SIZES: dict[str, Callable[[Tensor], float]] = {
+    "largest error": lambda t: t.abs().max().item(),
+    "rms error": lambda t: t.square().mean().sqrt().item(),
+}
