@@ -44,11 +44,27 @@ struct OpSite {
 };
 
 template <class A, class T>
-struct BankSite {  // a bank and where its things come from
+struct BankSite {  // a bank and where its things come from; ops and branches stand edge by edge
   Bank<A, T> bank{};
   int64_t source, stride;
   std::vector<Branch<A, T>> branches;
   std::vector<OpSite<A, T>> ops;
+
+  // visit(first op, one past the last, edge) for each edge, with the bank set to its branches. An edge's tensors are read again
+  // by its next pass, so edge after edge they may still be in the cache.
+  template <class F>
+  void over_edges(const F& visit) {
+    int64_t branch = 0;
+    for (size_t lo = 0, hi; lo < ops.size(); lo = hi) {
+      for (hi = lo; hi < ops.size() && ops[hi].edge == ops[lo].edge;) ++hi;
+      bank.branches = branches.data() + branch;
+      bank.count = std::count_if(ops.begin() + lo, ops.begin() + hi, [](const auto& o) { return o.branch >= 0; });
+      branch += bank.count;
+      bank.starts = lo == 0;
+      bank.finishes = hi == ops.size();
+      visit(&ops[lo], &ops[lo] + (hi - lo), *ops[lo].edge);
+    }
+  }
 };
 
 template <class A, class T>
@@ -166,6 +182,7 @@ class MixedSum {
           b.separable = op.kind == Kind::sep_conv;
           b.first = stage_of(op.kind == Kind::skip ? 0 : op.kernel, op.dilation, edge.stride, saved);
           if (b.separable) b.second = stage_of(op.kernel, 1, 1, saved);
+          b.first.read_soon = b.separable;
           const Stage<A, T>& last = b.separable ? b.second : b.first;
           o.branch = site->branches.size();
           o.y = last.y;
@@ -191,8 +208,6 @@ class MixedSum {
     }
     for (BankSite<A, T>& site : banks_) {
       Bank<A, T>& bank = site.bank;
-      bank.branches = site.branches.data();
-      bank.count = site.branches.size();
       const bool is_input = site.source < plan_.inputs;
       const int64_t h = is_input ? args_.states[site.source].size(2) : ho_;
       const int64_t w = is_input ? args_.states[site.source].size(3) : wo_;
@@ -300,30 +315,29 @@ class MixedSum {
     const Bank<A, T>& bank = site.bank;
     const int64_t size = ScratchLayout(bank.geo).total();
     Block<A> scratch(size * chunks_);
-    over_tiles(bank.geo, [&](int64_t lo, int64_t hi, int64_t chunk) {
-      kernels_.first_forward(bank, lo, hi, chunk, scratch.data() + chunk * size);
+    site.over_edges([&](OpSite<A, T>* begin, OpSite<A, T>* end, const Edge&) {
+      over_tiles(bank.geo, [&](int64_t lo, int64_t hi, int64_t chunk) {
+        kernels_.first_forward(bank, lo, hi, chunk, scratch.data() + chunk * size);
+      });
+      for (OpSite<A, T>* o = begin; o != end; ++o)
+        if (o->branch >= 0) {
+          const Stage<A, T>& first = site.branches[o->branch].first;
+          finish_norm(bank.geo, o->op->norm, first.chunk_mean, first.chunk_m2, first.mean, first.rstd);
+        } else if (o->y) {
+          const bool is_max = o->op->kind == Kind::max_pool;
+          finish_norm(bank.geo, o->op->norm, is_max ? bank.pools.max_mean : bank.pools.avg_mean,
+                      is_max ? bank.pools.max_m2 : bank.pools.avg_m2, o->mean, o->rstd);
+        }
+      if (std::none_of(bank.branches, bank.branches + bank.count, [](const auto& b) { return b.separable; })) return;
+      over_tiles(bank.geo, [&](int64_t lo, int64_t hi, int64_t chunk) {
+        kernels_.second_forward(bank, lo, hi, chunk, scratch.data() + chunk * size);
+      });
+      for (OpSite<A, T>* o = begin; o != end; ++o)
+        if (o->branch >= 0 && site.branches[o->branch].separable) {
+          const Stage<A, T>& s = site.branches[o->branch].second;
+          finish_norm(bank.geo, o->op->norm + 1, s.chunk_mean, s.chunk_m2, s.mean, s.rstd);
+        }
     });
-    bool second = false;
-    for (OpSite<A, T>& o : site.ops) {
-      if (o.branch >= 0) {
-        const Stage<A, T>& first = site.branches[o.branch].first;
-        finish_norm(bank.geo, o.op->norm, first.chunk_mean, first.chunk_m2, first.mean, first.rstd);
-        second |= site.branches[o.branch].separable;
-      } else if (o.y) {
-        const bool is_max = o.op->kind == Kind::max_pool;
-        finish_norm(bank.geo, o.op->norm, is_max ? bank.pools.max_mean : bank.pools.avg_mean,
-                    is_max ? bank.pools.max_m2 : bank.pools.avg_m2, o.mean, o.rstd);
-      }
-    }
-    if (!second) return;
-    over_tiles(bank.geo, [&](int64_t lo, int64_t hi, int64_t chunk) {
-      kernels_.second_forward(bank, lo, hi, chunk, scratch.data() + chunk * size);
-    });
-    for (OpSite<A, T>& o : site.ops)
-      if (o.branch >= 0 && site.branches[o.branch].separable) {
-        const Stage<A, T>& s = site.branches[o.branch].second;
-        finish_norm(bank.geo, o.op->norm + 1, s.chunk_mean, s.chunk_m2, s.mean, s.rstd);
-      }
   }
 
   // The tensor of an op that enters its node, with its scale.
@@ -382,34 +396,26 @@ class MixedSum {
 
   double total(const double* chunk_sums, int64_t c) const { return sum_chunks(chunk_sums, chunks_, cp_, c); }
 
-  // Sums over the node gradients: what alpha and every last batch norm of the bank need.
-  void sum_terms(BankSite<A, T>& site, const std::vector<View<T>>& g) {
-    std::vector<Mix<A, T>> mixes;
-    std::vector<std::vector<Term<A, T>>> terms;
+  // Sums over a node's gradient: what alpha and every last batch norm of an edge need.
+  void sum_terms(const BankSite<A, T>& site, OpSite<A, T>* begin, OpSite<A, T>* end, const View<T>& g) {
+    std::vector<Term<A, T>> terms;
+    Mix<A, T> m{};
+    m.geo = geometry(ho_, wo_, 1, 0);
+    m.node = g;
+    m.chunk_g = doubles_.zeros(chunks_ * cp_);
     A* scale = arena_.take(cp_);
-    for (size_t i = 0; i < site.ops.size();) {
-      const Edge* edge = site.ops[i].edge;
-      Mix<A, T> m{};
-      m.geo = geometry(ho_, wo_, 1, 0);
-      m.node = g[edge->node];
-      m.chunk_g = doubles_.zeros(chunks_ * cp_);
-      terms.emplace_back();
-      for (; i < site.ops.size() && site.ops[i].edge == edge; ++i) {
-        OpSite<A, T>& o = site.ops[i];
-        o.sum = doubles_.zeros(chunks_ * cp_);
-        o.sum_g = m.chunk_g;
-        terms.back().push_back(term_of(site, o, scale));
-        terms.back().back().chunk_sum = o.sum;
-      }
-      m.count = terms.back().size();
-      mixes.push_back(m);
+    for (OpSite<A, T>* o = begin; o != end; ++o) {
+      o->sum = doubles_.zeros(chunks_ * cp_);
+      o->sum_g = m.chunk_g;
+      terms.push_back(term_of(site, *o, scale));
+      terms.back().chunk_sum = o->sum;
     }
-    for (size_t i = 0; i < mixes.size(); ++i) mixes[i].terms = terms[i].data();
-    if (mixes.empty()) return;
-    const int64_t size = mixes[0].geo.rows * wo_ * cp_;
+    m.terms = terms.data();
+    m.count = terms.size();
+    const int64_t size = m.geo.rows * wo_ * cp_;
     Block<A> scratch(size * chunks_);
-    over_tiles(mixes[0].geo, [&](int64_t lo, int64_t hi, int64_t chunk) {
-      for (const Mix<A, T>& m : mixes) kernels_.term_sums(m, lo, hi, chunk, scratch.data() + chunk * size);
+    over_tiles(m.geo, [&](int64_t lo, int64_t hi, int64_t chunk) {
+      kernels_.term_sums(m, lo, hi, chunk, scratch.data() + chunk * size);
     });
   }
 
@@ -425,14 +431,6 @@ class MixedSum {
 
   void back_bank(BankSite<A, T>& site, const std::vector<View<T>>& g, const View<T>& before, const View<T>& dx, bool need_x,
                  bool need_params, at::Tensor& dweights, std::vector<at::Tensor>& dparams) {
-    sum_terms(site, g);
-    for (const OpSite<A, T>& o : site.ops) {
-      double dweight = 0;
-      for (int64_t c = 0; c < c_; ++c) dweight += total(o.sum, c) * (o.y ? double(o.rstd[c]) : 1);
-      pointer<A>(dweights)[o.edge_index * dweights.size(1) + o.op->column] = A(dweight);
-    }
-    if (!need_x && !need_params) return;
-
     Bank<A, T>& bank = site.bank;
     bank.need_x = need_x;
     bank.need_params = need_params;
@@ -440,61 +438,74 @@ class MixedSum {
     bank.dx = dx;
     bank.dx_channels = c_;
 
-    // Last stages.
-    int64_t grads_size = 0, separable = 0;
-    const auto place = [&](Stage<A, T>& s) {
-      s.grad = grads_size;
-      grads_size += (s.k + s.kernel * s.kernel) * cp_;
-    };
+    int64_t grads_size = 0;
     std::vector<View<T>> skip_g;
     std::vector<A> skip_weight;
-    for (OpSite<A, T>& o : site.ops) {
-      if (o.branch < 0) {
-        if (!o.y) {
-          skip_g.push_back(g[o.edge->node]);
-          skip_weight.push_back(A(o.weight));
+    for (const OpSite<A, T>& o : site.ops) {
+      if (o.branch >= 0) {
+        for (Stage<A, T>* s : {&site.branches[o.branch].first, &site.branches[o.branch].second}) {
+          s->grad = grads_size;
+          grads_size += s->y ? (s->k + s->kernel * s->kernel) * cp_ : 0;
         }
-        continue;
+      } else if (!o.y) {
+        skip_g.push_back(g[o.edge->node]);
+        skip_weight.push_back(A(o.weight));
       }
-      Branch<A, T>& b = site.branches[o.branch];
-      b.g = g[o.edge->node];
-      Stage<A, T>& last = b.separable ? b.second : b.first;
-      place(b.first);
-      if (b.separable) place(b.second);
-      give_coefficients(last);
-      for (int64_t c = 0; c < c_; ++c) set_coefficients(last, c, o.weight, total(o.sum_g, c), total(o.sum, c));
-      separable += b.separable;
     }
     bank.skip_g = skip_g.data();
     bank.skip_weight = skip_weight.data();
     bank.skips = skip_g.size();
-    set_pools(site, g);
 
-    const int64_t plane = n_ * ho_ * wo_ * cp_;
-    Block<A> dz(separable * plane), dx_partial(need_x ? n_ * bank.geo.h * bank.geo.w * cp_ : 0);
-    bank.dx_partial = dx_partial.data();
-    for (OpSite<A, T>& o : site.ops) {
-      if (o.branch < 0 || !site.branches[o.branch].separable) continue;
-      Branch<A, T>& b = site.branches[o.branch];
-      b.dz = dz.data() + --separable * plane;
-      b.chunk_dz = doubles_.zeros(chunks_ * cp_);
-      b.chunk_dzy = doubles_.zeros(chunks_ * cp_);
-    }
-
-    const int64_t size = ScratchLayout(bank.geo).total();
+    const int64_t plane = n_ * ho_ * wo_ * cp_, size = ScratchLayout(bank.geo).total();
+    const auto separables = [&] {
+      return std::count_if(bank.branches, bank.branches + bank.count, [](const auto& b) { return b.separable; });
+    };
+    int64_t most = 0;
+    site.over_edges([&](OpSite<A, T>*, OpSite<A, T>*, const Edge&) { most = std::max<int64_t>(most, separables()); });
+    Block<A> dz(most * plane), dx_partial(need_x ? n_ * bank.geo.h * bank.geo.w * cp_ : 0);
     Block<A> scratch(size * chunks_), grads(need_params ? grads_size * chunks_ : 0);
     if (need_params) std::fill(grads.data(), grads.data() + grads_size * chunks_, A(0));
-    over_tiles(bank.geo, [&](int64_t lo, int64_t hi, int64_t chunk) {
-      kernels_.final_backward(bank, lo, hi, chunk, scratch.data() + chunk * size, grads.data() + chunk * grads_size);
-    });
-    for (OpSite<A, T>& o : site.ops) {
-      if (o.branch < 0 || !site.branches[o.branch].separable) continue;
-      Branch<A, T>& b = site.branches[o.branch];
-      give_coefficients(b.first);
-      for (int64_t c = 0; c < c_; ++c) set_coefficients(b.first, c, 1, total(b.chunk_dz, c), total(b.chunk_dzy, c));
-    }
-    over_tiles(bank.geo, [&](int64_t lo, int64_t hi, int64_t chunk) {
-      kernels_.first_backward(bank, lo, hi, chunk, scratch.data() + chunk * size, grads.data() + chunk * grads_size);
+    bank.dx_partial = dx_partial.data();
+
+    site.over_edges([&](OpSite<A, T>* begin, OpSite<A, T>* end, const Edge& edge) {
+      sum_terms(site, begin, end, g[edge.node]);
+      A* row = pointer<A>(dweights) + begin->edge_index * dweights.size(1);
+      for (const OpSite<A, T>* o = begin; o != end; ++o) {
+        double sum = 0;
+        for (int64_t c = 0; c < c_; ++c) sum += total(o->sum, c) * (o->y ? double(o->rstd[c]) : 1);
+        row[o->op->column] = A(sum);
+      }
+      if (!need_x && !need_params) return;
+
+      A* next_dz = dz.data();
+      for (const OpSite<A, T>* o = begin; o != end; ++o) {
+        if (o->branch < 0) continue;
+        Branch<A, T>& b = site.branches[o->branch];
+        b.g = g[edge.node];
+        Stage<A, T>& last = b.separable ? b.second : b.first;
+        give_coefficients(last);
+        for (int64_t c = 0; c < c_; ++c) set_coefficients(last, c, o->weight, total(o->sum_g, c), total(o->sum, c));
+        if (!b.separable) continue;
+        b.dz = next_dz;
+        next_dz += plane;
+        b.chunk_dz = doubles_.zeros(chunks_ * cp_);
+        b.chunk_dzy = doubles_.zeros(chunks_ * cp_);
+      }
+      over_tiles(bank.geo, [&](int64_t lo, int64_t hi, int64_t chunk) {
+        kernels_.final_backward(bank, lo, hi, chunk, scratch.data() + chunk * size, grads.data() + chunk * grads_size);
+      });
+      if (bank.finishes)
+        set_pools(site, g);
+      else if (separables() == 0)
+        return;
+      for (Branch<A, T>* b = bank.branches; b != bank.branches + bank.count; ++b) {
+        if (!b->separable) continue;
+        give_coefficients(b->first);
+        for (int64_t c = 0; c < c_; ++c) set_coefficients(b->first, c, 1, total(b->chunk_dz, c), total(b->chunk_dzy, c));
+      }
+      over_tiles(bank.geo, [&](int64_t lo, int64_t hi, int64_t chunk) {
+        kernels_.first_backward(bank, lo, hi, chunk, scratch.data() + chunk * size, grads.data() + chunk * grads_size);
+      });
     });
     if (need_params) collect_grads(site, grads.data(), grads_size, dparams);
   }

@@ -42,6 +42,7 @@ struct Stage {
   A *from_g, *from_y, *offset;  // [cp]: dy = from_g * g + from_y * (y - mean) + offset
   int64_t grad;          // where in a thread's gradient scratch: pw [k, cp], then dw [kernel * kernel, cp]
   double *chunk_mean, *chunk_m2;  // [chunks, cp]: moments of y, per chunk of tiles
+  bool read_soon;        // y, by the next pass
 };
 
 template <class A, class T>
@@ -65,12 +66,13 @@ struct Pools {  // the pools of a state, shared by all its edges; null y: not us
 };
 
 template <class A, class T>
-struct Bank {  // everything that leaves one state at one stride
+struct Bank {  // everything that leaves one state at one stride; a pass runs over the branches of one edge at a time
   Geometry geo;
   View<const T> x;
   Branch<A, T>* branches;
   int64_t count;
   Pools<A, T> pools;
+  bool starts, finishes;      // whether this is the bank's first edge, and its last
   // backward
   bool need_params, need_x;
   A* dx_partial;              // [n, h, w, cp]: what final_backward leaves for first_backward

@@ -537,7 +537,10 @@ FD_INLINE void pointwise_forward(const Stage<A, T>& stage, const Geometry& g, co
     pointwise(d, pixels, stage.pw, stage.k, g.cp, y, g.cp);
   add_moments(y, pixels, g.cp, before, stage.chunk_mean + chunk * g.cp, stage.chunk_m2 + chunk * g.cp);
   T* out = stage.y + (tile.image * g.ho + tile.begin) * g.wo * g.cp;
-  for (int64_t i = 0; i < pixels * g.cp; i += kLanes<A>) stream(out + i, load<A>(y + i));
+  if (stage.read_soon)
+    for (int64_t i = 0; i < pixels * g.cp; i += kLanes<A>) store(out + i, load<A>(y + i));
+  else
+    for (int64_t i = 0; i < pixels * g.cp; i += kLanes<A>) stream(out + i, load<A>(y + i));
 }
 
 // ---- pools -----------------------------------------------------------------------------------------------------------
@@ -659,7 +662,7 @@ FD_INLINE void pool_backward(const Bank<A, T>& bank, int64_t image, int64_t begi
 
 // ---- passes ----------------------------------------------------------------------------------------------------------
 
-// First stages and pools of everything that leaves a state.
+// First stages of an edge's branches, and the pools of its source with the first edge.
 template <class A, bool FULL, class T>
 FD_INLINE void first_forward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t chunk, A* base) {
   const Scratch<A> scratch(bank.geo, base);
@@ -672,12 +675,12 @@ FD_INLINE void first_forward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t h
       depthwise_forward(stage, bank.geo, scratch.padded, bank.geo.w, bank.geo.pad, tile.end - tile.begin, scratch.d);
       pointwise_forward(stage, bank.geo, tile, chunk, before, scratch.d, scratch.dy);
     }
-    if (bank.pools.max_y || bank.pools.avg_y) pool_forward<A, FULL>(bank, tile, chunk, before, scratch.d, scratch.dy);
+    if (bank.starts && (bank.pools.max_y || bank.pools.avg_y)) pool_forward<A, FULL>(bank, tile, chunk, before, scratch.d, scratch.dy);
     before += (tile.end - tile.begin) * bank.geo.wo;
   }
 }
 
-// Second stages of the separable convolutions that leave a state.
+// Second stages of an edge's separable convolutions.
 template <class A, class T>
 void second_forward(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t chunk, A* base) {
   const Scratch<A> scratch(bank.geo, base);
@@ -910,7 +913,7 @@ FD_INLINE void stage_backward(const Stage<A, T>& stage, const Geometry& g, const
   }
 }
 
-// The last stage of every branch of a bank: weight gradients, the gradient of a separable convolution's middle (with the
+// The last stage of every branch of an edge: weight gradients, the gradient of a separable convolution's middle (with the
 // sums its batch norm needs), and what the other branches give to dx.
 template <class A, bool FULL, class T>
 FD_INLINE void final_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t chunk, A* base, A* grads) {
@@ -922,7 +925,7 @@ FD_INLINE void final_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t 
     const int64_t x_begin = tile.begin * g.stride, x_end = tile.end * g.stride < g.h ? tile.end * g.stride : g.h;
     bool filled = false;
     A* dx = bank.need_x ? bank.dx_partial + (tile.image * g.h + x_begin) * g.w * g.cp : nullptr;
-    if (bank.need_x) clear(dx, (x_end - x_begin) * g.w * g.cp);
+    if (bank.need_x && bank.starts) clear(dx, (x_end - x_begin) * g.w * g.cp);
     for (int64_t b = 0; b < bank.count; ++b) {
       const Branch<A, T>& branch = bank.branches[b];
       const T* gi = branch.g.data + tile.image * branch.g.sn;
@@ -970,7 +973,7 @@ FD_INLINE void final_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t 
   }
 }
 
-// The first stage of every separable convolution of a bank, then the state's whole gradient.
+// The first stage of an edge's separable convolutions; with the bank's last edge the state's whole gradient.
 template <class A, bool FULL, class T>
 FD_INLINE void first_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t hi, A* base, A* grads) {
   const Geometry g = bank.geo;
@@ -993,7 +996,7 @@ FD_INLINE void first_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t 
                      },
                      dx);
     }
-    if (!bank.need_x) continue;
+    if (!bank.need_x || !bank.finishes) continue;
     const T* x = bank.x.data + tile.image * bank.x.sn;
     for (int64_t row = x_begin; row < x_end; ++row)
       for (int64_t column = 0; column < g.w; ++column) {
