@@ -1,0 +1,377 @@
+"""Backward of stages: through batch norm and the pointwise product (dd, dW), then through the depthwise convolution."""
+
+import triton
+import triton.language as tl
+
+from fastdarts.kernels.mix import op_weight
+from fastdarts.kernels.parts import (
+    column,
+    depthwise,
+    load_tile,
+    mask_of,
+    neighbour,
+    pointwise_weight,
+    relu,
+    statistics,
+    store_tile,
+)
+from fastdarts.kernels.tables import (
+    AVG,
+    CONV_3,
+    CONV_5,
+    CONV_7,
+    DD,
+    DILATED_3,
+    DILATED_5,
+    DW,
+    DZ,
+    EDGE_NODE,
+    EDGE_NORM,
+    EDGE_OWN,
+    EDGE_WEIGHT,
+    EDGES,
+    FIRST_EDGE,
+    GATHER,
+    GEOMETRY,
+    MAX,
+    NARROW,
+    NODE,
+    NORM,
+    OWN,
+    PW,
+    X_NORM,
+    X,
+    Y,
+)
+
+
+@triton.jit
+def node_gradient(grad_ptr, own_ptr, node, own, p, c, mask, C: tl.constexpr, PITCH: tl.constexpr, ACC: tl.constexpr):
+    """A node's gradient: as it came, or what its own banks have added to that."""
+    at = p * PITCH + node * C
+    if own != 0:
+        g = load_tile(own_ptr, at, c, mask, ACC)
+    else:
+        g = load_tile(grad_ptr, at, c, mask, ACC)
+    return g
+
+
+@triton.jit
+def norm_backward(g, y, coefficients_ptr, stats_ptr, norm, c, mask, C: tl.constexpr, ACC: tl.constexpr):
+    """The gradient before a batch norm from the one behind it."""
+    at = coefficients_ptr + norm * (3 * C) + c
+    from_g = tl.load(at, mask=c < C, other=0.0)
+    from_y = tl.load(at + C, mask=c < C, other=0.0)
+    offset = tl.load(at + 2 * C, mask=c < C, other=0.0)
+    mean = tl.load(stats_ptr + norm * (2 * C) + c, mask=c < C, other=0.0)
+    dy = from_g[None, :] * g + (from_y[None, :] * (y - mean[None, :]) + offset[None, :])
+    return tl.where(mask, dy, 0.0)
+
+
+@triton.jit
+def stage_gradient(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, saved_ptr, coefficients_ptr, stats_ptr, p, exists, o, pixels,
+                   C: tl.constexpr, PITCH: tl.constexpr, G_PITCH: tl.constexpr, BLOCK: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+    """dy of a stage: the gradient enters from its node, or for the first stage of a separable convolution from dz."""
+    mask = mask_of(exists, o, C, BLOCK)
+    plane = pixels.to(tl.int64) * PITCH
+    node = column(rows_ptr, row, NODE)
+    if node >= 0:
+        g = node_gradient(grad_ptr, own_ptr, node, column(rows_ptr, row, OWN), p, o, mask, C, G_PITCH, ACC)
+    else:
+        g = load_tile(dz_ptr + column(rows_ptr, row, DZ) * plane, p * PITCH, o, mask, ACC)
+    y = load_tile(saved_ptr + column(rows_ptr, row, Y) * plane, p * PITCH, o, mask, ACC)
+    return norm_backward(g, y, coefficients_ptr, stats_ptr, column(rows_ptr, row, NORM), o, mask, C, ACC)
+
+
+@triton.jit
+def stage_backward_kernel(
+    x_ptr, grad_ptr, own_ptr, saved_ptr, dz_ptr, dd_ptr, largest_ptr, dw_ptr, pw_ptr, stats_ptr, coefficients_ptr,
+    d_pw_ptr, rows_ptr, edges_ptr, pixels, pw_size,
+    C_IN: tl.constexpr, C_OUT: tl.constexpr, X_PITCH: tl.constexpr, PITCH: tl.constexpr, DD_PITCH: tl.constexpr,
+    G_PITCH: tl.constexpr, H: tl.constexpr, W: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr,
+    GEOMETRIES: tl.constexpr, NORMALISED: tl.constexpr, NEED_PARAMS: tl.constexpr, EPS: tl.constexpr, TILES: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_O: tl.constexpr, ACC: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    """One program takes BLOCK_I inputs x BLOCK_O outputs of one stage over TILES tiles: dd = dy W, and its share of dW = dy d'.
+
+    d is computed again. Only programs of the first outputs write dd. d_pw: [parts, pw_size]. Pools: dd is the gradient of the
+    pooled values (of a mean's pixels), largest the place of the maximum in its window, 0 to 8.
+    """
+    part, row = tl.program_id(0), tl.program_id(1)
+    blocks_o: tl.constexpr = (C_OUT + BLOCK_O - 1) // BLOCK_O
+    i = tl.program_id(2) // blocks_o * BLOCK_I + tl.arange(0, BLOCK_I)
+    o_block = tl.program_id(2) % blocks_o
+    o = o_block * BLOCK_O + tl.arange(0, BLOCK_O)
+    geometry = column(rows_ptr, row, GEOMETRY)
+    T = saved_ptr.dtype.element_ty
+    plane = pixels.to(tl.int64) * PITCH
+    dd_plane = pixels.to(tl.int64) * DD_PITCH
+    in_ptr = x_ptr
+    if NORMALISED:
+        in_ptr = saved_ptr + column(rows_ptr, row, X) * plane
+    pw = pw_ptr + column(rows_ptr, row, PW)
+    dd_out = dd_ptr + column(rows_ptr, row, DD) * dd_plane
+    d_pw = tl.zeros((BLOCK_O, BLOCK_I), ACC)
+    for step in range(TILES):
+        p = (part * TILES + step) * BLOCK_P + tl.arange(0, BLOCK_P)
+        exists = p < pixels
+        h, w = (p // WO) % HO * STRIDE, p % WO * STRIDE
+        q = ((p // (HO * WO) * H + h) * W + w).to(tl.int64)
+        p = p.to(tl.int64)
+        if (MAX | AVG) & GEOMETRIES:
+            if ((geometry == MAX) | (geometry == AVG)) & (o_block == 0):
+                pool_gradient(x_ptr, grad_ptr, own_ptr, saved_ptr, dd_out, largest_ptr, stats_ptr, coefficients_ptr, rows_ptr,
+                              edges_ptr, row, geometry, p, q, h, w, exists, i, plane,
+                              C_IN, H, W, X_PITCH, PITCH, G_PITCH, BLOCK_I, ACC)  # fmt: skip
+        if GATHER & GEOMETRIES:
+            if geometry == GATHER:
+                dy = stage_gradient(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, saved_ptr, coefficients_ptr, stats_ptr, p,
+                                    exists, o, pixels, C_OUT, PITCH, G_PITCH, BLOCK_O, ACC)  # fmt: skip
+                for half in tl.static_range(STRIDE):
+                    if NEED_PARAMS:
+                        d = neighbour(in_ptr, q, h, w, half, half, exists, i, 0.0, 1.0,
+                                      C_IN, H, W, X_PITCH, False, BLOCK_I, ACC)  # fmt: skip
+                        mine = tl.where((o * STRIDE // C_OUT == half)[None, :], dy, 0.0)
+                        d_pw += tl.dot(tl.trans(mine.to(T).to(DOT)), d.to(T).to(DOT), input_precision="ieee", out_dtype=ACC)
+                    if o_block == 0:
+                        dd = product(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, saved_ptr, coefficients_ptr, stats_ptr, pw, dy, p,
+                                     exists, i, half, pixels, C_IN, C_OUT, PITCH, G_PITCH, STRIDE, BLOCK_O, ACC, DOT)  # fmt: skip
+                        store_tile(dd_out + half * dd_plane, p * DD_PITCH, i, dd, mask_of(exists, i, C_IN, BLOCK_I))
+        if CONV_3 <= GEOMETRIES:
+            if geometry >= CONV_3:
+                dy = stage_gradient(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, saved_ptr, coefficients_ptr, stats_ptr, p,
+                                    exists, o, pixels, C_OUT, PITCH, G_PITCH, BLOCK_O, ACC)  # fmt: skip
+                if NEED_PARAMS:
+                    mean, rstd = statistics(stats_ptr, column(rows_ptr, row, X_NORM), i, C_IN, EPS)
+                    d = depthwise(geometry, in_ptr, q, h, w, exists, i, mean, rstd, dw_ptr + column(rows_ptr, row, DW),
+                                  C_IN, H, W, X_PITCH, NORMALISED, BLOCK_I, ACC, GEOMETRIES)  # fmt: skip
+                    d_pw += tl.dot(tl.trans(dy.to(T).to(DOT)), d.to(T).to(DOT), input_precision="ieee", out_dtype=ACC)
+                if o_block == 0:
+                    dd = product(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, saved_ptr, coefficients_ptr, stats_ptr, pw, dy, p,
+                                 exists, i, 0, pixels, C_IN, C_OUT, PITCH, G_PITCH, 1, BLOCK_O, ACC, DOT)  # fmt: skip
+                    store_tile(dd_out, p * DD_PITCH, i, dd, mask_of(exists, i, C_IN, BLOCK_I))
+    if NEED_PARAMS:
+        if (geometry == GATHER) | (geometry >= CONV_3):
+            at = d_pw_ptr + part.to(tl.int64) * pw_size + column(rows_ptr, row, PW)
+            tl.store(at + o[:, None] * C_IN + i[None, :], d_pw, mask=(o < C_OUT)[:, None] & (i < C_IN)[None, :])
+
+
+@triton.jit
+def product(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, saved_ptr, coefficients_ptr, stats_ptr, pw_ptr, dy, p, exists, i, half,
+            pixels, C_IN: tl.constexpr, C_OUT: tl.constexpr, PITCH: tl.constexpr, G_PITCH: tl.constexpr, PARTS: tl.constexpr,
+            BLOCK_O: tl.constexpr, ACC: tl.constexpr, DOT: tl.constexpr):  # fmt: skip
+    """dd = dy W for inputs i over all outputs, of which dy are the first."""
+    T = saved_ptr.dtype.element_ty
+    dd = tl.zeros((p.shape[0], i.shape[0]), ACC)
+    for o0 in tl.static_range(0, C_OUT, BLOCK_O):
+        o = o0 + tl.arange(0, BLOCK_O)
+        if o0 > 0:
+            dy = stage_gradient(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, saved_ptr, coefficients_ptr, stats_ptr, p,
+                                exists, o, pixels, C_OUT, PITCH, G_PITCH, BLOCK_O, ACC)  # fmt: skip
+        weight = pointwise_weight(pw_ptr, o, i, half, C_IN, C_OUT, PARTS, T, DOT)
+        dd += tl.dot(dy.to(T).to(DOT), tl.trans(weight), input_precision="ieee", out_dtype=ACC)
+    return dd
+
+
+@triton.jit
+def pool_gradient(x_ptr, grad_ptr, own_ptr, saved_ptr, dd_ptr, largest_ptr, stats_ptr, coefficients_ptr, rows_ptr, edges_ptr,
+                  row, geometry, p, q, h, w, exists, c, plane, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
+                  X_PITCH: tl.constexpr, PITCH: tl.constexpr, G_PITCH: tl.constexpr, BLOCK: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+    """What all edges that use a pool give to its values, and where in its window a maximum stood first."""
+    mask = mask_of(exists, c, C, BLOCK)
+    y = load_tile(saved_ptr + column(rows_ptr, row, Y) * plane, p * PITCH, c, mask, ACC)
+    d = tl.zeros((p.shape[0], BLOCK), ACC)
+    first = column(rows_ptr, row, FIRST_EDGE)
+    for e in range(first, first + column(rows_ptr, row, EDGES)):
+        edge = edges_ptr + e * NARROW
+        g = node_gradient(grad_ptr, own_ptr, tl.load(edge + EDGE_NODE), tl.load(edge + EDGE_OWN), p, c, mask, C, G_PITCH, ACC)
+        d += norm_backward(g, y, coefficients_ptr, stats_ptr, tl.load(edge + EDGE_NORM), c, mask, C, ACC)
+    if geometry == MAX:
+        best = tl.full((p.shape[0], BLOCK), float("-inf"), ACC)
+        place = tl.full((p.shape[0], BLOCK), -1, tl.int32)
+        for dy in range(-1, 2):
+            for dx in tl.static_range(-1, 2):
+                inside = exists & (h + dy >= 0) & (h + dy < H) & (w + dx >= 0) & (w + dx < W)
+                v = load_tile(x_ptr, (q + (dy * W + dx)) * X_PITCH, c, mask_of(inside, c, C, BLOCK), ACC)
+                better = inside[:, None] & ((v > best) | (v != v) | (place < 0))
+                best = tl.where(better, v, best)
+                place = tl.where(better, (dy + 1) * 3 + dx + 1, place)
+        store_tile(largest_ptr, p * PITCH, c, place, mask)
+    else:
+        rows = tl.minimum(h + 2, H) - tl.maximum(h - 1, 0)
+        columns = tl.minimum(w + 2, W) - tl.maximum(w - 1, 0)
+        d = d / (rows * columns).to(ACC)[:, None]
+    store_tile(dd_ptr, p * PITCH, c, d, mask)
+
+
+@triton.jit
+def taps_backward(dd_ptr, dw_ptr, d_dw_ptr, source, image, h, w, exists, c, C: tl.constexpr, HO: tl.constexpr,
+                  WO: tl.constexpr, PITCH: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr, NEED_X: tl.constexpr,
+                  NEED_PARAMS: tl.constexpr, K: tl.constexpr, D: tl.constexpr, S: tl.constexpr):  # fmt: skip
+    """A depthwise convolution backwards at input pixels (image, h, w): its gradient, and the tile's sums for the weights'."""
+    d = tl.zeros((h.shape[0], BLOCK_C), ACC)
+    for ky in range(K):
+        for kx in tl.static_range(K):
+            up, left = h - (ky - K // 2) * D, w - (kx - K // 2) * D  # S times the output pixel that tap has seen this one
+            inside = exists & (up >= 0) & (up < HO * S) & (left >= 0) & (left < WO * S)
+            if S > 1:
+                inside = inside & (up % S == 0) & (left % S == 0)
+            r = (image * HO + up // S).to(tl.int64) * WO + left // S
+            v = load_tile(dd_ptr, r * PITCH, c, mask_of(inside, c, C, BLOCK_C), ACC)
+            if NEED_X:
+                weight = tl.load(dw_ptr + c * (K * K) + (ky * K + kx), mask=c < C, other=0.0)
+                d += v * weight[None, :]
+            if NEED_PARAMS:
+                tl.store(d_dw_ptr + (ky * K + kx) * C + c, tl.sum(v * source, 0), mask=c < C)
+    return d
+
+
+@triton.jit
+def depthwise_backward(geometry, dd_ptr, dw_ptr, d_dw_ptr, source, image, h, w, exists, c, C: tl.constexpr, HO: tl.constexpr,
+                       WO: tl.constexpr, PITCH: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr, NEED_X: tl.constexpr,
+                       NEED_PARAMS: tl.constexpr, S: tl.constexpr, GEOMETRIES: tl.constexpr):  # fmt: skip
+    """`taps_backward` of a stage's geometry."""
+    d = tl.zeros((h.shape[0], BLOCK_C), ACC)
+    if CONV_3 & GEOMETRIES:
+        if geometry == CONV_3:
+            d = taps_backward(dd_ptr, dw_ptr, d_dw_ptr, source, image, h, w, exists, c, C, HO, WO, PITCH, BLOCK_C, ACC,
+                              NEED_X, NEED_PARAMS, 3, 1, S)  # fmt: skip
+    if CONV_5 & GEOMETRIES:
+        if geometry == CONV_5:
+            d = taps_backward(dd_ptr, dw_ptr, d_dw_ptr, source, image, h, w, exists, c, C, HO, WO, PITCH, BLOCK_C, ACC,
+                              NEED_X, NEED_PARAMS, 5, 1, S)  # fmt: skip
+    if CONV_7 & GEOMETRIES:
+        if geometry == CONV_7:
+            d = taps_backward(dd_ptr, dw_ptr, d_dw_ptr, source, image, h, w, exists, c, C, HO, WO, PITCH, BLOCK_C, ACC,
+                              NEED_X, NEED_PARAMS, 7, 1, S)  # fmt: skip
+    if DILATED_3 & GEOMETRIES:
+        if geometry == DILATED_3:
+            d = taps_backward(dd_ptr, dw_ptr, d_dw_ptr, source, image, h, w, exists, c, C, HO, WO, PITCH, BLOCK_C, ACC,
+                              NEED_X, NEED_PARAMS, 3, 2, S)  # fmt: skip
+    if DILATED_5 & GEOMETRIES:
+        if geometry == DILATED_5:
+            d = taps_backward(dd_ptr, dw_ptr, d_dw_ptr, source, image, h, w, exists, c, C, HO, WO, PITCH, BLOCK_C, ACC,
+                              NEED_X, NEED_PARAMS, 5, 2, S)  # fmt: skip
+    return d
+
+
+@triton.jit
+def middle_backward_kernel(
+    saved_ptr, dd_ptr, dz_ptr, dw_ptr, d_dw_ptr, stats_ptr, sums_ptr, rows_ptr, pixels, rows, dw_size,
+    C: tl.constexpr, PITCH: tl.constexpr, DD_PITCH: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr,
+    GEOMETRIES: tl.constexpr, NEED_PARAMS: tl.constexpr, EPS: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """One program makes a tile of dz, the gradient in the middle of a separable convolution, through relu and second depthwise.
+
+    Leaves the tile's sums of dz and dz * (y - mean) of the first stage in sums [tiles, 2 * rows, C], and its share of the
+    depthwise weights' gradients in d_dw [tiles, dw_size], each [taps, C].
+    """
+    tile, row = tl.program_id(0), tl.program_id(1)
+    p = tile * BLOCK_P + tl.arange(0, BLOCK_P)
+    c = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
+    exists = p < pixels
+    mask = mask_of(exists, c, C, BLOCK_C)
+    plane = pixels.to(tl.int64) * PITCH
+    at = p.to(tl.int64) * PITCH
+    mean, rstd = statistics(stats_ptr, column(rows_ptr, row, X_NORM), c, C, EPS)
+    centred = load_tile(saved_ptr + column(rows_ptr, row, X) * plane, at, c, mask, ACC) - mean[None, :]
+    source = tl.where(mask, relu(centred * rstd[None, :]), 0.0)
+    dw = column(rows_ptr, row, DW)
+    dz = depthwise_backward(
+        column(rows_ptr, row, GEOMETRY), dd_ptr + column(rows_ptr, row, DD) * (pixels.to(tl.int64) * DD_PITCH), dw_ptr + dw,
+        d_dw_ptr + tile.to(tl.int64) * dw_size + dw, source, p // (HO * WO), (p // WO) % HO, p % WO, exists, c,
+        C, HO, WO, DD_PITCH, BLOCK_C, ACC, True, NEED_PARAMS, 1, GEOMETRIES,
+    )  # fmt: skip
+    dz = tl.where(mask & (source > 0), dz, 0.0)
+    store_tile(dz_ptr + column(rows_ptr, row, DZ) * plane, at, c, dz, mask)
+    to = sums_ptr + (tile.to(tl.int64) * (2 * rows) + 2 * row) * C + c
+    tl.store(to, tl.sum(dz, 0), mask=c < C)
+    tl.store(to + C, tl.sum(tl.where(mask, dz * centred, 0.0), 0), mask=c < C)
+
+
+@triton.jit
+def state_backward_kernel(
+    x_ptr, grad_ptr, own_ptr, before_ptr, dx_ptr, dd_ptr, largest_ptr, dw_ptr, d_dw_ptr, weights_ptr, rows_ptr, skips_ptr,
+    pixels, convolutions, pools, skips, out_pixels, dw_size,
+    C: tl.constexpr, X_PITCH: tl.constexpr, G_PITCH: tl.constexpr, BEFORE_PITCH: tl.constexpr, DX_PITCH: tl.constexpr,
+    DD_PITCH: tl.constexpr, H: tl.constexpr, W: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr,
+    GEOMETRIES: tl.constexpr, HAS_BEFORE: tl.constexpr, NEED_X: tl.constexpr,
+    NEED_PARAMS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """One program makes a tile of a state's whole gradient: every branch, pool and skip connection that leaves it.
+
+    Leaves its share of the depthwise weights' gradients in d_dw [tiles, dw_size].
+    """
+    tile = tl.program_id(0)
+    p = tile * BLOCK_P + tl.arange(0, BLOCK_P)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    exists = p < pixels
+    mask = mask_of(exists, c, C, BLOCK_C)
+    image, h, w = p // (H * W), (p // W) % H, p % W
+    p = p.to(tl.int64)
+    dd_plane = out_pixels.to(tl.int64) * DD_PITCH
+    x = load_tile(x_ptr, p * X_PITCH, c, mask, ACC)
+    source = relu(x)
+    dx = tl.zeros((BLOCK_P, BLOCK_C), ACC)
+    for row in range(convolutions):
+        geometry = column(rows_ptr, row, GEOMETRY)
+        dd = dd_ptr + column(rows_ptr, row, DD) * dd_plane
+        if GATHER & GEOMETRIES:
+            if NEED_X:
+                if geometry == GATHER:
+                    for half in tl.static_range(STRIDE):
+                        inside = exists & (h % STRIDE == half) & (w % STRIDE == half)
+                        r = (image * HO + h // STRIDE).to(tl.int64) * WO + w // STRIDE
+                        dx += load_tile(dd + half * dd_plane, r * DD_PITCH, c, mask_of(inside, c, C, BLOCK_C), ACC)
+        if CONV_3 <= GEOMETRIES:
+            if geometry >= CONV_3:
+                dw = column(rows_ptr, row, DW)
+                dx += depthwise_backward(
+                    geometry, dd, dw_ptr + dw, d_dw_ptr + tile.to(tl.int64) * dw_size + dw, source, image, h, w, exists, c,
+                    C, HO, WO, DD_PITCH, BLOCK_C, ACC, NEED_X, NEED_PARAMS, STRIDE, GEOMETRIES,
+                )  # fmt: skip
+    if NEED_X:
+        dx = tl.where(x > 0, dx, 0.0)
+        for row in range(convolutions, convolutions + pools):
+            geometry = column(rows_ptr, row, GEOMETRY)
+            dd = dd_ptr + column(rows_ptr, row, DD) * dd_plane
+            for dy in range(-1, 2):
+                for dx_ in tl.static_range(-1, 2):
+                    up, left = h - dy, w - dx_
+                    inside = exists & (up >= 0) & (up < HO * STRIDE) & (left >= 0) & (left < WO * STRIDE)
+                    if STRIDE > 1:
+                        inside = inside & (up % STRIDE == 0) & (left % STRIDE == 0)
+                    r = ((image * HO + up // STRIDE).to(tl.int64) * WO + left // STRIDE) * DD_PITCH
+                    within = mask_of(inside, c, C, BLOCK_C)
+                    v = load_tile(dd, r, c, within, ACC)
+                    if geometry == MAX:
+                        place = tl.load(largest_ptr + r[:, None] + c[None, :], mask=within, other=-1).to(tl.int32)
+                        v = tl.where(place == (dy + 1) * 3 + dx_ + 1, v, 0.0)
+                    dx += v
+        for e in range(skips):
+            edge = skips_ptr + e * NARROW
+            node, own = tl.load(edge + EDGE_NODE), tl.load(edge + EDGE_OWN)
+            g = node_gradient(grad_ptr, own_ptr, node, own, p, c, mask, C, G_PITCH, ACC)
+            dx += g * op_weight(weights_ptr, tl.load(edge + EDGE_WEIGHT), ACC)
+        if HAS_BEFORE:
+            dx += load_tile(before_ptr, p * BEFORE_PITCH, c, mask, ACC)
+        store_tile(dx_ptr, p * DX_PITCH, c, dx, mask)
+
+
+@triton.jit
+def sum_parts_kernel(parts_ptr, total_ptr, weights_ptr, size, BLOCK: tl.constexpr, ACC: tl.constexpr):
+    """One program adds up all parts [parts, size] of a stretch of one weight's gradient, in order.
+
+    weights: (offset, taps, length, parts) each. Parts hold [taps, channels], the sums get the parameters' [channels, taps].
+    """
+    row = weights_ptr + tl.program_id(0) * NARROW
+    offset, taps, length, parts = tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
+    e = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK,), ACC)
+    at = parts_ptr + offset + e
+    for _ in range(parts):
+        total += tl.load(at, mask=e < length, other=0.0)
+        at += size
+    channels = length // taps
+    tl.store(total_ptr + offset + e % channels * taps + e // channels, total, mask=e < length)

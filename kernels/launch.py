@@ -1,0 +1,66 @@
+"""How kernels are started: the one place all launches go through."""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+INTERPRETED: bool = triton.knobs.runtime.interpret
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
+    """Starts grid programs of a kernel; nothing to do where the grid is empty."""
+    if all(grid):
+        kernel[grid](*args, **constants)
+
+
+def accumulator(dtype: torch.dtype) -> Any:
+    """What sums are kept in."""
+    return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The same as a torch type: that of statistics and gradients of weights."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def dot_type(dtype: torch.dtype) -> Any:
+    """What the factors of a product are held in: as stored. The interpreter multiplies no bfloat16."""
+    if INTERPRETED:
+        return accumulator(dtype)
+    return {torch.float64: tl.float64, torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[dtype]
+
+
+def pixel_pitch(x: Tensor) -> int | None:
+    """Elements from one pixel of [N, C, H, W] to the next where all are equally far apart and channels are dense, or None."""
+    n, c, h, w = x.shape
+    pitch = x.stride(3) if w > 1 else x.stride(2) if h > 1 else x.stride(0) if n > 1 else c
+    dense = (
+        (c == 1 or x.stride(1) == 1)
+        and (w == 1 or x.stride(3) == pitch)
+        and (h == 1 or x.stride(2) == w * pitch)
+        and (n == 1 or x.stride(0) == h * w * pitch)
+    )
+    return pitch if dense and pitch >= c else None
+
+
+def channels_last(x: Tensor) -> tuple[Tensor, int]:
+    """x with its pitch; copied only if it has none."""
+    pitch = pixel_pitch(x)
+    if pitch is None:
+        x = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+        pitch = x.shape[1]
+    return x, pitch
+
+
+def new_image(like: Tensor, channels: int, height: int, width: int) -> Tensor:
+    """Uninitialised [N, channels, height, width], channels-last, with the type and device of `like`."""
+    return like.new_empty((like.shape[0], height, width, channels)).permute(0, 3, 1, 2)
+
+
+def padded_channels(channels: int, dtype: torch.dtype) -> int:
+    """Channels of a saved tensor: whole 64 bytes of accumulators, so that every pixel starts aligned."""
+    line = 64 // compute_dtype(dtype).itemsize
+    return -(-channels // line) * line

@@ -1,0 +1,115 @@
+"""What the kernels are made of: pixels, masks, taps, weights."""
+
+import triton
+import triton.language as tl
+
+from fastdarts.kernels.tables import (
+    CONV_3,
+    CONV_5,
+    CONV_7,
+    DILATED_3,
+    DILATED_5,
+    ROW,
+)
+
+
+@triton.jit
+def column(rows_ptr, row, name: tl.constexpr):
+    """A number of a stage's row."""
+    return tl.load(rows_ptr + row * ROW + name)
+
+
+@triton.jit
+def relu(v):
+    """NaN stays NaN, as in PyTorch."""
+    return tl.where(v < 0, 0.0, v)
+
+
+@triton.jit
+def mask_of(pixels, c, C: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Which elements of a tile exist; constant along whole blocks of channels, so that their loads stay wide."""
+    if C % BLOCK_C == 0:
+        return pixels[:, None]
+    else:
+        return pixels[:, None] & (c < C)[None, :]
+
+
+@triton.jit
+def load_tile(ptr, offset, c, mask, ACC: tl.constexpr):
+    """[pixels, channels] from element offsets of pixels (64-bit)."""
+    return tl.load(ptr + offset[:, None] + c[None, :], mask=mask, other=0.0).to(ACC)
+
+
+@triton.jit
+def store_tile(ptr, offset, c, value, mask):
+    tl.store(ptr + offset[:, None] + c[None, :], value.to(ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def statistics(stats_ptr, norm, c, C: tl.constexpr, EPS: tl.constexpr):
+    """Mean and reciprocal standard deviation of a batch norm's channels."""
+    at = stats_ptr + norm * (2 * C) + c
+    mean = tl.load(at, mask=c < C, other=0.0)
+    variance = tl.load(at + C, mask=c < C, other=1.0)
+    return mean, tl.rsqrt(variance + EPS)
+
+
+@triton.jit
+def neighbour(ptr, q, h, w, dy, dx, exists, c, mean, rstd, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
+              PITCH: tl.constexpr, NORMALISED: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+    """relu of the input (dy, dx) away from pixels q = (.., h, w), or of its normalised values; zero outside the image."""
+    inside = exists & (h + dy >= 0) & (h + dy < H) & (w + dx >= 0) & (w + dx < W)
+    mask = mask_of(inside, c, C, BLOCK_C)
+    v = load_tile(ptr, (q + (dy * W + dx)) * PITCH, c, mask, ACC)
+    if NORMALISED:
+        v = tl.where(mask, (v - mean[None, :]) * rstd[None, :], 0.0)
+    return relu(v)
+
+
+@triton.jit
+def taps(ptr, q, h, w, exists, c, mean, rstd, dw_ptr, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
+         PITCH: tl.constexpr, NORMALISED: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr, K: tl.constexpr,
+         D: tl.constexpr):  # fmt: skip
+    """A depthwise convolution at pixels q."""
+    d = tl.zeros((q.shape[0], BLOCK_C), ACC)
+    for ky in range(K):
+        for kx in tl.static_range(K):
+            v = neighbour(ptr, q, h, w, (ky - K // 2) * D, (kx - K // 2) * D, exists, c, mean, rstd,
+                          C, H, W, PITCH, NORMALISED, BLOCK_C, ACC)  # fmt: skip
+            weight = tl.load(dw_ptr + c * (K * K) + (ky * K + kx), mask=c < C, other=0.0)
+            d += v * weight[None, :]
+    return d
+
+
+@triton.jit
+def depthwise(geometry, ptr, q, h, w, exists, c, mean, rstd, dw_ptr, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
+              PITCH: tl.constexpr, NORMALISED: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
+              GEOMETRIES: tl.constexpr):  # fmt: skip
+    """The depthwise convolution of a stage's geometry."""
+    d = tl.zeros((q.shape[0], BLOCK_C), ACC)
+    if CONV_3 & GEOMETRIES:
+        if geometry == CONV_3:
+            d = taps(ptr, q, h, w, exists, c, mean, rstd, dw_ptr, C, H, W, PITCH, NORMALISED, BLOCK_C, ACC, 3, 1)
+    if CONV_5 & GEOMETRIES:
+        if geometry == CONV_5:
+            d = taps(ptr, q, h, w, exists, c, mean, rstd, dw_ptr, C, H, W, PITCH, NORMALISED, BLOCK_C, ACC, 5, 1)
+    if CONV_7 & GEOMETRIES:
+        if geometry == CONV_7:
+            d = taps(ptr, q, h, w, exists, c, mean, rstd, dw_ptr, C, H, W, PITCH, NORMALISED, BLOCK_C, ACC, 7, 1)
+    if DILATED_3 & GEOMETRIES:
+        if geometry == DILATED_3:
+            d = taps(ptr, q, h, w, exists, c, mean, rstd, dw_ptr, C, H, W, PITCH, NORMALISED, BLOCK_C, ACC, 3, 2)
+    if DILATED_5 & GEOMETRIES:
+        if geometry == DILATED_5:
+            d = taps(ptr, q, h, w, exists, c, mean, rstd, dw_ptr, C, H, W, PITCH, NORMALISED, BLOCK_C, ACC, 5, 2)
+    return d
+
+
+@triton.jit
+def pointwise_weight(pw_ptr, o, i, part, C_IN: tl.constexpr, C_OUT: tl.constexpr, PARTS: tl.constexpr, T: tl.constexpr,
+                     DOT: tl.constexpr):  # fmt: skip
+    """Weights [i, o] of inputs i and outputs o, rounded as stored; with parts, output o reads the inputs of one of them."""
+    mask = (i < C_IN)[:, None] & (o < C_OUT)[None, :]
+    if PARTS > 1:
+        mask = mask & (o * PARTS // C_OUT == part)[None, :]
+    return tl.load(pw_ptr + o[None, :] * C_IN + i[:, None], mask=mask, other=0.0).to(T).to(DOT)

@@ -1,0 +1,207 @@
+"""A plan as the integer tables the kernels read: one row a stage, one a term of a node, and what is launched over them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from fastdarts.plan import PlannedEdge, decode
+from fastdarts.space import Candidate
+
+# What a stage does before its pointwise product; a pool has none. Bits, since a kernel is compiled for the set that occurs.
+GATHER, MAX, AVG, CONV_3, CONV_5, CONV_7, DILATED_3, DILATED_5 = (tl.constexpr(1 << i) for i in range(8))
+_CONVOLUTIONS = {(3, 1): CONV_3, (5, 1): CONV_5, (7, 1): CONV_7, (3, 2): DILATED_3, (5, 2): DILATED_5}
+
+TAPS = {geometry.value: kernel**2 for (kernel, _), geometry in _CONVOLUTIONS.items()}
+POOLS = (MAX.value, AVG.value)
+
+# Columns of a stage's row.
+GEOMETRY, Y, NORM, DW, PW, X, X_NORM, NODE, OWN, DD, DZ, FIRST_EDGE, EDGES = (tl.constexpr(i) for i in range(13))
+ROW = tl.constexpr(16)
+# Columns of a term's row. SOURCE: 0 a saved tensor, 1 a node, 2 + i input state i; SLOT: which saved tensor or node.
+SOURCE, SLOT, TERM_NORM, WEIGHT = (tl.constexpr(i) for i in range(4))
+# Columns of an edge's row: whose gradient enters, and with what weight.
+EDGE_NODE, EDGE_OWN, EDGE_NORM, EDGE_WEIGHT = (tl.constexpr(i) for i in range(4))
+# Columns of a sum's row: where sum g and sum g * (t - mean) stand, and whose they are.
+SUM_G, SUM_GT, SUM_NORM, SUM_WEIGHT = (tl.constexpr(i) for i in range(4))
+NARROW = tl.constexpr(4)
+
+
+@dataclass
+class Stage:
+    """A row. Slots count tensors of `saved` (y, x), of the bank's scratch (dd, dz); dw and pw are offsets in the flat weights."""
+
+    geometry: int
+    y: int
+    norm: int
+    dw: int = 0
+    pw: int = 0
+    x: int = 0
+    x_norm: int = 0
+    node: int = -1  # -1: the gradient comes from dz
+    own: int = 0
+    dd: int = 0
+    dz: int = 0
+    edges: list[tuple[int, int, int, int]] = field(default_factory=list)  # pools: the edges that use them
+
+
+@dataclass
+class Bank:
+    """Everything that leaves one state at one stride."""
+
+    source: int
+    stride: int
+    convolutions: list[Stage] = field(default_factory=list)
+    pools: list[Stage] = field(default_factory=list)
+    seconds: list[Stage] = field(default_factory=list)
+    skips: list[tuple[int, int, int, int]] = field(default_factory=list)
+    dd_slots: int = 0
+
+    def take_dd(self, count: int) -> int:
+        self.dd_slots += count
+        return self.dd_slots - count
+
+    @property
+    def firsts(self) -> list[Stage]:
+        return self.convolutions + self.pools
+
+
+@dataclass
+class Tables:
+    """A plan's banks in the order of their sources, its nodes, and the sizes of what they share."""
+
+    inputs: int
+    entry: tuple[int, int]  # source and stride of an edge from an input
+    banks: list[Bank]
+    nodes: list[list[tuple[int, int, int, int]]]  # the terms of each
+    saved: int
+    norms: int
+    depthwise_size: int  # of the flat weights
+    pointwise_size: int
+    is_depthwise: list[bool]  # of each parameter
+
+    def banks_of(self, state: int) -> list[Bank]:
+        return [bank for bank in self.banks if bank.source == state]
+
+    def split(self, params: Sequence[Tensor], depthwise: Tensor, pointwise: Tensor) -> list[Tensor]:
+        """Flat gradients as the parameters' own."""
+        at = {True: 0, False: 0}
+        grads = []
+        for param, is_depthwise in zip(params, self.is_depthwise, strict=True):
+            flat, start = depthwise if is_depthwise else pointwise, at[is_depthwise]
+            at[is_depthwise] += param.numel()
+            grads.append(flat[start : start + param.numel()].view(param.shape).to(param.dtype))
+        return grads
+
+
+class _Builder:
+    def __init__(self, code: Sequence[int], channels: int) -> None:
+        self.plan = decode(list(code))
+        self.channels = channels
+        entry = next((edge.source, edge.stride) for edge in self.plan.edges if edge.source < self.plan.inputs)
+        self.tables = Tables(self.plan.inputs, entry, [], [[] for _ in range(self.plan.nodes)], 0, 0, 0, 0, [])
+        self.has_bank = {edge.source for edge in self.plan.edges if edge.ops}
+
+    def build(self, columns: int) -> Tables:
+        for e, edge in enumerate(self.plan.edges):
+            for column, c in edge.ops:
+                self._op(edge, c, e * columns + column)
+        self.tables.banks.sort(key=lambda bank: bank.source)
+        return self.tables
+
+    def _bank(self, edge: PlannedEdge) -> Bank:
+        for bank in self.tables.banks:
+            if (bank.source, bank.stride) == (edge.source, edge.stride):
+                return bank
+        self.tables.banks.append(Bank(edge.source, edge.stride))
+        return self.tables.banks[-1]
+
+    def _op(self, edge: PlannedEdge, c: Candidate, weight: int) -> None:
+        t, bank, node = self.tables, self._bank(edge), edge.node - self.plan.inputs
+        own = int(edge.node in self.has_bank)
+        terms = t.nodes[node]
+        norm = t.norms
+        if c.kind == "skip" and edge.stride == 1:
+            is_node = edge.source >= self.plan.inputs
+            terms.append((1, edge.source - self.plan.inputs, -1, weight) if is_node else (2 + edge.source, 0, -1, weight))
+            bank.skips.append((node, own, -1, weight))
+            return
+        if c.is_pool:
+            t.norms += 1
+            geometry = (MAX if c.kind == "max_pool" else AVG).value
+            pool = next((p for p in bank.pools if p.geometry == geometry), None)
+            if pool is None:
+                pool = Stage(geometry, self._saved(), norm, dd=bank.take_dd(1))
+                bank.pools.append(pool)
+            pool.edges.append((node, own, norm, weight))
+            terms.append((0, pool.y, norm, weight))
+            return
+        if c.kind == "skip":  # at stride 2 a factorised reduction
+            last = Stage(GATHER.value, self._saved(), norm, pw=t.pointwise_size, dd=bank.take_dd(2))
+            t.pointwise_size += self.channels**2
+            t.is_depthwise += [False, False]
+            bank.convolutions.append(last)
+            t.norms += 1
+        else:
+            last = self._stage(c, bank.take_dd(1))
+            bank.convolutions.append(last)
+            if c.kind == "sep_conv":
+                first, last = last, self._stage(c, last.dd)
+                last.x, last.x_norm = first.y, first.norm
+                first.dz = last.dz = len(bank.seconds)
+                bank.seconds.append(last)
+        last.node, last.own = node, own
+        terms.append((0, last.y, last.norm, weight))
+
+    def _stage(self, c: Candidate, dd: int) -> Stage:
+        t, taps = self.tables, c.kernel**2
+        geometry = _CONVOLUTIONS[c.kernel, c.dilation].value
+        stage = Stage(geometry, self._saved(), t.norms, dw=t.depthwise_size, pw=t.pointwise_size, dd=dd)
+        t.norms += 1
+        t.depthwise_size += self.channels * taps
+        t.pointwise_size += self.channels**2
+        t.is_depthwise += [True, False]
+        return stage
+
+    def _saved(self) -> int:
+        self.tables.saved += 1
+        return self.tables.saved - 1
+
+
+@lru_cache(maxsize=1024)
+def tables(code: tuple[int, ...], channels: int, columns: int) -> Tables:
+    """The tables of an encoded plan for `channels` channels and `columns` columns of op weights."""
+    return _Builder(code, channels).build(columns)
+
+
+@lru_cache(maxsize=256)
+def projection(channels_in: int, channels_out: int, stride: int) -> Bank:
+    """A cell's preprocessing as a bank of its own: one gather of `stride` pixels."""
+    return Bank(0, stride, [Stage(GATHER.value, 0, 0, node=0)], dd_slots=stride)
+
+
+def geometries(stages: Sequence[Stage]) -> int:
+    """The set of a launch's geometries, as bits."""
+    bits = 0
+    for stage in stages:
+        bits |= stage.geometry
+    return bits
+
+
+def stage_rows(stages: Sequence[Stage], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The rows of `stages`, and those of the edges their pools refer to."""
+    rows, edges = [], []
+    for s in stages:
+        row = [s.geometry, s.y, s.norm, s.dw, s.pw, s.x, s.x_norm, s.node, s.own, s.dd, s.dz, len(edges), len(s.edges)]
+        rows.append(tuple(row + [0] * (ROW.value - len(row))))
+        edges += s.edges
+    return constant(tuple(rows), device), constant(tuple(edges), device)
+
+
+@lru_cache(maxsize=8192)
+def constant(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
+    """Integers on the device, copied there once."""
+    return torch.tensor(rows or ((0,),), dtype=torch.int32, device=device)

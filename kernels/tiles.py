@@ -1,0 +1,36 @@
+"""Tile shapes: how many pixels and channels a program works on."""
+
+from dataclasses import dataclass
+
+import triton
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Pixels and channels of a tile (powers of 2), and the warps that share it."""
+
+    pixels: int
+    channels: int
+    warps: int
+
+
+def channel_block(channels: int) -> int:
+    """At least what a matrix instruction takes, at most 64: more would not fit the registers."""
+    return min(max(triton.next_power_of_2(channels), 16), 64)
+
+
+def tile(channels: int, elements: int) -> Tile:
+    """A tile of about `elements` elements for tensors of so many channels."""
+    block = channel_block(channels)
+    return Tile(elements // block, block, 8 if elements >= 4096 else 4)
+
+
+# Elements of a tile in each pass.
+STAGE_FORWARD = 8192
+STAGE_BACKWARD = 4096
+MIDDLE_BACKWARD = 4096
+STATE_BACKWARD = 4096
+MIX = 4096
+PARTIAL_SUMS = 2048
+SUM_PARTS = 256
+STAGE_BACKWARD_TILES = 4  # tiles a program takes one after another: fewer parts of gradients to add up
