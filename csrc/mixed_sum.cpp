@@ -464,7 +464,6 @@ class MixedSum {
     site.over_edges([&](OpSite<A, T>*, OpSite<A, T>*, const Edge&) { most = std::max<int64_t>(most, separables()); });
     Block<A> dz(most * plane), dx_partial(need_x ? n_ * bank.geo.h * bank.geo.w * cp_ : 0);
     Block<A> scratch(size * chunks_), grads(need_params ? grads_size * chunks_ : 0);
-    if (need_params) std::fill(grads.data(), grads.data() + grads_size * chunks_, A(0));
     bank.dx_partial = dx_partial.data();
 
     site.over_edges([&](OpSite<A, T>* begin, OpSite<A, T>* end, const Edge& edge) {
@@ -492,7 +491,9 @@ class MixedSum {
         b.chunk_dzy = doubles_.zeros(chunks_ * cp_);
       }
       over_tiles(bank.geo, [&](int64_t lo, int64_t hi, int64_t chunk) {
-        kernels_.final_backward(bank, lo, hi, chunk, scratch.data() + chunk * size, grads.data() + chunk * grads_size);
+        A* mine = grads.data() + chunk * grads_size;
+        if (need_params && bank.starts) std::fill(mine, mine + grads_size, A(0));
+        kernels_.final_backward(bank, lo, hi, chunk, scratch.data() + chunk * size, mine);
       });
       if (bank.finishes)
         set_pools(site, g);
@@ -564,11 +565,13 @@ class MixedSum {
       for (int64_t tap = 0; tap < taps; ++tap)
         for (int64_t c = 0; c < c_; ++c) depthwise[c * taps + tap] = sum(s.grad + (s.k + tap) * cp_ + c);
     };
-    for (const OpSite<A, T>& o : site.ops) {
-      if (o.branch < 0) continue;
-      collect(site.branches[o.branch].first, o.op->param);
-      if (site.branches[o.branch].separable) collect(site.branches[o.branch].second, o.op->param + 2);
-    }
+    at::parallel_for(0, site.ops.size(), 1, [&](int64_t lo, int64_t hi) {
+      for (const OpSite<A, T>* o = &site.ops[lo]; o != &site.ops[lo] + (hi - lo); ++o) {
+        if (o->branch < 0) continue;
+        collect(site.branches[o->branch].first, o->op->param);
+        if (site.branches[o->branch].separable) collect(site.branches[o->branch].second, o->op->param + 2);
+      }
+    });
   }
 
   const A* zero() {

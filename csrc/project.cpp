@@ -75,9 +75,10 @@ class Project {
     p_.need_params = need_params;
     p_.need_x = need_x;
     if (need_x) p_.dx = view_of<T>(dx);
-    if (need_params) std::fill(grads.data(), grads.data() + s.k * g.cp * chunks_, A(0));
     over_tiles(g, chunks_, [&](int64_t lo, int64_t hi, int64_t chunk) {
-      kernels_.project_backward(p_, lo, hi, chunk, scratch.data() + chunk * scratch_, grads.data() + chunk * s.k * g.cp);
+      A* mine = grads.data() + chunk * s.k * g.cp;
+      std::fill(mine, mine + s.k * g.cp, A(0));
+      kernels_.project_backward(p_, lo, hi, chunk, scratch.data() + chunk * scratch_, mine);
     });
     if (need_params) collect(grads.data(), dparams);
   }

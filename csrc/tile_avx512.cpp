@@ -1,5 +1,7 @@
 // The tile kernels for AVX-512: 64-byte vectors.
 #if defined(__x86_64__)
+#include <immintrin.h>
+
 #include <cstdint>
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi,bmi2"))), apply_to = function)

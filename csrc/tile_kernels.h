@@ -49,14 +49,22 @@ constexpr int kLanes = kBytes / sizeof(A);
 typedef uint16_t Halves __attribute__((vector_size(kBytes / 2)));
 typedef uint16_t LooseHalves __attribute__((vector_size(kBytes / 2), aligned(2)));
 
+// GCC 12 splits 64-byte conversions in two, so AVX-512 spells them out.
+FD_INLINE Words widen(Halves halves) {
+#if FASTDARTS_VECTOR_BYTES == 64
+  return (Words)_mm512_cvtepu16_epi32((__m256i)halves);
+#else
+  return __builtin_convertvector(halves, Words);
+#endif
+}
+
 template <class A>
 FD_INLINE Vec<A> load(const A* p) {
   return *reinterpret_cast<const typename Vectors<A>::Loose*>(p);
 }
 template <class A>
 FD_INLINE Vec<A> load(const bf16* p) {
-  Halves halves = *reinterpret_cast<const LooseHalves*>(p);
-  return (Vec<A>)(__builtin_convertvector(halves, Words) << 16);
+  return (Vec<A>)(widen(*reinterpret_cast<const LooseHalves*>(p)) << 16);
 }
 template <class A>
 FD_INLINE void store(A* p, Vec<A> v) {
@@ -70,6 +78,8 @@ FD_INLINE Words round_to_bf16(Vec<float> v) {  // to nearest, ties to even; NaN 
 FD_INLINE Halves narrow(Vec<float> v) {
 #if FASTDARTS_BF16_DOT
   return (Halves)_mm512_cvtneps_pbh((__m512)v);
+#elif FASTDARTS_VECTOR_BYTES == 64
+  return (Halves)_mm512_cvtepi32_epi16((__m512i)round_to_bf16(v));
 #else
   return __builtin_convertvector(round_to_bf16(v), Halves);
 #endif
@@ -257,9 +267,9 @@ FD_INLINE const Pair* pair_along_channels(const float* from, int64_t count, floa
 FD_INLINE const Pair* pair_along_pixels(const float* from, int64_t pixels, int64_t k, float* to) {
   for (int64_t p = 0; p < pixels; p += 2)
     for (int64_t c = 0; c < k; c += kLanes<float>) {
-      const Words low = __builtin_convertvector(narrow(load<float>(from + p * k + c)), Words);
+      const Words low = widen(narrow(load<float>(from + p * k + c)));
       Words high = {};
-      if (p + 1 < pixels) high = __builtin_convertvector(narrow(load<float>(from + (p + 1) * k + c)), Words);
+      if (p + 1 < pixels) high = widen(narrow(load<float>(from + (p + 1) * k + c)));
       *reinterpret_cast<Vectors<uint32_t>::Loose*>(to + p / 2 * k + c) = low | (high << 16);
     }
   return reinterpret_cast<const Pair*>(to);
