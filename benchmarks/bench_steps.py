@@ -1,0 +1,12 @@
+"""Every part of a search, fused and plain; see `benchmarks.cases` for what is measured and `benchmarks.worker` for how."""
+
+import pytest
+
+from benchmarks.cases import Case
+from benchmarks.conftest import TAPE
+from benchmarks.results import Row
+
+
+@pytest.mark.benchmark(timer=TAPE)
+def test_step(measured: Row, case: Case, variant: str) -> None:
+    assert measured.seconds

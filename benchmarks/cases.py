@@ -1,0 +1,347 @@
+"""What is measured: the parts of a search, from one mixed edge to a whole step, each in several variants."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.original import Batch, OriginalSearch, autocast
+from fastdarts import DARTS_V2, Architect, EvalNetwork, MixedOp, SearchNetwork, ops
+from fastdarts.augment import Augment
+from fastdarts.cell import Cell
+from fastdarts.data import BatchStream, ImageData
+from fastdarts.flat import FlatSGD
+from fastdarts.genotype import edges_of
+from fastdarts.mixed_op import Backend
+from fastdarts.step import SearchStep
+
+Run = Callable[[], object]
+Thing = TypeVar("Thing", bound=nn.Module | Tensor)
+
+FUSED, FUSED_AMP = "fused", "fused --amp"
+NCHW, CHANNELS_LAST, AUTOCAST, COMPILED = "plain NCHW", "plain channels_last", "plain autocast", "plain compiled"
+PLAIN = (NCHW, CHANNELS_LAST, AUTOCAST)
+"""The plain modules as the original code runs them (float32, NCHW), in channels_last, and that with bf16 autocast."""
+
+BASELINE = NCHW
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to measure. `kind` is a key of BUILDERS; C, batch, size and layers are its geometry."""
+
+    name: str
+    kind: str
+    variants: tuple[str, ...] = (FUSED, FUSED_AMP, *PLAIN)
+    C: int = 16
+    batch: int = 64
+    size: int = 32
+    layers: int = 8
+    stride: int = 1
+    order: int = 2
+
+
+def suite(full: bool) -> list[Case]:
+    """All cases: the paper's search (C=16, 8 cells, batch 64, 32x32), or a small one that takes minutes."""
+    cases = [
+        Case(
+            f"mixed op, stride {stride}, C={C}, {size}x{size}",
+            "mixed_op",
+            (FUSED, FUSED_AMP, *PLAIN, *[COMPILED] * (stride == 1 and C == 16)),
+            C=C,
+            batch=64 if full else 16,
+            size=size,
+            stride=stride,
+        )
+        for C, size in ((16, 32), (32, 16), (64, 8))
+        for stride in (1, 2)
+    ]
+    batch = 64 if full else 8
+    cases += [
+        Case("normal cell, C=16", "cell", batch=batch, stride=1),
+        Case("reduction cell, C=32", "cell", C=32, batch=batch, stride=2),
+    ]
+    search = partial(Case, batch=batch) if full else partial(Case, C=8, layers=4, batch=batch)
+    cases += [
+        search("weight step", "weight_step"),
+        search("alpha step, first order", "alpha_step", order=1),
+        search("alpha step, second order", "alpha_step", order=2),
+        search("search step, first order", "search_step", order=1),
+        search("search step, second order", "search_step", order=2),
+    ]
+    # The evaluation network has no mixed edges: fastdarts trains it in channels_last, with --amp under autocast.
+    evaluation = partial(Case, C=36, layers=20, batch=96) if full else partial(Case, C=8, layers=4, batch=batch)
+    cases.append(evaluation("evaluation step", "evaluation_step", PLAIN))
+    # Nothing of these depends on images' sizes or numbers: always the paper's supernet and batch.
+    cases += [
+        Case("alpha step without its passes", "between_passes", (FUSED, NCHW)),
+        Case("clip and SGD", "clip_sgd", (FUSED, NCHW)),
+        Case("sampling and augmentation", "data", (FUSED,)),
+    ]
+    return cases
+
+
+def build(case: Case, variant: str, device: torch.device) -> Run:
+    """A callable that makes one step of the case."""
+    torch.manual_seed(0)
+    return BUILDERS[case.kind](case, variant, device)
+
+
+def flops(case: Case) -> int | None:
+    """Useful FLOPs of a step, or None where arithmetic is not what it does.
+
+    Two a multiply-add of the convolutions and linear layers. A forward counts once, gradients of inputs once more (those
+    of the alphas come with them) and gradients of weights once more. So a weight step is 3 forwards, a first-order
+    alpha step 2, and a second-order one 3 + 3 + 2 + 2.
+    """
+    passes = {
+        "mixed_op": 3,
+        "cell": 3,
+        "weight_step": 3,
+        "evaluation_step": 3,
+        "alpha_step": 2 if case.order == 1 else 10,
+    }
+    passes["search_step"] = passes["alpha_step"] + 3
+    if case.kind not in passes:
+        return None
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        forward_on_meta(case)
+    return passes[case.kind] * int(counter.get_total_flops())
+
+
+def compulsory_bytes(case: Case) -> int | None:
+    """Least float32 traffic of a pass and its backward over the mixed edges: states and their gradients, once each.
+
+    Inputs are read forward and backward and get a gradient; outputs are written, and their gradient read.
+    """
+    if case.kind not in ("mixed_op", "cell", "weight_step"):
+        return None
+    moved = 0
+
+    def count(module: nn.Module, inputs: tuple[object, ...], output: Tensor) -> None:
+        nonlocal moved
+        states = [t for t in inputs if isinstance(t, Tensor) and t.dim() == 4]
+        moved += 4 * (3 * sum(t.numel() for t in states) + 2 * output.numel())
+
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda module, inputs, output: count(module, inputs, output) if isinstance(module, counted) else None
+    )
+    counted = MixedOp if case.kind == "mixed_op" else Cell
+    with torch.device("meta"), torch.no_grad():
+        forward_on_meta(case)
+    handle.remove()
+    return moved
+
+
+def forward_on_meta(case: Case) -> None:
+    """One forward of the case's module for its shapes alone; call it with meta as the default device."""
+    N, C, S = case.batch, case.C, case.size
+    match case.kind:
+        case "mixed_op":
+            MixedOp(C, case.stride, backend="reference")(torch.empty(N, C, S, S), torch.empty(8))
+        case "cell":
+            state = torch.empty(N, 4 * C, S, S)
+            new_cell(case, "reference")(state, state, torch.empty(14, 8))
+        case "evaluation_step":
+            EvalNetwork(DARTS_V2, C, layers=case.layers)(torch.empty(N, 3, S, S))
+        case _:
+            SearchNetwork(C, layers=case.layers, backend="reference")(torch.empty(N, 3, S, S))
+
+
+def new_cell(case: Case, backend: Backend) -> Cell:
+    return Cell(4, 4, 4 * case.C, 4 * case.C, case.C, case.stride == 2, False, backend=backend)
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Whether the fused variants run fused there, or by the plain modules like everything else."""
+    return ops.unavailable(device, torch.float32) is None
+
+
+def backend_of(variant: str) -> Backend:
+    return "auto" if variant in (FUSED, FUSED_AMP) else "reference"
+
+
+def amp(variant: str) -> bool:
+    return variant in (FUSED_AMP, AUTOCAST)
+
+
+def laid_out(thing: Thing, variant: str, device: torch.device) -> Thing:
+    """On the device, in the variant's memory format."""
+    layout = torch.contiguous_format if variant in (NCHW, COMPILED) else torch.channels_last
+    return thing.to(device, memory_format=layout)  # type: ignore[call-overload,return-value]
+
+
+def images(case: Case, variant: str, device: torch.device) -> Batch:
+    x = torch.randn(case.batch, 3, case.size, case.size)
+    return laid_out(x, variant, device), torch.randint(10, (case.batch,), device=device)
+
+
+def mixed_op(case: Case, variant: str, device: torch.device) -> Run:
+    module: nn.Module = laid_out(MixedOp(case.C, case.stride, backend=backend_of(variant)), variant, device)
+    states = [laid_out(torch.randn(case.batch, case.C, case.size, case.size), variant, device)]
+    return forward_backward(module, states, torch.randn(8, device=device).softmax(0), variant)
+
+
+def cell(case: Case, variant: str, device: torch.device) -> Run:
+    module = laid_out(new_cell(case, backend_of(variant)), variant, device)
+    shape = (case.batch, 4 * case.C, case.size, case.size)
+    states = [laid_out(torch.randn(shape), variant, device) for _ in range(2)]
+    weights = torch.randn(len(edges_of(4)), 8, device=device).softmax(1)
+    return forward_backward(module, states, weights, variant)
+
+
+def forward_backward(module: nn.Module, states: Sequence[Tensor], weights: Tensor, variant: str) -> Run:
+    """Forward, and backward to the states, the op weights and the module's weights."""
+    wanted = [*(t.requires_grad_() for t in (*states, weights)), *module.parameters()]
+    called = torch.compile(module) if variant == COMPILED else module
+
+    def run() -> None:
+        with autocast(weights.device, amp(variant)):
+            out = called(*states, weights)
+        torch.autograd.grad(out.float().square().mean(), wanted)
+
+    return run
+
+
+class FusedSearch:
+    """The parts of `fastdarts.SearchStep` one by one, with the methods of `OriginalSearch`."""
+
+    def __init__(self, network: SearchNetwork, lr: float = 0.025, amp: bool = False) -> None:
+        self.lr, self.network = lr, network
+        self.architect = Architect(network, amp_dtype=torch.bfloat16 if amp else None)
+        self.sgd = FlatSGD(network.parameters(), lr, weight_decay=3e-4)
+        self.steps = {order: SearchStep(network, self.architect, self.sgd, order=order) for order in (1, 2)}
+
+    def search_step(self, train: Batch, valid: Batch, order: int) -> None:
+        self.steps[order].step(train, valid)
+
+    def weight_step(self, train: Batch) -> None:
+        loss, _ = self.architect.forward(train)
+        gradients = torch.autograd.grad(loss, self.architect.flat.weights, materialize_grads=True)
+        self.sgd.step(gradient=self.architect.flat.gather(gradients), max_norm=5.0)
+
+    def alpha_step(self, train: Batch, valid: Batch, order: int) -> None:
+        self.architect.step(train, valid, self.lr, self.sgd, order)
+
+
+def search(case: Case, variant: str, device: torch.device) -> FusedSearch | OriginalSearch:
+    network = laid_out(SearchNetwork(case.C, layers=case.layers, backend=backend_of(variant)), variant, device)
+    if variant in (FUSED, FUSED_AMP):
+        return FusedSearch(network, amp=amp(variant))
+    return OriginalSearch(network, amp=amp(variant))
+
+
+def weight_step(case: Case, variant: str, device: torch.device) -> Run:
+    return partial(search(case, variant, device).weight_step, images(case, variant, device))
+
+
+def alpha_step(case: Case, variant: str, device: torch.device) -> Run:
+    train, valid = (images(case, variant, device) for _ in range(2))
+    return partial(search(case, variant, device).alpha_step, train, valid, case.order)
+
+
+def search_step(case: Case, variant: str, device: torch.device) -> Run:
+    train, valid = (images(case, variant, device) for _ in range(2))
+    return partial(search(case, variant, device).search_step, train, valid, case.order)
+
+
+def evaluation_step(case: Case, variant: str, device: torch.device) -> Run:
+    network = laid_out(EvalNetwork(DARTS_V2, case.C, layers=case.layers), variant, device)
+    optimizer = torch.optim.SGD(network.parameters(), 0.025, momentum=0.9, weight_decay=3e-4)
+    x, y = images(case, variant, device)
+
+    def run() -> None:
+        optimizer.zero_grad()
+        with autocast(device, amp(variant)):
+            logits, auxiliary = network(x)
+        (cross_entropy(logits.float(), y) + 0.4 * cross_entropy(auxiliary.float(), y)).backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+        optimizer.step()
+
+    return run
+
+
+def gradients_like(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [1e-3 * torch.randn_like(t) for t in tensors]
+
+
+def between_passes(case: Case, variant: str, device: torch.device) -> Run:
+    """What a second-order alpha step does beside the network's passes, which ready gradients replace."""
+    network = SearchNetwork(case.C, layers=case.layers).to(device)
+    batch = images(case, variant, device)
+    if variant == FUSED:
+        architect, optimizer = Architect(network), FlatSGD(network.parameters(), 0.025)
+        ready = dict(
+            zip(
+                [*architect.alphas, *architect.flat.weights],
+                gradients_like([*architect.alphas, *architect.flat.weights]),
+                strict=True,
+            )
+        )
+
+        def no_pass(batch: object, inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+            return torch.zeros((), device=device), [ready[t] for t in inputs]
+
+        architect._gradients = no_pass  # type: ignore[method-assign]
+        return lambda: architect.alpha_gradients(batch, batch, 0.025, optimizer)
+
+    weights, alphas = list(network.parameters()), network.arch_parameters()
+    gradients, buffers, v = (gradients_like(weights) for _ in range(3))
+    direct, plus, minus = (gradients_like(alphas) for _ in range(3))
+
+    @torch.no_grad()
+    def between() -> list[Tensor]:
+        virtual = copy.deepcopy(network)
+        for w, original, g, buffer in zip(virtual.parameters(), weights, gradients, buffers, strict=True):
+            w.copy_(original - 0.025 * (0.9 * buffer + g + 3e-4 * original))
+        epsilon = 0.01 / torch.cat([t.reshape(-1) for t in v]).norm().item()
+        for step in (epsilon, -2 * epsilon, epsilon):
+            for w, direction in zip(weights, v, strict=True):
+                w.add_(direction, alpha=step)
+        return [a - 0.025 * (p - m) / (2 * epsilon) for a, p, m in zip(direct, plus, minus, strict=True)]
+
+    return between
+
+
+def clip_sgd(case: Case, variant: str, device: torch.device) -> Run:
+    """Clipping by the global norm and the weights' update, from gradients as autograd gives them."""
+    network = SearchNetwork(case.C, layers=case.layers).to(device)
+    weights = list(network.parameters())
+    gradients = gradients_like(weights)
+    if variant == FUSED:
+        flat_sgd = FlatSGD(weights, 0.025, weight_decay=3e-4)
+        return lambda: flat_sgd.step(gradient=flat_sgd.flat.gather(gradients), max_norm=5.0)
+    sgd = torch.optim.SGD(weights, 0.025, momentum=0.9, weight_decay=3e-4, foreach=True)
+    for w, g in zip(weights, gradients, strict=True):
+        w.grad = g
+
+    def step() -> None:
+        nn.utils.clip_grad_norm_(weights, 5.0)
+        sgd.step()
+
+    return step
+
+
+def data(case: Case, variant: str, device: torch.device) -> Run:
+    """The two batches of a search step, drawn and augmented on the device."""
+    mean, std = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)
+    pixels = torch.randint(256, (2048, 3, case.size, case.size), dtype=torch.uint8)
+    dataset = ImageData(pixels, torch.randint(10, (2048,)), tuple("0123456789"), mean, std).to(device)
+    batches = BatchStream(dataset, case.batch, seed=0)
+    augment = Augment(mean, std, crop_padding=4, flip=True, cutout=0, generator_seed=0)
+    return lambda: [augment(batches.next()[0]) for _ in range(2)]
+
+
+BUILDERS: dict[str, Callable[[Case, str, torch.device], Run]] = {
+    builder.__name__: builder
+    for builder in (
+        *(mixed_op, cell, weight_step, alpha_step, search_step, evaluation_step),
+        *(between_passes, clip_sgd, data),
+    )
+}
