@@ -121,6 +121,9 @@ FD_INLINE void store_channels(T* p, Vec<A> v, int64_t c, int64_t channels) {
 }
 template <class A>
 FD_INLINE Vec<A> relu(Vec<A> v) {  // as PyTorch: NaN stays NaN
+#if FASTDARTS_VECTOR_BYTES == 64
+  if constexpr (sizeof(A) == 4) return (Vec<A>)_mm512_max_ps(_mm512_setzero_ps(), (__m512)v);
+#endif
   return v < 0 ? Vec<A>{} : v;
 }
 
@@ -503,9 +506,9 @@ FD_INLINE void depthwise_forward(const Stage<A, T>& stage, const Geometry& g, co
 }
 
 // Joins the moments of y [pixels, cp] to those of the `before` values already seen (Chan et al.), in double. A tile's are taken
-// about its first pixel: exact for constants, no cancellation for a large mean.
-template <class A>
-FD_INLINE void add_moments(const A* y, int64_t pixels, int64_t cp, int64_t before, double* mean, double* m2) {
+// about its first pixel: exact for constants, no cancellation for a large mean. keep(i, y[i...]) stores what was read.
+template <class A, class F>
+FD_INLINE void add_moments(const A* y, int64_t pixels, int64_t cp, int64_t before, double* mean, double* m2, const F& keep) {
   const double per_pixel = 1.0 / pixels, share = double(pixels) / (before + pixels), joint = double(before) * share;
   for (int64_t c = 0; c < cp; c += kLanes<A>) {
     const Vec<A> origin = load<A>(y + c);
@@ -513,12 +516,16 @@ FD_INLINE void add_moments(const A* y, int64_t pixels, int64_t cp, int64_t befor
     int64_t p = 0;
     for (; p + 4 <= pixels; p += 4)
       unroll<4>([&](auto i) FD_LAMBDA {
-        const Vec<A> v = load<A>(y + (p + i.value) * cp + c) - origin;
+        const int64_t at = (p + i.value) * cp + c;
+        const Vec<A> value = load<A>(y + at), v = value - origin;
+        keep(at, value);
         sum[i.value] += v;
         square[i.value] += v * v;
       });
     for (; p < pixels; ++p) {
-      const Vec<A> v = load<A>(y + p * cp + c) - origin;
+      const int64_t at = p * cp + c;
+      const Vec<A> value = load<A>(y + at), v = value - origin;
+      keep(at, value);
       sum[0] += v;
       square[0] += v * v;
     }
@@ -545,12 +552,12 @@ FD_INLINE void pointwise_forward(const Stage<A, T>& stage, const Geometry& g, co
     pointwise(pair_along_channels(d, pixels * stage.k, d), pixels, pairs(stage.pw_pairs), stage.k / 2, g.cp, y, g.cp);
   else
     pointwise(d, pixels, stage.pw, stage.k, g.cp, y, g.cp);
-  add_moments(y, pixels, g.cp, before, stage.chunk_mean + chunk * g.cp, stage.chunk_m2 + chunk * g.cp);
+  double *mean = stage.chunk_mean + chunk * g.cp, *m2 = stage.chunk_m2 + chunk * g.cp;
   T* out = stage.y + (tile.image * g.ho + tile.begin) * g.wo * g.cp;
   if (stage.read_soon)
-    for (int64_t i = 0; i < pixels * g.cp; i += kLanes<A>) store(out + i, load<A>(y + i));
+    add_moments(y, pixels, g.cp, before, mean, m2, [&](int64_t i, Vec<A> v) FD_LAMBDA { store(out + i, v); });
   else
-    for (int64_t i = 0; i < pixels * g.cp; i += kLanes<A>) stream(out + i, load<A>(y + i));
+    add_moments(y, pixels, g.cp, before, mean, m2, [&](int64_t i, Vec<A> v) FD_LAMBDA { stream(out + i, v); });
 }
 
 // ---- pools -----------------------------------------------------------------------------------------------------------
@@ -577,8 +584,7 @@ FD_INLINE void over_window(const Window& win, const F& f) {
 
 template <class A, class T>
 FD_INLINE void store_pool(T* out, const A* y, int64_t pixels, int64_t cp, int64_t before, double* mean, double* m2) {
-  add_moments(y, pixels, cp, before, mean, m2);
-  for (int64_t i = 0; i < pixels * cp; i += kLanes<A>) store(out + i, load<A>(y + i));
+  add_moments(y, pixels, cp, before, mean, m2, [&](int64_t i, Vec<A> v) FD_LAMBDA { store(out + i, v); });
 }
 
 template <class A, bool FULL, class T>
@@ -959,11 +965,11 @@ FD_INLINE void final_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t 
       stage_backward(second, g, tile, s.padded, g.ho, g.wo, second.pad, bank.need_params, true, grads, s, dn, dz);
       const T* y = branch.first.y + (tile.image * g.ho + tile.begin) * g.wo * g.cp;
       for (int64_t c = 0; c < g.cp; c += kLanes<A>) {
-        const Vec<A> mean = load<A>(branch.first.mean + c), rstd = load<A>(branch.first.rstd + c);
+        const Vec<A> mean = load<A>(branch.first.mean + c);
         Vec<A> sum[2] = {}, sum_y[2] = {};
         const auto one = [&](int64_t i, int lane) FD_LAMBDA {
           const Vec<A> centred = load<A>(y + i * g.cp + c) - mean;
-          const Vec<A> v = centred * rstd > 0 ? load<A>(dz + i * g.cp + c) : Vec<A>{};
+          const Vec<A> v = centred > 0 ? load<A>(dz + i * g.cp + c) : Vec<A>{};  // where the relu let it pass
           store(dz + i * g.cp + c, v);
           sum[lane] += v;
           sum_y[lane] += v * centred;
