@@ -50,8 +50,8 @@ struct Branch {  // one convolutional candidate of one edge
   bool separable;      // two stages
   Stage<A, T> first, second;
   View<T> g;           // gradient of the node the edge enters
-  A* dz;               // separable: [n, ho, wo, cp], gradient of the normalised output of the first stage
-  double *chunk_dz, *chunk_dzy;  // [chunks, cp]: sums of dz and dz * (y - mean)
+  A* dz;               // separable: [n, ho, wo, cp], gradient of the relu between the stages
+  double *chunk_dz, *chunk_dzy;  // [chunks, cp]: sums of dz and dz * (y - mean) where the relu passes
 };
 
 template <class A, class T>

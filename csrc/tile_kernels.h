@@ -842,8 +842,9 @@ FD_INLINE void weight_grad(A* d, int64_t pixels, const A* dy, int64_t cp, int64_
 }
 
 // From the gradient dn of a stage's normalised output to everything before it. `dn(row, column, c)` gives it for one image,
-// `padded` is the stage's padded input (width w, padding `pad`) for the tile's rows; dx [stride * rows, w, cp] is added to.
-template <class A, class T, class F>
+// `padded` is the stage's padded input (width w, padding `pad`) for the tile's rows; dx [stride * rows, w, cp] is added to, or
+// written where not ADD.
+template <bool ADD, class A, class T, class F>
 FD_INLINE void stage_backward(const Stage<A, T>& stage, const Geometry& g, const Tile& tile, const A* padded, int64_t h,
                               int64_t w, int64_t pad, bool need_params, bool need_x, A* grads, const Scratch<A>& s, const F& dn,
                               A* dx) {
@@ -925,7 +926,7 @@ FD_INLINE void stage_backward(const Stage<A, T>& stage, const Geometry& g, const
   }
   if (need_x) {
     const int64_t in_rows = S * tile.begin + S * rows <= h ? S * rows : h - S * tile.begin;
-    depthwise<A, 1, true>(stage.kernel, stage.dilation, cp)(s.padded2, dd_row, stage.dw_flipped, dx, w * cp, in_rows, w, cp);
+    depthwise<A, 1, ADD>(stage.kernel, stage.dilation, cp)(s.padded2, dd_row, stage.dw_flipped, dx, w * cp, in_rows, w, cp);
   }
 }
 
@@ -953,16 +954,15 @@ FD_INLINE void final_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t 
       if (!branch.separable) {
         if (!filled && bank.need_params) fill_source<A, FULL>(bank, tile, s.padded);
         filled = true;
-        stage_backward(branch.first, g, tile, s.padded, g.h, g.w, g.pad, bank.need_params, bank.need_x, grads, s, dn, dx);
+        stage_backward<true>(branch.first, g, tile, s.padded, g.h, g.w, g.pad, bank.need_params, bank.need_x, grads, s, dn, dx);
         continue;
       }
       const Stage<A, T>& second = branch.second;
       // dz of the tile goes to its place in the image; the padded input shares scratch.padded with the source.
       A* dz = branch.dz + (tile.image * g.ho + tile.begin) * g.wo * g.cp;
-      clear(dz, rows * g.wo * g.cp);
       if (bank.need_params) fill_normalised(g, branch.first, second.pad, tile, s.padded);
       filled = false;
-      stage_backward(second, g, tile, s.padded, g.ho, g.wo, second.pad, bank.need_params, true, grads, s, dn, dz);
+      stage_backward<false>(second, g, tile, s.padded, g.ho, g.wo, second.pad, bank.need_params, true, grads, s, dn, dz);
       const T* y = branch.first.y + (tile.image * g.ho + tile.begin) * g.wo * g.cp;
       for (int64_t c = 0; c < g.cp; c += kLanes<A>) {
         const Vec<A> mean = load<A>(branch.first.mean + c);
@@ -970,7 +970,6 @@ FD_INLINE void final_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t 
         const auto one = [&](int64_t i, int lane) FD_LAMBDA {
           const Vec<A> centred = load<A>(y + i * g.cp + c) - mean;
           const Vec<A> v = centred > 0 ? load<A>(dz + i * g.cp + c) : Vec<A>{};  // where the relu let it pass
-          store(dz + i * g.cp + c, v);
           sum[lane] += v;
           sum_y[lane] += v * centred;
         };
@@ -1005,12 +1004,15 @@ FD_INLINE void first_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t 
       if (!filled && bank.need_params) fill_source<A, FULL>(bank, tile, s.padded);
       filled = true;
       const A* dz = branch.dz + tile.image * g.ho * g.wo * g.cp;
-      stage_backward(branch.first, g, tile, s.padded, g.h, g.w, g.pad, bank.need_params, bank.need_x, grads, s,
-                     [&](int64_t row, int64_t column, int64_t c) FD_LAMBDA {
-                       prefetch(dz + (row * g.wo + column) * g.cp + c);
-                       return load<A>(dz + (row * g.wo + column) * g.cp + c);
-                     },
-                     dx);
+      const T* y = branch.first.y + tile.image * g.ho * g.wo * g.cp;
+      const A* mean = branch.first.mean;
+      stage_backward<true>(branch.first, g, tile, s.padded, g.h, g.w, g.pad, bank.need_params, bank.need_x, grads, s,
+                           [&](int64_t row, int64_t column, int64_t c) FD_LAMBDA {
+                             const int64_t at = (row * g.wo + column) * g.cp + c;
+                             prefetch(dz + at);
+                             return load<A>(y + at) - load<A>(mean + c) > 0 ? load<A>(dz + at) : Vec<A>{};  // the relu
+                           },
+                           dx);
     }
     if (!bank.need_x || !bank.finishes) continue;
     const T* x = bank.x.data + tile.image * bank.x.sn;
