@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fastdarts import fused
 from fastdarts.genotype import edges_of
-from fastdarts.mixed_op import Backend, MixedOp, runs_fused
+from fastdarts.mixed_op import Backend, MixedOp, check_input, check_weights_kind, read_fused
 from fastdarts.reference import FactorizedReduce, ReLUConvBN
 from fastdarts.space import PRIMITIVES
 
@@ -34,9 +34,14 @@ class Cell(nn.Module):
         super().__init__()
         self.steps = steps
         self.multiplier = multiplier
+        self.C_prev_prev = C_prev_prev
+        self.C_prev = C_prev
         self.reduction = reduction
+        self.reduction_prev = reduction_prev
         self.preprocess0: FactorizedReduce | ReLUConvBN = (
-            FactorizedReduce(C_prev_prev, C, affine=False) if reduction_prev else ReLUConvBN(C_prev_prev, C, affine=False)
+            FactorizedReduce(C_prev_prev, C, affine=False)
+            if reduction_prev
+            else ReLUConvBN(C_prev_prev, C, affine=False)
         )
         self.preprocess1 = ReLUConvBN(C_prev, C, affine=False)
         self._ops = nn.ModuleList(
@@ -45,11 +50,16 @@ class Cell(nn.Module):
 
     def forward(self, s0: Tensor, s1: Tensor, weights: Tensor) -> Tensor:
         """s0 and s1: outputs of the two cells before; weights: [edges, ops] op weights."""
-        edges: list[MixedOp] = list(self._ops)  # type: ignore[arg-type]
-        if runs_fused(edges, s0):
+        self._check(s0, s1, weights)
+        edges = read_fused(list(self._ops), s0)  # type: ignore[arg-type]
+        if edges is not None:
             states = [fused.preprocess(self.preprocess0, s0), fused.preprocess(self.preprocess1, s1)]
             nodes = fused.mixed_nodes(edges, edges_of(self.steps), states, weights)
-            return nodes if self.multiplier == self.steps else nodes[:, (self.steps - self.multiplier) * states[0].shape[1] :]
+            return (
+                nodes
+                if self.multiplier == self.steps
+                else nodes[:, (self.steps - self.multiplier) * states[0].shape[1] :]
+            )
         states = [self.preprocess0(s0), self.preprocess1(s1)]
         edge = 0
         for _ in range(self.steps):
@@ -57,3 +67,23 @@ class Cell(nn.Module):
             edge += len(states)
             states.append(sum(terms[1:], terms[0]))
         return torch.cat(states[-self.multiplier :], dim=1)
+
+    def _check(self, s0: Tensor, s1: Tensor, weights: Tensor) -> None:
+        check_input(s0, self.C_prev_prev, "s0")
+        check_input(s1, self.C_prev, "s1")
+        factor = 2 if self.reduction_prev else 1
+        expected = (s0.shape[0], *(-(-size // factor) for size in s0.shape[2:]))
+        if (s1.shape[0], *s1.shape[2:]) != expected:
+            raise ValueError(
+                f"s1 must have N, H, W = {expected}, as s0 {tuple(s0.shape)} {'after halving' if factor == 2 else 'has'}; "
+                f"got {tuple(s1.shape)}"
+            )
+        if (s1.dtype, s1.device) != (s0.dtype, s0.device):
+            raise TypeError(f"s1 must be {s0.dtype} on {s0.device} like s0; got {s1.dtype} on {s1.device}")
+        first = self._ops[0]
+        assert isinstance(first, MixedOp)
+        if weights.shape != (len(self._ops), len(first.primitives)):
+            raise ValueError(
+                f"weights must be [{len(self._ops)} edges, {len(first.primitives)} ops]; got {tuple(weights.shape)}"
+            )
+        check_weights_kind(weights, s0.device)

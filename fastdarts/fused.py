@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,20 +10,40 @@ from torch import Tensor, nn
 from fastdarts import ops
 from fastdarts.plan import MixedPlan, PlannedEdge, edge_ops
 from fastdarts.reference import DilConv, FactorizedReduce, ReLUConvBN, SepConv, Zero
-from fastdarts.space import candidate
+from fastdarts.space import CANDIDATES
 
 if TYPE_CHECKING:
     from fastdarts.mixed_op import MixedOp
 
-Columns = tuple[int, ...]
+
+class ReadEdge(NamedTuple):
+    """What a call needs of a mixed op: which of its ops have a kernel, with their weights and batch norms."""
+
+    edge: "MixedOp"
+    fused: dict[int, tuple[list[Tensor], list[nn.BatchNorm2d]]]
+    others: list[int]
 
 
-def refusal(edges: Sequence["MixedOp"], x: Tensor) -> str | None:
+def read(edge: "MixedOp") -> ReadEdge:
+    """Sorts a mixed op's columns into those a kernel computes and those their modules do; `none` is neither."""
+    fused, others = {}, []
+    ops_of_edge: dict[str, nn.Module] = edge._modules["_ops"]._modules  # type: ignore[union-attr,assignment]
+    for column, (op, name) in enumerate(zip(ops_of_edge.values(), edge.primitives, strict=True)):
+        if type(op) is Zero:
+            continue
+        if type(op) in _MODULES.get(CANDIDATES[name].kind, ()) and not _watched(op):
+            fused[column] = _contents(op)
+        else:
+            others.append(column)
+    return ReadEdge(edge, fused, others)
+
+
+def refusal(edges: Sequence[ReadEdge], x: Tensor) -> str | None:
     """Why the kernels cannot compute these edges for an input like x, or None."""
     reason = ops.unavailable(x.device, storage_dtype(x))
     if reason is not None:
         return reason
-    settings = {_settings(norm) for edge in edges for norm in _norms(edge)}
+    settings = {_settings(norm) for edge in edges for _, norms in edge.fused.values() for norm in norms}
     if len(settings) > 1:
         return "its batch norms differ in class, mode, eps, momentum, tracking or in having scales and shifts"
     return next((_unlike_search(*one) for one in settings), None)
@@ -37,7 +57,7 @@ def storage_dtype(x: Tensor) -> torch.dtype:
 
 
 def mixed_nodes(
-    edges: Sequence["MixedOp"], ends: Sequence[tuple[int, int]], states: Sequence[Tensor], weights: Tensor
+    edges: Sequence[ReadEdge], ends: Sequence[tuple[int, int]], states: Sequence[Tensor], weights: Tensor
 ) -> Tensor:
     """The nodes of a graph of mixed edges, [N, nodes * C, H', W'].
 
@@ -49,11 +69,9 @@ def mixed_nodes(
     """
     dtype = storage_dtype(states[0])
     inputs = [state.to(dtype) for state in states]
-    columns = [_columns(edge, row) for edge, row in zip(edges, _skippable(weights), strict=True)]
-    fused = [tuple(c for c in chosen if _has_kernel(edge, c)) for edge, chosen in zip(edges, columns, strict=True)]
-    others = [tuple(c for c in chosen if c not in kept) for chosen, kept in zip(columns, fused, strict=True)]
-    if not any(others):
-        return _run(edges, tuple(ends), fused, inputs, weights)
+    needed = [_needed(edge, row) for edge, row in zip(edges, _skippable(weights), strict=True)]
+    if not any(edge.others for edge in needed):
+        return _run(needed, tuple(ends), inputs, weights)
     # Nodes with ops that have no kernel are made one by one, so that their modules see finished states.
     made: list[Tensor] = []
     for node in range(len(states), max(target for _, target in ends) + 1):
@@ -61,12 +79,10 @@ def mixed_nodes(
         known = inputs + made
         sources = sorted({ends[e][0] for e in here})
         local = tuple((sources.index(ends[e][0]), len(sources)) for e in here)
-        total = _run(
-            [edges[e] for e in here], local, [fused[e] for e in here], [known[s] for s in sources], weights[here]
-        )
+        total = _run([needed[e] for e in here], local, [known[s] for s in sources], weights[here])
         for e in here:
-            for column in others[e]:
-                total = total + weights[e, column] * edges[e]._ops[column](known[ends[e][0]])
+            for column in needed[e].others:
+                total = total + weights[e, column] * edges[e].edge._ops[column](known[ends[e][0]])
         made.append(total.to(dtype))
     return torch.cat(made, dim=1)
 
@@ -75,7 +91,7 @@ def preprocess(module: FactorizedReduce | ReLUConvBN, x: Tensor) -> Tensor:
     """A cell's preprocessing through `ops.project`; by the module itself where the kernel cannot serve."""
     params, (norm,) = _contents(module)
     if _unlike_search(*_settings(norm)) or _watched(module):
-        return module(x)  # type: ignore[no-any-return]
+        return module(x)
     if norm.training:
         _check_values(x, stride=len(params))
     running = None if norm.training else _running([norm])
@@ -85,23 +101,16 @@ def preprocess(module: FactorizedReduce | ReLUConvBN, x: Tensor) -> Tensor:
     return out
 
 
-def _run(
-    edges: Sequence["MixedOp"], ends: tuple[tuple[int, int], ...], columns: Sequence[Columns], states: list[Tensor], weights: Tensor
-) -> Tensor:
-    plan = _plan(len(states), ends, tuple((edge.stride, edge.primitives) for edge in edges), tuple(columns))
-    params: list[Tensor] = []
-    norms: list[nn.BatchNorm2d] = []
-    for edge, chosen in zip(edges, columns, strict=True):
-        for column in chosen:
-            op_params, op_norms = _contents(edge._ops[column])
-            params += op_params
-            norms += op_norms
+def _run(edges: Sequence[ReadEdge], ends: tuple[tuple[int, int], ...], states: list[Tensor], weights: Tensor) -> Tensor:
+    plan = _plan(len(states), ends, tuple((e.edge.stride, e.edge.primitives, tuple(e.fused)) for e in edges))
+    params = [param for edge in edges for params, _ in edge.fused.values() for param in params]
+    norms = [norm for edge in edges for _, norms in edge.fused.values() for norm in norms]
     training, eps, running = False, 1e-5, None
     if norms:
         training, eps = norms[0].training, norms[0].eps
         running = None if training else _running(norms)
     if training:
-        _check_values(states[0], edges[0].stride)
+        _check_values(states[0], edges[0].edge.stride)
     out, stats = ops.mixed_sum(states, weights, params, running, plan, eps)
     if training and norms[0].track_running_stats:
         _update_running(norms, stats, out.shape[0] * out.shape[2] * out.shape[3])
@@ -116,14 +125,11 @@ def _check_values(x: Tensor, stride: int) -> None:
 
 @lru_cache(maxsize=1024)
 def _plan(
-    inputs: int,
-    ends: tuple[tuple[int, int], ...],
-    edges: tuple[tuple[int, tuple[str, ...]], ...],
-    columns: tuple[Columns, ...],
+    inputs: int, ends: tuple[tuple[int, int], ...], edges: tuple[tuple[int, tuple[str, ...], tuple[int, ...]], ...]
 ) -> MixedPlan:
     planned = tuple(
-        PlannedEdge(source, node, stride, edge_ops(primitives, chosen))
-        for (source, node), (stride, primitives), chosen in zip(ends, edges, columns, strict=True)
+        PlannedEdge(source, node, stride, edge_ops(primitives, columns))
+        for (source, node), (stride, primitives, columns) in zip(ends, edges, strict=True)
     )
     return MixedPlan(inputs, max(node for _, node in ends) + 1 - inputs, planned)
 
@@ -132,16 +138,15 @@ def _skippable(weights: Tensor) -> list[list[float] | None]:
     """The op weights' values where a 0 means that nobody will miss the op; None where they may not be looked at."""
     if weights.requires_grad or weights.device.type != "cpu" or torch.compiler.is_compiling():
         return [None] * len(weights)
-    return weights.tolist()  # type: ignore[no-any-return]
+    return weights.tolist()
 
 
-def _columns(edge: "MixedOp", values: list[float] | None) -> Columns:
-    """The ops of an edge that must run: all but `none`, and but those whose weight is a constant 0."""
-    return tuple(
-        column
-        for column, op in enumerate(edge._ops)
-        if type(op) is not Zero and (values is None or values[column] != 0.0)
-    )
+def _needed(edge: ReadEdge, values: list[float] | None) -> ReadEdge:
+    """The edge without the ops whose weight is a constant 0."""
+    if values is None:
+        return edge
+    fused = {column: contents for column, contents in edge.fused.items() if values[column] != 0.0}
+    return ReadEdge(edge.edge, fused, [column for column in edge.others if values[column] != 0.0])
 
 
 # The modules that the kernels compute; a pool's holds the pool and its batch norm.
@@ -154,12 +159,6 @@ _MODULES: dict[str, tuple[type, ...]] = {
 }
 
 
-def _has_kernel(edge: "MixedOp", column: int) -> bool:
-    """Whether the op is still what the table says: not replaced by another module, without hooks that want to see it."""
-    op = edge._ops[column]
-    return type(op) in _MODULES.get(candidate(edge.primitives[column]).kind, ()) and not _watched(op)
-
-
 def _contents(op: nn.Module) -> tuple[list[Tensor], list[nn.BatchNorm2d]]:
     """Convolution weights and batch norms of a reference module, in the operators' order.
 
@@ -168,13 +167,14 @@ def _contents(op: nn.Module) -> tuple[list[Tensor], list[nn.BatchNorm2d]]:
     match op:
         case SepConv():
             layers = op._modules["op"]._modules  # type: ignore[union-attr]
-            return [_weight(layers[i]) for i in "1256"], [layers["3"], layers["7"]]  # type: ignore[list-item]
+            params = [_weight(layers["1"]), _weight(layers["2"]), _weight(layers["5"]), _weight(layers["6"])]
+            return params, [layers["3"], layers["7"]]  # type: ignore[list-item]
         case ReLUConvBN():
             layers = op._modules["op"]._modules  # type: ignore[union-attr]
             return [_weight(layers["1"])], [layers["2"]]  # type: ignore[list-item]
         case DilConv():
             layers = op._modules["op"]._modules  # type: ignore[union-attr]
-            return [_weight(layers[i]) for i in "12"], [layers["3"]]  # type: ignore[list-item]
+            return [_weight(layers["1"]), _weight(layers["2"])], [layers["3"]]  # type: ignore[list-item]
         case FactorizedReduce():
             layers = op._modules
             return [_weight(layers["conv_1"]), _weight(layers["conv_2"])], [layers["bn"]]  # type: ignore[list-item]
@@ -202,10 +202,6 @@ def _buffer(norm: nn.BatchNorm2d, name: str) -> Tensor:
     return norm._buffers[name]  # type: ignore[return-value]
 
 
-def _norms(edge: "MixedOp") -> list[nn.BatchNorm2d]:
-    return [norm for column, op in enumerate(edge._ops) if _has_kernel(edge, column) for norm in _contents(op)[1]]
-
-
 def _settings(norm: nn.BatchNorm2d) -> tuple[type, bool, bool, float, float | None, bool]:
     return type(norm), norm.affine, norm.training, norm.eps, norm.momentum, norm.track_running_stats
 
@@ -225,6 +221,5 @@ def _update_running(norms: list[nn.BatchNorm2d], stats: Tensor, values: int) -> 
     means, variances = list(stats[:, 0].unbind()), list((stats[:, 1] * (values / (values - 1))).unbind())
     for name, batch in (("running_mean", means), ("running_var", variances)):
         running = [_buffer(norm, name) for norm in norms]
-        torch._foreach_mul_(running, 1 - momentum)
-        torch._foreach_add_(running, batch, alpha=momentum)
+        torch._foreach_lerp_(running, batch, momentum)
     torch._foreach_add_([_buffer(norm, "num_batches_tracked") for norm in norms], 1)

@@ -20,15 +20,18 @@ def check_backend(backend: str) -> None:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
 
 
-def runs_fused(edges: Sequence["MixedOp"], x: Tensor) -> bool:
-    """Whether kernels compute these edges for x; RuntimeError where they were asked for and cannot."""
-    backend = edges[0].backend
-    if backend == "reference":
-        return False
-    reason = fused.refusal(edges, x)
-    if reason and backend == "fused":
+def read_fused(edges: Sequence["MixedOp"], x: Tensor) -> list[fused.ReadEdge] | None:
+    """The edges as the kernels take them, or None where the modules compute them for x.
+
+    RuntimeError where kernels were asked for and cannot serve.
+    """
+    if edges[0].backend == "reference":
+        return None
+    read = [fused.read(edge) for edge in edges]
+    reason = fused.refusal(read, x)
+    if reason and edges[0].backend == "fused":
         raise RuntimeError(f"backend 'fused' cannot serve here: {reason}; use 'auto' or 'reference'")
-    return reason is None
+    return None if reason else read
 
 
 class MixedOp(nn.Module):
@@ -41,11 +44,11 @@ class MixedOp(nn.Module):
         backend: "reference" (plain modules), "fused" (kernels), or "auto" (fused where it can).
     """
 
-    def __init__(
-        self, C: int, stride: int, primitives: Sequence[str] = PRIMITIVES, backend: Backend = "auto"
-    ) -> None:
+    def __init__(self, C: int, stride: int, primitives: Sequence[str] = PRIMITIVES, backend: Backend = "auto") -> None:
         super().__init__()
         check_backend(backend)
+        if C < 1:
+            raise ValueError(f"C must be at least 1; got {C}")
         self.C = C
         self.stride = stride
         self.primitives = check_primitives(primitives)
@@ -58,11 +61,21 @@ class MixedOp(nn.Module):
     def forward(self, x: Tensor, weights: Tensor | Sequence[float | Tensor]) -> Tensor:
         """x [N, C, H, W] and weights [ops] -> [N, C, ceil(H/stride), ceil(W/stride)]."""
         check_input(x, self.C)
-        if len(weights) != len(self._ops):
-            raise ValueError(f"weights must hold one number for each of the {len(self._ops)} ops; got {len(weights)}")
-        if runs_fused([self], x):
-            return fused.mixed_nodes([self], [(0, 1)], [x], _row(weights, x))
+        self._check_weights(weights, x.device)
+        edges = read_fused([self], x)
+        if edges is not None:
+            return fused.mixed_nodes(edges, [(0, 1)], [x], _row(weights, x))
         return self.reference_forward(x, weights)
+
+    def _check_weights(self, weights: Tensor | Sequence[float | Tensor], device: torch.device) -> None:
+        wanted = f"weights must hold one number for each of the {len(self._ops)} ops"
+        if not isinstance(weights, Tensor):
+            if len(weights) != len(self._ops):
+                raise ValueError(f"{wanted}; got {len(weights)}")
+        elif weights.shape != (len(self._ops),):
+            raise ValueError(f"{wanted}; got shape {tuple(weights.shape)}")
+        else:
+            check_weights_kind(weights, device)
 
     def reference_forward(self, x: Tensor, weights: Tensor | Sequence[float | Tensor]) -> Tensor:
         """The same by the plain modules, as the original computes it."""
@@ -75,14 +88,23 @@ class MixedOp(nn.Module):
 
 def _row(weights: Tensor | Sequence[float | Tensor], x: Tensor) -> Tensor:
     """Op weights, given as a tensor or as a list of scalars, as a matrix of one row."""
-    if isinstance(weights, Tensor):
-        return weights.reshape(1, -1)
-    return torch.stack([torch.as_tensor(weight, device=x.device) for weight in weights]).reshape(1, -1)
+    if not isinstance(weights, Tensor):
+        weights = torch.stack([torch.as_tensor(weight, device=x.device) for weight in weights])
+    return (weights if weights.is_floating_point() else weights.to(x.dtype)).reshape(1, -1)
 
 
-def check_input(x: Tensor, C: int) -> None:
-    """TypeError or ValueError unless x is a non-empty floating-point [N, C, H, W]."""
-    if not torch.is_floating_point(x):
-        raise TypeError(f"x must be a floating-point tensor; got {x.dtype}")
+def check_input(x: Tensor, C: int, name: str = "x") -> None:
+    """TypeError or ValueError unless the argument x, called `name`, is a non-empty floating-point [N, C, H, W]."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"{name} must be a floating-point tensor; got {kind}")
     if x.dim() != 4 or x.shape[1] != C or 0 in x.shape:
-        raise ValueError(f"x must be a non-empty [N, {C}, H, W]; got {tuple(x.shape)}")
+        raise ValueError(f"{name} must be a non-empty [N, {C}, H, W]; got {tuple(x.shape)}")
+
+
+def check_weights_kind(weights: Tensor, device: torch.device) -> None:
+    """TypeError unless the op weights are real numbers on x's device."""
+    if weights.device != device:
+        raise TypeError(f"weights must be on x's device, {device}; got {weights.device}")
+    if weights.is_complex():
+        raise TypeError(f"weights must be real numbers; got {weights.dtype}")

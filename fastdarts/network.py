@@ -65,9 +65,7 @@ class SearchNetwork(nn.Module):
         self.primitives = check_primitives(primitives)
 
         C_prev_prev, C_prev, C_cell = stem_multiplier * C, stem_multiplier * C, C
-        self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, C_prev, 3, padding=1, bias=False), nn.BatchNorm2d(C_prev)
-        )
+        self.stem = nn.Sequential(nn.Conv2d(in_channels, C_prev, 3, padding=1, bias=False), nn.BatchNorm2d(C_prev))
         self.cells = nn.ModuleList()
         reduction_prev = False
         for i in range(layers):
@@ -117,7 +115,9 @@ class SearchNetwork(nn.Module):
     @contextmanager
     def frozen_statistics(self) -> Iterator[None]:
         """Inside, batch norm in train mode normalises by the batch as always and leaves its running buffers alone."""
-        tracking = [module for module in self.modules() if isinstance(module, nn.BatchNorm2d) and module.track_running_stats]
+        tracking = [
+            module for module in self.modules() if isinstance(module, nn.BatchNorm2d) and module.track_running_stats
+        ]
         for module in tracking:
             module.track_running_stats = False
         try:

@@ -1,9 +1,11 @@
-"""The operators: schema, fakes and autograd. CPU kernels stand in csrc/mixed_sum.cpp.
+"""The operators: schema, fakes and autograd. CPU kernels stand in csrc/mixed_sum.cpp, GPU kernels in kernels/.
 
 `fastdarts::mixed_sum` computes every node of a plan, where a plan (`fastdarts.plan`) is a whole cell, one node of it, or the one
 edge of a `MixedOp`. Op weights are given numbers, whatever relaxation made them.
 """
 
+import importlib
+import importlib.util
 from typing import Any
 
 import torch
@@ -38,6 +40,22 @@ _library.define(
 CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 """What the CPU kernels store; bfloat16 is computed in float32."""
 
+GPU_DTYPES = (*CPU_DTYPES, torch.float16)
+"""What the GPU kernels (`fastdarts.kernels`) store; 16-bit types are computed in float32."""
+
+_TRITON = importlib.util.find_spec("triton") is not None
+
+
+def _in_module(module: str, name: str) -> Any:
+    """The operator's GPU implementation; Triton is imported when it is first used."""
+    return lambda *args: getattr(importlib.import_module(f"fastdarts.kernels.{module}"), name)(*args)
+
+
+if _TRITON:
+    for _operator in ("mixed_sum", "project"):
+        for _name in (_operator, f"{_operator}_backward"):
+            _library.impl(_name, _in_module(_operator, _name), "CUDA")
+
 
 def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why no kernel can serve tensors like these, or None."""
@@ -47,11 +65,22 @@ def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
         if dtype not in CPU_DTYPES:
             return f"the CPU kernels take {', '.join(str(d).removeprefix('torch.') for d in CPU_DTYPES)}, not {dtype}"
         return None
+    if device.type == "cuda":
+        if not _TRITON:
+            return "Triton is not installed"
+        if dtype not in GPU_DTYPES:
+            return f"the GPU kernels take {', '.join(str(d).removeprefix('torch.') for d in GPU_DTYPES)}, not {dtype}"
+        return None
     return f"there are no kernels for {device.type}"
 
 
 def mixed_sum(
-    states: list[Tensor], weights: Tensor, params: list[Tensor], running: Tensor | None, plan: MixedPlan, eps: float = 1e-5
+    states: list[Tensor],
+    weights: Tensor,
+    params: list[Tensor],
+    running: Tensor | None,
+    plan: MixedPlan,
+    eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor]:
     """All nodes of a plan: s_j = sum over edges (i, j) and ops o of weights[edge, o] * op_o(s_i) (DARTS, equation 2).
 
@@ -66,6 +95,7 @@ def mixed_sum(
         The nodes, [N, nodes * C, H', W'] channels-last in the states' dtype, and the statistics [norms, 2, C] used:
         means and biased variances.
     """
+    _check(states, params, running, weights)
     out, _, stats = torch.ops.fastdarts.mixed_sum(states, weights, params, running, plan.encoded, eps)
     return out, stats
 
@@ -82,8 +112,32 @@ def project(x: Tensor, params: list[Tensor], running: Tensor | None, eps: float 
     Returns:
         [N, C, H', W'] channels-last in x's dtype, and the statistics [1, 2, C] used: mean and biased variance.
     """
+    _check([x], params, running)
     out, _, stats = torch.ops.fastdarts.project(x, params, running, eps)
     return out, stats
+
+
+def _check(states: list[Tensor], params: list[Tensor], running: Tensor | None, weights: Tensor | None = None) -> None:
+    """TypeError unless a kernel takes the states and everything else fits them; shapes mostly are the operators' to check."""
+    (dtype, device), *others = {(state.dtype, state.device): None for state in states}
+    if others:
+        raise TypeError(f"states must share dtype and device; got {_on(dtype, device)} and {_on(*others[0])}")
+    reason = unavailable(device, dtype)
+    if reason is not None:
+        raise TypeError(f"no kernel for {_on(dtype, device)}: {reason}")
+    compute = _compute_dtype(dtype)
+    wrong = {(param.dtype, param.device) for param in params} - {(dtype, device), (compute, device)}
+    if wrong:
+        raise TypeError(f"params must be {_on(compute, device)} to go with x of {dtype}; got {_on(*wrong.pop())}")
+    for name, tensor in (("weights", weights), ("running", running)):
+        if tensor is not None and (tensor.device != device or not tensor.is_floating_point()):
+            raise TypeError(f"{name} must be floating-point on {device}; got {_on(tensor.dtype, tensor.device)}")
+    if running is not None and (running.dim() != 3 or running.shape[1] != 2):
+        raise ValueError(f"running must be [norms, 2 (mean, variance), C]; got {tuple(running.shape)}")
+
+
+def _on(dtype: torch.dtype, device: torch.device) -> str:
+    return f"{dtype} on {device}"
 
 
 def _compute_dtype(storage: torch.dtype) -> torch.dtype:
