@@ -132,7 +132,9 @@ def stage_backward_kernel(
                         d = neighbour(in_ptr, q, h, w, half, half, exists, i, 0.0, 1.0,
                                       C_IN, H, W, X_PITCH, False, BLOCK_I, ACC)  # fmt: skip
                         mine = tl.where((o * STRIDE // C_OUT == half)[None, :], dy, 0.0)
-                        d_pw += tl.dot(tl.trans(mine.to(T).to(DOT)), d.to(T).to(DOT), input_precision="ieee", out_dtype=ACC)
+                        d_pw += tl.dot(
+                            tl.trans(mine.to(T).to(DOT)), d.to(T).to(DOT), input_precision="ieee", out_dtype=ACC
+                        )
                     if o_block == 0:
                         dd = product(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, saved_ptr, coefficients_ptr, stats_ptr, pw, dy, p,
                                      exists, i, half, pixels, C_IN, C_OUT, PITCH, G_PITCH, STRIDE, BLOCK_O, ACC, DOT)  # fmt: skip
@@ -142,7 +144,9 @@ def stage_backward_kernel(
                 dy = stage_gradient(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, saved_ptr, coefficients_ptr, stats_ptr, p,
                                     exists, o, pixels, C_OUT, PITCH, G_PITCH, BLOCK_O, ACC)  # fmt: skip
                 if NEED_PARAMS:
-                    mean, rstd = statistics(stats_ptr, column(rows_ptr, row, X_NORM), i, C_IN, EPS)
+                    mean, rstd = 0.0, 1.0
+                    if NORMALISED:
+                        mean, rstd = statistics(stats_ptr, column(rows_ptr, row, X_NORM), i, C_IN, EPS)
                     d = depthwise(geometry, in_ptr, q, h, w, exists, i, mean, rstd, dw_ptr + column(rows_ptr, row, DW),
                                   C_IN, H, W, X_PITCH, NORMALISED, BLOCK_I, ACC, GEOMETRIES)  # fmt: skip
                     d_pw += tl.dot(tl.trans(dy.to(T).to(DOT)), d.to(T).to(DOT), input_precision="ieee", out_dtype=ACC)
@@ -184,7 +188,9 @@ def pool_gradient(x_ptr, grad_ptr, own_ptr, saved_ptr, dd_ptr, largest_ptr, stat
     first = column(rows_ptr, row, FIRST_EDGE)
     for e in range(first, first + column(rows_ptr, row, EDGES)):
         edge = edges_ptr + e * NARROW
-        g = node_gradient(grad_ptr, own_ptr, tl.load(edge + EDGE_NODE), tl.load(edge + EDGE_OWN), p, c, mask, C, G_PITCH, ACC)
+        g = node_gradient(
+            grad_ptr, own_ptr, tl.load(edge + EDGE_NODE), tl.load(edge + EDGE_OWN), p, c, mask, C, G_PITCH, ACC
+        )
         d += norm_backward(g, y, coefficients_ptr, stats_ptr, tl.load(edge + EDGE_NORM), c, mask, C, ACC)
     if geometry == MAX:
         best = tl.full((p.shape[0], BLOCK), float("-inf"), ACC)
@@ -212,7 +218,10 @@ def taps_backward(dd_ptr, dw_ptr, d_dw_ptr, source, image, h, w, exists, c, C: t
     d = tl.zeros((h.shape[0], BLOCK_C), ACC)
     for ky in range(K):
         for kx in tl.static_range(K):
-            up, left = h - (ky - K // 2) * D, w - (kx - K // 2) * D  # S times the output pixel that tap has seen this one
+            up, left = (
+                h - (ky - K // 2) * D,
+                w - (kx - K // 2) * D,
+            )  # S times the output pixel that tap has seen this one
             inside = exists & (up >= 0) & (up < HO * S) & (left >= 0) & (left < WO * S)
             if S > 1:
                 inside = inside & (up % S == 0) & (left % S == 0)

@@ -115,7 +115,16 @@ def _input_shape(s: Shared, x: Image, normalised: bool) -> dict[str, int]:
         c, h, w, pitch = s.channels, s.height, s.width, s.pitch
     else:
         (_, c, h, w), pitch = x[0].shape, x[1]
-    return {"C_IN": c, "C_OUT": s.channels, "H": h, "W": w, "HO": s.height, "WO": s.width, "X_PITCH": pitch, "PITCH": s.pitch}
+    return {
+        "C_IN": c,
+        "C_OUT": s.channels,
+        "H": h,
+        "W": w,
+        "HO": s.height,
+        "WO": s.width,
+        "X_PITCH": pitch,
+        "PITCH": s.pitch,
+    }
 
 
 class Parts:
@@ -193,6 +202,8 @@ def bank_backward(bank: Bank, s: Shared, g: Gradients, x: Image, before: Image |
 
     _stages_backward(bank.firsts if dx else bank.convolutions, s, g, x, dz, dd, largest, bank.stride, normalised=False)
 
+    if dx is None and not any(stage.geometry in TAPS for stage in bank.convolutions):
+        return
     n, _, h, w = x[0].shape
     tile = tiles.tile(channels_in, tiles.STATE_BACKWARD)
     count = triton.cdiv(n * h * w, tile.pixels)
@@ -200,7 +211,18 @@ def bank_backward(bank: Bank, s: Shared, g: Gradients, x: Image, before: Image |
     launch(
         state_backward_kernel,
         (count, triton.cdiv(channels_in, tile.channels)),
-        *(x[0], g.nodes[0], g.own, before[0] if before else x[0], dx[0] if dx else x[0], dd, largest, s.dw, g.dw_parts.buffer, g.weights),
+        *(
+            x[0],
+            g.nodes[0],
+            g.own,
+            before[0] if before else x[0],
+            dx[0] if dx else x[0],
+            dd,
+            largest,
+            s.dw,
+            g.dw_parts.buffer,
+            g.weights,
+        ),
         *(rows, constant(tuple(bank.skips), device), n * h * w, len(bank.convolutions), len(bank.pools)),
         *(len(bank.skips), s.pixels, s.dw.numel()),
         C=channels_in,

@@ -30,7 +30,12 @@ def dot_type(dtype: torch.dtype) -> Any:
     """What the factors of a product are held in: as stored. The interpreter multiplies no bfloat16."""
     if INTERPRETED:
         return accumulator(dtype)
-    return {torch.float64: tl.float64, torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[dtype]
+    return {
+        torch.float64: tl.float64,
+        torch.float32: tl.float32,
+        torch.bfloat16: tl.bfloat16,
+        torch.float16: tl.float16,
+    }[dtype]
 
 
 def pixel_pitch(x: Tensor) -> int | None:
@@ -49,10 +54,12 @@ def pixel_pitch(x: Tensor) -> int | None:
 def channels_last(x: Tensor) -> tuple[Tensor, int]:
     """x with its pitch; copied only if it has none."""
     pitch = pixel_pitch(x)
-    if pitch is None:
-        x = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
-        pitch = x.shape[1]
-    return x, pitch
+    return (x, pitch) if pitch is not None else (dense_channels_last(x), x.shape[1])
+
+
+def dense_channels_last(x: Tensor) -> Tensor:
+    """x with nothing between its pixels; copied only if it is not so."""
+    return x if pixel_pitch(x) == x.shape[1] else x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
 def new_image(like: Tensor, channels: int, height: int, width: int) -> Tensor:

@@ -100,7 +100,12 @@ def finish_sums_kernel(
     dy = c0 * g + c1 * (y - mean) + c2, which is weight * rstd * (g - mean(g) - z * mean(g z)) for normalised y = z.
     """
     at = list_ptr + tl.program_id(0) * NARROW
-    g_sum, gt_sum, norm, index = tl.load(at + SUM_G), tl.load(at + SUM_GT), tl.load(at + SUM_NORM), tl.load(at + SUM_WEIGHT)
+    g_sum, gt_sum, norm, index = (
+        tl.load(at + SUM_G),
+        tl.load(at + SUM_GT),
+        tl.load(at + SUM_NORM),
+        tl.load(at + SUM_WEIGHT),
+    )
     weight = op_weight(weights_ptr, index, ACC)
     d_weight = tl.zeros((BLOCK_C,), ACC)
     for c0 in range(0, C, BLOCK_C):

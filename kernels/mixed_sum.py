@@ -14,13 +14,14 @@ from fastdarts.kernels.bank import (
     Shared,
     bank_backward,
     bank_forward,
-    finish_sums,
     flat,
     stage_backward_parts,
 )
-from fastdarts.kernels.launch import channels_last, compute_dtype, launch, new_image, padded_channels
-from fastdarts.kernels.mix import mix_forward_kernel, term_sums_kernel
-from fastdarts.kernels.tables import Tables, constant, tables
+from fastdarts.kernels.launch import channels_last, compute_dtype, dense_channels_last, new_image, padded_channels
+from fastdarts.kernels.node import mix, sum_terms
+from fastdarts.kernels.tables import Tables, tables
+from fastdarts.plan import decode, param_count
+from fastdarts.reference import check_even
 
 
 def mixed_sum(
@@ -29,6 +30,7 @@ def mixed_sum(
     """The nodes of an encoded plan, what the backward needs, and the statistics; see `fastdarts.ops.mixed_sum`."""
     x = states[0]
     n, c = x.shape[:2]
+    _check(states, weights, params, plan)
     t = tables(tuple(plan), c, weights.shape[1])
     inputs = [channels_last(state) for state in states]
     source, stride = t.entry
@@ -42,7 +44,7 @@ def mixed_sum(
         for bank in t.banks_of(i):
             bank_forward(bank, shared, state)
     for node in range(len(t.nodes)):
-        _mix(t, node, shared, inputs, out, weights.contiguous())
+        mix(t.nodes[node], node, shared, inputs, out, weights.contiguous())
         for bank in t.banks_of(t.inputs + node):
             bank_forward(bank, shared, _node(out, node, c))
     return out, saved, stats
@@ -67,13 +69,15 @@ def mixed_sum_backward(
     t = tables(tuple(plan), c, weights.shape[1])
     s = _shared(t, params, saved, stats, out, training, eps)
     inputs = [channels_last(state) for state in states]
-    grads, pitch = channels_last(grad_out.to(out.dtype))
+    grads = dense_channels_last(grad_out.to(out.dtype))
     has_banks = any(t.banks_of(t.inputs + node) for node in range(len(t.nodes)))
-    own = torch.empty_strided(grads.shape, grads.stride(), dtype=grads.dtype, device=grads.device) if has_banks else grads
+    own = (
+        new_image(out, *out.shape[1:]) if has_banks else grads
+    )
     d_weights = torch.zeros(weights.shape, dtype=stats.dtype, device=weights.device)
     sources = [state.shape[0] * state.shape[2] * state.shape[3] for state in states]
     g = Gradients(
-        nodes=(grads, pitch),
+        nodes=(grads, grads.shape[1]),
         own=own,
         weights=weights.contiguous(),
         d_weights=d_weights,
@@ -88,7 +92,7 @@ def mixed_sum_backward(
             mine = _node(own, node, c)
             bank_backward(bank, s, g, _node(out, node, c), gradient, mine)
             gradient = mine
-        _sum_terms(t, node, s, g, inputs, out, own if t.banks_of(t.inputs + node) else grads)
+        sum_terms(t.nodes[node], node, s, g, inputs, out, own if t.banks_of(t.inputs + node) else grads)
     d_states: list[Tensor] = []
     for i, (state, need) in enumerate(zip(states, need_states, strict=True)):
         dx = new_image(state, *state.shape[1:]) if need else state.new_empty(0)
@@ -99,8 +103,38 @@ def mixed_sum_backward(
         if need and before is None:
             dx.zero_()
         d_states.append(dx)
-    d_params = t.split(params, g.dw_parts.total(), g.pw_parts.total()) if need_params else [p.new_empty(0) for p in params]
+    d_params = (
+        t.split(params, g.dw_parts.total(), g.pw_parts.total()) if need_params else [p.new_empty(0) for p in params]
+    )
     return d_weights.to(weights.dtype), d_states, d_params
+
+
+def _check(states: list[Tensor], weights: Tensor, params: list[Tensor], plan: Sequence[int]) -> None:
+    """ValueError unless everything has the size that the kernels will take it for."""
+    decoded, shape = decode(list(plan)), states[0].shape
+    if len(states) != decoded.inputs:
+        raise ValueError(f"mixed_sum: plan has {decoded.inputs} inputs; got {len(states)} states")
+    for state in states:
+        if state.dim() != 4 or state.numel() == 0 or state.shape[:2] != shape[:2]:
+            raise ValueError(f"mixed_sum: states must be [N, C, H, W] with one N and C; got {[tuple(s.shape) for s in states]}")
+    edges = [edge for edge in decoded.edges if edge.source < decoded.inputs]
+    sizes = {tuple(-(-size // edge.stride) for size in states[edge.source].shape[2:]) for edge in edges}
+    if len(sizes) != 1:
+        raise ValueError(f"mixed_sum: edges from the inputs must end in one size; got {sorted(sizes)}")
+    if weights.dim() != 2 or len(weights) != len(decoded.edges):
+        raise ValueError(f"mixed_sum: weights must be [{len(decoded.edges)}, ops]; got {tuple(weights.shape)}")
+    expected: list[int] = []
+    for edge in decoded.edges:
+        for column, c in edge.ops:
+            if not 0 <= column < weights.shape[1]:
+                raise ValueError(f"mixed_sum: weights have no column {column}; got {tuple(weights.shape)}")
+            if c.kind == "skip" and edge.stride == 2:
+                check_even(shape[1], "channels")
+                expected += [shape[1] ** 2 // 2] * 2
+            else:
+                expected += [shape[1] * c.kernel**2, shape[1] ** 2] * (param_count(c, edge.stride) // 2)
+    if [p.numel() for p in params] != expected:
+        raise ValueError(f"mixed_sum: params must have {expected} elements; got {[p.numel() for p in params]}")
 
 
 def _shared(
@@ -122,47 +156,3 @@ def _depthwise_parts(s: Shared, sources: list[int]) -> int:
 
 def _node(nodes: Tensor, node: int, channels: int) -> Image:
     return nodes[:, node * channels : (node + 1) * channels], nodes.shape[1]
-
-
-def _mix(t: Tables, node: int, s: Shared, inputs: list[Image], out: Tensor, weights: Tensor) -> None:
-    tile = tiles.tile(s.channels, tiles.MIX)
-    terms = t.nodes[node]
-    launch(
-        mix_forward_kernel,
-        (triton.cdiv(s.pixels, tile.pixels), triton.cdiv(s.channels, tile.channels)),
-        tuple(x for x, _ in inputs),
-        *(out, s.saved, s.stats, weights, constant(tuple(terms), out.device), node, len(terms), s.pixels),
-        **s.constants,
-        C=s.channels,
-        PITCH=s.pitch,
-        OUT_PITCH=out.shape[1],
-        STATE_PITCHES=tuple(pitch for _, pitch in inputs),
-        BLOCK_P=tile.pixels,
-        BLOCK_C=tile.channels,
-        num_warps=tile.warps,
-    )
-
-
-def _sum_terms(t: Tables, node: int, s: Shared, g: Gradients, inputs: list[Image], out: Tensor, gradient: Tensor) -> None:
-    """Gradients of a node's op weights, and the coefficients of the batch norms that enter it."""
-    tile = tiles.tile(s.channels, tiles.MIX)
-    terms = t.nodes[node]
-    if not terms:
-        return
-    count = triton.cdiv(s.pixels, tile.pixels)
-    sums = s.stats.new_empty((count, 1 + len(terms), s.channels))
-    launch(
-        term_sums_kernel,
-        (count, triton.cdiv(s.channels, tile.channels)),
-        tuple(x for x, _ in inputs),
-        *(out, s.saved, s.stats, gradient, constant(tuple(terms), out.device), sums, node, len(terms), s.pixels),
-        **s.constants,
-        C=s.channels,
-        PITCH=s.pitch,
-        OUT_PITCH=out.shape[1],
-        STATE_PITCHES=tuple(pitch for _, pitch in inputs),
-        BLOCK_P=tile.pixels,
-        BLOCK_C=tile.channels,
-        num_warps=tile.warps,
-    )
-    finish_sums(s, g, sums, [(0, 1 + i, norm, weight) for i, (_, _, norm, weight) in enumerate(terms)])

@@ -59,7 +59,9 @@ def stage_forward_kernel(
         if geometry >= CONV_3:
             for i0 in range(0, C_IN, BLOCK_I):
                 i = i0 + tl.arange(0, BLOCK_I)
-                mean, rstd = statistics(stats_ptr, column(rows_ptr, row, X_NORM), i, C_IN, EPS)
+                mean, rstd = 0.0, 1.0
+                if NORMALISED:
+                    mean, rstd = statistics(stats_ptr, column(rows_ptr, row, X_NORM), i, C_IN, EPS)
                 d = depthwise(geometry, in_ptr, q, h, w, exists, i, mean, rstd, dw_ptr + column(rows_ptr, row, DW),
                               C_IN, H, W, X_PITCH, NORMALISED, BLOCK_I, ACC, GEOMETRIES)  # fmt: skip
                 weight = pointwise_weight(pw, o, i, 0, C_IN, C_OUT, 1, T, DOT)

@@ -126,7 +126,9 @@ class _Builder:
         norm = t.norms
         if c.kind == "skip" and edge.stride == 1:
             is_node = edge.source >= self.plan.inputs
-            terms.append((1, edge.source - self.plan.inputs, -1, weight) if is_node else (2 + edge.source, 0, -1, weight))
+            terms.append(
+                (1, edge.source - self.plan.inputs, -1, weight) if is_node else (2 + edge.source, 0, -1, weight)
+            )
             bank.skips.append((node, own, -1, weight))
             return
         if c.is_pool:
@@ -178,7 +180,7 @@ def tables(code: tuple[int, ...], channels: int, columns: int) -> Tables:
 
 
 @lru_cache(maxsize=256)
-def projection(channels_in: int, channels_out: int, stride: int) -> Bank:
+def projection(stride: int) -> Bank:
     """A cell's preprocessing as a bank of its own: one gather of `stride` pixels."""
     return Bank(0, stride, [Stage(GATHER.value, 0, 0, node=0)], dd_slots=stride)
 

@@ -11,6 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
+if not torch.cuda.is_available():  # before anything imports Triton: its kernels then run in its interpreter, on CPU tensors
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import torch._dynamo  # torch.compile looks functions up by identity: it must see torch.empty before it is replaced
 from hypothesis import settings
 

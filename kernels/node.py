@@ -1,0 +1,57 @@
+"""Launches over a node: its terms mixed, and their sums against its gradient."""
+
+import triton
+from torch import Tensor
+
+from fastdarts.kernels import tiles
+from fastdarts.kernels.bank import Gradients, Image, Shared, finish_sums
+from fastdarts.kernels.launch import launch
+from fastdarts.kernels.mix import mix_forward_kernel, term_sums_kernel
+from fastdarts.kernels.tables import constant
+
+Terms = list[tuple[int, int, int, int]]  # as in Tables.nodes
+
+
+def mix(terms: Terms, node: int, s: Shared, inputs: list[Image], out: Tensor, weights: Tensor) -> None:
+    """The node that these terms make, into its channels of `out`."""
+    tile = tiles.tile(s.channels, tiles.MIX)
+    launch(
+        mix_forward_kernel,
+        (triton.cdiv(s.pixels, tile.pixels), triton.cdiv(s.channels, tile.channels)),
+        tuple(x for x, _ in inputs),
+        *(out, s.saved, s.stats, weights, constant(tuple(terms), out.device), node, len(terms), s.pixels),
+        **s.constants,
+        C=s.channels,
+        PITCH=s.pitch,
+        OUT_PITCH=out.shape[1],
+        STATE_PITCHES=tuple(pitch for _, pitch in inputs),
+        BLOCK_P=tile.pixels,
+        BLOCK_C=tile.channels,
+        num_warps=tile.warps,
+    )
+
+
+def sum_terms(
+    terms: Terms, node: int, s: Shared, g: Gradients, inputs: list[Image], out: Tensor, gradient: Tensor
+) -> None:
+    """Gradients of a node's op weights, and the coefficients of the batch norms that enter it."""
+    tile = tiles.tile(s.channels, tiles.MIX)
+    if not terms:
+        return
+    count = triton.cdiv(s.pixels, tile.pixels)
+    sums = s.stats.new_empty((count, 1 + len(terms), s.channels))
+    launch(
+        term_sums_kernel,
+        (count, triton.cdiv(s.channels, tile.channels)),
+        tuple(x for x, _ in inputs),
+        *(out, s.saved, s.stats, gradient, constant(tuple(terms), out.device), sums, node, len(terms), s.pixels),
+        **s.constants,
+        C=s.channels,
+        PITCH=s.pitch,
+        OUT_PITCH=out.shape[1],
+        STATE_PITCHES=tuple(pitch for _, pitch in inputs),
+        BLOCK_P=tile.pixels,
+        BLOCK_C=tile.channels,
+        num_warps=tile.warps,
+    )
+    finish_sums(s, g, sums, [(0, 1 + i, norm, weight) for i, (_, _, norm, weight) in enumerate(terms)])

@@ -1,0 +1,69 @@
+"""`fastdarts::project` and its backward on GPUs: a cell's preprocessing. Schema and autograd: fastdarts/ops.py.
+
+Relu, 1x1 convolution (one weight) or factorised reduction (two), batch norm: a bank of one stage, and a node of one term.
+"""
+
+from torch import Tensor
+
+from fastdarts.kernels.bank import Gradients, Parts, Shared, bank_backward, bank_forward, flat, stage_backward_parts
+from fastdarts.kernels.launch import channels_last, compute_dtype, dense_channels_last, new_image, padded_channels
+from fastdarts.kernels.node import mix, sum_terms
+from fastdarts.kernels.tables import projection
+
+_TERMS = [(0, 0, 0, -1)]  # the batch norm's output, with no op weight
+
+
+def project(x: Tensor, params: list[Tensor], running: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """[N, C, H', W'] from [N, C_in, H, W], what the backward needs, and the statistics [1, 2, C]; see `fastdarts.ops`."""
+    stride = len(params)
+    image = channels_last(x)
+    channels = stride * params[0].shape[0]
+    out = new_image(x, channels, *(-(-size // stride) for size in x.shape[2:]))
+    pixels = out.numel() // channels
+    saved = x.new_empty(pixels * padded_channels(channels, x.dtype))
+    compute = compute_dtype(x.dtype)
+    stats = x.new_empty((1, 2, channels), dtype=compute) if running is None else running.to(compute, copy=True)
+    s = _shared(params, saved, stats, out, running is None, eps)
+    bank_forward(projection(stride), s, image)
+    mix(_TERMS, 0, s, [image], out, s.pw)
+    return out, saved, stats
+
+
+def project_backward(
+    grad_out: Tensor,
+    x: Tensor,
+    params: list[Tensor],
+    saved: Tensor,
+    stats: Tensor,
+    training: bool,
+    eps: float,
+    need_x: bool,
+    need_params: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    """Gradients of x and of the parameters; empty tensors where none is needed."""
+    stride, channels_in = len(params), x.shape[1]
+    image = channels_last(x)
+    grads = dense_channels_last(grad_out.to(x.dtype))
+    s = _shared(params, saved, stats, grad_out, training, eps)
+    g = Gradients(
+        nodes=(grads, grads.shape[1]),
+        own=grads,
+        weights=s.pw,
+        d_weights=stats.new_empty(0),
+        coefficients=stats.new_empty((1, 3, s.channels)),
+        need_params=need_params,
+        dw_parts=Parts(s.dw, 0),
+        pw_parts=Parts(s.pw, stage_backward_parts(s) if need_params else 0),
+    )
+    sum_terms(_TERMS, 0, s, g, [image], grads, grads)
+    dx = new_image(x, *x.shape[1:]) if need_x else x.new_empty(0)
+    bank_backward(projection(stride), s, g, image, None, (dx, channels_in) if need_x else None)
+    if not need_params:
+        return dx, [p.new_empty(0) for p in params]
+    parts = g.pw_parts.total().view(stride, *params[0].shape)
+    return dx, [part.to(p.dtype) for part, p in zip(parts, params, strict=True)]
+
+
+def _shared(params: list[Tensor], saved: Tensor, stats: Tensor, out: Tensor, training: bool, eps: float) -> Shared:
+    n, channels, height, width = out.shape
+    return Shared(flat([], out), flat(list(params), out), saved, stats, n, channels, height, width, training, eps)

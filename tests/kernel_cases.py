@@ -1,0 +1,108 @@
+"""Cases for the Triton kernels: plans with random numbers, and the plain formulas' results for them."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastdarts import functional
+from fastdarts.plan import MixedPlan, PlannedEdge, edge_ops, norm_count
+from fastdarts.space import PRIMITIVES
+
+EPS = 1e-5
+
+
+@dataclass
+class Case:
+    plan: MixedPlan
+    states: list[Tensor]
+    weights: Tensor
+    params: list[Tensor]
+    running: Tensor | None
+    grad: Tensor  # of the output
+
+    def to(self, dtype: torch.dtype, compute: torch.dtype | None = None) -> "Case":
+        """Storage in dtype; weights, params and statistics in the type that goes with it."""
+        compute = compute or (torch.float64 if dtype == torch.float64 else torch.float32)
+        running = None if self.running is None else self.running.to(compute)
+        params = [p.to(compute) for p in self.params]
+        return Case(
+            self.plan, [s.to(dtype) for s in self.states], self.weights.to(compute), params, running, self.grad.to(dtype)
+        )
+
+    def on(self, device: torch.device) -> "Case":
+        running = None if self.running is None else self.running.to(device)
+        states, params = [s.to(device) for s in self.states], [p.to(device) for p in self.params]
+        return Case(self.plan, states, self.weights.to(device), params, running, self.grad.to(device))
+
+
+def make_case(
+    primitives: tuple[str, ...] = PRIMITIVES,
+    inputs: int = 1,
+    nodes: int = 1,
+    stride: int = 1,
+    C: int = 4,
+    size: tuple[int, int, int] = (2, 6, 5),
+    training: bool = True,
+) -> Case:
+    """A cell of `nodes` nodes with every edge, in float64 but of numbers that every type can hold to its precision."""
+    N, H, W = size
+    pairs = [(i, j) for j in range(inputs, inputs + nodes) for i in range(j)]
+    plan = MixedPlan(
+        inputs, nodes, tuple(PlannedEdge(i, j, stride if i < inputs else 1, edge_ops(primitives)) for i, j in pairs)
+    )
+    params: list[Tensor] = []
+    for edge in plan.edges:
+        for _, c in edge.ops:
+            if c.kind in ("sep_conv", "dil_conv"):
+                for _ in range(2 if c.kind == "sep_conv" else 1):
+                    params += [torch.randn(C, 1, c.kernel, c.kernel) / c.kernel, torch.randn(C, C, 1, 1) / C**0.5]
+            elif c.kind == "skip" and edge.stride == 2:
+                params += [torch.randn(C // 2, C, 1, 1) / C**0.5 for _ in range(2)]
+    norms = sum(norm_count(c, edge.stride) for edge in plan.edges for _, c in edge.ops)
+    running = None if training else torch.stack([0.1 * torch.randn(norms, C), 0.5 + torch.rand(norms, C)], dim=1)
+    grad = torch.randn(N, nodes * C, -(-H // stride), -(-W // stride))
+    states = [torch.randn(N, C, H, W) for _ in range(inputs)]
+    return Case(plan, states, torch.randn(len(plan.edges), len(primitives)).softmax(-1), params, running, grad)
+
+
+def plain(case: Case, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Output and gradients by the plain formulas, everything in dtype."""
+    case = case.to(dtype, dtype)
+    inputs = [t.detach().requires_grad_() for t in (*case.states, case.weights, *case.params)]
+    states, weights, params = inputs[: len(case.states)], inputs[len(case.states)], inputs[len(case.states) + 1 :]
+    out = functional.mixed_sum(states, weights, params, case.running, case.plan, EPS)
+    grads = torch.autograd.grad(out, inputs, case.grad, allow_unused=True, materialize_grads=True)
+    return _named(out.detach(), list(grads[: len(states)]), grads[len(states)], list(grads[len(states) + 1 :]))
+
+
+def fused(case: Case) -> dict[str, Tensor]:
+    """The same by the kernels."""
+    from fastdarts.kernels.mixed_sum import mixed_sum, mixed_sum_backward
+
+    args = case.states, case.weights, case.params
+    training, code = case.running is None, case.plan.encoded
+    out, saved, stats = mixed_sum(*args, case.running, code, EPS)
+    d_weights, d_states, d_params = mixed_sum_backward(
+        case.grad, *args, out, saved, stats, code, training, EPS, [1] * len(case.states), True
+    )
+    return _named(out, d_states, d_weights, d_params)
+
+
+def _named(out: Tensor, states: list[Tensor], weights: Tensor, params: list[Tensor]) -> dict[str, Tensor]:
+    named = {"out": out, "d_weights": weights}
+    named |= {f"d_state_{i}": t for i, t in enumerate(states)}
+    return named | {f"d_param_{i}": t for i, t in enumerate(params)}
+
+
+def assert_no_worse(ours: dict[str, Tensor], plain: dict[str, Tensor], true: dict[str, Tensor], eps: float) -> None:
+    """Errors at most twice those of the plain formulas in the same type, plus a few roundings of the largest value."""
+    wrong = []
+    for name, t in true.items():
+        mine, theirs = ((other[name].double() - t).abs().max().item() for other in (ours, plain))
+        allowed = 2 * theirs + 8 * eps * t.abs().max().item()
+        if not mine <= allowed:
+            wrong.append(f"{name}: {mine:.2e}, plain {theirs:.2e}, allowed {allowed:.2e}")
+    if wrong:
+        pytest.fail("; ".join(wrong))
