@@ -15,8 +15,8 @@ from fastdarts.space import PRIMITIVES
 class Cell(nn.Module):
     """States 0 and 1 are the preprocessed inputs; each of the `steps` nodes sums a mixed edge from every earlier state.
 
-    The output concatenates the last `multiplier` nodes: [N, multiplier * C, H', W'], where H', W' are halved (rounded up)
-    in a reduction cell. Edges are numbered as in `genotype.edges_of`.
+    The output concatenates the last `multiplier` nodes: [N, multiplier * C, H', W'], where H', W' are halved (rounded
+    up) in a reduction cell. Edges are numbered as in `genotype.edges_of`.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Cell(nn.Module):
         expected = (s0.shape[0], *(-(-size // factor) for size in s0.shape[2:]))
         if (s1.shape[0], *s1.shape[2:]) != expected:
             raise ValueError(
-                f"s1 must have N, H, W = {expected}, as s0 {tuple(s0.shape)} {'after halving' if factor == 2 else 'has'}; "
+                f"s1 must have N, H, W = {expected}, as s0 {tuple(s0.shape)} {'halved' if factor == 2 else 'has'}; "
                 f"got {tuple(s1.shape)}"
             )
         if (s1.dtype, s1.device) != (s0.dtype, s0.device):

@@ -40,7 +40,7 @@ def project(x: Tensor, params: list[Tensor], running: Tensor | None, eps: float)
 
 
 def factorized_reduce(x: Tensor, params: list[Tensor]) -> Tensor:
-    """Two 1x1 convolutions of stride 2, the second one pixel down and right; odd sides are padded by a zero at their end."""
+    """Two 1x1 convolutions of stride 2, the second one pixel down and right; odd sides are padded by a zero."""
     x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
     return torch.cat([F.conv2d(x, params[0], stride=2), F.conv2d(x[:, :, 1:, 1:], params[1], stride=2)], dim=1)
 

@@ -162,7 +162,7 @@ _MODULES: dict[str, tuple[type, ...]] = {
 def _contents(op: nn.Module) -> tuple[list[Tensor], list[nn.BatchNorm2d]]:
     """Convolution weights and batch norms of a reference module, in the operators' order.
 
-    Through the modules' dictionaries: a step asks for some 1,400 weights, and attribute look-up would take milliseconds.
+    Through the modules' dictionaries: a step asks for 1,400 weights, and attribute look-up would take milliseconds.
     """
     match op:
         case SepConv():

@@ -1,7 +1,7 @@
 """The operators: schema, fakes and autograd. CPU kernels stand in csrc/mixed_sum.cpp, GPU kernels in kernels/.
 
-`fastdarts::mixed_sum` computes every node of a plan, where a plan (`fastdarts.plan`) is a whole cell, one node of it, or the one
-edge of a `MixedOp`. Op weights are given numbers, whatever relaxation made them.
+`fastdarts::mixed_sum` computes every node of a plan, where a plan (`fastdarts.plan`) is a whole cell, one node of it, or
+the one edge of a `MixedOp`. Op weights are given numbers, whatever relaxation made them.
 """
 
 import importlib
@@ -28,8 +28,8 @@ _library.define(
     "project(Tensor x, Tensor[] params, Tensor? running, float eps) -> (Tensor out, Tensor saved, Tensor stats)"
 )
 _library.define(
-    "project_backward(Tensor grad_out, Tensor x, Tensor[] params, Tensor saved, Tensor stats, bool training, float eps, "
-    "bool need_x, bool need_params) -> (Tensor x, Tensor[] params)"
+    "project_backward(Tensor grad_out, Tensor x, Tensor[] params, Tensor saved, Tensor stats, bool training, "
+    "float eps, bool need_x, bool need_params) -> (Tensor x, Tensor[] params)"
 )
 _library.define(
     "mixed_sum_backward(Tensor grad_out, Tensor[] states, Tensor weights, Tensor[] params, Tensor out, Tensor saved, "
@@ -85,7 +85,7 @@ def mixed_sum(
     """All nodes of a plan: s_j = sum over edges (i, j) and ops o of weights[edge, o] * op_o(s_i) (DARTS, equation 2).
 
     Args:
-        states: the plan's inputs, [N, C, H, W] each, any layout (channels-last costs no copy); float32, float64 or bfloat16.
+        states: the plan's inputs, [N, C, H, W] each, any layout (channels-last costs no copy); float32, float64, bfloat16.
         weights: [edges, ops].
         params: the convolutions' weights in plan order, each op's as its reference module registers them.
         running: None to normalise by the batch, or the running statistics [norms, 2 (mean, variance), C].
@@ -105,8 +105,8 @@ def project(x: Tensor, params: list[Tensor], running: Tensor | None, eps: float 
 
     Args:
         x: [N, C_in, H, W], any layout; float32, float64 or bfloat16.
-        params: one weight [C, C_in, 1, 1]; or the two [C / 2, C_in, 1, 1] of a factorised reduction, which halves H and W
-            (rounded up; see `fastdarts.reference.FactorizedReduce`).
+        params: one weight [C, C_in, 1, 1]; or the two [C / 2, C_in, 1, 1] of a factorised reduction, which halves
+            H and W (rounded up; see `fastdarts.reference.FactorizedReduce`).
         running: None to normalise by the batch, or the running statistics [1, 2 (mean, variance), C].
         eps: of the batch norm.
     Returns:
@@ -118,7 +118,7 @@ def project(x: Tensor, params: list[Tensor], running: Tensor | None, eps: float 
 
 
 def _check(states: list[Tensor], params: list[Tensor], running: Tensor | None, weights: Tensor | None = None) -> None:
-    """TypeError unless a kernel takes the states and everything else fits them; shapes mostly are the operators' to check."""
+    """TypeError unless a kernel takes the states and all else fits them; most shapes are the operators' to check."""
     (dtype, device), *others = {(state.dtype, state.device): None for state in states}
     if others:
         raise TypeError(f"states must share dtype and device; got {_on(dtype, device)} and {_on(*others[0])}")

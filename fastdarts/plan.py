@@ -17,7 +17,7 @@ def has_kernel(c: Candidate) -> bool:
 
 @dataclass(frozen=True)
 class PlannedEdge:
-    """An edge from state `source` to state `node` (inputs come first, then nodes) and its (column of the op weights, op)s."""
+    """An edge from state `source` to state `node` (inputs first, then nodes) and its (column of op weights, op)s."""
 
     source: int
     node: int
@@ -27,7 +27,7 @@ class PlannedEdge:
 
 @dataclass(frozen=True)
 class MixedPlan:
-    """`inputs` given states, then `nodes` computed ones, each the sum of its edges' ops; edge e reads row e of the op weights."""
+    """`inputs` given states, then `nodes` computed ones: sums of their edges' ops. Edge e reads row e of the weights."""
 
     inputs: int
     nodes: int

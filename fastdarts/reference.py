@@ -140,7 +140,7 @@ def build(name: str, C: int, stride: int, affine: bool = True) -> nn.Module:
 
 
 def build_for_search(name: str, C: int, stride: int) -> nn.Module:
-    """The module of primitive `name` inside a MixedOp: batch norms have no affine parameters, and a pool has one too."""
+    """The module of primitive `name` inside a MixedOp: batch norms have no affine parameters, pools have one too."""
     module = build(name, C, stride, affine=False)
     if candidate(name).is_pool:
         return nn.Sequential(module, nn.BatchNorm2d(C, affine=False))
