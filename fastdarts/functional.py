@@ -27,9 +27,16 @@ def mixed_sum(
                 value = _op(c, edge.stride, known[edge.source], params[p : p + param], stats, eps)
                 term = weights[e, column] * value
                 totals[node] = totals[node] + term if node in totals else term
-        known.append(totals[node])
-        made.append(totals[node])
+        known.append(totals[node] if node in totals else _zeros(states, weights, plan))
+        made.append(known[-1])
     return torch.cat(made, dim=1)
+
+
+def _zeros(states: list[Tensor], weights: Tensor, plan: MixedPlan) -> Tensor:
+    """A node that no op reaches; still a function of the weights, so that it has gradients, which are zero."""
+    edge = next(edge for edge in plan.edges if edge.source < plan.inputs)
+    x = states[edge.source]
+    return 0 * weights.sum() * torch.zeros_like(x[:, :, :: edge.stride, :: edge.stride])
 
 
 def project(x: Tensor, params: list[Tensor], running: Tensor | None, eps: float) -> Tensor:

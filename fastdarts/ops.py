@@ -1,6 +1,6 @@
 """The operators: schema, fakes and autograd. CPU kernels stand in csrc/mixed_sum.cpp, GPU kernels in kernels/.
 
-`fastdarts::mixed_sum` computes every node of a plan, where a plan (`fastdarts.plan`) is a whole cell, one node of it, or
+`fastdarts::mixed_sum` computes every node of a plan; a plan (`fastdarts.plan`) is a whole cell, one node of it, or
 the one edge of a `MixedOp`. Op weights are given numbers, whatever relaxation made them.
 """
 
@@ -85,7 +85,7 @@ def mixed_sum(
     """All nodes of a plan: s_j = sum over edges (i, j) and ops o of weights[edge, o] * op_o(s_i) (DARTS, equation 2).
 
     Args:
-        states: the plan's inputs, [N, C, H, W] each, any layout (channels-last costs no copy); float32, float64, bfloat16.
+        states: the plan's inputs, [N, C, H, W] each, any layout (channels-last is not copied); float32, float64, bfloat16.
         weights: [edges, ops].
         params: the convolutions' weights in plan order, each op's as its reference module registers them.
         running: None to normalise by the batch, or the running statistics [norms, 2 (mean, variance), C].

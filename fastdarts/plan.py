@@ -27,7 +27,7 @@ class PlannedEdge:
 
 @dataclass(frozen=True)
 class MixedPlan:
-    """`inputs` given states, then `nodes` computed ones: sums of their edges' ops. Edge e reads row e of the weights."""
+    """`inputs` given states, then `nodes` computed ones: sums of edges' ops. Edge e reads row e of the weights."""
 
     inputs: int
     nodes: int
