@@ -16,8 +16,9 @@ from fastdarts.space import PRIMITIVES, check_primitives
 class SearchNetwork(nn.Module):
     """The continuous relaxation of DARTS' convolutional space (Liu et al., ICLR 2019, sections 2.1 and 3.1).
 
-    Reduction cells stand at a third and two thirds of the depth and double the channels. Parameter names are those of
-    the original code; the architecture parameters are leaves of their own, neither `parameters()` nor in `state_dict()`.
+    Reduction cells stand at a third and two thirds of the depth and double the channels. Parameter names are those
+    of the original code; the architecture parameters are leaves of their own, neither `parameters()` nor in
+    `state_dict()`.
 
     Args:
         C: channels of the first cells' nodes, even.

@@ -85,7 +85,7 @@ def mixed_sum(
     """All nodes of a plan: s_j = sum over edges (i, j) and ops o of weights[edge, o] * op_o(s_i) (DARTS, equation 2).
 
     Args:
-        states: the plan's inputs, [N, C, H, W] each, any layout (channels-last is not copied); float32, float64, bfloat16.
+        states: the plan's inputs, [N, C, H, W] each, any layout; float32, float64, bfloat16.
         weights: [edges, ops].
         params: the convolutions' weights in plan order, each op's as its reference module registers them.
         running: None to normalise by the batch, or the running statistics [norms, 2 (mean, variance), C].
