@@ -1,8 +1,8 @@
 """When a fast answer is as good as a plain one: its error against float64 is at most twice the plain modules' own.
 
-A single error is a draw of chance, so "the plain modules' own" also counts what one rounding of every input does to the true
-answer: no algorithm in that precision can promise less. Beside the largest error the root mean square is compared, since a
-ReLU or max-pool that switches (its input within rounding of the kink) moves single elements in either computation.
+A single error is a draw of chance, so "the plain modules' own" also counts what one rounding of every input does to the
+true answer: no algorithm in that precision can promise less. Beside the largest error the root mean square is compared,
+since a ReLU or max-pool that switches (its input within rounding of the kink) moves single elements in any computation.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,8 +21,8 @@ def rounded_at_random(t: Tensor, eps: float, generator: torch.Generator) -> Tens
 def assert_no_worse(ours: Results, plain: Results, true: Results, moved: list[Results], eps: float) -> None:
     """ours and plain: results in some precision of unit rounding eps; true: in float64; moved: true, of rounded inputs.
 
-    In float64 the plain modules are the truth and show no error of their own, so that only the rounded inputs speak: there
-    sums of some hundred terms may lose ten times as much, which is still 1e-13 or so.
+    In float64 the plain modules are the truth and show no error of their own, so that only the rounded inputs speak:
+    there sums of some hundred terms may lose ten times as much, which is still 1e-13 or so.
     """
     slack = 2 if eps > torch.finfo(torch.float64).eps else 10
     assert set(ours) == set(plain) == set(true)

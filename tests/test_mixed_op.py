@@ -1,4 +1,4 @@
-"""MixedOp: the fused kernels against the plain modules in float64; layouts, modes, magnitudes, odd weights; wrong input."""
+"""MixedOp: the fused kernels against plain modules in float64; layouts, modes, magnitudes, odd weights; wrong input."""
 
 import copy
 import itertools
@@ -92,7 +92,11 @@ def covering_cases(most_elements: int) -> Iterator[Case]:
     useless = 0
     while uncovered and useless < 100:
         drawn = [Case(**{name: draw.choice(values) for name, values in FACTORS.items()}) for _ in range(200)]
-        fit = [case for case in drawn if case.is_defined() and case.N * case.C * case.size[0] * case.size[1] <= most_elements]
+        fit = [
+            case
+            for case in drawn
+            if case.is_defined() and case.N * case.C * case.size[0] * case.size[1] <= most_elements
+        ]
         best = max(fit, key=lambda case: len(pairs_of(case) & uncovered))
         if not pairs_of(best) & uncovered:
             useless += 1
@@ -199,3 +203,291 @@ def test_fused_is_as_good_as_plain(case: Case) -> None:
 @pytest.mark.parametrize("C", [16, 36])
 def test_fused_is_as_good_as_plain_at_the_papers_size(C: int, stride: int, dtype: torch.dtype) -> None:
     run_case(Case(C, (32, 32), 64, stride, "eight", "softmax", 1.0, "channels_last", True, dtype))
+
+
+@fused_only
+@settings(max_examples=15)
+@given(st.data())
+def test_any_subset_in_any_order(data: st.DataObject) -> None:
+    names = data.draw(st.lists(st.sampled_from(list(CANDIDATES)), min_size=1, max_size=5, unique=True))
+    stride, N = data.draw(st.sampled_from([1, 2])), data.draw(st.integers(1, 4))
+    C = 2 * data.draw(st.integers(1, 10)) - (stride == 1 and data.draw(st.booleans()))
+    H, W = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9))
+    training = data.draw(st.booleans()) and (N > 1 or max(H, W) > stride)
+    op = MixedOp(C, stride, names, "reference").double().train(training)
+    x = torch.randn(N, C, H, W, dtype=torch.float64)
+    compare(op, x, torch.randn(len(names), dtype=torch.float64).softmax(-1))
+
+
+@fused_only
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (8, 8)], ids=str)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("value", [0.0, -1.0, 2.0])
+def test_constant_images(value: float, stride: int, size: tuple[int, int]) -> None:
+    """Variance 0 in every pool: a batch norm multiplies rounding by up to 316, its gradient again; all maxima tie."""
+    # A separable convolution has a relu between its halves: after a constant positive image rounding decides it.
+    names = [name for name in CANDIDATES if value <= 0 or not name.startswith("sep")]
+    op = MixedOp(4, stride, names, "reference").double()
+    x = torch.full((3, 4, *size), value, dtype=torch.float64)
+    weights = torch.randn(len(names), dtype=torch.float64).softmax(-1)
+    g = torch.randn_like(x[:, :, ::stride, ::stride])
+    want = results(copy.deepcopy(op), x, weights, g)
+    got = results(with_backend(op, "fused"), x, weights, g)
+    eps = torch.finfo(torch.float64).eps
+    for name, exact in want.items():
+        allowed = 100 * eps * 316**2 * max(1.0, exact.abs().max().item())  # 100: terms of a sum
+        assert (got[name] - exact).abs().max() <= allowed, name
+
+
+@fused_only
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_tied_maximum_gives_its_gradient_to_the_first_pixel(dtype: torch.dtype) -> None:
+    op = MixedOp(3, 1, ["max_pool_3x3"], "reference").eval()  # running mean 0, variance 1: no mixing of pixels
+    x = torch.randint(-1, 2, (2, 3, 6, 5)).to(dtype)
+    weights, g = torch.ones(1), torch.randint(-3, 4, (2, 3, 6, 5)).to(dtype)
+    want = results(copy.deepcopy(op), x, weights, g)["d x"].float()
+    got = results(with_backend(op, "fused"), x, weights, g)["d x"].float()
+    assert torch.equal(got == 0, want == 0)
+    torch.testing.assert_close(got, want, rtol=2 * torch.finfo(dtype).eps, atol=0)
+
+
+@fused_only
+@pytest.mark.parametrize("name", [name for name in CANDIDATES if name != "none"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_not_finite_does_not_vanish(name: str, value: float) -> None:
+    """A search stops at a loss that is not finite; it must not be hidden by a relu or a maximum."""
+    op = MixedOp(4, 1, [name], "reference").eval()
+    x = torch.randn(2, 4, 5, 5)
+    x[0, 1, 2, 2] = value
+    weights = torch.ones(1)
+    with torch.no_grad():
+        want, got = op(x, weights), with_backend(op, "fused")(x, weights)
+    assert torch.equal(got.isfinite(), want.isfinite())
+
+
+@fused_only
+def test_only_none() -> None:
+    op = MixedOp(3, 2, ["none"], "fused")
+    x = torch.randn(2, 3, 5, 4, requires_grad=True)
+    weights = torch.ones(1, requires_grad=True)
+    y = op(x, weights)
+    assert torch.equal(y, torch.zeros(2, 3, 3, 2))
+    dx, dweights = torch.autograd.grad(y.sum(), [x, weights], create_graph=True)
+    assert not dx.any()
+    assert not dweights.any()
+
+
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+def test_weights_of_every_kind(backend: str) -> None:
+    op = MixedOp(4, 1, backend=backend).double()
+    x = torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    row = torch.randn(8, dtype=torch.float64).softmax(-1)
+    want = formulas.mixed(x, row, PRIMITIVES, 1, op.state_dict())
+    table = torch.zeros(8, 3, dtype=torch.float64)
+    table[:, 1] = row
+    for weights in (row, table[:, 1], row.tolist(), list(row), tuple(row), nn.Parameter(row)):
+        torch.testing.assert_close(op(x, weights), want)
+    torch.testing.assert_close(op(x, [0, 0, 0, 1, 0, 0, 0, 0]), x)
+    torch.testing.assert_close(op(x, [0.0, 0, 0, torch.ones(()), 0, 0, 0, 0]), x)
+    torch.testing.assert_close(op(x, torch.tensor([0, 0, 0, 2, 0, 0, 0, 0])), 2 * x)
+
+
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_weights_of_another_precision(backend: str, dtype: torch.dtype) -> None:
+    other = {torch.float32: torch.float64, torch.float64: torch.float32}[dtype]
+    op = MixedOp(4, 1, backend=backend).to(dtype)
+    weights = torch.full((8,), 0.125, dtype=other, requires_grad=True)
+    y = op(torch.randn(2, 4, 5, 5, dtype=dtype), weights)
+    y.square().sum().backward()
+    assert (y.dtype, weights.grad.dtype) == (dtype, other)
+
+
+ONES = torch.ones(8)
+
+
+@pytest.mark.parametrize(
+    ("x", "weights", "error", "message"),
+    [
+        (torch.zeros(2, 3, 5, 5), ONES, ValueError, "x must be a non-empty [N, 4, H, W]; got (2, 3, 5, 5)"),
+        (torch.zeros(4, 5, 5), ONES, ValueError, "x must be a non-empty [N, 4, H, W]; got (4, 5, 5)"),
+        (torch.zeros(0, 4, 5, 5), ONES, ValueError, "x must be a non-empty [N, 4, H, W]; got (0, 4, 5, 5)"),
+        (torch.zeros(2, 4, 5, 0), ONES, ValueError, "x must be a non-empty [N, 4, H, W]; got (2, 4, 5, 0)"),
+        (
+            torch.zeros(2, 4, 5, 5, dtype=torch.int64),
+            ONES,
+            TypeError,
+            "x must be a floating-point tensor; got torch.int64",
+        ),
+        (
+            torch.zeros(2, 4, 5, 5),
+            ONES[1:],
+            ValueError,
+            "weights must hold one number for each of the 8 ops; got shape (7,)",
+        ),
+        (torch.zeros(2, 4, 5, 5), [1.0] * 9, ValueError, "weights must hold one number for each of the 8 ops; got 9"),
+        (torch.zeros(2, 4, 5, 5), torch.ones(8, 2), ValueError, "each of the 8 ops; got shape (8, 2)"),
+        (torch.zeros(2, 4, 5, 5), torch.ones(()), ValueError, "each of the 8 ops; got shape ()"),
+        (torch.zeros(2, 4, 5, 5), ONES.to("meta"), TypeError, "weights must be on x's device, cpu; got meta"),
+        (torch.zeros(2, 4, 5, 5), ONES.cfloat(), TypeError, "weights must be real numbers; got torch.complex64"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+def test_wrong_input(x: Tensor, weights: Any, error: type[Exception], message: str, backend: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        MixedOp(4, 1, backend=backend)(x, weights)
+
+
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+def test_other_wrong_input(backend: str) -> None:
+    with pytest.raises(TypeError, match="x must be a floating-point tensor; got ndarray"):
+        MixedOp(4, 1, backend=backend)(torch.zeros(2, 4, 5, 5).numpy(), ONES)
+    with pytest.raises(ValueError, match=r"more than (1|one) value per channel"):
+        MixedOp(4, 2, backend=backend)(torch.zeros(1, 4, 2, 2), ONES)
+
+
+@fused_only
+def test_precisions_that_do_not_fit() -> None:
+    op = MixedOp(4, 1)
+    with pytest.raises(
+        TypeError, match=r"params must be torch.float64 on cpu to go with x of torch.float64; got torch.float32"
+    ):
+        op(torch.zeros(2, 4, 5, 5).double(), ONES)
+    with pytest.raises(
+        TypeError, match=r"params must be torch.float32 on cpu to go with x of torch.float32; got torch.float64"
+    ):
+        op.double()(torch.zeros(2, 4, 5, 5), ONES)
+
+
+def test_wrong_arguments() -> None:
+    with pytest.raises(ValueError, match="C must be at least 1; got 0"):
+        MixedOp(0, 1)
+    with pytest.raises(ValueError, match="stride must be 1 or 2; got 3"):
+        MixedOp(4, 3, ["none"])
+    with pytest.raises(ValueError, match="C_out must be even"):
+        MixedOp(3, 2)
+    with pytest.raises(ValueError, match="backend must be one of auto, reference, fused; got 'cpp'"):
+        MixedOp(4, 1, backend="cpp")
+    with pytest.raises(ValueError, match=re.escape("must not repeat a name; got ['none', 'none']")):
+        MixedOp(4, 1, ["none", "none"])
+
+
+def test_explicit_wish_that_cannot_be_met() -> None:
+    op = MixedOp(4, 1, backend="fused").half()
+    with pytest.raises(RuntimeError, match=r"backend 'fused' cannot serve here: .*; use 'auto' or 'reference'"):
+        op(torch.zeros(2, 4, 5, 5, dtype=torch.float16), ONES)
+
+
+@fused_only
+def test_batch_norms_that_no_kernel_computes() -> None:
+    x, weights = torch.randn(3, 4, 5, 5), torch.randn(8).softmax(-1)
+    changes = {
+        "differ in class, mode": lambda norms: norms[2].eval(),
+        "differ in class, mode, eps": lambda norms: setattr(norms[0], "eps", 1e-3),
+        "without momentum": lambda norms: [setattr(norm, "momentum", None) for norm in norms],
+    }
+    for reason, change in changes.items():
+        op = MixedOp(4, 1, backend="fused")
+        change([m for m in op.modules() if isinstance(m, nn.BatchNorm2d)])
+        with pytest.raises(RuntimeError, match=reason):
+            op(x, weights)
+        op.backend = "auto"
+        twin = with_backend(op, "reference")
+        assert torch.equal(op(x, weights), twin(x, weights))
+        assert all(map(torch.equal, op.buffers(), twin.buffers()))
+
+
+@fused_only
+def test_batch_norms_frozen_while_the_rest_trains() -> None:
+    op = MixedOp(4, 1, backend="reference").double()
+    x = torch.randn(3, 4, 5, 5, dtype=torch.float64)
+    op(x, ONES)  # running statistics that differ from this batch's
+    for module in op.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    compare(op, 2 * x + 1, ONES.double())
+
+
+@fused_only
+def test_modules_put_in_place_of_an_op() -> None:
+    op = MixedOp(4, 1, backend="reference").double()
+    op._ops[4] = nn.Conv2d(4, 4, 1).double()
+    op._ops[3] = nn.Sequential(nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1)).double()
+    op._ops[0] = nn.Tanh()
+    called: list[str] = []
+    op._ops[5].register_forward_hook(lambda *_: called.append("hook"))
+    x, weights = torch.randn(3, 4, 5, 5, dtype=torch.float64), torch.randn(8, dtype=torch.float64).softmax(-1)
+    torch.testing.assert_close(with_backend(op, "fused")(x, weights), op(x, weights), rtol=1e-11, atol=1e-11)
+    assert called == ["hook"] * 2
+
+
+@fused_only
+def test_same_bits_every_time_and_nearly_the_same_for_any_number_of_threads() -> None:
+    op = MixedOp(20, 1)
+    x, weights, g = torch.randn(5, 20, 17, 9), torch.randn(8).softmax(-1), torch.randn(5, 20, 17, 9)
+    found = {}
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        first, again = (results(copy.deepcopy(op), x, weights, g) for _ in range(2))
+        assert all(torch.equal(first[name], again[name]) for name in first)
+        found[threads] = first
+    for name, one in found[1].items():
+        for threads in (2, 3):
+            scale = one.abs().max().item()
+            difference = (found[threads][name] - one).abs().max().item()
+            assert difference <= 200 * torch.finfo(torch.float32).eps * scale, (name, threads)  # 765 terms a sum
+
+
+PROBE = """
+import sys
+import torch
+from fastdarts.mixed_op import MixedOp
+
+dtype = getattr(torch, sys.argv[2])
+state = torch.load(sys.argv[1], weights_only=True)
+op = MixedOp(20, 1, backend="fused").to(torch.promote_types(dtype, torch.float32))
+op.load_state_dict(state["op"])
+x, weights = state["x"].to(dtype).requires_grad_(), state["weights"].requires_grad_()
+with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+    y = op(x, weights)
+leaves = {"x": x, "weights": weights, **dict(op.named_parameters())}
+grads = torch.autograd.grad(y, list(leaves.values()), state["g"].to(y.dtype))
+torch.save({"y": y.detach(), **{f"d {n}": g for n, g in zip(leaves, grads)}, **dict(op.named_buffers())}, sys.argv[3])
+"""
+
+
+@fused_only
+@pytest.mark.parametrize("dtype", FACTORS["dtype"], ids=str)
+@pytest.mark.parametrize("instructions", ["portable", "avx2"])
+def test_other_instruction_sets(instructions: str, dtype: torch.dtype, tmp_path: Any) -> None:
+    op = MixedOp(20, 1, backend="reference")
+    x, weights, g = torch.randn(3, 20, 7, 9).to(dtype), torch.randn(8).softmax(-1), torch.randn(3, 20, 7, 9)
+    torch.save({"op": op.state_dict(), "x": x, "weights": weights, "g": g}, tmp_path / "in.pt")
+    command = [sys.executable, "-c", PROBE, str(tmp_path / "in.pt"), str(dtype).split(".")[1], str(tmp_path / "out.pt")]
+    done = subprocess.run(
+        command, env={**os.environ, "FASTDARTS_CPU": instructions}, capture_output=True, text=True, check=False
+    )
+    if "this machine's best is" in done.stderr:
+        pytest.skip(f"this machine has no {instructions}")
+    assert done.returncode == 0, done.stderr
+    ours = torch.load(tmp_path / "out.pt", weights_only=True)
+    op.to(torch.promote_types(dtype, torch.float32))
+    exact = copy.deepcopy(op).double()
+    g = g.to(dtype)
+    moved_x = rounded_at_random(x.double(), torch.finfo(dtype).eps, torch.Generator().manual_seed(1))
+    moved = [results(copy.deepcopy(exact), moved_x, weights.double(), g.double())]
+    true = results(exact, x.double(), weights.double(), g.double())
+    assert_no_worse(ours, results(op, x, weights.to(ours["d weights"].dtype), g), true, moved, torch.finfo(dtype).eps)
+
+
+@fused_only
+def test_unknown_instruction_set() -> None:
+    command = [
+        sys.executable,
+        "-c",
+        "import torch, fastdarts; fastdarts.MixedOp(2, 1)(torch.randn(2, 2, 3, 3), [1.0] * 8)",
+    ]
+    done = subprocess.run(
+        command, env={**os.environ, "FASTDARTS_CPU": "sse9"}, capture_output=True, text=True, check=False
+    )
+    assert "ValueError: FASTDARTS_CPU must be avx512, avx2 or portable; got sse9" in done.stderr

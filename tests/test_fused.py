@@ -1,0 +1,304 @@
+"""Cells and networks through the kernels: equal to plain ones, twice differentiable, at home in torch's tools."""
+
+import copy
+import io
+import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed
+from criterion import Results, assert_no_worse, rounded_at_random
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from fastdarts import fused, ops
+from fastdarts.cell import Cell
+from fastdarts.genotype import edges_of
+from fastdarts.mixed_op import MixedOp
+from fastdarts.network import SearchNetwork
+from fastdarts.space import PRIMITIVES
+
+pytestmark = pytest.mark.skipif(
+    ops.unavailable(torch.device("cpu"), torch.float32) is not None, reason="needs the extension, which is not built"
+)
+ALL_KINDS = ("sep_conv_7x7", "max_pool_3x3", "skip_connect", "conv_7x1_1x7", "avg_pool_3x3", "none")
+
+
+def with_backend(module: nn.Module, backend: str) -> nn.Module:
+    twin = copy.deepcopy(module)
+    for part in twin.modules():
+        if hasattr(part, "backend"):
+            part.backend = backend
+    return twin
+
+
+def run(module: nn.Module, inputs: list[Tensor], g: Tensor) -> Results:
+    """Output, gradients and buffers of a module, bfloat16 under autocast."""
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    with torch.autocast("cpu", torch.bfloat16, enabled=inputs[0].dtype == torch.bfloat16):
+        y = module(*leaves)
+    named = {f"input {i}": leaf for i, leaf in enumerate(leaves)} | dict(module.named_parameters())
+    grads = torch.autograd.grad(y, list(named.values()), g.to(y.dtype))
+    found = {f"d {name}": grad for name, grad in zip(named, grads, strict=True)}
+    return {"y": y.detach(), **found, **{name: buffer.clone() for name, buffer in module.named_buffers()}}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("steps", "multiplier", "reduction", "reduction_prev", "primitives", "training"),
+    [
+        (4, 4, False, False, PRIMITIVES, True),
+        (4, 4, True, True, PRIMITIVES, True),
+        (3, 2, True, False, ALL_KINDS, True),
+        (2, 1, False, True, PRIMITIVES[::-1], False),
+    ],
+)
+def test_cell(
+    steps: int,
+    multiplier: int,
+    reduction: bool,
+    reduction_prev: bool,
+    primitives: tuple[str, ...],
+    training: bool,
+    dtype: torch.dtype,
+) -> None:
+    compute = torch.promote_types(dtype, torch.float32)
+    plain = Cell(steps, multiplier, 12, 20, 8, reduction, reduction_prev, primitives, "reference").to(compute)
+    plain.train(training)
+    H, W = 7, 6
+    s0 = torch.randn(4, 12, 2 * H - 1 if reduction_prev else H, 2 * W if reduction_prev else W).to(dtype)
+    s1 = torch.randn(4, 20, H, W).to(dtype)
+    weights = torch.randn(len(edges_of(steps)), len(primitives)).softmax(-1).to(compute)
+    inputs = [s0, s1, weights]
+    with torch.no_grad():
+        g = torch.randn_like(copy.deepcopy(plain)(s0.to(compute), s1.to(compute), weights)).to(dtype)
+    eps, generator = torch.finfo(dtype).eps, torch.Generator().manual_seed(1)
+    exact, moved = copy.deepcopy(plain).double(), []
+    for _ in range(2):
+        other = copy.deepcopy(exact)
+        with torch.no_grad():
+            for p in other.parameters():
+                p.copy_(rounded_at_random(p, eps, generator))
+        moved.append(run(other, [rounded_at_random(x.double(), eps, generator) for x in inputs], g.double()))
+    ours = run(with_backend(plain, "fused"), inputs, g)
+    assert ours["y"].dtype == dtype
+    truth = run(exact, [x.double() for x in inputs], g.double())
+    assert_no_worse(ours, run(plain, inputs, g), truth, moved, eps)
+
+
+def twins(**options: object) -> tuple[SearchNetwork, SearchNetwork]:
+    """The same small network in float64, fused and plain."""
+    settings = {"C": 4, "num_classes": 5, "layers": 3, "steps": 2, "multiplier": 2, "backend": "fused"} | options
+    network = SearchNetwork(**settings).double()
+    twin = with_backend(network, "reference")
+    assert isinstance(twin, SearchNetwork)
+    return network, twin
+
+
+def images(n: int = 6, size: tuple[int, int] = (9, 8)) -> Tensor:
+    return torch.randn(n, 3, *size, dtype=torch.float64)
+
+
+def leaves_of(network: SearchNetwork) -> list[Tensor]:
+    return [*network.arch_parameters(), *network.parameters()]
+
+
+def assert_equal(ours: Iterator[Tensor] | list[Tensor], plain: Iterator[Tensor] | list[Tensor]) -> None:
+    """In float64, several layers deep."""
+    for a, b in zip(ours, plain, strict=True):
+        assert (a - b).abs().max() <= 1e-10 * max(1.0, b.abs().max().item())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_network(training: bool) -> None:
+    network, twin = twins()
+    network.train(training)
+    twin.train(training)
+    x = images()
+    logits = [net(x) for net in (network, twin)]
+    assert_equal(*([y] for y in logits))
+    assert_equal(
+        *(
+            list(torch.autograd.grad(y.square().sum(), leaves_of(net)))
+            for y, net in zip(logits, (network, twin), strict=True)
+        )
+    )
+    assert_equal(network.buffers(), twin.buffers())
+
+
+def hessian_product(network: SearchNetwork, x: Tensor, v: list[Tensor]) -> list[Tensor]:
+    """d/d(alphas, weights) of <d loss / d(alphas, weights), v>: every block of the Hessian."""
+    leaves = leaves_of(network)
+    loss = nn.functional.cross_entropy(network(x), torch.arange(len(x)) % 5)
+    gradients = torch.autograd.grad(loss, leaves, create_graph=True)
+    inner = sum((g * d).sum() for g, d in zip(gradients, v, strict=True))
+    return list(torch.autograd.grad(inner, leaves))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("primitives", [PRIMITIVES, ALL_KINDS], ids=["eight", "others"])
+def test_second_derivatives(primitives: tuple[str, ...], training: bool) -> None:
+    network, twin = twins(primitives=primitives)
+    x = images(4, (6, 6))
+    v = [torch.randn_like(leaf) for leaf in leaves_of(network)]
+    with torch.no_grad():
+        network(x)  # running statistics that are not 0 and 1
+        twin(x)
+    ours, plain = (hessian_product(net.train(training), x, v) for net in (network, twin))
+    for a, b in zip(ours, plain, strict=True):
+        assert (a - b).abs().max() <= 1e-8 * max(1.0, b.abs().max().item())
+
+
+def test_third_derivative() -> None:
+    op = MixedOp(2, 1, ["sep_conv_3x3", "avg_pool_3x3"], "fused").double()
+    twin = with_backend(op, "reference")
+    x, w = torch.randn(3, 2, 4, 4, dtype=torch.float64), torch.rand(2, dtype=torch.float64)
+    found = []
+    for module in (op, twin):
+        at, weights = x.clone().requires_grad_(), w.clone().requires_grad_()
+        value = module(at, weights).pow(3).sum()
+        for _ in range(3):
+            value = torch.autograd.grad(value, [at, weights], create_graph=True)[0].pow(2).sum()
+        found.append(value.detach())
+    torch.testing.assert_close(*found, rtol=1e-9, atol=0)
+
+
+def test_no_grad_and_inference_mode() -> None:
+    network, _ = twins()
+    network.eval()
+    x = images()
+    with torch.no_grad():
+        want = network(x)
+    assert not want.requires_grad
+    with torch.inference_mode():
+        assert torch.equal(network(x), want)
+    assert torch.equal(network(x), want)
+
+
+def test_copies_and_files(tmp_path: Path) -> None:
+    network, _ = twins()
+    x = images()
+    network(x)
+    network.eval()
+    want = network(x)
+    torch.save(network, tmp_path / "network.pt")
+    torch.save(network.state_dict(), tmp_path / "state.pt")
+    fresh = SearchNetwork(4, 5, 3, 2, 2, backend="fused").double().eval()
+    fresh.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True), strict=True)
+    with torch.no_grad():
+        for mine, theirs in zip(fresh.arch_parameters(), network.arch_parameters(), strict=True):
+            mine.copy_(theirs)
+    for other in (
+        copy.deepcopy(network),
+        pickle.loads(pickle.dumps(network)),
+        torch.load(tmp_path / "network.pt", weights_only=False),
+        torch.load(io.BytesIO((tmp_path / "network.pt").read_bytes()), weights_only=False),
+        fresh,
+    ):
+        assert torch.equal(other(x), want)
+
+
+def test_functional_call_with_other_weights() -> None:
+    network, twin = twins()
+    x = images()
+    state = {name: torch.randn_like(p, requires_grad=True) for name, p in network.named_parameters()}
+    before = [p.clone() for p in network.parameters()]
+    ours, plain = (functional_call(net, state, (x,)) for net in (network, twin))
+    assert_equal([ours], [plain])
+    g = torch.randn_like(plain)
+    leaves = list(state.values())
+    assert_equal(list(torch.autograd.grad(ours, leaves, g)), list(torch.autograd.grad(plain, leaves, g)))
+    assert all(map(torch.equal, before, network.parameters()))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing(reentrant: bool) -> None:
+    op, x = MixedOp(4, 2, backend="fused").double(), torch.randn(3, 4, 7, 6, dtype=torch.float64)
+    found = []
+    for call in (op, lambda x, w: checkpoint(op, x, w, use_reentrant=reentrant)):
+        at, weights = x.clone().requires_grad_(), torch.full((8,), 0.125, dtype=torch.float64, requires_grad=True)
+        y = call(at, weights)
+        found.append([y.detach(), *torch.autograd.grad(y.square().sum(), [at, weights])] if not reentrant else [])
+        if reentrant:  # this kind supports backward() alone
+            y.square().sum().backward()
+            found[-1] = [y.detach(), at.grad, weights.grad]
+    assert all(map(torch.equal, *found))
+
+
+def test_data_parallel(tmp_path: Path) -> None:
+    network, _ = twins()
+    twin = copy.deepcopy(network)
+    x = images()
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'meet'}", rank=0, world_size=1)
+    try:
+        parallel = DistributedDataParallel(network)
+        for _ in range(2):
+            parallel.zero_grad()
+            parallel(x).square().sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    for _ in range(2):
+        twin.zero_grad()
+        twin(x).square().sum().backward()
+    assert_equal([p.grad for p in network.parameters()], [p.grad for p in twin.parameters()])
+    assert_equal(network.buffers(), twin.buffers())
+
+
+def compiled(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    torch._dynamo.reset()
+    return torch.compile(f, backend="aot_eager", fullgraph=True)
+
+
+def test_compiled_operator() -> None:
+    plan = fused._plan(1, ((0, 1),), ((2, PRIMITIVES),), (tuple(range(1, 8)),))
+    op = MixedOp(4, 2).double()
+    params = [p for o in op._ops for p in o.parameters()]
+    x, weights = torch.randn(3, 4, 7, 6, dtype=torch.float64), torch.full((1, 8), 0.125, dtype=torch.float64)
+
+    def call(x: Tensor, weights: Tensor) -> Tensor:
+        return ops.mixed_sum([x * 2], weights, params, None, plan)[0].tanh()
+
+    found = []
+    for f in (call, compiled(call)):
+        at, w = x.clone().requires_grad_(), weights.clone().requires_grad_()
+        y = f(at, w)
+        found.append([y.detach(), *torch.autograd.grad(y.square().sum(), [at, w, *params])])
+    assert_equal(*found)
+
+
+def test_compiled_mixed_op() -> None:
+    op = MixedOp(4, 1, backend="fused").double()
+    twin = copy.deepcopy(op)
+    x, weights = torch.randn(3, 4, 5, 6, dtype=torch.float64), torch.full((8,), 0.125, dtype=torch.float64)
+    found = []
+    for module, f in ((twin, twin), (op, compiled(op))):
+        at, w = x.clone().requires_grad_(), weights.clone().requires_grad_()
+        y = f(at, w)
+        found.append([y.detach(), *torch.autograd.grad(y.square().sum(), [at, w, *module.parameters()])])
+    assert_equal(*found)
+    assert_equal(op.buffers(), twin.buffers())
+
+
+def test_autocast_reaches_the_kernels() -> None:
+    network = SearchNetwork(C=4, num_classes=5, layers=3, steps=2, multiplier=2, backend="fused")
+    dtypes = []
+    network.cells[0].register_forward_hook(lambda _, __, out: dtypes.append(out.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = network(images().float()).float().square().sum()
+    loss.backward()
+    assert dtypes == [torch.bfloat16]
+    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in network.parameters())
+    assert all(alpha.grad.dtype == torch.float32 for alpha in network.arch_parameters())
+
+
+def test_one_pixel_has_no_variance() -> None:
+    network, _ = twins()
+    with pytest.raises(
+        ValueError, match=r"batch norm needs more than one value per channel when training; got x \(1, "
+    ):
+        network(images(1, (2, 2)))
+    assert network.eval()(images(1, (1, 1))).isfinite().all()
