@@ -69,8 +69,9 @@ def norm_backward(g, y, coefficients_ptr, stats_ptr, norm, c, mask, C: tl.conste
 
 
 @triton.jit
-def stage_gradient(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, saved_ptr, coefficients_ptr, stats_ptr, p, exists, o, pixels,
-                   C: tl.constexpr, PITCH: tl.constexpr, G_PITCH: tl.constexpr, BLOCK: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+def stage_gradient(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, saved_ptr, coefficients_ptr, stats_ptr, p, exists, o,
+                   pixels, C: tl.constexpr, PITCH: tl.constexpr, G_PITCH: tl.constexpr, BLOCK: tl.constexpr,
+                   ACC: tl.constexpr):  # fmt: skip
     """dy of a stage: the gradient enters from its node, or for the first stage of a separable convolution from dz."""
     mask = mask_of(exists, o, C, BLOCK)
     plane = pixels.to(tl.int64) * PITCH
@@ -89,13 +90,14 @@ def stage_backward_kernel(
     d_pw_ptr, rows_ptr, edges_ptr, pixels, pw_size,
     C_IN: tl.constexpr, C_OUT: tl.constexpr, X_PITCH: tl.constexpr, PITCH: tl.constexpr, DD_PITCH: tl.constexpr,
     G_PITCH: tl.constexpr, H: tl.constexpr, W: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr,
-    GEOMETRIES: tl.constexpr, NORMALISED: tl.constexpr, NEED_PARAMS: tl.constexpr, EPS: tl.constexpr, TILES: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_O: tl.constexpr, ACC: tl.constexpr, DOT: tl.constexpr,
+    GEOMETRIES: tl.constexpr, NORMALISED: tl.constexpr, NEED_PARAMS: tl.constexpr, EPS: tl.constexpr,
+    TILES: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_O: tl.constexpr, ACC: tl.constexpr,
+    DOT: tl.constexpr,
 ):  # fmt: skip
-    """One program takes BLOCK_I inputs x BLOCK_O outputs of one stage over TILES tiles: dd = dy W, and its share of dW = dy d'.
+    """One program takes BLOCK_I inputs x BLOCK_O outputs of a stage over TILES tiles: dd = dy W, and its share of dW.
 
-    d is computed again. Only programs of the first outputs write dd. d_pw: [parts, pw_size]. Pools: dd is the gradient of the
-    pooled values (of a mean's pixels), largest the place of the maximum in its window, 0 to 8.
+    dW = dy' d, with d computed again. Only programs of the first outputs write dd. d_pw: [parts, pw_size]. Pools: dd is
+    the gradient of the pooled values (of a mean's pixels), largest the place of the maximum in its window, 0 to 8.
     """
     part, row = tl.program_id(0), tl.program_id(1)
     blocks_o: tl.constexpr = (C_OUT + BLOCK_O - 1) // BLOCK_O
@@ -120,8 +122,8 @@ def stage_backward_kernel(
         p = p.to(tl.int64)
         if (MAX | AVG) & GEOMETRIES:
             if ((geometry == MAX) | (geometry == AVG)) & (o_block == 0):
-                pool_gradient(x_ptr, grad_ptr, own_ptr, saved_ptr, dd_out, largest_ptr, stats_ptr, coefficients_ptr, rows_ptr,
-                              edges_ptr, row, geometry, p, q, h, w, exists, i, plane,
+                pool_gradient(x_ptr, grad_ptr, own_ptr, saved_ptr, dd_out, largest_ptr, stats_ptr, coefficients_ptr,
+                              rows_ptr, edges_ptr, row, geometry, p, q, h, w, exists, i, plane,
                               C_IN, H, W, X_PITCH, PITCH, G_PITCH, BLOCK_I, ACC)  # fmt: skip
         if GATHER & GEOMETRIES:
             if geometry == GATHER:
@@ -136,8 +138,9 @@ def stage_backward_kernel(
                             tl.trans(mine.to(T).to(DOT)), d.to(T).to(DOT), input_precision="ieee", out_dtype=ACC
                         )
                     if o_block == 0:
-                        dd = product(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, saved_ptr, coefficients_ptr, stats_ptr, pw, dy, p,
-                                     exists, i, half, pixels, C_IN, C_OUT, PITCH, G_PITCH, STRIDE, BLOCK_O, ACC, DOT)  # fmt: skip
+                        dd = product(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, saved_ptr, coefficients_ptr,
+                                     stats_ptr, pw, dy, p, exists, i, half, pixels, C_IN, C_OUT, PITCH, G_PITCH,
+                                     STRIDE, BLOCK_O, ACC, DOT)  # fmt: skip
                         store_tile(dd_out + half * dd_plane, p * DD_PITCH, i, dd, mask_of(exists, i, C_IN, BLOCK_I))
         if CONV_3 <= GEOMETRIES:
             if geometry >= CONV_3:
@@ -151,8 +154,9 @@ def stage_backward_kernel(
                                   C_IN, H, W, X_PITCH, NORMALISED, BLOCK_I, ACC, GEOMETRIES)  # fmt: skip
                     d_pw += tl.dot(tl.trans(dy.to(T).to(DOT)), d.to(T).to(DOT), input_precision="ieee", out_dtype=ACC)
                 if o_block == 0:
-                    dd = product(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, saved_ptr, coefficients_ptr, stats_ptr, pw, dy, p,
-                                 exists, i, 0, pixels, C_IN, C_OUT, PITCH, G_PITCH, 1, BLOCK_O, ACC, DOT)  # fmt: skip
+                    dd = product(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, saved_ptr, coefficients_ptr, stats_ptr,
+                                 pw, dy, p, exists, i, 0, pixels, C_IN, C_OUT, PITCH, G_PITCH, 1, BLOCK_O, ACC,
+                                 DOT)  # fmt: skip
                     store_tile(dd_out, p * DD_PITCH, i, dd, mask_of(exists, i, C_IN, BLOCK_I))
     if NEED_PARAMS:
         if (geometry == GATHER) | (geometry >= CONV_3):
@@ -161,9 +165,9 @@ def stage_backward_kernel(
 
 
 @triton.jit
-def product(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, saved_ptr, coefficients_ptr, stats_ptr, pw_ptr, dy, p, exists, i, half,
-            pixels, C_IN: tl.constexpr, C_OUT: tl.constexpr, PITCH: tl.constexpr, G_PITCH: tl.constexpr, PARTS: tl.constexpr,
-            BLOCK_O: tl.constexpr, ACC: tl.constexpr, DOT: tl.constexpr):  # fmt: skip
+def product(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, saved_ptr, coefficients_ptr, stats_ptr, pw_ptr, dy, p, exists,
+            i, half, pixels, C_IN: tl.constexpr, C_OUT: tl.constexpr, PITCH: tl.constexpr, G_PITCH: tl.constexpr,
+            PARTS: tl.constexpr, BLOCK_O: tl.constexpr, ACC: tl.constexpr, DOT: tl.constexpr):  # fmt: skip
     """dd = dy W for inputs i over all outputs, of which dy are the first."""
     T = saved_ptr.dtype.element_ty
     dd = tl.zeros((p.shape[0], i.shape[0]), ACC)
@@ -178,9 +182,10 @@ def product(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, saved_ptr, coefficients_pt
 
 
 @triton.jit
-def pool_gradient(x_ptr, grad_ptr, own_ptr, saved_ptr, dd_ptr, largest_ptr, stats_ptr, coefficients_ptr, rows_ptr, edges_ptr,
-                  row, geometry, p, q, h, w, exists, c, plane, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
-                  X_PITCH: tl.constexpr, PITCH: tl.constexpr, G_PITCH: tl.constexpr, BLOCK: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+def pool_gradient(x_ptr, grad_ptr, own_ptr, saved_ptr, dd_ptr, largest_ptr, stats_ptr, coefficients_ptr, rows_ptr,
+                  edges_ptr, row, geometry, p, q, h, w, exists, c, plane, C: tl.constexpr, H: tl.constexpr,
+                  W: tl.constexpr, X_PITCH: tl.constexpr, PITCH: tl.constexpr, G_PITCH: tl.constexpr,
+                  BLOCK: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
     """What all edges that use a pool give to its values, and where in its window a maximum stood first."""
     mask = mask_of(exists, c, C, BLOCK)
     y = load_tile(saved_ptr + column(rows_ptr, row, Y) * plane, p * PITCH, c, mask, ACC)
@@ -214,7 +219,7 @@ def pool_gradient(x_ptr, grad_ptr, own_ptr, saved_ptr, dd_ptr, largest_ptr, stat
 def taps_backward(dd_ptr, dw_ptr, d_dw_ptr, source, image, h, w, exists, c, C: tl.constexpr, HO: tl.constexpr,
                   WO: tl.constexpr, PITCH: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr, NEED_X: tl.constexpr,
                   NEED_PARAMS: tl.constexpr, K: tl.constexpr, D: tl.constexpr, S: tl.constexpr):  # fmt: skip
-    """A depthwise convolution backwards at input pixels (image, h, w): its gradient, and the tile's sums for the weights'."""
+    """A depthwise convolution backwards at input pixels (image, h, w), and the tile's sums for its weights."""
     d = tl.zeros((h.shape[0], BLOCK_C), ACC)
     for ky in range(K):
         for kx in tl.static_range(K):
@@ -236,9 +241,10 @@ def taps_backward(dd_ptr, dw_ptr, d_dw_ptr, source, image, h, w, exists, c, C: t
 
 
 @triton.jit
-def depthwise_backward(geometry, dd_ptr, dw_ptr, d_dw_ptr, source, image, h, w, exists, c, C: tl.constexpr, HO: tl.constexpr,
-                       WO: tl.constexpr, PITCH: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr, NEED_X: tl.constexpr,
-                       NEED_PARAMS: tl.constexpr, S: tl.constexpr, GEOMETRIES: tl.constexpr):  # fmt: skip
+def depthwise_backward(geometry, dd_ptr, dw_ptr, d_dw_ptr, source, image, h, w, exists, c, C: tl.constexpr,
+                       HO: tl.constexpr, WO: tl.constexpr, PITCH: tl.constexpr, BLOCK_C: tl.constexpr,
+                       ACC: tl.constexpr, NEED_X: tl.constexpr, NEED_PARAMS: tl.constexpr, S: tl.constexpr,
+                       GEOMETRIES: tl.constexpr):  # fmt: skip
     """`taps_backward` of a stage's geometry."""
     d = tl.zeros((h.shape[0], BLOCK_C), ACC)
     if CONV_3 & GEOMETRIES:
@@ -271,10 +277,10 @@ def middle_backward_kernel(
     GEOMETRIES: tl.constexpr, NEED_PARAMS: tl.constexpr, EPS: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """One program makes a tile of dz, the gradient in the middle of a separable convolution, through relu and second depthwise.
+    """One program makes a tile of dz, the gradient in the middle of a separable convolution.
 
-    Leaves the tile's sums of dz and dz * (y - mean) of the first stage in sums [tiles, 2 * rows, C], and its share of the
-    depthwise weights' gradients in d_dw [tiles, dw_size], each [taps, C].
+    Leaves the tile's sums of dz and dz * (y - mean) of the first stage in sums [tiles, 2 * rows, C], and its share of
+    the depthwise weights' gradients in d_dw [tiles, dw_size], each [taps, C].
     """
     tile, row = tl.program_id(0), tl.program_id(1)
     p = tile * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -288,9 +294,9 @@ def middle_backward_kernel(
     source = tl.where(mask, relu(centred * rstd[None, :]), 0.0)
     dw = column(rows_ptr, row, DW)
     dz = depthwise_backward(
-        column(rows_ptr, row, GEOMETRY), dd_ptr + column(rows_ptr, row, DD) * (pixels.to(tl.int64) * DD_PITCH), dw_ptr + dw,
-        d_dw_ptr + tile.to(tl.int64) * dw_size + dw, source, p // (HO * WO), (p // WO) % HO, p % WO, exists, c,
-        C, HO, WO, DD_PITCH, BLOCK_C, ACC, True, NEED_PARAMS, 1, GEOMETRIES,
+        column(rows_ptr, row, GEOMETRY), dd_ptr + column(rows_ptr, row, DD) * (pixels.to(tl.int64) * DD_PITCH),
+        dw_ptr + dw, d_dw_ptr + tile.to(tl.int64) * dw_size + dw, source, p // (HO * WO), (p // WO) % HO, p % WO,
+        exists, c, C, HO, WO, DD_PITCH, BLOCK_C, ACC, True, NEED_PARAMS, 1, GEOMETRIES,
     )  # fmt: skip
     dz = tl.where(mask & (source > 0), dz, 0.0)
     store_tile(dz_ptr + column(rows_ptr, row, DZ) * plane, at, c, dz, mask)
@@ -301,8 +307,8 @@ def middle_backward_kernel(
 
 @triton.jit
 def state_backward_kernel(
-    x_ptr, grad_ptr, own_ptr, before_ptr, dx_ptr, dd_ptr, largest_ptr, dw_ptr, d_dw_ptr, weights_ptr, rows_ptr, skips_ptr,
-    pixels, convolutions, pools, skips, out_pixels, dw_size,
+    x_ptr, grad_ptr, own_ptr, before_ptr, dx_ptr, dd_ptr, largest_ptr, dw_ptr, d_dw_ptr, weights_ptr, rows_ptr,
+    skips_ptr, pixels, convolutions, pools, skips, out_pixels, dw_size,
     C: tl.constexpr, X_PITCH: tl.constexpr, G_PITCH: tl.constexpr, BEFORE_PITCH: tl.constexpr, DX_PITCH: tl.constexpr,
     DD_PITCH: tl.constexpr, H: tl.constexpr, W: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr,
     GEOMETRIES: tl.constexpr, HAS_BEFORE: tl.constexpr, NEED_X: tl.constexpr,
@@ -337,8 +343,8 @@ def state_backward_kernel(
             if geometry >= CONV_3:
                 dw = column(rows_ptr, row, DW)
                 dx += depthwise_backward(
-                    geometry, dd, dw_ptr + dw, d_dw_ptr + tile.to(tl.int64) * dw_size + dw, source, image, h, w, exists, c,
-                    C, HO, WO, DD_PITCH, BLOCK_C, ACC, NEED_X, NEED_PARAMS, STRIDE, GEOMETRIES,
+                    geometry, dd, dw_ptr + dw, d_dw_ptr + tile.to(tl.int64) * dw_size + dw, source, image, h, w,
+                    exists, c, C, HO, WO, DD_PITCH, BLOCK_C, ACC, NEED_X, NEED_PARAMS, STRIDE, GEOMETRIES,
                 )  # fmt: skip
     if NEED_X:
         dx = tl.where(x > 0, dx, 0.0)
@@ -372,7 +378,7 @@ def state_backward_kernel(
 def sum_parts_kernel(parts_ptr, total_ptr, weights_ptr, size, BLOCK: tl.constexpr, ACC: tl.constexpr):
     """One program adds up all parts [parts, size] of a stretch of one weight's gradient, in order.
 
-    weights: (offset, taps, length, parts) each. Parts hold [taps, channels], the sums get the parameters' [channels, taps].
+    weights: (offset, taps, length, parts) each. Parts hold [taps, channels], sums the parameters' [channels, taps].
     """
     row = weights_ptr + tl.program_id(0) * NARROW
     offset, taps, length, parts = tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)

@@ -128,7 +128,7 @@ def _input_shape(s: Shared, x: Image, normalised: bool) -> dict[str, int]:
 
 
 class Parts:
-    """Shares of weights' gradients, [parts, size], that one launch at the end adds up: sums in a fixed order, no atomics."""
+    """Shares of weights' gradients, [parts, size], that one launch at the end adds up in a fixed order."""
 
     def __init__(self, flat_weights: Tensor, parts: int) -> None:
         self.buffer = flat_weights.new_empty((parts, flat_weights.numel()))

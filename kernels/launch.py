@@ -39,7 +39,7 @@ def dot_type(dtype: torch.dtype) -> Any:
 
 
 def pixel_pitch(x: Tensor) -> int | None:
-    """Elements from one pixel of [N, C, H, W] to the next where all are equally far apart and channels are dense, or None."""
+    """Elements from one pixel of [N, C, H, W] to the next, or None where they or the channels are not evenly spaced."""
     n, c, h, w = x.shape
     pitch = x.stride(3) if w > 1 else x.stride(2) if h > 1 else x.stride(0) if n > 1 else c
     dense = (

@@ -95,7 +95,7 @@ def finish_sums_kernel(
     C: tl.constexpr, TRAINING: tl.constexpr, EPS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
     ACC: tl.constexpr,
 ):  # fmt: skip
-    """One program joins the tiles' sums of one term: the op weight's gradient and the batch norm's coefficients [norms, 3, C].
+    """One program joins a term's sums: the op weight's gradient and the batch norm's coefficients [norms, 3, C].
 
     dy = c0 * g + c1 * (y - mean) + c2, which is weight * rstd * (g - mean(g) - z * mean(g z)) for normalised y = z.
     """

@@ -1,4 +1,4 @@
-"""`fastdarts::mixed_sum` and its backward on GPUs: the schedule over a plan's states. Schema and autograd: fastdarts/ops.py."""
+"""`fastdarts::mixed_sum` and its backward on GPUs: the schedule over a plan. Schema and autograd: fastdarts/ops.py."""
 
 from collections.abc import Sequence
 
@@ -71,9 +71,7 @@ def mixed_sum_backward(
     inputs = [channels_last(state) for state in states]
     grads = dense_channels_last(grad_out.to(out.dtype))
     has_banks = any(t.banks_of(t.inputs + node) for node in range(len(t.nodes)))
-    own = (
-        new_image(out, *out.shape[1:]) if has_banks else grads
-    )
+    own = new_image(out, *out.shape[1:]) if has_banks else grads
     d_weights = torch.zeros(weights.shape, dtype=stats.dtype, device=weights.device)
     sources = [state.shape[0] * state.shape[2] * state.shape[3] for state in states]
     g = Gradients(
@@ -116,7 +114,8 @@ def _check(states: list[Tensor], weights: Tensor, params: list[Tensor], plan: Se
         raise ValueError(f"mixed_sum: plan has {decoded.inputs} inputs; got {len(states)} states")
     for state in states:
         if state.dim() != 4 or state.numel() == 0 or state.shape[:2] != shape[:2]:
-            raise ValueError(f"mixed_sum: states must be [N, C, H, W] with one N and C; got {[tuple(s.shape) for s in states]}")
+            shapes = [tuple(s.shape) for s in states]
+            raise ValueError(f"mixed_sum: states must be [N, C, H, W] with one N and C; got {shapes}")
     edges = [edge for edge in decoded.edges if edge.source < decoded.inputs]
     sizes = {tuple(-(-size // edge.stride) for size in states[edge.source].shape[2:]) for edge in edges}
     if len(sizes) != 1:

@@ -57,7 +57,7 @@ def statistics(stats_ptr, norm, c, C: tl.constexpr, EPS: tl.constexpr):
 @triton.jit
 def neighbour(ptr, q, h, w, dy, dx, exists, c, mean, rstd, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
               PITCH: tl.constexpr, NORMALISED: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
-    """relu of the input (dy, dx) away from pixels q = (.., h, w), or of its normalised values; zero outside the image."""
+    """relu of the input, or of its normalised values, (dy, dx) away from pixels q at (h, w); zero outside the image."""
     inside = exists & (h + dy >= 0) & (h + dy < H) & (w + dx >= 0) & (w + dx < W)
     mask = mask_of(inside, c, C, BLOCK_C)
     v = load_tile(ptr, (q + (dy * W + dx)) * PITCH, c, mask, ACC)
@@ -108,7 +108,7 @@ def depthwise(geometry, ptr, q, h, w, exists, c, mean, rstd, dw_ptr, C: tl.const
 @triton.jit
 def pointwise_weight(pw_ptr, o, i, part, C_IN: tl.constexpr, C_OUT: tl.constexpr, PARTS: tl.constexpr, T: tl.constexpr,
                      DOT: tl.constexpr):  # fmt: skip
-    """Weights [i, o] of inputs i and outputs o, rounded as stored; with parts, output o reads the inputs of one of them."""
+    """Weights [i, o], rounded as stored. With parts, an output reads the inputs of one of them."""
     mask = (i < C_IN)[:, None] & (o < C_OUT)[None, :]
     if PARTS > 1:
         mask = mask & (o * PARTS // C_OUT == part)[None, :]

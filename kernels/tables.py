@@ -1,4 +1,4 @@
-"""A plan as the integer tables the kernels read: one row a stage, one a term of a node, and what is launched over them."""
+"""A plan as the integer tables that the kernels read: a row for each stage, term, edge and sum."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from torch import Tensor
 from fastdarts.plan import PlannedEdge, decode
 from fastdarts.space import Candidate
 
-# What a stage does before its pointwise product; a pool has none. Bits, since a kernel is compiled for the set that occurs.
+# What a stage does before its pointwise product; a pool has none. Bits: a kernel is compiled for the set that occurs.
 GATHER, MAX, AVG, CONV_3, CONV_5, CONV_7, DILATED_3, DILATED_5 = (tl.constexpr(1 << i) for i in range(8))
 _CONVOLUTIONS = {(3, 1): CONV_3, (5, 1): CONV_5, (7, 1): CONV_7, (3, 2): DILATED_3, (5, 2): DILATED_5}
 
@@ -32,7 +32,7 @@ NARROW = tl.constexpr(4)
 
 @dataclass
 class Stage:
-    """A row. Slots count tensors of `saved` (y, x), of the bank's scratch (dd, dz); dw and pw are offsets in the flat weights."""
+    """A row. y and x count tensors in `saved`, dd and dz in scratch; dw and pw are offsets in the flat weights."""
 
     geometry: int
     y: int

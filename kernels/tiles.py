@@ -22,15 +22,15 @@ def channel_block(channels: int) -> int:
 def tile(channels: int, elements: int) -> Tile:
     """A tile of about `elements` elements for tensors of so many channels."""
     block = channel_block(channels)
-    return Tile(elements // block, block, 8 if elements >= 4096 else 4)
+    return Tile(elements // block, block, 8)
 
 
-# Elements of a tile in each pass.
-STAGE_FORWARD = 8192
-STAGE_BACKWARD = 4096
+# Elements of a tile in each pass. Small enough that with 8 warps two programs' registers fit a multiprocessor.
+STAGE_FORWARD = 4096
+STAGE_BACKWARD = 2048
 MIDDLE_BACKWARD = 4096
 STATE_BACKWARD = 4096
 MIX = 4096
 PARTIAL_SUMS = 2048
 SUM_PARTS = 256
-STAGE_BACKWARD_TILES = 4  # tiles a program takes one after another: fewer parts of gradients to add up
+STAGE_BACKWARD_TILES = 8  # tiles a program takes one after another: fewer parts of gradients to add up

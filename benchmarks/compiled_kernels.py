@@ -1,0 +1,138 @@
+"""Compiles the Triton kernels ahead of time, without a GPU, and reads registers and spills off the machine code.
+
+    python benchmarks/compiled_kernels.py benchmarks/compiled_kernels.md [--targets sm_90 gfx942] [--channels 16 64]
+
+writes the table that stands beside this file.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.pop("TRITON_INTERPRET", None)
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from fastdarts.files import write_atomically
+from fastdarts.kernels import bank, node
+from fastdarts.kernels.mixed_sum import mixed_sum, mixed_sum_backward
+from fastdarts.kernels.project import project, project_backward
+from fastdarts.plan import MixedPlan, PlannedEdge, edge_ops
+from fastdarts.space import PRIMITIVES
+
+TARGETS = {f"sm_{cc}": GPUTarget("cuda", cc, 32) for cc in (80, 90, 100)} | {"gfx942": GPUTarget("hip", "gfx942", 64)}
+SIZES = {16: 32, 32: 16, 64: 8}  # channels and image sizes of a CIFAR search
+TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int32: "*i32", torch.int8: "*i8"}
+Launch = tuple[Any, tuple[Any, ...], dict[str, Any]]
+
+
+def launches(C: int, stride: int) -> list[Launch]:
+    """What one edge with every op and one preprocessing start, forward and backward, in bfloat16."""
+    found: list[Launch] = []
+    started = bank.launch
+    bank.launch = node.launch = lambda kernel, grid, *args, **constants: found.append((kernel, args, constants))
+    try:
+        plan = MixedPlan(1, 1, (PlannedEdge(0, 1, stride, edge_ops(PRIMITIVES)),))
+        params: list[Tensor] = []
+        for _, c in plan.edges[0].ops:
+            if c.kind in ("sep_conv", "dil_conv"):
+                params += [torch.zeros(C, c.kernel**2), torch.zeros(C, C)] * (2 if c.kind == "sep_conv" else 1)
+            elif c.kind == "skip" and stride == 2:
+                params += [torch.zeros(C // 2, C)] * 2
+        size = SIZES[C] * stride
+        states, weights = [torch.zeros(2, C, size, size, dtype=torch.bfloat16)], torch.zeros(1, len(PRIMITIVES))
+        out, saved, stats = mixed_sum(states, weights, params, None, plan.encoded, 1e-5)
+        mixed_sum_backward(out, states, weights, params, out, saved, stats, plan.encoded, True, 1e-5, [1], True)
+        x = torch.zeros(2, 4 * C, size, size, dtype=torch.bfloat16)
+        halves = [torch.zeros(C // stride, 4 * C, 1, 1)] * stride
+        out, saved, stats = project(x, halves, None, 1e-5)
+        project_backward(out, x, halves, saved, stats, True, 1e-5, True, True)
+    finally:
+        bank.launch = node.launch = started
+    return found
+
+
+def compiled(launch: Launch, target: GPUTarget) -> Any:
+    """The kernel of a launch, for pointers aligned to 16 bytes as an allocator gives them."""
+    kernel, args, constants = launch
+    names, options = kernel.arg_names, {"num_warps": constants["num_warps"]}
+    fixed = {name: value for name, value in constants.items() if name != "num_warps"}
+    signature: dict[str, Any] = {name: _type(arg) for name, arg in zip(names, args, strict=False)}
+    signature |= dict.fromkeys(fixed, "constexpr")
+    aligned = {(i,): [["tt.divisibility", 16]] for i, arg in enumerate(args) if isinstance(arg, Tensor)}
+    for i, arg in enumerate(args):
+        if isinstance(arg, tuple):
+            aligned |= {(i, j): [["tt.divisibility", 16]] for j in range(len(arg))}
+    source = ASTSource(kernel, signature=signature, constexprs=fixed, attrs=aligned)
+    return triton.compile(source, target=target, options=options)
+
+
+def _type(arg: Any) -> Any:
+    if isinstance(arg, Tensor):
+        return TYPES[arg.dtype]
+    return tuple(map(_type, arg)) if isinstance(arg, tuple) else "i32"
+
+
+def machine_code(kernel: Any, target: GPUTarget) -> dict[str, int]:
+    """Registers and spilled bytes a thread, shared memory, and counts of wide loads and matrix instructions."""
+    if target.backend == "hip":
+        text = kernel.asm["amdgcn"]
+        names = "vgpr_count", "vgpr_spill_count"
+        registers, spilled = (int(re.search(rf"\.{name}:\s*(\d+)", text)[1]) for name in names)
+        wide, matrix = r"global_load_dwordx4|buffer_load_dwordx4", "v_mfma"
+    else:
+        tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            Path(file.name).write_bytes(kernel.asm["cubin"])
+            usage, text = (
+                subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True).stdout
+                for option in ("--dump-resource-usage", "--dump-sass")
+            )
+        registers, stack, local = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "LOCAL"))
+        spilled = stack + local
+        wide, matrix = r"LDG\.E\.(?:\w+\.)*128", r"\bHMMA|\bHGMMA|UTC\w*MMA"
+    counts = {name: len(re.findall(pattern, text)) for name, pattern in (("wide", wide), ("matrix", matrix))}
+    return {"registers": registers, "spilled": spilled, "shared": kernel.metadata.shared} | counts
+
+
+def rows(targets: list[str], channels: list[int]) -> Iterator[str]:
+    yield "| target | kernel | C | stride | warps | registers | spilled bytes | shared bytes | 128-bit loads | matrix instr. |"
+    yield "| --- " * 10 + "|"
+    for name in targets:
+        for C in channels:
+            for stride in (1, 2):
+                seen: set[str] = set()
+                for launch in launches(C, stride):
+                    kernel, _, constants = launch
+                    if repr((kernel.fn.__name__, constants)) in seen:
+                        continue
+                    seen.add(repr((kernel.fn.__name__, constants)))
+                    found = machine_code(compiled(launch, TARGETS[name]), TARGETS[name])
+                    numbers = " | ".join(map(str, [C, stride, constants["num_warps"], *found.values()]))
+                    yield f"| {name} | {kernel.fn.__name__} | {numbers} |"
+                    print(name, kernel.fn.__name__, C, stride, found, file=sys.stderr)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--channels", nargs="+", type=int, choices=SIZES, default=list(SIZES))
+    args = parser.parse_args()
+    command = " ".join(["python benchmarks/compiled_kernels.py", *sys.argv[1:]])
+    head = f"Made by `{command}` with Triton {triton.__version__}; bfloat16. No GPU was used.\n\n"
+    write_atomically(args.out, (head + "\n".join(rows(args.targets, args.channels)) + "\n"))
+
+
+if __name__ == "__main__":
+    main()

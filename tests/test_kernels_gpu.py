@@ -1,0 +1,69 @@
+"""The compiled Triton kernels on a real GPU: the equalities of test_kernels.py, AMP, determinism, CUDA graphs."""
+
+import pytest
+import torch
+from kernel_cases import assert_no_worse, fused, make_case, plain
+
+from fastdarts import SearchNetwork
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("C", [3, 16, 32, 64, 128])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_cell(dtype: torch.dtype, C: int, stride: int) -> None:
+    if stride == 2 and C % 2:
+        pytest.skip("a factorised reduction makes two halves")
+    case = make_case(inputs=2, nodes=2, stride=stride, C=C, size=(4, 17, 16)).to(dtype)
+    ours = {name: t.cpu() for name, t in fused(case.on(torch.device("cuda"))).items()}
+    assert_no_worse(ours, plain(case, dtype), plain(case, torch.float64), torch.finfo(dtype).eps)
+
+
+def test_same_bits_every_time() -> None:
+    case = make_case(inputs=2, nodes=2, C=16, size=(8, 32, 32)).to(torch.bfloat16).on(torch.device("cuda"))
+    first, second = fused(case), fused(case)
+    for name, t in first.items():
+        assert torch.equal(second[name], t), name
+
+
+def _networks() -> tuple[SearchNetwork, SearchNetwork, torch.Tensor]:
+    kinds = {"C": 8, "num_classes": 10, "layers": 3}
+    network = SearchNetwork(**kinds, backend="auto").cuda()
+    reference = SearchNetwork(**kinds, backend="reference").cuda()
+    reference.load_state_dict(network.state_dict())
+    for ours, theirs in zip(network.arch_parameters(), reference.arch_parameters(), strict=True):
+        theirs.data.copy_(ours.data)
+    return network, reference, torch.randn(8, 3, 32, 32, device="cuda")
+
+
+def test_mixed_precision_is_no_worse_than_the_plain_modules() -> None:
+    network, reference, x = _networks()
+    true = reference.double()(x.double()).detach()
+    reference.float()
+    errors = []
+    for net in (network, reference):
+        with torch.autocast("cuda", torch.bfloat16):
+            errors.append((net(x).double() - true).abs().max().item())
+    assert errors[0] <= 2 * errors[1]
+
+
+def test_a_captured_step_is_the_eager_one() -> None:
+    network, _, x = _networks()
+    inputs = [*network.arch_parameters(), *network.parameters()]
+
+    def step() -> list[torch.Tensor]:
+        loss = network(x).square().mean()
+        return [loss.detach(), *torch.autograd.grad(loss, inputs)]
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream), network.frozen_statistics():
+        eager = step()  # compiles, and puts the plans' tables on the device
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            captured = step()
+        graph.replay()
+    torch.cuda.synchronize()
+    for ours, theirs in zip(captured, eager, strict=True):
+        assert torch.equal(ours, theirs)
