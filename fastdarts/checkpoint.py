@@ -1,6 +1,7 @@
 """Checkpoints: all that a run needs to go on as if it had never stopped, tensors and plain values in one file."""
 
 import io
+import errno
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -70,7 +71,9 @@ def _read(path: Path) -> Any:
             if damaged is not None:
                 raise zipfile.BadZipFile(f"bad checksum of {damaged}")
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # torch seeks before the start of a cut-off archive
+            raise
         raise ValueError(f"checkpoint {path} is damaged or not a checkpoint ({_first_line(error)})") from error
 
 
