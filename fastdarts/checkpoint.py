@@ -1,7 +1,7 @@
 """Checkpoints: all that a run needs to go on as if it had never stopped, tensors and plain values in one file."""
 
-import io
 import errno
+import io
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -72,7 +72,7 @@ def _read(path: Path) -> Any:
                 raise zipfile.BadZipFile(f"bad checksum of {damaged}")
         return torch.load(path, map_location="cpu", weights_only=True)
     except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # torch seeks before the start of a cut-off archive
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # torch seeks before a short file
             raise
         raise ValueError(f"checkpoint {path} is damaged or not a checkpoint ({_first_line(error)})") from error
 
