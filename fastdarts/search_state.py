@@ -77,7 +77,12 @@ class SearchState(RunState):
             network.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
         )
         self.search_step = SearchStep(
-            network, self.architect, self.w_optimizer, order=config.order, grad_clip=config.grad_clip
+            network,
+            self.architect,
+            self.w_optimizer,
+            order=config.order,
+            grad_clip=config.grad_clip,
+            cuda_graphs=config.cuda_graphs,
         )
         self.history: list[list[Tensor]] = [self.alphas()]
 
