@@ -288,7 +288,7 @@ def _differentiable_backward(
 def _grads(out: Tensor, inputs: list[Tensor], grad_out: Tensor) -> list[Tensor | None]:
     """d out / d inputs, differentiable; None for inputs that need no gradient."""
     wanted = [t for t in inputs if t.requires_grad]
-    found = iter(torch.autograd.grad(out, wanted, grad_out.to(out.dtype), create_graph=True, allow_unused=True))
+    found = iter(torch.autograd.grad(out, wanted, grad_out.to(out.dtype), create_graph=True, materialize_grads=True))
     return [next(found) if t.requires_grad else None for t in inputs]
 
 
