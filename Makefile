@@ -52,7 +52,8 @@ bench: env
 
 # A second copy of the whole package, with its own build folder; -P keeps the checkout's fastdarts out of sys.path.
 # Leak detection is off because the interpreter itself never frees everything; libstdc++ is loaded early because the
-# sanitizer must find the exception functions that it wraps. Programs that tests start (nvcc) do without.
+# sanitizer must find the exception functions that it wraps; pytest captures no more than Python's own output because the
+# sanitizer's report comes with the end of the process. Programs that tests start (nvcc) do without.
 sanitize: env
 	FASTDARTS_CUDA=0 FASTDARTS_SANITIZE=address,undefined \
 	  $(PY) setup.py --quiet build --build-lib $(SANITIZED)/lib --build-temp $(SANITIZED)/temp
@@ -61,4 +62,4 @@ sanitize: env
 	  $(PY) -P -c 'import os, sys, torch, fastdarts._C as c, pytest; \
 	    os.environ.pop("LD_PRELOAD"); \
 	    "$(SANITIZED)" in c.__file__ or sys.exit(f"not the sanitized build: {c.__file__}"); \
-	    sys.exit(pytest.main(sys.argv[1:]))' $(SANITIZED_TESTS) $(ARGS)
+	    sys.exit(pytest.main(["--capture=sys", *sys.argv[1:]]))' $(SANITIZED_TESTS) $(ARGS)

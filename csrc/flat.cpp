@@ -40,6 +40,7 @@ void gather(at::TensorList tensors, at::Tensor& out) {
   for (const at::Tensor& tensor : tensors) {
     TORCH_CHECK(tensor.scalar_type() == out.scalar_type() && offset + tensor.numel() <= out.numel(),
                 "tensors must be ", out.scalar_type(), " of ", out.numel(), " elements together");
+    if (tensor.numel() == 0) continue;  // its data pointer is null, which memcpy may not be given
     const at::Tensor dense = tensor.contiguous();
     std::memcpy(static_cast<char*>(out.mutable_data_ptr()) + offset * out.element_size(), dense.const_data_ptr(),
                 dense.nbytes());
