@@ -106,7 +106,7 @@ def machine_code(kernel: Any, target: GPUTarget) -> dict[str, int]:
 
 
 def rows(targets: list[str], channels: list[int]) -> Iterator[str]:
-    yield "| target | kernel | C | stride | warps | registers | spilled bytes | shared bytes | 128-bit loads | matrix instr. |"
+    yield "| target | kernel | C | stride | warps | registers | spilled bytes | shared bytes | 128-bit loads | MMA |"
     yield "| --- " * 10 + "|"
     for name in targets:
         for C in channels:

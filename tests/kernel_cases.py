@@ -28,7 +28,12 @@ class Case:
         running = None if self.running is None else self.running.to(compute)
         params = [p.to(compute) for p in self.params]
         return Case(
-            self.plan, [s.to(dtype) for s in self.states], self.weights.to(compute), params, running, self.grad.to(dtype)
+            self.plan,
+            [s.to(dtype) for s in self.states],
+            self.weights.to(compute),
+            params,
+            running,
+            self.grad.to(dtype),
         )
 
     def on(self, device: torch.device) -> "Case":
