@@ -39,6 +39,7 @@ def test_an_edge_with_every_op(dtype: torch.dtype, stride: int) -> None:
     check(make_case(stride=stride), dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_cell(stride: int) -> None:
     check(make_case(SMALL, inputs=2, nodes=3, stride=stride), torch.float64)
@@ -157,6 +158,7 @@ def test_project(dtype: torch.dtype, stride: int, C_in: int, C: int, training: b
     )
 
 
+@pytest.mark.slow
 def test_a_network_through_the_kernels_is_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     from fastdarts import SearchNetwork
 
