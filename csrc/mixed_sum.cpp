@@ -166,6 +166,7 @@ class MixedSum {
   void make_banks(T* saved) {
     for (size_t e = 0; e < plan_.edges.size(); ++e) {
       const Edge& edge = plan_.edges[e];
+      if (edge.ops.empty()) continue;
       BankSite<A, T>* site = nullptr;
       for (BankSite<A, T>& b : banks_)
         if (b.source == edge.source && b.stride == edge.stride) site = &b;

@@ -603,7 +603,7 @@ FD_INLINE void pool_forward(const Bank<A, T>& bank, const Tile& tile, int64_t ch
         over_window(win, [&](int64_t row, int64_t col) FD_LAMBDA {
           const Vec<A> v = load_channels<A, FULL>(image + row * sh + col * sw, c, g.c);
           sum += v;
-          largest = v <= largest ? largest : v;  // NaN wins, as in PyTorch
+          largest = (v > largest) | (v != v) ? v : largest;  // NaN wins and stays, as in PyTorch
         });
         store(max_out + c, largest);
         store(avg_out + c, sum * share);
