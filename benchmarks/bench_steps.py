@@ -1,4 +1,4 @@
-"""Every part of a search, fused and plain; see `benchmarks.cases` for what is measured and `benchmarks.worker` for how."""
+"""Every part of a search, fused and plain; `benchmarks.cases` tells what is measured, `benchmarks.worker` how."""
 
 import pytest
 

@@ -40,7 +40,7 @@ float spin(long rounds) {
 
 @dataclass(frozen=True)
 class Peaks:
-    """Measured limits: float32 multiply-adds in FLOP/s (and how they were measured), matrix product, traffic in byte/s."""
+    """Measured limits: float32 multiply-adds in FLOP/s (and how measured), matrix product, traffic in byte/s."""
 
     flops: float
     flops_by: str

@@ -1,7 +1,7 @@
 """The search step as the original code makes it: loops over parameters, a copy of the model for the virtual weights.
 
-It is the yardstick, so nothing here is slower than it must be: the copy is a `deepcopy` instead of a freshly initialised
-model whose weights are then loaded.
+It is the yardstick, so nothing here is slower than it must be: the copy is a `deepcopy` instead of a new model
+whose weights are then loaded.
 """
 
 import copy

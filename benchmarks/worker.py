@@ -19,12 +19,12 @@ from benchmarks.machine import synchronize
 from fastdarts.resources import peak_bytes, reset_peak
 
 WARM_UP = 2
-"""Steps before timing: in the first ones libraries make thousands of primitives and the allocator faults its pages in."""
+"""Steps before timing: in the first ones libraries make primitives and the allocator faults its pages in."""
 
 
 @dataclass
 class Measurement:
-    """Seconds of each timed step, seconds of the first (warm-up) step, and memory in bytes; `error` if there are none."""
+    """Seconds of each timed step and of the first (warm-up) step, memory in bytes; `error` if there are none."""
 
     seconds: list[float] = field(default_factory=list)
     first_seconds: float | None = None

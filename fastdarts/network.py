@@ -98,7 +98,7 @@ class SearchNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Images [N, in_channels, H, W] -> logits [N, num_classes]."""
         check_input(x, self.in_channels)
-        if self.backend != "reference" and x.device.type == "cpu":
+        if self.backend != "reference":
             x = x.contiguous(memory_format=torch.channels_last)  # the kernels' layout, once for the whole network
         weights_normal, weights_reduce = self.op_weights()
         s0 = s1 = self.stem(x)

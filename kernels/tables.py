@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import torch
 import triton.language as tl
@@ -195,7 +196,8 @@ def geometries(stages: Sequence[Stage]) -> int:
 
 def stage_rows(stages: Sequence[Stage], device: torch.device) -> tuple[Tensor, Tensor]:
     """The rows of `stages`, and those of the edges their pools refer to."""
-    rows, edges = [], []
+    rows: list[list[Any]] = []
+    edges: list[Any] = []
     for s in stages:
         row = [s.geometry, s.y, s.norm, s.dw, s.pw, s.x, s.x_norm, s.node, s.own, s.dd, s.dz, len(edges), len(s.edges)]
         rows.append(tuple(row + [0] * (ROW.value - len(row))))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-if not torch.cuda.is_available():  # before anything imports Triton: its kernels then run in its interpreter, on CPU tensors
+if not torch.cuda.is_available():  # before Triton is imported: its interpreter serves
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import torch._dynamo  # torch.compile looks functions up by identity: it must see torch.empty before it is replaced

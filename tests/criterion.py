@@ -5,6 +5,7 @@ true answer: no algorithm in that precision can promise less. Beside the largest
 since a ReLU or max-pool that switches (its input within rounding of the kink) moves single elements in any computation.
 """
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -34,7 +35,8 @@ def assert_no_worse(ours: Results, plain: Results, true: Results, moved: list[Re
         scale = exact.abs().max().item()
         for kind, size in SIZES.items():
             error = size(ours[name].double() - exact)
-            own = max(size(other[name].double() - exact) for other in (plain, *moved))
+            errors = [size(other[name].double() - exact) for other in (plain, *moved)]
+            own = max(e for e in errors if math.isfinite(e))  # plain modules that fail are no yardstick
             allowed = slack * own + 4 * eps * scale
             assert error <= allowed, f"{name}: {kind} {error:.2e}, plain {own:.2e}, scale {scale:.2e}, eps {eps:.1e}"
 
