@@ -124,8 +124,8 @@ class Results:
             f"peak {peaks.flops / 1e9:.0f} GFLOP/s ({peaks.flops_by}), "
             f"matrix product {peaks.matmul_flops / 1e9:.0f} GFLOP/s, "
             f"memory {peaks.traffic / 1e9:.1f} GB/s (c = a + b)",
-            "Medians of steps made in turns, after two steps of warm-up; [p20, p80]. Memory: a process's peak less what",
-            "it holds with its libraries loaded; on a GPU, what torch allocated. Peak: useful FLOPs (3 forwards a step).",
+            "Medians of steps made in turns, after two of warm-up; [p20, p80]. Memory: a process's peak less what",
+            "it holds with its libraries loaded; on a GPU, what torch allocated. Peak: useful FLOPs.",
             "",
             f"{'':<22}{'median':>11}{'[p20, p80]':>22}{'speed':>9}{'images/s':>11}"
             f"{'memory':>10}{'ratio':>8}{'GFLOP/s':>9}{'peak':>6}",

@@ -196,7 +196,7 @@ def geometries(stages: Sequence[Stage]) -> int:
 
 def stage_rows(stages: Sequence[Stage], device: torch.device) -> tuple[Tensor, Tensor]:
     """The rows of `stages`, and those of the edges their pools refer to."""
-    rows: list[list[Any]] = []
+    rows: list[Any] = []
     edges: list[Any] = []
     for s in stages:
         row = [s.geometry, s.y, s.norm, s.dw, s.pw, s.x, s.x_norm, s.node, s.own, s.dd, s.dz, len(edges), len(s.edges)]
