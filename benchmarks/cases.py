@@ -97,8 +97,8 @@ def flops(case: Case) -> int | None:
     """Useful FLOPs of a step, or None where arithmetic is not what it does.
 
     Two a multiply-add of the convolutions and linear layers. A forward counts once, gradients of inputs once more
-    (those of the alphas come with them) and gradients of weights once more. So a weight step is 3 forwards, a first-order
-    alpha step 2, and a second-order one 3 + 3 + 2 + 2.
+    (those of the alphas come with them) and gradients of weights once more. So a weight step is 3 forwards, a
+    first-order alpha step 2, and a second-order one 3 + 3 + 2 + 2.
     """
     passes = {
         "mixed_op": 3,
