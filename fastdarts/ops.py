@@ -273,16 +273,22 @@ def _differentiable_backward(
 ) -> tuple[Any, list[Any], list[Any]]:
     """The gradients as a function torch can differentiate again: through the plain formulas."""
     compute = stats.dtype  # as the kernels: storage may be narrower than arithmetic
+    weights, *rest = inputs = _aliases([weights, *states, *params])
     out = functional.mixed_sum(
-        [x.to(compute) for x in states],
+        [x.to(compute) for x in rest[: len(states)]],
         weights.to(compute),
-        [p.to(compute) for p in params],
+        [p.to(compute) for p in rest[len(states) :]],
         None if ctx.training else stats,
         decode(ctx.plan),
         ctx.eps,
     )
-    grads = _grads(out, [weights, *states, *params], grad_out)
+    grads = _grads(out, inputs, grad_out)
     return grads[0], grads[1 : 1 + len(states)], grads[1 + len(states) :]
+
+
+def _aliases(inputs: list[Tensor]) -> list[Tensor]:
+    """Stand-ins for the inputs of one operator: a state may itself depend on the same weights, which is not its gradient."""
+    return [t.view_as(t) if t.requires_grad else t for t in inputs]
 
 
 def _grads(out: Tensor, inputs: list[Tensor], grad_out: Tensor) -> list[Tensor | None]:
@@ -312,8 +318,9 @@ def _project_backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Any, 
     if torch.is_grad_enabled():
         compute = stats.dtype
         running = None if ctx.training else stats
-        out = functional.project(x.to(compute), [p.to(compute) for p in params], running, ctx.eps)
-        dx, *d_params = _grads(out, [x, *params], grad_out)
+        inputs = _aliases([x, *params])
+        out = functional.project(inputs[0].to(compute), [p.to(compute) for p in inputs[1:]], running, ctx.eps)
+        dx, *d_params = _grads(out, inputs, grad_out)
     else:
         dx, d_params = torch.ops.fastdarts.project_backward(
             grad_out, x, params, saved, stats, ctx.training, ctx.eps, need_x, any(need_params)

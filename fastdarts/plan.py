@@ -1,8 +1,7 @@
 """Plans: which ops run on which edge, as the static description the operators take."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 from fastdarts.space import CANDIDATES, Candidate, candidate
 
@@ -33,15 +32,16 @@ class MixedPlan:
     nodes: int
     edges: tuple[PlannedEdge, ...]
 
-    @cached_property
-    def encoded(self) -> list[int]:
-        """As csrc/plan.h reads it."""
+    encoded: list[int] = field(init=False, compare=False, repr=False)
+    """The plan as csrc/plan.h reads it."""
+
+    def __post_init__(self) -> None:
         code = [self.inputs, self.nodes, len(self.edges)]
         for edge in self.edges:
             code += [edge.source, edge.node, edge.stride, len(edge.ops)]
             for column, c in edge.ops:
                 code += [column, KIND_CODES[c.kind], c.kernel, c.dilation]
-        return code
+        object.__setattr__(self, "encoded", code)  # the class is frozen
 
 
 def decode(code: list[int]) -> MixedPlan:
