@@ -287,7 +287,7 @@ def _differentiable_backward(
 
 
 def _aliases(inputs: list[Tensor]) -> list[Tensor]:
-    """Stand-ins for the inputs of one operator: a state may itself depend on the same weights, which is not its gradient."""
+    """Stand-ins for an operator's inputs: a state may itself depend on the same weights, by paths of its own."""
     return [t.view_as(t) if t.requires_grad else t for t in inputs]
 
 
