@@ -649,7 +649,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> mixed_sum(at::TensorList states, 
   const at::Tensor ws = weights.to(compute);
   const at::Tensor out = empty_image_in_block({shape.n, plan.nodes * shape.c, shape.ho, shape.wo}, dtype);
   const at::Tensor stats =
-      running ? running->to(compute).clone() : at::empty({plan.norms, 2, shape.c}, states[0].options().dtype(compute));
+      running ? running->to(compute).clone(at::MemoryFormat::Contiguous) : at::empty({plan.norms, 2, shape.c}, states[0].options().dtype(compute));
   TORCH_CHECK_VALUE(stats.dim() == 3 && stats.size(0) == plan.norms && stats.size(2) == shape.c,
                     "mixed_sum: running must be [", plan.norms, ", 2, ", shape.c, "]; got ", stats.sizes());
   at::Tensor saved;

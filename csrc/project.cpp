@@ -155,7 +155,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> project(const at::Tensor& x, at::
   const int64_t ho = ceil_div(x.size(2), stride), wo = ceil_div(x.size(3), stride);
   const at::Tensor xs = channels_last(x), out = empty_image_in_block({n, c, ho, wo}, dtype);
   const auto ps = in_compute_type(params, compute);
-  const at::Tensor stats = running ? running->to(compute).clone() : at::empty({1, 2, c}, x.options().dtype(compute));
+  const at::Tensor stats = running ? running->to(compute).clone(at::MemoryFormat::Contiguous) : at::empty({1, 2, c}, x.options().dtype(compute));
   TORCH_CHECK_VALUE(stats.dim() == 3 && stats.size(0) == 1 && stats.size(2) == c, "project: running must be [1, 2, ", c, "]");
   at::Tensor saved;
   dispatch(dtype, [&](auto a, auto t) {

@@ -75,8 +75,8 @@ class Cell(nn.Module):
         expected = (s0.shape[0], *(-(-size // factor) for size in s0.shape[2:]))
         if (s1.shape[0], *s1.shape[2:]) != expected:
             raise ValueError(
-                f"s1 must have N, H, W = {expected}, as s0 {tuple(s0.shape)} {'halved' if factor == 2 else 'has'}; "
-                f"got {tuple(s1.shape)}"
+                f"s1 must have N, H, W = {expected}, as s0 {tuple(s0.shape)} "
+                f"{'after halving' if factor == 2 else 'has'}; got {tuple(s1.shape)}"
             )
         if (s1.dtype, s1.device) != (s0.dtype, s0.device):
             raise TypeError(f"s1 must be {s0.dtype} on {s0.device} like s0; got {s1.dtype} on {s1.device}")
