@@ -31,7 +31,7 @@ def read(edge: "MixedOp") -> ReadEdge:
     for column, (op, name) in enumerate(zip(ops_of_edge.values(), edge.primitives, strict=True)):
         if type(op) is Zero:
             continue
-        if type(op) in _MODULES.get(CANDIDATES[name].kind, ()) and not _watched(op):
+        if type(op) in _MODULES.get(CANDIDATES[name].kind, ()) and not watched(op):
             fused[column] = _contents(op)
         else:
             others.append(column)
@@ -90,7 +90,7 @@ def mixed_nodes(
 def preprocess(module: FactorizedReduce | ReLUConvBN, x: Tensor) -> Tensor:
     """A cell's preprocessing through `ops.project`; by the module itself where the kernel cannot serve."""
     params, (norm,) = _contents(module)
-    if _unlike_search(*_settings(norm)) or _watched(module):
+    if _unlike_search(*_settings(norm)) or watched(module):
         return module(x)
     if norm.training:
         _check_values(x, stride=len(params))
@@ -184,14 +184,15 @@ def _contents(op: nn.Module) -> tuple[list[Tensor], list[nn.BatchNorm2d]]:
 
 
 def _weight(module: nn.Module | None) -> Tensor:
-    return module._parameters["weight"]  # type: ignore[union-attr,return-value]
+    weight = module._parameters.get("weight")  # type: ignore[union-attr]
+    return module.weight if weight is None else weight  # type: ignore[union-attr,return-value]
 
 
 def _running(norms: list[nn.BatchNorm2d]) -> Tensor:
     return torch.stack([torch.stack([_buffer(n, "running_mean"), _buffer(n, "running_var")]) for n in norms])
 
 
-def _watched(module: nn.Module) -> bool:
+def watched(module: nn.Module) -> bool:
     """Whether hooks want to see the module called."""
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
@@ -218,8 +219,7 @@ def _update_running(norms: list[nn.BatchNorm2d], stats: Tensor, values: int) -> 
     momentum = norms[0].momentum
     assert momentum is not None
     stats = stats.detach()
-    means, variances = list(stats[:, 0].unbind()), list((stats[:, 1] * (values / (values - 1))).unbind())
-    for name, batch in (("running_mean", means), ("running_var", variances)):
+    for name, batch in (("running_mean", stats[:, 0]), ("running_var", stats[:, 1] * (values / (values - 1)))):
         running = [_buffer(norm, name) for norm in norms]
-        torch._foreach_lerp_(running, batch, momentum)
+        torch._foreach_lerp_(running, list(batch.to(running[0].dtype).unbind()), momentum)
     torch._foreach_add_([_buffer(norm, "num_batches_tracked") for norm in norms], 1)

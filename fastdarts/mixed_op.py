@@ -64,7 +64,7 @@ class MixedOp(nn.Module):
         self._check_weights(weights, x.device)
         edges = read_fused([self], x)
         if edges is not None:
-            return fused.mixed_nodes(edges, [(0, 1)], [x], _row(weights, x))
+            return fused.mixed_nodes(edges, [(0, 1)], [x], op_weights_row(weights, x))
         return self.reference_forward(x, weights)
 
     def _check_weights(self, weights: Tensor | Sequence[float | Tensor], device: torch.device) -> None:
@@ -86,10 +86,13 @@ class MixedOp(nn.Module):
         return total
 
 
-def _row(weights: Tensor | Sequence[float | Tensor], x: Tensor) -> Tensor:
+def op_weights_row(weights: Tensor | Sequence[float | Tensor], x: Tensor) -> Tensor:
     """Op weights, given as a tensor or as a list of scalars, as a matrix of one row."""
     if not isinstance(weights, Tensor):
-        weights = torch.stack([torch.as_tensor(weight, device=x.device) for weight in weights])
+        dtype = torch.promote_types(x.dtype, torch.float32)  # of those that are no tensors
+        weights = torch.stack(
+            [w if isinstance(w, Tensor) else torch.tensor(w, dtype=dtype, device=x.device) for w in weights]
+        )
     return (weights if weights.is_floating_point() else weights.to(x.dtype)).reshape(1, -1)
 
 

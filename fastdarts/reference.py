@@ -88,7 +88,7 @@ class Zero(nn.Module):
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
-        return x[:, :, :: self.stride, :: self.stride].mul(0.0)
+        return (x if self.stride == 1 else x[:, :, :: self.stride, :: self.stride]).mul(0.0)
 
 
 class FactorizedReduce(nn.Module):

@@ -1,0 +1,1 @@
+"""Three miniature code bases, written in the styles that `MixedOp` and `patch` meet."""
