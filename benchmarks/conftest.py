@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -54,7 +55,7 @@ class Session:
                 self.threads,
                 budget=budget,
                 rounds=rounds,
-                limit=max(self.limit, 600 if self.full else 120),
+                limit=self.limit,
             )
             self.results.add(case, found, self.device)
         return self.results.row(case.name, variant)
@@ -80,8 +81,9 @@ def _id(case: Case, variant: str) -> str:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     for item in session.items:
-        if isinstance(item, pytest.Function) and hasattr(item, "callspec") and "case" in item.callspec.params:
-            session.config.stash[SESSION].select(item.callspec.params["case"], item.callspec.params["variant"])
+        params: dict[str, Any] = item.callspec.params if hasattr(item, "callspec") else {}
+        if {"case", "variant"} <= params.keys():
+            session.config.stash[SESSION].select(params["case"], params["variant"])
 
 
 class Tape:
@@ -110,7 +112,7 @@ def measured(request: pytest.FixtureRequest, benchmark: BenchmarkFixture, case: 
     def play() -> None:
         TAPE.now += next(seconds)
 
-    benchmark.pedantic(play, rounds=len(row.seconds))
+    benchmark.pedantic(play, rounds=len(row.seconds))  # type: ignore[no-untyped-call]
     return row
 
 

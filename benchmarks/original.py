@@ -58,7 +58,7 @@ class OriginalSearch:
                 w.copy_(original - self.lr * (0.9 * buffer + g + 3e-4 * original))
         alphas: list[Tensor] = virtual.arch_parameters()  # type: ignore[operator]
         self._loss(virtual, valid).backward()
-        direct = [alpha.grad for alpha in alphas]
+        direct = [alpha.grad for alpha in alphas if alpha.grad is not None]
         implicit = self._hessian_vector([w.grad for w in virtual.parameters()], train)
         return [a - self.lr * h for a, h in zip(direct, implicit, strict=True)]
 

@@ -53,7 +53,8 @@ def _bars(axes: Axes, rows: list[Row], cases: list[str], values: list[float], la
     axes.set_yticks(ticks, cases, fontsize=8)
     axes.invert_yaxis()
     axes.margins(y=0.01)
-    axes.set_xscale("log")
+    if spread:  # times go over orders of magnitude
+        axes.set_xscale("log")
     axes.set_xlabel(label)
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
@@ -76,7 +77,7 @@ def _roofline(axes: Axes, results: Results) -> None:
     axes.legend(loc="lower right", frameon=False, fontsize=8)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xlabel("useful FLOPs a byte of compulsory traffic (float32 states and their gradients)")
+    axes.set_xlabel("useful FLOPs per byte of compulsory traffic\n(float32 states and their gradients, once each)")
     axes.set_ylabel("GFLOP/s")
     axes.set_title(f"roofline: {peak / 1e9:.0f} GFLOP/s, {traffic / 1e9:.1f} GB/s measured", fontsize=9)
     axes.grid(which="both", alpha=0.2)

@@ -124,16 +124,18 @@ class Results:
             f"peak {peaks.flops / 1e9:.0f} GFLOP/s ({peaks.flops_by}), "
             f"matrix product {peaks.matmul_flops / 1e9:.0f} GFLOP/s, "
             f"memory {peaks.traffic / 1e9:.1f} GB/s (c = a + b)",
-            "Medians of steps made in turns, after two of warm-up; [p20, p80]. Memory: a process's peak less what",
-            "it holds with its libraries loaded; on a GPU, what torch allocated. Peak: useful FLOPs.",
+            "Medians of steps that the variants make in turns, after two steps of warm-up each; speed and ratio of",
+            f"memory against {BASELINE}. Memory: the peak of a process less what it holds with libraries loaded; on a",
+            "GPU, what torch allocated. GFLOP/s and share of the peak: useful FLOPs, 3 forwards for a weight step.",
             "",
-            f"{'':<22}{'median':>11}{'[p20, p80]':>22}{'speed':>9}{'images/s':>11}"
+            f"{'':<22}{'median':>11}{'[p20, p80]':>24}{'speed':>9}{'images/s':>11}"
             f"{'memory':>10}{'ratio':>8}{'GFLOP/s':>9}{'peak':>6}",
         ]
         for case in dict.fromkeys(row.case for row in self.rows):
             rows = [row for row in self.rows if row.case == case]
             baseline = next((r for r in rows if r.variant == BASELINE and not r.error), None)
             lines += [case, *(self._line(row, baseline) for row in rows)]
+        lines += self._shares()
         projections = self.of_kind("search_step")
         if projections:
             network = "the paper's network" if self.full else "this small network, not the paper's"
@@ -147,6 +149,18 @@ class Results:
             ]
         return "\n".join(lines)
 
+    def _shares(self) -> list[str]:
+        """What a fused second-order step spends beside the network's passes; both were measured at the paper's size."""
+        if not self.full:
+            return []
+        fused = {row.case: row.median for row in self.rows if row.variant == FUSED and not row.error}
+        pairs = [
+            ("alpha step without its passes", "alpha step, second order"),
+            ("sampling and augmentation", "search step, second order"),
+        ]
+        known = [(part, whole) for part, whole in pairs if part in fused and whole in fused]
+        return ["", *(f"{part}: {fused[part] / fused[whole]:.1%} of the {whole}, fused" for part, whole in known)]
+
     def _line(self, row: Row, baseline: Row | None) -> str:
         if row.error:
             return f"  {row.variant:<20}  {row.error}"
@@ -158,7 +172,7 @@ class Results:
         compiling = f"   compiled in {row.first_seconds:.0f} s" if row.variant == "plain compiled" else ""
         spread = f"[{_time(row.quantile(20))}, {_time(row.quantile(80))}]"
         return (
-            f"  {row.variant:<20}{_time(row.median):>11}{spread:>22}{speed:>9}{row.images_per_second:>11.1f}"
+            f"  {row.variant:<20}{_time(row.median):>11}{spread:>24}{speed:>9}{row.images_per_second:>11.1f}"
             f"{row.peak_bytes / 2**20:>7.0f} MB{memory:>8}{rate:>9}{share:>6}{compiling}"
         )
 

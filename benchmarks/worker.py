@@ -11,10 +11,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from benchmarks.cases import Case, build
+from benchmarks.cases import COMPILED, Case, build
 from benchmarks.machine import synchronize
 from fastdarts.resources import peak_bytes, reset_peak
 
@@ -69,14 +70,15 @@ class Worker:
 
     def step(self, limit: float | None = None) -> float:
         """Seconds of one step. TimeoutError after `limit` seconds; RuntimeError with the reason if it fails."""
-        return float(self._ask("step", limit))
+        seconds: float = self._ask("step", limit)
+        return seconds
 
     def memory(self) -> tuple[int, int]:
         """(peak of all steps so far, rest), see Measurement."""
-        peak, rest = self._ask("memory", None)
-        return peak, rest
+        memory: tuple[int, int] = self._ask("memory", None)
+        return memory
 
-    def _ask(self, what: str, limit: float | None) -> "float | tuple[int, int]":
+    def _ask(self, what: str, limit: float | None) -> Any:
         try:
             self._pipe.send(what)
             if not self._pipe.poll(limit):
@@ -104,7 +106,7 @@ def measure(
     Args:
         budget: seconds for all timed steps together.
         rounds: least and largest number of them for each variant; the least goes before the budget.
-        limit: seconds for a variant's first step, in which `torch.compile` compiles.
+        limit: seconds for the first step of the compiled variant, in which `torch.compile` compiles.
     """
     results = {variant: Measurement() for variant in variants}
     with ExitStack() as stack:
@@ -112,12 +114,12 @@ def measure(
         for variant, result in results.items():
             worker = stack.enter_context(Worker(case, variant, device, threads))
             try:
-                result.first_seconds = worker.step(limit)
+                result.first_seconds = worker.step(limit if variant == COMPILED else None)
                 for _ in range(WARM_UP - 1):
                     worker.step()
                 workers[variant] = worker
             except TimeoutError:
-                result.error = f"not ready after {limit:.0f} s"
+                result.error = f"not compiled after {limit:.0f} s"
                 worker.__exit__()
             except RuntimeError as error:
                 result.error = str(error)

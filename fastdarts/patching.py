@@ -6,9 +6,10 @@ subclass of its class. Only its forward differs, and only for calls that the ker
 
 import copy
 import copyreg
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from operator import itemgetter
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -306,25 +307,38 @@ def _unwatched_copy(module: nn.Module) -> nn.Module:
     return twin
 
 
+def _parts(module: nn.Module) -> Iterator[nn.Module]:
+    """As `modules()`, but a part that serves in several places comes in each of them."""
+    yield module
+    for child in module._modules.values():
+        if child is not None:
+            yield from _parts(child)
+
+
 def _leaves(module: nn.Module) -> list[nn.Module]:
     """The layers of an op, in order of registration, which the trial shows to be the order of their use."""
-    return [part for part in module.modules() if not part._modules]
+    return [part for part in _parts(module) if not part._modules]
+
+
+# What a layer computes, apart from its numbers and from what a kernel reads at each call.
+_LAYERS: dict[type, Callable[[dict[str, Any]], tuple[object, ...]]] = {
+    nn.Conv2d: itemgetter(
+        *("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    ),
+    nn.BatchNorm2d: lambda own: (own["num_features"],),
+    nn.MaxPool2d: itemgetter("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
+    nn.AvgPool2d: itemgetter(
+        *("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+    ),
+    nn.ReLU: lambda _: (),
+}
 
 
 def _signature(layer: nn.Module) -> tuple[object, ...]:
-    """What a layer computes, apart from its numbers and what a kernel reads at each call."""
-    names: dict[type, str] = {
-        nn.Conv2d: "in_channels out_channels kernel_size stride padding dilation groups padding_mode",
-        nn.BatchNorm2d: "num_features",
-        nn.MaxPool2d: "kernel_size stride padding dilation ceil_mode return_indices",
-        nn.AvgPool2d: "kernel_size stride padding ceil_mode count_include_pad divisor_override",
-    }
-    values = [getattr(layer, name) for name in names.get(type(layer), "").split()]
-    pairs = [(v, v) if type(v) is int and not isinstance(layer, nn.Conv2d | nn.BatchNorm2d) else v for v in values]
-    return type(layer), *pairs, isinstance(layer, nn.Conv2d) and layer.bias is not None
-
-
-_LAYERS = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.ReLU)
+    """Equal for layers that compute the same, whether their sizes were given as numbers or as pairs."""
+    values = _LAYERS[type(layer)](layer.__dict__) if type(layer) in _LAYERS else ()
+    bias = isinstance(layer, nn.Conv2d) and layer.bias is not None
+    return type(layer), bias, *((value, value) if type(value) is int else value for value in values)
 
 
 @lru_cache(maxsize=1024)
@@ -336,11 +350,12 @@ def _reference_signature(name: str, C: int, stride: int) -> tuple[tuple[object, 
 def _state(op: nn.Module) -> tuple[object, ...] | None:
     """What an op's result depends on beside tensors and modes; None where that cannot be told or a hook looks on."""
     states: list[object] = []
-    for part in op.modules():
-        own = _signature(part) if type(part) in _LAYERS else _own_state(part)
-        if own is None or fused.watched(part) or "forward" in part.__dict__:
+    for part in _parts(op):
+        own, kind = part.__dict__, type(part)
+        values = _LAYERS[kind](own) if kind in _LAYERS else _own_state(part)
+        if values is None or "forward" in own or fused.watched(part):
             return None
-        states += [type(part), own]
+        states += kind, values, own["_parameters"].get("bias") is None
     return tuple(states)
 
 
@@ -350,8 +365,13 @@ _MODULE_ATTRIBUTES = frozenset((*nn.Module().__dict__, "_fastdarts_layout", "_fo
 
 def _own_state(module: nn.Module) -> tuple[object, ...] | None:
     """The attributes that a class of someone's own gave its module; None if they are not all plain values."""
-    own = {name: value for name, value in module.__dict__.items() if name not in _MODULE_ATTRIBUTES}
-    return tuple((name, _frozen(value)) for name, value in own.items()) if all(map(_is_plain, own.values())) else None
+    own = module.__dict__
+    names = own.keys() - _MODULE_ATTRIBUTES
+    if not names:
+        return ()
+    return (
+        tuple((name, _frozen(own[name])) for name in sorted(names)) if all(_is_plain(own[n]) for n in names) else None
+    )
 
 
 def _is_plain(value: object) -> bool:

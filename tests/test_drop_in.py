@@ -102,3 +102,9 @@ def test_as_near_as_the_other_layout_in_float32(name: str) -> None:
     for kind in ("ours", "patched"):
         ours = own.distances(run(name, kind, torch.float32))
         assert all(a <= 2 * b for a, b in zip(ours, other_layout, strict=True)), (kind, ours, other_layout)
+
+
+def test_checkpoints_of_the_original_fit() -> None:
+    own, ours = original.Network(), original.Network(fastdarts.MixedOp)
+    ours.load_state_dict(own.state_dict(), strict=True)
+    own.load_state_dict(ours.state_dict(), strict=True)

@@ -1,0 +1,247 @@
+"""The benchmarks: what they run, count, compare and write. No test looks at how fast anything was."""
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+if not (ROOT / "benchmarks" / "cases.py").is_file():
+    pytest.skip("needs the benchmarks, which are not installed", allow_module_level=True)
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import compare, picture, scaling  # noqa: E402
+from benchmarks.cases import (  # noqa: E402
+    AUTOCAST,
+    CHANNELS_LAST,
+    COMPILED,
+    FUSED,
+    FUSED_AMP,
+    NCHW,
+    Case,
+    FusedSearch,
+    build,
+    compulsory_bytes,
+    flops,
+    suite,
+)
+from benchmarks.machine import Peaks, environment, measure_peaks  # noqa: E402
+from benchmarks.original import OriginalSearch  # noqa: E402
+from benchmarks.results import Results, Row, load  # noqa: E402
+from benchmarks.worker import Measurement, measure  # noqa: E402
+from fastdarts import SearchNetwork  # noqa: E402
+
+CPU = torch.device("cpu")
+TINY = {"C": 4, "batch": 2, "size": 8, "layers": 2}
+MIXED_OP = Case("mixed op", "mixed_op", **TINY)
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_the_suite_holds_what_a_search_consists_of(full: bool) -> None:
+    cases = suite(full)
+    assert len({case.name for case in cases}) == len(cases)
+    mixed = [case for case in cases if case.kind == "mixed_op"]
+    assert {(case.C, case.stride) for case in mixed} == {(C, stride) for C in (16, 32, 64) for stride in (1, 2)}
+    assert sum(COMPILED in case.variants for case in cases) == (9 if full else 1)
+    assert {case.stride for case in cases if case.kind == "cell"} == {1, 2}
+    assert {(case.kind, case.order) for case in cases if case.kind in ("alpha_step", "search_step")} == {
+        (kind, order) for kind in ("alpha_step", "search_step") for order in (1, 2)
+    }
+    for case in cases:
+        if case.kind in ("mixed_op", "cell", "weight_step", "alpha_step", "search_step"):
+            assert {FUSED, FUSED_AMP, NCHW, CHANNELS_LAST, AUTOCAST} <= set(case.variants)
+
+
+@pytest.mark.parametrize("case", suite(full=False), ids=lambda case: case.name)
+def test_every_variant_runs(case: Case) -> None:
+    for variant in case.variants:
+        if variant != COMPILED:
+            build(replace(case, **TINY), variant, CPU)()
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_fused_and_original_steps_are_the_same_search(order: int) -> None:
+    batches = [(torch.randn(8, 3, 8, 8, dtype=torch.float64), torch.randint(10, (8,))) for _ in range(4)]
+    alphas = []
+    for search, backend in ((FusedSearch, "auto"), (OriginalSearch, "reference")):
+        torch.manual_seed(0)
+        network = SearchNetwork(C=4, layers=2, backend=backend).double()
+        steps = search(network)
+        steps.search_step(*batches[:2], order)
+        steps.alpha_step(*batches[2:], order)
+        steps.weight_step(batches[0])
+        alphas.append([*network.arch_parameters(), *network.parameters()])
+    # The finite difference divides rounding errors by twice its step.
+    for ours, theirs in zip(*alphas, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
+
+
+def test_useful_arithmetic() -> None:
+    paper = Case("weight step", "weight_step")
+    forward = 2 * 300_255_744 * 64  # multiply-adds of convolutions and linear layers, an image
+    assert flops(paper) == 3 * forward
+    assert flops(replace(paper, kind="alpha_step", order=1)) == 2 * forward
+    assert flops(replace(paper, kind="alpha_step", order=2)) == 10 * forward
+    assert flops(replace(paper, kind="search_step", order=2)) == 13 * forward
+    assert flops(Case("", "clip_sgd")) is None
+
+
+def test_compulsory_traffic() -> None:
+    pixels = 64 * 16 * 32 * 32
+    assert compulsory_bytes(Case("", "mixed_op")) == 4 * (3 * pixels + 2 * pixels)
+    assert compulsory_bytes(Case("", "mixed_op", stride=2)) == 4 * (3 * pixels + 2 * pixels // 4)
+    assert compulsory_bytes(Case("", "cell")) == 4 * (3 * 8 * pixels + 2 * 4 * pixels)
+    assert compulsory_bytes(Case("", "data")) is None
+
+
+def test_measured_in_processes_of_their_own() -> None:
+    found = measure(MIXED_OP, [FUSED, NCHW], CPU, 1, budget=0, rounds=(3, 9), limit=60)
+    assert list(found) == [FUSED, NCHW]
+    for one in found.values():
+        assert one.error is None
+        assert len(one.seconds) == 3
+        assert min(one.seconds) > 0
+        assert one.first_seconds is not None
+        assert one.peak_bytes > 0
+        assert one.rest_bytes > 50 * 2**20  # torch itself
+
+
+def test_memory_is_that_of_the_step() -> None:
+    small, large = (
+        measure(replace(MIXED_OP, C=16, batch=batch, size=32), [NCHW], CPU, 1, budget=0, rounds=(1, 1), limit=60)[NCHW]
+        for batch in (1, 64)
+    )
+    saved = 20 * 4 * 64 * 16 * 32 * 32  # what the plain modules keep for the backward is more than 20 maps of floats
+    assert large.peak_bytes - small.peak_bytes > saved
+
+
+def test_what_fails_is_told_and_the_others_are_measured() -> None:
+    found = measure(replace(MIXED_OP, C=3, stride=2), [NCHW], CPU, 1, budget=0, rounds=(1, 1), limit=60)[NCHW]
+    assert found.error is not None
+    assert found.error.startswith("ValueError: ")
+    assert not found.seconds
+    late = measure(MIXED_OP, [COMPILED, NCHW], CPU, 1, budget=0, rounds=(1, 1), limit=0)
+    assert late[COMPILED].error == "not compiled after 0 s"
+    assert late[NCHW].seconds
+
+
+def results_of(seconds: dict[str, list[float]], peak_bytes: int = 2**30) -> Results:
+    results = Results(environment(CPU), Peaks(1e11, "arithmetic", 9e10, 1e10), full=True)
+    for kind, name in (("weight_step", "weight step"), ("search_step", "search step, second order")):
+        measured = {v: Measurement(s, 1.0, peak_bytes, 2**28) for v, s in seconds.items()}
+        results.add(Case(name, kind), measured, CPU)
+    return results
+
+
+def test_results_in_words_file_and_picture(tmp_path: Path) -> None:
+    results = results_of({FUSED: [0.5, 0.6, 0.4], NCHW: [6.0, 5.0, 7.0]})
+    results.add(MIXED_OP, {COMPILED: Measurement(error="not compiled after 9 s")}, CPU)
+    text = results.table()
+    assert "12.00x" in text
+    assert "not compiled after 9 s" in text
+    hours = 50 * 25_000 / (64 / 0.5) / 3600
+    assert f"{hours:.1f} h" in text
+    assert "4.0 GPU-days" in text
+    assert "projected" in text
+    path = results.write(tmp_path)
+    assert path.name.endswith("-full.json")
+    content = json.loads(path.read_text())
+    assert content["projected_hours_per_search"][0]["hours"] == pytest.approx(hours)
+    assert {row["median"] for row in content["rows"] if "median" in row} == {0.5, 6.0}
+    rows = load(path)
+    assert rows["weight step", FUSED] == results.row("weight step", FUSED)
+    drawn = picture.draw(results, tmp_path / "p.png")
+    assert drawn.read_bytes().startswith(b"\x89PNG")
+
+
+def test_quantiles() -> None:
+    row = Row("", "", "", 1, tuple(float(i) for i in range(1, 12)))
+    assert (row.quantile(20), row.median, row.quantile(80)) == (3.0, 6.0, 9.0)
+    assert Row("", "", "", 1, (2.0,)).quantile(80) == 2.0
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ([1.0, 1.0, 1.0], [1.2, 1.2, 1.2], "slower"),
+        ([1.2, 1.2, 1.2], [1.0, 1.0, 1.0], "faster"),
+        ([1.0, 1.0, 1.0], [1.04, 1.04, 1.04], ""),
+        ([0.8, 1.0, 1.4], [1.1, 1.2, 1.3], ""),  # the spans overlap
+    ],
+)
+def test_slower_beyond_noise(before: list[float], after: list[float], expected: str) -> None:
+    one, other = (Row("", "", "", 1, tuple(seconds)) for seconds in (before, after))
+    assert compare.verdict(one, other) == expected
+
+
+def test_compare_two_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = results_of({FUSED: [1.0, 1.0, 1.0], NCHW: [5.0, 5.0, 5.0]}).write(tmp_path / "a")
+    after = results_of({FUSED: [2.0, 2.0, 2.0], NCHW: [5.0, 5.0, 5.0]}, peak_bytes=2**31).write(tmp_path / "b")
+    assert compare.main([str(before), str(before)]) == 0
+    assert "0 of 4" in capsys.readouterr().out
+    assert compare.main([str(before), str(after)]) == 1
+    out = capsys.readouterr().out
+    assert "slower, larger" in out
+    assert "4 of 4 got worse" in out
+    (tmp_path / "c.json").write_text("[]")
+    assert compare.main([str(before), str(tmp_path / "c.json")]) == 2
+    assert "no benchmark results" in capsys.readouterr().err
+    assert compare.main([str(before), str(tmp_path / "none.json")]) == 2
+
+
+def test_scaling_exponents_and_table() -> None:
+    points = [scaling.Point("batch", n, FUSED, n, 0.01 * n, 1000 * 2**20 * n**2) for n in (8, 16, 32)]
+    assert scaling.exponent(points, "time") == pytest.approx(1)
+    assert scaling.exponent(points, "memory") == pytest.approx(2)
+    sizes = [scaling.Point("size", s, FUSED, 100 // s, 3.0 * s**2 * (100 // s), 2**20) for s in (5, 10, 20)]
+    assert scaling.exponent(sizes, "time") == pytest.approx(2)
+    assert scaling.exponent(points[:1], "time") is None
+    text = scaling.table([*points, scaling.Point("batch", 64, FUSED, 64, error="does not fit into memory")])
+    assert "| 8 | 10.00 | 8000.0 | 64000 |" in text
+    assert "| exponent | 1.00 |  | 2.00 |" in text
+    assert "does not fit" in text
+
+
+def test_scaling_settings() -> None:
+    base = Case("", "weight_step")
+    assert [(value, case.C, threads) for value, case, threads in scaling.settings("C", (8, 16), base, 2)] == [
+        (8, 8, 2),
+        (16, 16, 2),
+    ]
+    assert [threads for _, _, threads in scaling.settings("threads", (1, 2), base, 2)] == [1, 2]
+    batches = [case.batch for _, case, _ in scaling.settings("size", (8, 32, 224), base, 2)]
+    assert batches == [512, 128, 2]
+
+
+def test_peaks_of_the_machine() -> None:
+    torch.set_num_threads(1)
+    peaks = measure_peaks(CPU)
+    assert all(math.isfinite(x) and x > 1e8 for x in (peaks.flops, peaks.matmul_flops, peaks.traffic))
+
+
+@pytest.mark.slow
+def test_as_they_are_started(tmp_path: Path) -> None:
+    run: Callable[..., subprocess.CompletedProcess[str]] = lambda *arguments: subprocess.run(  # noqa: E731
+        [sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    done = run(
+        *("pytest", "benchmarks", "--benchmark-only", "-q", "-p", "no:cacheprovider"),
+        *("--results", str(tmp_path), "--threads", "1", "-k", "stride-2-c64 and not autocast"),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 passed" in done.stdout
+    (file,) = tmp_path.glob("*.json")
+    assert file.with_suffix(".png").is_file()
+    assert file.stem.removesuffix("-full") in done.stdout
+    assert "mixed op, stride 2, C=64" in done.stdout
+    done = run("benchmarks.compare", str(file), str(file))
+    assert done.returncode == 0, done.stderr
+    done = run("benchmarks.scaling", "--small", "--axes", "batch", "--variants", "fused", "--out", str(tmp_path / "s"))
+    assert done.returncode == 0, done.stderr
+    assert "| exponent |" in done.stdout
