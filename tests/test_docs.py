@@ -20,7 +20,11 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 COMMANDS = [
-    line for page in PAGES for block in blocks(page, "") for line in block.splitlines() if line.startswith("python -m ")
+    line
+    for page in PAGES
+    for block in blocks(page, "")
+    for line in block.splitlines()
+    if line.startswith("python -m fastdarts.")
 ]
 
 
