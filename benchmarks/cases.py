@@ -2,8 +2,8 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import TypeVar
 
 import torch
@@ -115,9 +115,16 @@ def flops(case: Case) -> int | None:
     passes["search_step"] = passes["alpha_step"] + 3
     if case.kind not in passes:
         return None
+    module = case.kind if case.kind in ("mixed_op", "cell", "evaluation_step") else "weight_step"
+    return passes[case.kind] * forward_flops(replace(case, name="", kind=module, order=2))
+
+
+@cache
+def forward_flops(case: Case) -> int:
+    """Of one forward of the case's module."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
         forward_on_meta(case)
-    return passes[case.kind] * int(counter.get_total_flops())
+    return int(counter.get_total_flops())
 
 
 def compulsory_bytes(case: Case) -> int | None:

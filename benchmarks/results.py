@@ -201,7 +201,8 @@ def load(path: Path) -> dict[tuple[str, str], Row]:
     try:
         content = json.loads(path.read_text())
         fields = Row.__dataclass_fields__
-        rows = [Row(**{k: v for k, v in row.items() if k in fields}) for row in content["rows"]]
+        known = [{name: value for name, value in row.items() if name in fields} for row in content["rows"]]
+        rows = [Row(**row | {"seconds": tuple(row["seconds"])}) for row in known]
         return {(row.case, row.variant): row for row in rows if not row.error}
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} holds no benchmark results: {error}") from error

@@ -38,7 +38,7 @@ from benchmarks.worker import Measurement, measure  # noqa: E402
 from fastdarts import SearchNetwork  # noqa: E402
 
 CPU = torch.device("cpu")
-TINY = {"C": 4, "batch": 2, "size": 8, "layers": 2}
+TINY = {"C": 4, "batch": 2, "size": 8, "layers": 3}
 MIXED_OP = Case("mixed op", "mixed_op", **TINY)
 
 
@@ -71,7 +71,7 @@ def test_fused_and_original_steps_are_the_same_search(order: int) -> None:
     alphas = []
     for search, backend in ((FusedSearch, "auto"), (OriginalSearch, "reference")):
         torch.manual_seed(0)
-        network = SearchNetwork(C=4, layers=2, backend=backend).double()
+        network = SearchNetwork(C=4, layers=3, backend=backend).double()
         steps = search(network)
         steps.search_step(*batches[:2], order)
         steps.alpha_step(*batches[2:], order)
@@ -135,7 +135,7 @@ def results_of(seconds: dict[str, list[float]], peak_bytes: int = 2**30) -> Resu
     results = Results(environment(CPU), Peaks(1e11, "arithmetic", 9e10, 1e10), full=True)
     for kind, name in (("weight_step", "weight step"), ("search_step", "search step, second order")):
         measured = {v: Measurement(s, 1.0, peak_bytes, 2**28) for v, s in seconds.items()}
-        results.add(Case(name, kind), measured, CPU)
+        results.add(Case(name, kind, **TINY), measured, CPU)
     return results
 
 
@@ -145,7 +145,7 @@ def test_results_in_words_file_and_picture(tmp_path: Path) -> None:
     text = results.table()
     assert "12.00x" in text
     assert "not compiled after 9 s" in text
-    hours = 50 * 25_000 / (64 / 0.5) / 3600
+    hours = 50 * 25_000 / (2 / 0.5) / 3600
     assert f"{hours:.1f} h" in text
     assert "4.0 GPU-days" in text
     assert "projected" in text
