@@ -5,15 +5,12 @@ Kernels: csrc/flat.cpp (CPU) and csrc/cuda/flat.cu; what stands here serves any 
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-if importlib.util.find_spec("fastdarts._C") is not None:
-    importlib.import_module("fastdarts._C")
+import fastdarts.extension  # noqa: F401 - registers the kernels
 
 _lib = torch.library.Library("fastdarts", "FRAGMENT")
 

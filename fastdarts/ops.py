@@ -11,13 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdarts import functional
+from fastdarts import extension, functional
 from fastdarts.plan import MixedPlan, decode, norm_count
-
-try:
-    from fastdarts import _C
-except ImportError:  # built without a compiler: the plain modules serve
-    _C = None  # type: ignore[assignment]
 
 _library = torch.library.Library("fastdarts", "FRAGMENT")
 _library.define(
@@ -60,8 +55,8 @@ if _TRITON:
 def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why no kernel can serve tensors like these, or None."""
     if device.type == "cpu":
-        if _C is None:
-            return "fastdarts._C is not built in this installation"
+        if extension.UNAVAILABLE is not None:
+            return extension.UNAVAILABLE
         if dtype not in CPU_DTYPES:
             return f"the CPU kernels take {', '.join(str(d).removeprefix('torch.') for d in CPU_DTYPES)}, not {dtype}"
         return None
