@@ -2,14 +2,21 @@
 
 import copy
 import io
+import multiprocessing
+import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed
 from criterion import Results, assert_no_worse, pooled, rounded_at_random
+from drop_in import partial_channels
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
@@ -47,14 +54,31 @@ def run(module: nn.Module, inputs: list[Tensor], g: Tensor) -> Results:
     return {"y": y.detach(), **found, **{name: buffer.clone() for name, buffer in module.named_buffers()}}
 
 
-@pytest.mark.parametrize("dtype", [torch.float64], ids=str)
+def assert_as_good(ours: Results, plain: nn.Module, inputs: list[Tensor], g: Tensor) -> None:
+    """`ours`: what `run` found with the kernels; plain: the same module by its plain modules."""
+    eps, generator = torch.finfo(g.dtype).eps, torch.Generator().manual_seed(1)
+    exact, moved = copy.deepcopy(plain).double(), []
+    for _ in range(2):
+        other = copy.deepcopy(exact)
+        with torch.no_grad():
+            for p in other.parameters():
+                p.copy_(rounded_at_random(p, eps, generator))
+        moved.append(run(other, [rounded_at_random(x.double(), eps, generator) for x in inputs], g.double()))
+    truth, plainly = run(exact, [x.double() for x in inputs], g.double()), run(plain, inputs, g)
+    if g.dtype == torch.bfloat16:
+        ours, plainly, *moved, truth = (pooled(found, truth) for found in (ours, plainly, *moved, truth))
+    assert_no_worse(ours, plainly, truth, moved, eps)
+
+
 @pytest.mark.parametrize(
-    ("steps", "multiplier", "reduction", "reduction_prev", "primitives", "training"),
+    ("steps", "multiplier", "reduction", "reduction_prev", "primitives", "training", "dtype"),
     [
-        (4, 4, False, False, PRIMITIVES, True),
-        (4, 4, True, True, PRIMITIVES, True),
-        (3, 2, True, False, ALL_KINDS, True),
-        (2, 1, False, True, PRIMITIVES[::-1], False),
+        (4, 4, False, False, PRIMITIVES, True, torch.float64),
+        (4, 4, True, True, PRIMITIVES, True, torch.float64),
+        (3, 2, True, False, ALL_KINDS, True, torch.float64),
+        (2, 1, False, True, PRIMITIVES[::-1], False, torch.float64),
+        (2, 2, True, True, PRIMITIVES, True, torch.float32),
+        (2, 2, True, True, PRIMITIVES, True, torch.bfloat16),
     ],
 )
 def test_cell(
@@ -73,23 +97,45 @@ def test_cell(
     s0 = torch.randn(4, 12, 2 * H - 1 if reduction_prev else H, 2 * W if reduction_prev else W).to(dtype)
     s1 = torch.randn(4, 20, H, W).to(dtype)
     weights = torch.randn(len(edges_of(steps)), len(primitives)).softmax(-1).to(compute)
-    inputs = [s0, s1, weights]
-    with torch.no_grad():
-        g = torch.randn_like(copy.deepcopy(plain)(s0.to(compute), s1.to(compute), weights)).to(dtype)
-    eps, generator = torch.finfo(dtype).eps, torch.Generator().manual_seed(1)
-    exact, moved = copy.deepcopy(plain).double(), []
-    for _ in range(2):
-        other = copy.deepcopy(exact)
-        with torch.no_grad():
-            for p in other.parameters():
-                p.copy_(rounded_at_random(p, eps, generator))
-        moved.append(run(other, [rounded_at_random(x.double(), eps, generator) for x in inputs], g.double()))
-    ours = run(with_backend(plain, "fused"), inputs, g)
+    stride = 2 if reduction else 1
+    g = torch.randn(4, 8 * multiplier, -(-H // stride), -(-W // stride)).to(dtype)
+    ours = run(with_backend(plain, "fused"), [s0, s1, weights], g)
     assert ours["y"].dtype == dtype
-    truth, plainly = run(exact, [x.double() for x in inputs], g.double()), run(plain, inputs, g)
-    if dtype == torch.bfloat16:
-        ours, plainly, *moved, truth = (pooled(found, truth) for found in (ours, plainly, *moved, truth))
-    assert_no_worse(ours, plainly, truth, moved, eps)
+    assert_as_good(ours, plain, [s0, s1, weights], g)
+
+
+PROBE = """
+import sys
+import torch
+from test_fused import run
+
+torch.save([run(*case) for case in torch.load(sys.argv[1], weights_only=False)], sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("instructions", ["portable", "avx2"])
+def test_other_instruction_sets(instructions: str, tmp_path: Path) -> None:
+    """An edge and a small reduction cell with both kinds of preprocessing, in a program that is told what to use."""
+    cases = []
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        compute = torch.promote_types(dtype, torch.float32)
+        row, rows = torch.randn(8).softmax(-1), torch.randn(2, 8).softmax(-1)
+        states = [torch.randn(3, 12, 14, 17), torch.randn(3, 20, 7, 9)]
+        edge = MixedOp(20, 1, backend="reference"), [states[1].to(dtype), row.to(compute)], torch.randn(3, 20, 7, 9)
+        cell = Cell(1, 1, 12, 20, 20, reduction=True, reduction_prev=True, backend="reference")
+        inputs = [*(state.to(dtype) for state in states), rows.to(compute)]
+        cases += [edge, (cell, inputs, torch.randn(3, 20, 4, 5))]
+        cases[-2:] = [(module.to(compute), inputs, g.to(dtype)) for module, inputs, g in cases[-2:]]
+    torch.save([(with_backend(module, "fused"), inputs, g) for module, inputs, g in cases], tmp_path / "in.pt")
+    command = [sys.executable, "-c", PROBE, str(tmp_path / "in.pt"), str(tmp_path / "out.pt")]
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "FASTDARTS_CPU": instructions, "PYTHONPATH": path}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if "this machine's best is" in done.stderr:
+        pytest.skip(f"this machine has no {instructions}")
+    assert done.returncode == 0, done.stderr
+    for ours, (module, inputs, g) in zip(torch.load(tmp_path / "out.pt", weights_only=True), cases, strict=True):
+        assert_as_good(ours, module, inputs, g)
 
 
 def twins(**options: object) -> tuple[SearchNetwork, SearchNetwork]:
@@ -217,23 +263,48 @@ def test_gradient_checkpointing(reentrant: bool) -> None:
     assert all(map(torch.equal, *found))
 
 
-def test_data_parallel(tmp_path: Path) -> None:
-    network, _ = twins()
-    twin = copy.deepcopy(network)
-    x = images()
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'meet'}", rank=0, world_size=1)
+def train_as_one_of_two(rank: int, folder: Path, models: list[nn.Module], x: Tensor) -> list[Tensor]:
+    """Weights after two steps on a half of the images each, gradients averaged by DDP."""
+    torch.set_num_threads(1)
+    meeting = f"file://{folder / 'meeting'}"
+    torch.distributed.init_process_group("gloo", meeting, timedelta(minutes=2), world_size=2, rank=rank)
     try:
-        parallel = DistributedDataParallel(network)
-        for _ in range(2):
-            parallel.zero_grad()
-            parallel(x).square().sum().backward()
+        for model in models:
+            parallel = DistributedDataParallel(model)
+            for _ in range(2):
+                parallel.zero_grad()
+                parallel(x[rank::2]).square().sum().backward()
+                update(model)
     finally:
         torch.distributed.destroy_process_group()
-    for _ in range(2):
-        twin.zero_grad()
-        twin(x).square().sum().backward()
-    assert_equal([p.grad for p in network.parameters()], [p.grad for p in twin.parameters()])
-    assert_equal(network.buffers(), twin.buffers())
+    return [p.detach() for model in models for p in model.parameters()]
+
+
+@torch.no_grad()
+def update(model: nn.Module) -> None:
+    for p in model.parameters():
+        p.sub_(1e-3 * p.grad)
+
+
+def test_two_processes(tmp_path: Path) -> None:
+    network, _ = twins()
+    partial_network = partial_channels.Network(partial(MixedOp, backend="fused")).double()  # alphas are parameters
+    partial_network.stem[0] = nn.Conv2d(3, 16, 3, padding=1, bias=False).double()
+    models = [network, partial_network]
+    x, alone = images(6, (8, 8)), copy.deepcopy(models)
+    other = multiprocessing.get_context("spawn").Process(
+        target=train_as_one_of_two, args=(1, tmp_path, copy.deepcopy(models), x)
+    )
+    other.start()
+    found = train_as_one_of_two(0, tmp_path, models, x)
+    other.join()
+    assert other.exitcode == 0
+    for model in alone:
+        for _ in range(2):
+            model.zero_grad()
+            (sum(model(x[rank::2]).square().sum() for rank in (0, 1)) / 2).backward()
+            update(model)
+    assert_equal(found, [p for model in alone for p in model.parameters()])
 
 
 def compiled(f: Callable[..., Tensor]) -> Callable[..., Tensor]:

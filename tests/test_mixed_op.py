@@ -190,19 +190,33 @@ def run_case(case: Case) -> None:
     compare(op, make_input(case), weights, learned=case.weights != "constant_one_hot")
 
 
+WIDE = [  # what is too large to be among the others
+    Case(64, (32, 32), 1, 1, "eight", "softmax", 1.0, "nchw", True, torch.float32),
+    Case(100, (32, 32), 1, 2, "reversed", "some_zero", 1.0, "channel_slice", True, torch.bfloat16),
+]
+
+
 @fused_only
-@pytest.mark.parametrize("case", list(covering_cases(40_000)), ids=str)
+@pytest.mark.parametrize("case", [*covering_cases(40_000), *WIDE], ids=str)
 def test_fused_is_as_good_as_plain(case: Case) -> None:
     run_case(case)
 
 
 @fused_only
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", FACTORS["dtype"], ids=str)
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("C", [16, 36])
-def test_fused_is_as_good_as_plain_at_the_papers_size(C: int, stride: int, dtype: torch.dtype) -> None:
-    run_case(Case(C, (32, 32), 64, stride, "eight", "softmax", 1.0, "channels_last", True, dtype))
+@pytest.mark.parametrize(
+    ("C", "N", "dtype"),
+    [  # in float64, plain sums of 65,536 terms would be the yardstick of ours
+        (16, 64, torch.float32),
+        (16, 64, torch.bfloat16),
+        (36, 8, torch.float64),
+        (36, 8, torch.float32),
+        (36, 8, torch.bfloat16),
+    ],
+    ids=str,
+)
+def test_fused_is_as_good_as_plain_at_the_papers_size(C: int, N: int, stride: int, dtype: torch.dtype) -> None:
+    run_case(Case(C, (32, 32), N, stride, "eight", "softmax", 1.0, "channels_last", True, dtype))
 
 
 @fused_only
@@ -436,48 +450,6 @@ def test_same_bits_every_time_and_nearly_the_same_for_any_number_of_threads() ->
             scale = one.abs().max().item()
             difference = (found[threads][name] - one).abs().max().item()
             assert difference <= 200 * torch.finfo(torch.float32).eps * scale, (name, threads)  # 765 terms a sum
-
-
-PROBE = """
-import sys
-import torch
-from fastdarts.mixed_op import MixedOp
-
-dtype = getattr(torch, sys.argv[2])
-state = torch.load(sys.argv[1], weights_only=True)
-op = MixedOp(20, 1, backend="fused").to(torch.promote_types(dtype, torch.float32))
-op.load_state_dict(state["op"])
-x, weights = state["x"].to(dtype).requires_grad_(), state["weights"].requires_grad_()
-with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-    y = op(x, weights)
-leaves = {"x": x, "weights": weights, **dict(op.named_parameters())}
-grads = torch.autograd.grad(y, list(leaves.values()), state["g"].to(y.dtype))
-torch.save({"y": y.detach(), **{f"d {n}": g for n, g in zip(leaves, grads)}, **dict(op.named_buffers())}, sys.argv[3])
-"""
-
-
-@fused_only
-@pytest.mark.parametrize("dtype", FACTORS["dtype"], ids=str)
-@pytest.mark.parametrize("instructions", ["portable", "avx2"])
-def test_other_instruction_sets(instructions: str, dtype: torch.dtype, tmp_path: Any) -> None:
-    op = MixedOp(20, 1, backend="reference")
-    x, weights, g = torch.randn(3, 20, 7, 9).to(dtype), torch.randn(8).softmax(-1), torch.randn(3, 20, 7, 9)
-    torch.save({"op": op.state_dict(), "x": x, "weights": weights, "g": g}, tmp_path / "in.pt")
-    command = [sys.executable, "-c", PROBE, str(tmp_path / "in.pt"), str(dtype).split(".")[1], str(tmp_path / "out.pt")]
-    done = subprocess.run(
-        command, env={**os.environ, "FASTDARTS_CPU": instructions}, capture_output=True, text=True, check=False
-    )
-    if "this machine's best is" in done.stderr:
-        pytest.skip(f"this machine has no {instructions}")
-    assert done.returncode == 0, done.stderr
-    ours = torch.load(tmp_path / "out.pt", weights_only=True)
-    op.to(torch.promote_types(dtype, torch.float32))
-    exact = copy.deepcopy(op).double()
-    g = g.to(dtype)
-    moved_x = rounded_at_random(x.double(), torch.finfo(dtype).eps, torch.Generator().manual_seed(1))
-    moved = [results(copy.deepcopy(exact), moved_x, weights.double(), g.double())]
-    true = results(exact, x.double(), weights.double(), g.double())
-    assert_no_worse(ours, results(op, x, weights.to(ours["d weights"].dtype), g), true, moved, torch.finfo(dtype).eps)
 
 
 @fused_only
