@@ -44,6 +44,10 @@ class Architect:
         r: numerator of the central difference's step, epsilon = r / ||v||.
         loss: loss(outputs, targets) -> scalar.
         amp_dtype: autocast the network's passes to this dtype; None keeps the weights' own.
+        penalty: -> a scalar (None: nothing), added to the loss of the alpha step; a function of the alphas alone, so
+            that neither the virtual step nor the product in it changes.
+        grad_clip: largest global norm of the alphas' gradient; None for no clipping.
+        optimizer: holds the alphas, in place of Adam with lr, betas and weight_decay.
 
     Raises:
         ValueError: unknown `hvp`, `r` not positive, alphas that are missing, no leaves or among the weights.
@@ -65,6 +69,9 @@ class Architect:
         *,
         loss: Loss = cross_entropy,
         amp_dtype: torch.dtype | None = None,
+        penalty: Callable[[], Tensor | None] = lambda: None,
+        grad_clip: float | None = None,
+        optimizer: Optimizer | None = None,
     ) -> None:
         if hvp not in ("finite-difference", "exact"):
             raise ValueError(f'hvp must be "finite-difference" or "exact"; got {hvp!r}')
@@ -77,11 +84,13 @@ class Architect:
         self.r = r
         self.loss = loss
         self.amp_dtype = amp_dtype
+        self.penalty = penalty
+        self.grad_clip = grad_clip
         self.alphas = list(cast(SearchableNetwork, network).arch_parameters())
         self._check_alphas()
         self.flat = FlatWeights(p for p in network.parameters() if p.requires_grad)
         # capturable: Adam's step counts stay on the GPU, so that a step can be captured as a CUDA graph.
-        self.optimizer = Adam(
+        self.optimizer: Optimizer = optimizer or Adam(
             self.alphas, lr=lr, betas=betas, weight_decay=weight_decay, capturable=self.alphas[0].is_cuda
         )
 
@@ -109,7 +118,7 @@ class Architect:
         with frozen_buffers(self.network):
             if order == 1:
                 with without_gradients(self.flat.weights):
-                    self.valid_loss, gradients = self._gradients(valid, self.alphas)
+                    self.valid_loss, gradients = self._gradients(valid, self.alphas, self.penalty)
                 return gradients
             return self._second_order(
                 train, valid, as_scalar(xi, self.flat.buffer.device), momentum_of(w_optimizer, self.flat)
@@ -120,11 +129,17 @@ class Architect:
     ) -> list[Tensor]:
         """`alpha_gradients`, then one step of Adam on the alphas. Returns the gradients and leaves none in `.grad`."""
         gradients = self.alpha_gradients(train, valid, xi, w_optimizer, order)
+        self.apply(gradients)
+        return gradients
+
+    def apply(self, gradients: Sequence[Tensor]) -> None:
+        """One step of the optimizer on the alphas with these gradients, clipped by their global norm if wanted."""
         for alpha, gradient in zip(self.alphas, gradients, strict=True):
-            alpha.grad = gradient
+            alpha.grad = gradient if self.grad_clip is None else gradient.clone()
+        if self.grad_clip is not None:
+            nn.utils.clip_grad_norm_(self.alphas, self.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return gradients
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss (a scalar) and outputs of the network on a batch, under the chosen autocast."""
@@ -152,7 +167,7 @@ class Architect:
         gradient = flat.gather(self._gradients(train, flat.weights)[1])
         flat_ops.virtual_step(buffer, saved, gradient, momentum, xi, self.w_momentum, self.w_weight_decay)
         try:
-            self.valid_loss, both = self._gradients(valid, [*self.alphas, *flat.weights])
+            self.valid_loss, both = self._gradients(valid, [*self.alphas, *flat.weights], self.penalty)
             direct = both[: len(self.alphas)]
             v = flat.gather(both[len(self.alphas) :], out=gradient)
             if self.hvp == "exact":
@@ -176,9 +191,14 @@ class Architect:
         product = torch.stack([torch.sum(a * b) for a, b in zip(g, v, strict=True)]).sum()
         return list(torch.autograd.grad(product, self.alphas, materialize_grads=True))
 
-    def _gradients(self, batch: Batch, inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def _gradients(
+        self, batch: Batch, inputs: Sequence[Tensor], penalty: Callable[[], Tensor | None] = lambda: None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The loss on a batch, and the gradients of it and the penalty."""
         loss, _ = self.forward(batch)
-        gradients = torch.autograd.grad(loss, inputs, materialize_grads=True)
+        extra = penalty()
+        total = loss if extra is None else loss + extra
+        gradients = torch.autograd.grad(total, inputs, materialize_grads=True)
         return loss.detach(), list(gradients)
 
     def _check_alphas(self) -> None:

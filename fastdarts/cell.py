@@ -7,16 +7,17 @@ from torch import Tensor, nn
 
 from fastdarts import fused
 from fastdarts.genotype import edges_of
-from fastdarts.mixed_op import Backend, MixedOp, check_input, check_weights_kind, read_fused
+from fastdarts.mixed_op import Active, Backend, MixedOp, check_active, check_input, check_weights_kind, read_fused
 from fastdarts.reference import FactorizedReduce, ReLUConvBN
-from fastdarts.space import PRIMITIVES
+from fastdarts.space import PRIMITIVES, per_edge
 
 
 class Cell(nn.Module):
     """States 0 and 1 are the preprocessed inputs; each of the `steps` nodes sums a mixed edge from every earlier state.
 
     The output concatenates the last `multiplier` nodes: [N, multiplier * C, H', W'], where H', W' are halved (rounded
-    up) in a reduction cell. Edges are numbered as in `genotype.edges_of`.
+    up) in a reduction cell. Edges are numbered as in `genotype.edges_of`. `primitives` names the ops of every edge, or
+    holds the names of each, equally many.
     """
 
     def __init__(
@@ -28,7 +29,7 @@ class Cell(nn.Module):
         C: int,
         reduction: bool,
         reduction_prev: bool,
-        primitives: Sequence[str] = PRIMITIVES,
+        primitives: Sequence[str] | Sequence[Sequence[str]] = PRIMITIVES,
         backend: Backend = "auto",
     ) -> None:
         super().__init__()
@@ -45,28 +46,40 @@ class Cell(nn.Module):
         )
         self.preprocess1 = ReLUConvBN(C_prev, C, affine=False)
         self._ops = nn.ModuleList(
-            MixedOp(C, 2 if reduction and source < 2 else 1, primitives, backend) for source, _ in edges_of(steps)
+            MixedOp(C, 2 if reduction and source < 2 else 1, names, backend)
+            for (source, _), names in zip(edges_of(steps), per_edge(primitives, len(edges_of(steps))), strict=True)
         )
 
-    def forward(self, s0: Tensor, s1: Tensor, weights: Tensor) -> Tensor:
-        """s0 and s1: outputs of the two cells before; weights: [edges, ops] op weights."""
+    def forward(self, s0: Tensor, s1: Tensor, weights: Tensor, active: Active | None = None) -> Tensor:
+        """s0 and s1: outputs of the two cells before; weights: [edges, ops] op weights; active: the ops that run."""
         self._check(s0, s1, weights)
+        if active is not None:
+            check_active(active, [weights.shape[1]] * len(weights))
         edges = read_fused(list(self._ops), s0)  # type: ignore[arg-type]
-        if edges is not None:
+        if edges is None:
+            states = [self.preprocess0(s0), self.preprocess1(s1)]
+        else:
             states = [fused.preprocess(self.preprocess0, s0), fused.preprocess(self.preprocess1, s1)]
-            nodes = fused.mixed_nodes(edges, edges_of(self.steps), states, weights)
-            return (
-                nodes
-                if self.multiplier == self.steps
-                else nodes[:, (self.steps - self.multiplier) * states[0].shape[1] :]
-            )
-        states = [self.preprocess0(s0), self.preprocess1(s1)]
-        edge = 0
-        for _ in range(self.steps):
-            terms = [self._ops[edge + i](state, weights[edge + i]) for i, state in enumerate(states)]
-            edge += len(states)
+        nodes = self._nodes(states, weights, active, edges)
+        if self.multiplier == self.steps:
+            return nodes
+        return nodes[:, (self.steps - self.multiplier) * states[0].shape[1] :]
+
+    def _nodes(
+        self, states: list[Tensor], weights: Tensor, active: Active | None, edges: list[fused.ReadEdge] | None
+    ) -> Tensor:
+        """All nodes of two preprocessed states, [N, steps * C, H', W']; edges: as the kernels take them, if they do."""
+        if edges is not None:
+            return fused.mixed_nodes(edges, edges_of(self.steps), states, weights, active)
+        states = list(states)
+        for node in range(2, 2 + self.steps):
+            terms = []
+            for edge, (source, target) in enumerate(edges_of(self.steps)):
+                if target == node:
+                    columns = None if active is None else active[edge]
+                    terms.append(self._ops[edge](states[source], weights[edge], columns))
             states.append(sum(terms[1:], terms[0]))
-        return torch.cat(states[-self.multiplier :], dim=1)
+        return torch.cat(states[2:], dim=1)
 
     def _check(self, s0: Tensor, s1: Tensor, weights: Tensor) -> None:
         check_input(s0, self.C_prev_prev, "s0")

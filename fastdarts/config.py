@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
+from fastdarts import methods
 from fastdarts.files import write_atomically
 from fastdarts.interrupt import Interrupted
 
@@ -41,21 +42,23 @@ class Config:
     Raises: ValueError (TypeError for a wrong type) that names the field, what came and what is allowed.
     """
 
-    presets: ClassVar[
-        Mapping[str, Mapping[str, Any]]
-    ] = {}  # data set -> defaults of the fields that have none of their own
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # by data set, see `preset`
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
-        preset: Mapping[str, Any] = {}
-        for field in dataclasses.fields(self):  # `dataset` stands first in the subclasses
+        for field in dataclasses.fields(self):  # what decides the preset stands first
             value = getattr(self, field.name)
             if value is FROM_PRESET:
-                value = preset[field.name]
-            value = _checked(field, value, hints[field.name])
-            object.__setattr__(self, field.name, value)
-            if field.name == "dataset":
-                preset = self.presets[value]
+                value = self.preset()[field.name]
+            object.__setattr__(self, field.name, _checked(field, value, hints[field.name]))
+
+    def preset(self) -> Mapping[str, Any]:
+        """Defaults of the fields that have none of their own."""
+        return self.presets[getattr(self, "dataset")]  # noqa: B009 - the subclasses' first field
+
+    def help_notes(self) -> str:
+        """What --help says below the options."""
+        return ""
 
     def save(self, path: Path) -> None:
         """Write a file that `--config` and `load` read again: all but `out` and `resume`, which name one run."""
@@ -71,24 +74,27 @@ class Config:
 ConfigType = TypeVar("ConfigType", bound=Config)
 
 
-_PAPER = {
+_PAPER: dict[str, Any] = {
+    "method_options": {},
     "epochs": 50,
     "batch_size": 64,
     "init_channels": 16,
     "layers": 8,
     "lr": 0.025,
     "lr_min": 0.001,
+    "order": 2,
+    "weight_decay": 3e-4,
     "arch_lr": 3e-4,
+    "alpha_warmup": 0.0,
     "crop_padding": 4,
     "flip": True,
 }
-_SMALL = {
+_SMALL = _PAPER | {
     "epochs": 6,
     "batch_size": 48,
     "init_channels": 4,
     "layers": 3,
     "lr": 0.05,
-    "lr_min": 0.001,
     "arch_lr": 0.03,
     "crop_padding": 1,
     "flip": False,
@@ -100,8 +106,8 @@ Dataset = Literal["digits", "mnist", "fashionmnist", "cifar10", "cifar100", "svh
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig(Config):
-    """Everything that decides a search. Defaults are the paper's (Liu et al., ICLR 2019, section A.1), but for
-    `digits`, whose small preset ends within minutes on a CPU.
+    """Everything that decides a search. Defaults are those of the method's paper (DARTS: Liu et al., ICLR 2019, section
+    A.1), but for `digits`, whose small preset ends within minutes on a CPU.
 
     Raises: ValueError or TypeError that names the field, what came and what is allowed.
     """
@@ -118,6 +124,24 @@ class SearchConfig(Config):
     }
 
     dataset: Dataset = option("data", "data set and its preset; custom: given to search() from Python", "digits")
+    method: str = option(
+        "method", f"{', '.join(methods.NAMES)}; or MODULE:CLASS of your own", methods.NAMES[0], metavar="NAME"
+    )
+    method_options: dict[str, Any] = option("method", "the method's own, see below", metavar="NAME=VALUE")
+    max_skips: int | None = option(
+        "method", "skip connections that the normal cell may have (default: any number)", None, metavar="N", at_least=0
+    )
+    op_dropout: float = option(
+        "method",
+        "drop ops at random; the probability that all ops with weights, or all without, of an edge would be (DropNAS)",
+        0.0,
+        at_least=0,
+        below=1,
+    )
+    prune_below: float = option(
+        "method", "end each epoch without the ops that weigh less; a limit that rises to this", 0.0, at_least=0, below=1
+    )
+
     data: Path = option("data", "folder of the data set", Path("data"), metavar="DIR")
     image_size: tuple[int, int] | None = option(
         "data", "resize images to this (default: as they are)", None, metavar="SIZE|HxW", at_least=1
@@ -138,11 +162,14 @@ class SearchConfig(Config):
     lr: float = option("weights", "learning rate of SGD in epoch 0", above=0)
     lr_min: float = option("weights", "where its cosine schedule ends", at_least=0)
     momentum: float = option("weights", "momentum of SGD", 0.9, at_least=0, below=1)
-    weight_decay: float = option("weights", "L2 of the weights", 3e-4, at_least=0)
+    weight_decay: float = option("weights", "L2 of the weights", at_least=0)
     grad_clip: float = option("weights", "largest norm of the weights' gradient", 5.0, above=0)
 
-    order: Literal[1, 2] = option("alphas", "1: gradient at the present weights; 2: after a virtual step", 2)
+    order: Literal[1, 2] = option("alphas", "1: gradient at the present weights; 2: after a virtual step")
     arch_lr: float = option("alphas", "learning rate of Adam", above=0)
+    alpha_warmup: float = option(
+        "alphas", "share of the epochs, from the first, in which alphas stay as they are", at_least=0, below=1
+    )
     arch_weight_decay: float = option("alphas", "L2 of the alphas", 1e-3, at_least=0)
 
     seed: int = option("run", "seed of weights, alphas, data order and augmentation", 0, at_least=0)
@@ -156,8 +183,23 @@ class SearchConfig(Config):
         "run", "checkpoint every N steps too (0: each epoch only)", 0, metavar="N", at_least=0
     )
 
+    def preset(self) -> Mapping[str, Any]:
+        method = methods.find(self.method)
+        published = method.published if self.dataset != "digits" else {}
+        return {**super().preset(), **method.settings, **published}
+
+    def help_notes(self) -> str:
+        lines = [
+            f"  {field.name}={self.method_options[field.name]}: {field.metadata['help']}"
+            for field in dataclasses.fields(methods.find(self.method).Options)
+        ]
+        return "\n".join([f"method options of {self.method}:", *(lines or ["  none"])])
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        method = methods.find(self.method)
+        object.__setattr__(self, "method_options", dataclasses.asdict(method.read_options(self.method_options)))
+        method.check(self)
         if self.lr_min > self.lr:
             raise ValueError(f"lr_min must be at most lr = {self.lr}; got {self.lr_min}")
         if self.init_channels % 2:
@@ -170,6 +212,25 @@ def differences(ours: Config, theirs: Config, ignore: Sequence[str] = ()) -> lis
     """The fields that differ, each as "name: ours, theirs"."""
     pairs = ((field.name, getattr(ours, field.name), getattr(theirs, field.name)) for field in dataclasses.fields(ours))
     return [f"{name}: {a}, before {b}" for name, a, b in pairs if a != b and name not in ignore]
+
+
+def read_table(config_type: type[ConfigType], values: Mapping[str, Any], what: str) -> ConfigType:
+    """The config with these values; ValueError for a name that it has not, as a field of `what`."""
+    check_names(config_type, values, what)
+    try:
+        return config_type(**values)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"{what}: {error}") from None
+
+
+def check_names(config_type: type[Config], values: Mapping[str, Any], what: str) -> None:
+    """ValueError for a name that is no field."""
+    names = [field.name for field in dataclasses.fields(config_type)]
+    for name in values:
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"the names are {', '.join(names) or '(none)'}"
+            raise ValueError(f"{what} sets {name!r}, which is unknown; {hint}")
 
 
 def read_file(config_type: type[Config], path: Path) -> dict[str, Any]:
@@ -186,12 +247,7 @@ def read_file(config_type: type[Config], path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"config: {path} must hold one table of names and values")
     values = {name.replace("-", "_"): value for name, value in values.items()}
-    names = [field.name for field in dataclasses.fields(config_type)]
-    for name in values:
-        if name not in names:
-            close = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"the names are {', '.join(names)}"
-            raise ValueError(f"config: {path} sets {name!r}, which is unknown; {hint}")
+    check_names(config_type, values, f"config: {path}")
     return values
 
 
@@ -208,12 +264,15 @@ def parse_cli(
     `--help` prints and exits with 0; a line that cannot be parsed ends with one line on stderr and exit code 2.
     """
     given = vars(_parser(config_type, argv, prog, description).parse_args(argv))
+    tables = {name: dict(pairs) for name, pairs in given.items() if isinstance(pairs, list)}
     file = given.pop("config", None)
     if file is None and given.get("resume") and given.get("out") is not None:
         file = given["out"] / "config.json"
         if not file.is_file():
             raise FileNotFoundError(f"resume: {given['out']} holds nothing to continue; start without --resume")
-    return config_type(**((read_file(config_type, file) if file is not None else {}) | given))
+    values = read_file(config_type, file) if file is not None else {}
+    merged = {name: values.get(name, {}) | table for name, table in tables.items()}
+    return config_type(**(values | given | merged))
 
 
 def run_cli(
@@ -255,6 +314,7 @@ def _parser(
         "--config", type=Path, metavar="FILE", help="a .toml or .json file of these values; flags override it"
     )
     defaults = _shown_defaults(config_type, argv)
+    parser.epilog = defaults.help_notes()
     hints = typing.get_type_hints(config_type)
     groups: dict[str, Any] = {}
     for field in dataclasses.fields(config_type):
@@ -267,6 +327,8 @@ def _parser(
         hint, _ = _without_none(hints[field.name])
         if hint is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, help=help_text)
+        elif typing.get_origin(hint) is dict:
+            group.add_argument(flag, type=_name_value, nargs="+", metavar=meta["metavar"], help=meta["help"])
         elif typing.get_origin(hint) is Literal:
             choices = typing.get_args(hint)
             group.add_argument(flag, type=type(choices[0]), choices=choices, help=help_text)
@@ -282,13 +344,28 @@ _METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 def _shown_defaults(config_type: type[ConfigType], argv: Sequence[str] | None) -> ConfigType:
     """The defaults that --help shows: those of the data set named on the same line."""
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--dataset", nargs="?")
-    dataset = early.parse_known_args(argv)[0].dataset
-    return config_type(dataset=dataset) if dataset in config_type.presets else config_type()  # type: ignore[call-arg]
+    names = [field.name for field in dataclasses.fields(config_type) if field.name in ("dataset", "method")]
+    for name in names:
+        early.add_argument(f"--{name}", nargs="?", default=argparse.SUPPRESS)
+    try:
+        return config_type(**vars(early.parse_known_args(argv)[0]))
+    except (ValueError, TypeError):  # said again, in one line, when all is parsed
+        return config_type()
 
 
 def _shown(value: Any) -> str:
     return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _name_value(text: str) -> tuple[str, Any]:
+    """name=value; a value that reads as JSON (a number, true, false) is one, others are text."""
+    name, separator, value = text.partition("=")
+    if not (name and separator):
+        raise argparse.ArgumentTypeError(f"wanted NAME=VALUE, got {text!r}")
+    try:
+        return name.replace("-", "_"), json.loads(value)
+    except ValueError:
+        return name.replace("-", "_"), value
 
 
 def _image_size(text: str) -> tuple[int, int]:
@@ -315,6 +392,10 @@ def _checked(field: dataclasses.Field[Any], value: Any, hint: Any) -> Any:
         allowed = typing.get_args(hint)
         if value not in allowed or isinstance(value, bool):
             raise ValueError(f"{field.name} must be one of {', '.join(map(str, allowed))}; got {value!r}")
+        return value
+    if typing.get_origin(hint) is dict:
+        if not isinstance(value, dict):
+            raise TypeError(f"{field.name} must be a table of names and values; got {value!r}")
         return value
     if typing.get_origin(hint) is tuple:
         value = tuple(value) if isinstance(value, list) else value

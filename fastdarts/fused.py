@@ -57,7 +57,11 @@ def storage_dtype(x: Tensor) -> torch.dtype:
 
 
 def mixed_nodes(
-    edges: Sequence[ReadEdge], ends: Sequence[tuple[int, int]], states: Sequence[Tensor], weights: Tensor
+    edges: Sequence[ReadEdge],
+    ends: Sequence[tuple[int, int]],
+    states: Sequence[Tensor],
+    weights: Tensor,
+    active: Sequence[Sequence[int]] | None = None,
 ) -> Tensor:
     """The nodes of a graph of mixed edges, [N, nodes * C, H', W'].
 
@@ -66,10 +70,13 @@ def mixed_nodes(
         ends: states are numbered inputs first, then nodes.
         states: the inputs, [N, C, H, W] each.
         weights: [edges, ops].
+        active: the columns that run, for each edge; None: all but those whose weight is a constant 0.
     """
     dtype = storage_dtype(states[0])
     inputs = [state.to(dtype) for state in states]
-    needed = [_needed(edge, row) for edge, row in zip(edges, _skippable(weights), strict=True)]
+    if active is None:
+        active = [_needed(edge, row) for edge, row in zip(edges, _skippable(weights), strict=True)]
+    needed = [_only(edge, columns) for edge, columns in zip(edges, active, strict=True)]
     if not any(edge.others for edge in needed):
         return _run(needed, tuple(ends), inputs, weights)
     # Nodes with ops that have no kernel are made one by one, so that their modules see finished states.
@@ -141,12 +148,16 @@ def _skippable(weights: Tensor) -> list[list[float] | None]:
     return weights.tolist()
 
 
-def _needed(edge: ReadEdge, values: list[float] | None) -> ReadEdge:
-    """The edge without the ops whose weight is a constant 0."""
-    if values is None:
-        return edge
-    fused = {column: contents for column, contents in edge.fused.items() if values[column] != 0.0}
-    return ReadEdge(edge.edge, fused, [column for column in edge.others if values[column] != 0.0])
+def _needed(edge: ReadEdge, values: list[float] | None) -> Sequence[int]:
+    """The columns of an edge but those whose weight is a constant 0."""
+    columns = range(len(edge.edge.primitives))
+    return columns if values is None else [column for column in columns if values[column] != 0.0]
+
+
+def _only(edge: ReadEdge, columns: Sequence[int]) -> ReadEdge:
+    """The edge with the ops of these columns, in its own order."""
+    fused = {column: contents for column, contents in edge.fused.items() if column in columns}
+    return ReadEdge(edge.edge, fused, [column for column in edge.others if column in columns])
 
 
 # The modules that the kernels compute; a pool's holds the pool and its batch norm.

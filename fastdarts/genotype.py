@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from fastdarts.space import candidate
+from fastdarts.space import candidate, per_edge
 
 Pairs = list[tuple[str, int]]
 CellName = Literal["normal", "reduce"]
@@ -118,7 +118,9 @@ def edges_of(steps: int) -> list[tuple[int, int]]:
     return [(source, 2 + node) for node in range(steps) for source in range(2 + node)]
 
 
-def derive_cell(weights: Tensor, steps: int, primitives: Sequence[str], edges_per_node: int = 2) -> Pairs:
+def derive_cell(
+    weights: Tensor, steps: int, primitives: Sequence[str] | Sequence[Sequence[str]], edges_per_node: int = 2
+) -> Pairs:
     """The strongest operations of one cell (paper, section 2.4; the original code's rule).
 
     Each node keeps the `edges_per_node` incoming edges whose best non-`none` op weighs most, strongest first, ties to
@@ -127,23 +129,26 @@ def derive_cell(weights: Tensor, steps: int, primitives: Sequence[str], edges_pe
     Args:
         weights: [edges, ops] op weights after the relaxation (softmax of alpha).
         steps: nodes of the cell.
-        primitives: the ops' names, one a column.
+        primitives: the ops' names, one a column, or those of each edge.
     """
     edges = edges_of(steps)
-    if tuple(weights.shape) != (len(edges), len(primitives)):
+    names = per_edge(primitives, len(edges))
+    if tuple(weights.shape) != (len(edges), len(names[0])):
         raise ValueError(
-            f"weights must be [{len(edges)} edges, {len(primitives)} ops] for {steps} nodes; got {tuple(weights.shape)}"
+            f"weights must be [{len(edges)} edges, {len(names[0])} ops] for {steps} nodes; got {tuple(weights.shape)}"
         )
-    columns = [column for column, name in enumerate(primitives) if name != "none"]
-    if not columns:
-        raise ValueError("primitives holds nothing but 'none': no cell can be derived")
     rows: list[list[float]] = weights.detach().double().tolist()
-    best = [max(columns, key=lambda column, row=row: row[column]) for row in rows]  # type: ignore[misc]
+    best = []
+    for row, ops in zip(rows, names, strict=True):
+        columns = [column for column, name in enumerate(ops) if name != "none"]
+        if not columns:
+            raise ValueError("primitives holds nothing but 'none': no cell can be derived")
+        best.append(max(columns, key=row.__getitem__))
     pairs: Pairs = []
     for node in range(2, 2 + steps):
         incoming = [edge for edge, (_, target) in enumerate(edges) if target == node]
         incoming.sort(key=lambda edge: -rows[edge][best[edge]])
-        pairs += [(primitives[best[edge]], edges[edge][0]) for edge in incoming[:edges_per_node]]
+        pairs += [(names[edge][best[edge]], edges[edge][0]) for edge in incoming[:edges_per_node]]
     return pairs
 
 

@@ -11,6 +11,8 @@ from fastdarts.reference import build_for_search
 from fastdarts.space import PRIMITIVES, check_primitives
 
 Backend = Literal["auto", "reference", "fused"]
+Active = Sequence[Sequence[int]]
+"""For each edge, the columns of the ops that run; what is left out costs nothing and gets no gradient."""
 BACKENDS: tuple[Backend, ...] = ("auto", "reference", "fused")
 
 
@@ -40,7 +42,7 @@ class MixedOp(nn.Module):
     Args:
         C: channels of input and output; even where a stride-2 `skip_connect` is among the primitives.
         stride: 1, or 2 for an edge from a reduction cell's input: [N, C, H, W] -> [N, C, ceil(H/2), ceil(W/2)].
-        primitives: candidate ops, an ordered subset of `fastdarts.space.CANDIDATES`.
+        primitives: candidate ops by their names in `fastdarts.space.CANDIDATES`, one a weight.
         backend: "reference" (plain modules), "fused" (kernels), or "auto" (fused where it can).
     """
 
@@ -51,21 +53,29 @@ class MixedOp(nn.Module):
             raise ValueError(f"C must be at least 1; got {C}")
         self.C = C
         self.stride = stride
-        self.primitives = check_primitives(primitives)
+        self.primitives = check_primitives(primitives, repeats=True)
         self.backend = backend
         self._ops = nn.ModuleList(build_for_search(name, C, stride) for name in self.primitives)
 
     def extra_repr(self) -> str:
         return f"C={self.C}, stride={self.stride}, backend={self.backend!r}"
 
-    def forward(self, x: Tensor, weights: Tensor | Sequence[float | Tensor]) -> Tensor:
-        """x [N, C, H, W] and weights [ops] -> [N, C, ceil(H/stride), ceil(W/stride)]."""
+    def forward(
+        self, x: Tensor, weights: Tensor | Sequence[float | Tensor], active: Sequence[int] | None = None
+    ) -> Tensor:
+        """x [N, C, H, W] and weights [ops] -> [N, C, ceil(H/stride), ceil(W/stride)].
+
+        Only the ops of the columns `active` are computed; None computes all.
+        """
         check_input(x, self.C)
         self._check_weights(weights, x.device)
+        if active is not None:
+            check_active([active], [len(self._ops)])
         edges = read_fused([self], x)
         if edges is not None:
-            return fused.mixed_nodes(edges, [(0, 1)], [x], op_weights_row(weights, x))
-        return self.reference_forward(x, weights)
+            row = op_weights_row(weights, x)
+            return fused.mixed_nodes(edges, [(0, 1)], [x], row, None if active is None else [active])
+        return self.reference_forward(x, weights, active)
 
     def _check_weights(self, weights: Tensor | Sequence[float | Tensor], device: torch.device) -> None:
         wanted = f"weights must hold one number for each of the {len(self._ops)} ops"
@@ -77,9 +87,14 @@ class MixedOp(nn.Module):
         else:
             check_weights_kind(weights, device)
 
-    def reference_forward(self, x: Tensor, weights: Tensor | Sequence[float | Tensor]) -> Tensor:
+    def reference_forward(
+        self, x: Tensor, weights: Tensor | Sequence[float | Tensor], active: Sequence[int] | None = None
+    ) -> Tensor:
         """The same by the plain modules, as the original computes it."""
-        terms = [weight * op(x) for weight, op in zip(weights, self._ops, strict=True)]
+        columns = range(len(self._ops)) if active is None else active
+        terms = [weights[column] * self._ops[column](x) for column in columns]
+        if not terms:
+            return x.new_zeros(x.shape[:2] + tuple(-(-size // self.stride) for size in x.shape[2:]))
         total = terms[0]
         for term in terms[1:]:
             total = total + term
@@ -94,6 +109,15 @@ def op_weights_row(weights: Tensor | Sequence[float | Tensor], x: Tensor) -> Ten
             [w if isinstance(w, Tensor) else torch.tensor(w, dtype=dtype, device=x.device) for w in weights]
         )
     return (weights if weights.is_floating_point() else weights.to(x.dtype)).reshape(1, -1)
+
+
+def check_active(active: Active, ops: Sequence[int]) -> None:
+    """ValueError unless `active` holds distinct columns for each edge, of as many ops as `ops` says."""
+    if len(active) != len(ops):
+        raise ValueError(f"active must hold the columns of each of the {len(ops)} edges; got {len(active)} lists")
+    for edge, (columns, count) in enumerate(zip(active, ops, strict=True)):
+        if len(set(columns)) != len(columns) or any(not 0 <= column < count for column in columns):
+            raise ValueError(f"active[{edge}] must be distinct columns below {count}; got {list(columns)}")
 
 
 def check_input(x: Tensor, C: int, name: str = "x") -> None:

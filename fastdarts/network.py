@@ -2,15 +2,33 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fastdarts.cell import Cell
 from fastdarts.genotype import Genotype, derive_cell, edges_of
-from fastdarts.mixed_op import Backend, check_backend, check_input
+from fastdarts.mixed_op import Active, Backend, check_backend, check_input
 from fastdarts.reference import check_even
-from fastdarts.space import PRIMITIVES, check_primitives
+from fastdarts.space import PRIMITIVES, EdgeOps, check_primitives, per_edge
+
+
+class Mix(NamedTuple):
+    """How the cells of one type mix their ops in a forward pass."""
+
+    weights: Tensor
+    """[edges, ops]: the op weights, whatever relaxation made them."""
+    active: Active | None = None
+    """The ops that run, for each edge; None: all."""
+
+
+Relaxation = Callable[["SearchNetwork"], list[Mix]]
+
+
+def softmax_relaxation(network: "SearchNetwork") -> list[Mix]:
+    """Softmax of each edge's alphas (equation 2)."""
+    return [Mix(alpha.softmax(dim=-1)) for alpha in network.alphas]
 
 
 class SearchNetwork(nn.Module):
@@ -28,8 +46,18 @@ class SearchNetwork(nn.Module):
         stem_multiplier: the stem has stem_multiplier * C channels.
         in_channels: channels of the images.
         primitives: candidate ops of every edge.
+        candidates: for an edge's own candidates: those of normal and of reduction cells, a list of names for each edge,
+            equally many in a cell. They are among the primitives.
+        auxiliary: ops that every edge has besides its candidates, without an alpha; their op weights follow the
+            candidates'.
+        cell: makes a cell, as `Cell`.
         backend: see `MixedOp`.
     """
+
+    relaxation: Relaxation
+    """Gives a forward pass its op weights; a method sets its own."""
+    extra_alphas: dict[str, Tensor]
+    """A method's further architecture parameters by name: leaves that require gradients."""
 
     def __init__(
         self,
@@ -42,6 +70,10 @@ class SearchNetwork(nn.Module):
         in_channels: int = 3,
         primitives: Sequence[str] = PRIMITIVES,
         backend: Backend = "auto",
+        *,
+        candidates: Sequence[Sequence[Sequence[str]]] | None = None,
+        auxiliary: Sequence[str] = (),
+        cell: Callable[..., Cell] = Cell,
     ) -> None:
         super().__init__()
         for name, value in (
@@ -64,6 +96,14 @@ class SearchNetwork(nn.Module):
         self.in_channels = in_channels
         self.backend = backend
         self.primitives = check_primitives(primitives)
+        edges = edges_of(steps)
+        self.candidates: list[EdgeOps] = [per_edge(names, len(edges)) for names in candidates or [self.primitives] * 2]
+        for names in {name for cell_type in self.candidates for edge in cell_type for name in edge}:
+            if names not in self.primitives:
+                raise ValueError(f"candidates must be among the primitives {', '.join(self.primitives)}; got {names}")
+        self.auxiliary = tuple(auxiliary)
+        self.relaxation = softmax_relaxation
+        self.extra_alphas = {}
 
         C_prev_prev, C_prev, C_cell = stem_multiplier * C, stem_multiplier * C, C
         self.stem = nn.Sequential(nn.Conv2d(in_channels, C_prev, 3, padding=1, bias=False), nn.BatchNorm2d(C_prev))
@@ -72,10 +112,9 @@ class SearchNetwork(nn.Module):
         for i in range(layers):
             reduction = i in (layers // 3, 2 * layers // 3)
             C_cell *= 2 if reduction else 1
+            ops = [(*names, *self.auxiliary) for names in self.candidates[reduction]]
             self.cells.append(
-                Cell(
-                    steps, multiplier, C_prev_prev, C_prev, C_cell, reduction, reduction_prev, self.primitives, backend
-                )
+                cell(steps, multiplier, C_prev_prev, C_prev, C_cell, reduction, reduction_prev, ops, backend)
             )
             reduction_prev = reduction
             C_prev_prev, C_prev = C_prev, multiplier * C_cell
@@ -83,35 +122,58 @@ class SearchNetwork(nn.Module):
         self.classifier = nn.Linear(C_prev, num_classes)
 
         # The original's initial alphas: noise that breaks ties of the first ranking.
-        shape = (len(edges_of(steps)), len(self.primitives))
-        self.alphas_normal = (1e-3 * torch.randn(shape)).requires_grad_()
-        self.alphas_reduce = (1e-3 * torch.randn(shape)).requires_grad_()
+        shapes = [(len(edges), len(names[0])) for names in self.candidates]
+        self.alphas_normal, self.alphas_reduce = ((1e-3 * torch.randn(shape)).requires_grad_() for shape in shapes)
 
-    def arch_parameters(self) -> list[Tensor]:
+    @property
+    def alphas(self) -> list[Tensor]:
         """[alphas_normal, alphas_reduce], each [edges, ops]: leaves that require gradients."""
         return [self.alphas_normal, self.alphas_reduce]
 
-    def op_weights(self) -> list[Tensor]:
-        """The relaxation: the op weights of normal and reduction cells, each [edges, ops]."""
-        return [alpha.softmax(dim=-1) for alpha in self.arch_parameters()]
+    def arch_parameters(self) -> list[Tensor]:
+        """All architecture parameters: `alphas`, then `extra_alphas`."""
+        return [*self.alphas, *self.extra_alphas.values()]
+
+    def op_weights(self) -> list[Mix]:
+        """The op weights of normal and reduction cells, for one forward pass; a relaxation may draw them."""
+        return self.relaxation(self)
+
+    @contextmanager
+    def mixing(self, mixes: Sequence[Mix]) -> Iterator[None]:
+        """Inside, forward passes mix normal and reduction cells as given."""
+        before = self.relaxation
+        self.relaxation = lambda _: list(mixes)
+        try:
+            yield
+        finally:
+            self.relaxation = before
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [N, in_channels, H, W] -> logits [N, num_classes]."""
         check_input(x, self.in_channels)
         if self.backend != "reference":
             x = x.contiguous(memory_format=torch.channels_last)  # the kernels' layout, once for the whole network
-        weights_normal, weights_reduce = self.op_weights()
+        mixes = self.op_weights()
         s0 = s1 = self.stem(x)
         for cell in self.cells:
             assert isinstance(cell, Cell)
-            s0, s1 = s1, cell(s0, s1, weights_reduce if cell.reduction else weights_normal)
+            s0, s1 = s1, cell(s0, s1, *mixes[cell.reduction])
         return self.classifier(self.global_pooling(s1).flatten(1))
 
     def genotype(self) -> Genotype:
-        """The discrete cells of the present alphas."""
-        normal, reduce = (derive_cell(weights, self.steps, self.primitives) for weights in self.op_weights())
-        concat = list(range(2 + self.steps - self.multiplier, 2 + self.steps))
-        return Genotype(normal, concat, reduce, list(concat))
+        """The discrete cells of the softmax of the present alphas."""
+        return self.derive([alpha.softmax(dim=-1) for alpha in self.alphas])
+
+    def derive(self, scores: Sequence[Tensor]) -> Genotype:
+        """The discrete cells by `derive_cell`, from scores [edges, ops] of normal and reduction cells' candidates."""
+        normal, reduce = (
+            derive_cell(score, self.steps, names) for score, names in zip(scores, self.candidates, strict=True)
+        )
+        return Genotype(normal, self.concat(), reduce, self.concat())
+
+    def concat(self) -> list[int]:
+        """The states that a cell puts out."""
+        return list(range(2 + self.steps - self.multiplier, 2 + self.steps))
 
     @contextmanager
     def frozen_statistics(self) -> Iterator[None]:

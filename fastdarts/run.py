@@ -120,8 +120,8 @@ class RunState:
         self.step = 0
         self.seconds = 0.0
         self.metrics: list[Metrics] = []
-        self._parts = parts
-        self._sums = EpochSums(parts)
+        self._parts = dict(parts)
+        self._sums = EpochSums(self._parts)
 
     @property
     def steps_done(self) -> int:
@@ -189,7 +189,7 @@ class RunState:
         """Everything, as `torch.load(weights_only=True)` accepts it; tensors are the live ones."""
         return {
             "config": {
-                name: value if value is None or isinstance(value, int | float | str | tuple) else str(value)
+                name: value if value is None or isinstance(value, int | float | str | tuple | dict) else str(value)
                 for name, value in dataclasses.asdict(self.config).items()
             },
             "network": self.network.state_dict(),

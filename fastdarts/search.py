@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -20,6 +20,8 @@ from fastdarts.draw import draw_alphas, write_cells
 from fastdarts.files import write_atomically
 from fastdarts.genotype import Genotype
 from fastdarts.interrupt import stop_requests
+from fastdarts.methods import find
+from fastdarts.methods.derivation import skips
 from fastdarts.network import SearchNetwork
 from fastdarts.progress import Progress
 from fastdarts.run import (
@@ -49,10 +51,11 @@ class SearchResult:
     """What a search found.
 
     Attributes:
-        genotype: of the last epoch's alphas.
-        alphas_normal, alphas_reduce: [edges, ops], raw, on the CPU.
+        genotype: what the method derives at the end; for most, of the last epoch's alphas.
+        alphas_normal, alphas_reduce: [edges, ops], raw, on the CPU; -inf where an edge has not (any more) that op.
         out_dir: the folder with everything else.
         metrics: a dict per epoch, as the lines of metrics.jsonl.
+        stopped: the method's reason to end before the last epoch, if it did.
     """
 
     genotype: Genotype
@@ -60,6 +63,7 @@ class SearchResult:
     alphas_reduce: Tensor
     out_dir: Path
     metrics: list[Metrics]
+    stopped: str | None = None
 
 
 def search(
@@ -92,7 +96,9 @@ def search(
     out = out_dir(config, "search")
     with determinism(config.deterministic), stop_requests() as stop:
         weights_half, alphas_half = _halves(config, train, valid)
-        state = SearchState(config, weights_half.to(device), alphas_half.to(device), loss or cross_entropy, device)
+        if alphas_half is not None:
+            alphas_half = alphas_half.to(device)
+        state = SearchState(config, weights_half.to(device), alphas_half, loss or cross_entropy, device)
         if config.resume:
             resume(state, out)
         forecast = resources.forecast(state.trial_step, config.batch_size, device)
@@ -101,19 +107,22 @@ def search(
             progress.say(forecast_line(state, forecast, device))
             with out_of_memory_explained(forecast, config.batch_size, device):
                 _run_epochs(state, progress, keeper, callbacks)
-    _write_results(state, out)
+    genotype = state.method.result(state)
+    _write_results(state, genotype, out)
     normal, reduce = state.alphas()
-    return SearchResult(state.network.genotype(), normal, reduce, out, state.metrics)
+    return SearchResult(genotype, normal, reduce, out, state.metrics, state.method.stopped)
 
 
 def _run_epochs(state: SearchState, progress: Progress, keeper: Keeper, callbacks: Sequence[Callback]) -> None:
-    while state.epoch < state.config.epochs:
+    while state.epoch < state.config.epochs and state.method.stopped is None:
         train_epoch(state, progress, keeper)
         metrics = _epoch_metrics(state, keeper)
         state.next_epoch(metrics)
-        keeper.after_epoch(metrics, dict(zip(("alphas_normal", "alphas_reduce"), state.alphas(), strict=True)))
+        keeper.after_epoch(metrics, _histograms(state))
         _write_alphas(state, keeper.out)
         progress.end_epoch(metrics["epoch"], _epoch_line(metrics))
+        if state.method.stopped is not None:
+            progress.say(f"stopped: {state.method.stopped}")
         answers = [callback(metrics, state.network) for callback in callbacks]
         if True in answers:
             return
@@ -123,28 +132,40 @@ def _epoch_metrics(state: SearchState, keeper: Keeper) -> Metrics:
     training = state.read()
     start = time.monotonic()
     valid_loss, valid_accuracy = state.validate(keeper.stop_if_asked)
-    genotype = state.network.genotype()
-    normal, reduce = (_entropy(alpha) for alpha in state.alphas())
-    return {
+    genotype = state.method.genotype(state.network)
+    discrete = state.method.discrete(state.network, genotype)
+    _, discrete_accuracy = state.validate(keeper.stop_if_asked, discrete)
+    normal, reduce = (_entropy(score) for score in state.method.scores(state.network))
+    metrics = {
         "event": "epoch",
         "epoch": state.epoch,
         "lr": state.learning_rate(),
         "train_loss": training["train_loss"],
         "train_accuracy": json_number(training["train_accuracy"]),
-        "valid_loss": valid_loss,
+        "valid_loss": json_number(valid_loss),
         "valid_accuracy": json_number(valid_accuracy),
+        "discretisation_error": json_number(valid_accuracy - discrete_accuracy),
         "images_per_second": training["images_per_second"],
-        "seconds": state.seconds + time.monotonic() - start,
         "genotype": genotype._asdict(),
-        "skips_normal": _skips(genotype, "normal"),
-        "skips_reduce": _skips(genotype, "reduce"),
+        "skips_normal": skips(genotype.nodes("normal")),
+        "skips_reduce": skips(genotype.nodes("reduce")),
         "entropy_normal": normal,
         "entropy_reduce": reduce,
     }
+    state.method.end_epoch(state, metrics)
+    return metrics | {
+        "method": state.method.metrics(state.network),
+        "seconds": state.seconds + time.monotonic() - start,
+    }
 
 
-def _halves(config: SearchConfig, train: Images | None, valid: Images | None) -> tuple[ImageData, ImageData]:
-    """The images of the weight steps and of the alpha steps."""
+def _histograms(state: SearchState) -> dict[str, Tensor]:
+    values = zip(("alphas_normal", "alphas_reduce"), state.history[-1], strict=True)
+    return {name: alpha[alpha.isfinite()] for name, alpha in values}
+
+
+def _halves(config: SearchConfig, train: Images | None, valid: Images | None) -> tuple[ImageData, ImageData | None]:
+    """The images of the weight steps and of the alpha steps; all and none where the alphas learn from the first."""
     if train is None:
         if valid is not None:
             raise ValueError("valid was given without train")
@@ -153,6 +174,8 @@ def _halves(config: SearchConfig, train: Images | None, valid: Images | None) ->
         images = data.load(config.dataset, config.data, "train", config.image_size)
     else:
         images = read_images(train)
+    if valid is None and find(config.method).level in ("single", "coordinate"):
+        return images, None
     if valid is None:
         return data.split(images, config.train_portion, config.seed)
     return images, read_second_images("valid", valid, images)
@@ -166,8 +189,7 @@ def _write_alphas(state: SearchState, out: Path) -> None:
     )
 
 
-def _write_results(state: SearchState, out: Path) -> None:
-    genotype = state.network.genotype()
+def _write_results(state: SearchState, genotype: Genotype, out: Path) -> None:
     write_atomically(out / "genotype.json", genotype.to_json() + "\n")
     _write_alphas(state, out)
     write_cells(genotype, out)
@@ -181,24 +203,23 @@ def _epoch_line(metrics: Metrics) -> str:
         for name in ("train", "valid")
         if metrics[f"{name}_accuracy"] is not None
     ]
+    losses = [f"{name} loss {metrics[f'{name}_loss']:.3f}" for name in ("train", "valid") if metrics[f"{name}_loss"]]
+    numbers = [(name, value) for name, value in metrics["method"].items() if isinstance(value, int | float)]
     parts = [
-        f"train loss {metrics['train_loss']:.3f}",
-        f"valid loss {metrics['valid_loss']:.3f}",
+        *losses,
         *accuracies,
         f"{metrics['skips_normal']}+{metrics['skips_reduce']} skips",
         f"entropy {metrics['entropy_normal']:.3f}/{metrics['entropy_reduce']:.3f}",
+        *(f"{name.replace('_', ' ')} {value:.4g}" for name, value in numbers),
         f"{metrics['images_per_second']:.0f} images/s",
     ]
     return ", ".join(parts)
 
 
-def _entropy(alpha: Tensor) -> float:
-    """Mean over edges of the op weights' entropy in nats; ln(ops) at the start."""
-    return float(-(alpha.softmax(-1) * alpha.log_softmax(-1)).sum(-1).mean())
-
-
-def _skips(genotype: Genotype, cell: Any) -> int:
-    return sum(op == "skip_connect" for node in genotype.nodes(cell) for op, _ in node)
+def _entropy(weights: Tensor) -> float:
+    """Mean over edges of the op weights' entropy in nats, each edge's sum made 1; ln(ops) at the start of DARTS."""
+    shares = weights / weights.sum(-1, keepdim=True).clamp_min(1e-30)
+    return float(-torch.xlogy(shares, shares).sum(-1).mean())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

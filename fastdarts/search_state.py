@@ -1,6 +1,8 @@
-"""All that changes during a search: network, optimizers, data order, position, sums of the epoch."""
+"""All that changes during a search: method, network, optimizers, data order, position, sums of the epoch."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,9 +12,10 @@ from fastdarts.augment import Augment
 from fastdarts.bilevel import Architect, Batch, Loss
 from fastdarts.config import SearchConfig
 from fastdarts.data import BatchStream, ImageData
-from fastdarts.flat import FlatSGD
-from fastdarts.network import SearchNetwork
-from fastdarts.run import Metrics, RunState, cosine, outputs_for
+from fastdarts.methods import find
+from fastdarts.network import Mix, SearchNetwork
+from fastdarts.run import Metrics, RunState, outputs_for
+from fastdarts.space import EdgeOps
 from fastdarts.step import SearchStep
 
 _PARTS = {
@@ -29,7 +32,8 @@ class SearchState(RunState):
 
     Args:
         config: as given to `search`.
-        weights_half, alphas_half: the images of the two steps, on the device.
+        weights_half, alphas_half: the images of the two steps, on the device. The second are those that the search is
+            measured with, too; a method whose alphas learn from the first may go without.
         loss: loss(logits, targets) -> scalar.
         device: where all of it is.
     """
@@ -40,16 +44,21 @@ class SearchState(RunState):
     network: SearchNetwork
 
     def __init__(
-        self, config: SearchConfig, weights_half: ImageData, alphas_half: ImageData, loss: Loss, device: torch.device
+        self,
+        config: SearchConfig,
+        weights_half: ImageData,
+        alphas_half: ImageData | None,
+        loss: Loss,
+        device: torch.device,
     ) -> None:
         torch.manual_seed(config.seed)
-        network = SearchNetwork(
-            C=config.init_channels,
-            num_classes=outputs_for(weights_half),
-            layers=config.layers,
-            in_channels=weights_half.images.shape[1],
-            backend=config.backend,
-        ).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.config = config
+        self.method = find(config.method)(config)
+        self._loss = loss
+        self._device = device
+        self._outputs, self._in_channels = outputs_for(weights_half), weights_half.images.shape[1]
+        self.validation = alphas_half
+        self._build()
         augment = Augment(
             weights_half.mean,
             weights_half.std,
@@ -59,46 +68,80 @@ class SearchState(RunState):
             generator_seed=config.seed,
             device=device,
         )
+        halves = [weights_half] if self.method.level in ("single", "coordinate") else [weights_half, alphas_half]
         streams = [
             BatchStream(half, config.batch_size, seed=2 * config.seed + index)
-            for index, half in enumerate((weights_half, alphas_half))
+            for index, half in enumerate(halves)
+            if half is not None
         ]
-        super().__init__(config, network, augment, streams, _PARTS)
+        super().__init__(config, self.network, augment, streams, dict(_PARTS))
+        self._begin_epoch()
+        self.history: list[list[Tensor]] = [self.alphas()]
+
+    def _build(self) -> None:
+        """A new network and what moves it."""
+        config, method = self.config, self.method
+        self._arguments = method.network_arguments()
+        network = SearchNetwork(
+            C=config.init_channels,
+            num_classes=self._outputs,
+            in_channels=self._in_channels,
+            backend=config.backend,
+            **self._arguments,
+        )
+        method.attach(network)
+        self.network = network.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.architect = Architect(
-            network,
-            lr=config.arch_lr,
-            weight_decay=config.arch_weight_decay,
+            self.network,
             w_momentum=config.momentum,
             w_weight_decay=config.weight_decay,
-            loss=loss,
+            loss=self._loss,
             amp_dtype=torch.bfloat16 if config.amp else None,
+            penalty=lambda: method.penalty(self.network),
+            grad_clip=method.alpha_grad_clip,
+            optimizer=method.arch_optimizer(self.network),
         )
-        self.w_optimizer = FlatSGD(
-            network.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-        )
+        self.w_optimizer = method.weight_optimizer(self.network)
         self.search_step = SearchStep(
-            network,
+            self.network,
             self.architect,
             self.w_optimizer,
             order=config.order,
             grad_clip=config.grad_clip,
             cuda_graphs=config.cuda_graphs,
+            rules=method,
         )
-        self.history: list[list[Tensor]] = [self.alphas()]
+
+    def _begin_epoch(self) -> None:
+        """Let the method set what depends on the epoch."""
+        self.method.begin_epoch(self.epoch)
+        if self.method.network_arguments() != self._arguments:
+            self._build()
+        finite = self.method.level_now() != "weights"  # else there is no alpha step to measure
+        for part in ("valid_loss", "alpha_gradient_norm"):
+            self._parts[part] = _PARTS[part] if finite else None
 
     def alphas(self) -> list[Tensor]:
-        """[alphas_normal, alphas_reduce] as they are now, on the CPU."""
-        return [alpha.detach().cpu().clone() for alpha in self.network.arch_parameters()]
+        """[edges, primitives] of normal and reduction cells, on the CPU; -inf where an edge has no such op."""
+        return [
+            in_columns(alpha, names, self.network.primitives, kept)
+            for alpha, names, kept in zip(
+                self.network.alphas, self.network.candidates, self.method.kept or (None, None), strict=True
+            )
+        ]
 
     def learning_rate(self) -> float:
         """Of the weights, in this epoch."""
-        return cosine(self.config.lr, self.config.lr_min, self.epoch, self.config.epochs)
+        return self.method.learning_rate()
 
     def train_batches(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
-        """The search step on (weights' batch, alphas' batch)."""
+        """The search step on the weights' batch and, at two levels, the alphas' batch."""
         for group in self.w_optimizer.param_groups:
             group["lr"] = self.learning_rate()
-        train, valid = batches
+        rates = self.method.arch_learning_rates()
+        for group, rate in zip(self.architect.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        train, valid = batches[0], batches[-1]
         result = self.search_step.step(train, valid)
         return {
             "valid_loss": result.valid_loss,
@@ -111,16 +154,23 @@ class SearchState(RunState):
     def test_batch(self, batch: Batch) -> tuple[Tensor, Tensor]:
         return self.architect.forward(batch)
 
-    def validate(self, between_batches: Callable[[], object]) -> tuple[float, float]:
-        """Mean loss and accuracy of the alphas' half, see `measure`."""
-        return self.measure(self.streams[1].data, between_batches)
+    def validate(
+        self, between_batches: Callable[[], object], mixes: Sequence[Mix] | None = None
+    ) -> tuple[float, float]:
+        """Mean loss and accuracy on the alphas' half (NaN without one); with these op weights, if given."""
+        if self.validation is None:
+            return math.nan, math.nan
+        with nullcontext() if mixes is None else self.network.mixing(mixes):
+            return self.measure(self.validation, between_batches)
 
     def next_epoch(self, metrics: Metrics) -> None:
         super().next_epoch(metrics)
         self.history.append(self.alphas())
+        self._begin_epoch()
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {
+            "method": self.method.state_dict(),
             "alphas": [alpha.detach() for alpha in self.network.arch_parameters()],
             "architect": self.architect.state_dict(),
             "w_optimizer": self.w_optimizer.state_dict(),
@@ -128,6 +178,9 @@ class SearchState(RunState):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.method.load_state_dict(state["method"])
+        self.epoch = state["epoch"]
+        self._begin_epoch()  # may make the network that the state is of
         super().load_state_dict(state)
         with torch.no_grad():
             for alpha, value in zip(self.network.arch_parameters(), state["alphas"], strict=True):
@@ -135,3 +188,13 @@ class SearchState(RunState):
         self.architect.load_state_dict(state["architect"])
         self.w_optimizer.load_state_dict(state["w_optimizer"])
         self.history = list(state["history"])
+
+
+def in_columns(alpha: Tensor, names: EdgeOps, primitives: Sequence[str], kept: Tensor | None) -> Tensor:
+    """Alphas [edges, ops] on the CPU, sorted into a column for each primitive; -inf where an edge has not that op."""
+    values = alpha.detach().cpu()
+    if kept is not None:
+        values = values.masked_fill(~kept, -math.inf)
+    table = values.new_full((len(names), len(primitives)), -math.inf)
+    columns = torch.tensor([[primitives.index(name) for name in row] for row in names])
+    return table.scatter(1, columns, values)

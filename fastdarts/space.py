@@ -56,6 +56,10 @@ PRIMITIVES: tuple[str, ...] = (
 """The paper's eight, in the order of the columns of alpha (Liu et al., ICLR 2019, section 3.1)."""
 
 
+EdgeOps = tuple[tuple[str, ...], ...]
+"""The names of each edge's candidate ops."""
+
+
 def candidate(name: str) -> Candidate:
     """The table's row for `name`; ValueError names what is allowed."""
     if name not in CANDIDATES:
@@ -63,13 +67,26 @@ def candidate(name: str) -> Candidate:
     return CANDIDATES[name]
 
 
-def check_primitives(primitives: Sequence[str]) -> tuple[str, ...]:
-    """`primitives` as a tuple: an ordered, non-empty subset of the known names; ValueError otherwise."""
+def check_primitives(primitives: Sequence[str], repeats: bool = False) -> tuple[str, ...]:
+    """`primitives` as a tuple: known names, at least one, none twice unless `repeats`; ValueError otherwise."""
     names = tuple(primitives)
     if isinstance(primitives, str) or not names:
         raise ValueError(f"primitives must be a non-empty sequence of names; got {primitives!r}")
     for name in names:
         candidate(name)
-    if len(set(names)) != len(names):
+    if len(set(names)) != len(names) and not repeats:
         raise ValueError(f"primitives must not repeat a name; got {list(names)}")
     return names
+
+
+def per_edge(primitives: Sequence[str] | Sequence[Sequence[str]], edges: int) -> EdgeOps:
+    """The names of each edge's ops, checked: known, one list an edge, all of one length; ValueError otherwise."""
+    if isinstance(primitives, str) or not primitives or isinstance(primitives[0], str):
+        return (check_primitives(primitives, repeats=True),) * edges  # type: ignore[arg-type]
+    if len(primitives) != edges:
+        raise ValueError(f"primitives must hold the names of each of the {edges} edges; got {len(primitives)} lists")
+    lists = tuple(check_primitives(names, repeats=True) for names in primitives)
+    counts = {len(names) for names in lists}
+    if len(counts) > 1:
+        raise ValueError(f"primitives must hold equally many names for each edge; got {sorted(counts)}")
+    return lists

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
-from typing import NamedTuple
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,40 @@ class StepResult(NamedTuple):
     """Euclidean norm of the alphas' gradient."""
 
 
+Level = Literal["bilevel", "single", "coordinate", "weights"]
+"""Which loss moves the alphas: that of the validation batch; that of the training batch, in one pass with the weights
+or in a pass of its own; none."""
+
+
+class StepRules:
+    """What a search method may change in a step; as they stand, the rules of DARTS."""
+
+    weights_first: bool = False
+    """The weight step comes before the alpha step."""
+    sparse: bool = False
+    """A pass may use some of the weights; the others get no gradient and stay as they are, undecayed."""
+    capturable: bool = True
+    """The step does the same in each replay of a CUDA graph: nothing is drawn or decided on the host."""
+
+    def graph_key(self) -> Hashable:
+        """Equal for two steps if one CUDA graph can serve both: the numbers that a capture fixes."""
+        return None
+
+    def weight_pass(self, step: SearchStep, train: Batch) -> AbstractContextManager[None]:
+        """What the weight step's forward pass runs in."""
+        return nullcontext()
+
+    def level_now(self) -> Level:
+        """Which loss moves the alphas in this step."""
+        return "bilevel"
+
+    def before_alpha_step(self, step: SearchStep) -> None:
+        """Called before the alphas' gradient is made."""
+
+    def after_alpha_step(self, step: SearchStep) -> None:
+        """Called when the alphas have moved."""
+
+
 class SearchStep:
     """Alpha step first, then the weight step on the same training batch, with the gradient clipped by its global norm.
 
@@ -50,6 +84,7 @@ class SearchStep:
         grad_clip: largest global norm of the weights' gradient; None for no clipping.
         amp_dtype: autocast dtype of both steps; set on the architect. None keeps the architect's.
         cuda_graphs: False runs every step eagerly.
+        rules: what differs from DARTS.
 
     Raises:
         ValueError: wrong order or grad_clip, an architect of another network, several parameter groups.
@@ -66,6 +101,7 @@ class SearchStep:
         grad_clip: float | None = 5.0,
         amp_dtype: torch.dtype | None = None,
         cuda_graphs: bool = True,
+        rules: StepRules | None = None,
     ) -> None:
         if architect.network is not network:
             raise ValueError("architect was made for another network; give Architect and SearchStep the same one")
@@ -85,12 +121,14 @@ class SearchStep:
         self.order = order
         self.grad_clip = grad_clip
         self.cuda_graphs = cuda_graphs
+        self.rules = rules or StepRules()
         self._captured: _CapturedStep | None = None
         self._kind: Hashable = None
         self._seen = 0
 
     def step(self, train: Batch, valid: Batch) -> StepResult:
-        """Make one search step. `train` and `valid` are (inputs, targets) on the network's device.
+        """Make one search step. `train` and `valid` are (inputs, targets) on the network's device; the levels but
+        "bilevel" do not look at `valid`.
 
         Raises:
             ValueError: as `Architect.alpha_gradients`.
@@ -115,29 +153,69 @@ class SearchStep:
 
     def run(self, train: Batch, valid: Batch, lr: float | Tensor) -> Tensor:
         """The step itself, launched operation by operation. Returns the fields of its StepResult, [5]."""
-        architect, optimizer = self.architect, self.w_optimizer
-        flat = architect.flat
-        lr = as_scalar(lr, flat.buffer.device)
-        alpha_gradients = architect.step(train, valid, lr, optimizer, self.order)
+        lr = as_scalar(lr, self.architect.flat.buffer.device)
+        level = self.rules.level_now()
+        if level == "single":
+            return self._both(train, lr)
+        none = torch.full_like(lr, math.nan)
+        valid_loss, alpha_norm = none, none
+        if level == "coordinate":
+            valid = train
+        if level != "weights" and not self.rules.weights_first:
+            valid_loss, alpha_norm = self._alpha_step(train, valid, lr)
+        with self.rules.weight_pass(self, train):
+            loss, outputs = self.architect.forward(train)
+        norm = self._move_weights(self._gradients(loss, self.architect.flat.weights), lr)
+        if level != "weights" and self.rules.weights_first:
+            valid_loss, alpha_norm = self._alpha_step(train, valid, lr)
+        return _measured(loss, valid_loss, outputs, train, norm, alpha_norm)
+
+    def _alpha_step(self, train: Batch, valid: Batch, lr: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the loss and the norm of the alphas' gradient."""
+        self.rules.before_alpha_step(self)
+        gradients = self.architect.step(train, valid, lr, self.w_optimizer, self.order)
+        self.rules.after_alpha_step(self)
+        return self.architect.valid_loss, _norm(gradients)
+
+    def _both(self, train: Batch, lr: Tensor) -> Tensor:
+        """Alphas and weights from one backward."""
+        architect = self.architect
+        self.rules.before_alpha_step(self)
         loss, outputs = architect.forward(train)
-        gradients = torch.autograd.grad(loss, flat.weights, materialize_grads=True)
+        extra = architect.penalty()
+        total = loss if extra is None else loss + extra
+        gradients = self._gradients(total, [*architect.alphas, *architect.flat.weights])
+        of_alphas = [
+            torch.zeros_like(alpha) if g is None else g for alpha, g in zip(architect.alphas, gradients, strict=False)
+        ]
+        norm = self._move_weights(gradients[len(of_alphas) :], lr)
+        architect.apply(of_alphas)
+        self.rules.after_alpha_step(self)
+        return _measured(loss, loss.detach(), outputs, train, norm, _norm(of_alphas))
+
+    def _gradients(self, loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor | None]:
+        """None for what the pass did not use, if the method is sparse; else zeros."""
+        sparse = self.rules.sparse
+        return list(torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=not sparse))
+
+    def _move_weights(self, gradients: Sequence[Tensor | None], lr: Tensor) -> Tensor:
+        """The weights' optimizer on the clipped gradients; returns their norm."""
+        optimizer, flat = self.w_optimizer, self.architect.flat
         max_norm = math.inf if self.grad_clip is None else self.grad_clip
         if isinstance(optimizer, FlatSGD):
-            optimizer.step(gradient=flat.gather(gradients), max_norm=max_norm, lr=lr)
-            norm = optimizer.gradient_norm
-        else:
-            for weight, gradient in zip(flat.weights, gradients, strict=True):
-                weight.grad = gradient
-            norm = nn.utils.clip_grad_norm_(flat.weights, max_norm)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        alpha_norm = torch.cat([g.flatten() for g in alpha_gradients]).norm()
-        correct = count_correct(outputs.detach(), train[1])
-        measured = (loss.detach(), architect.valid_loss, correct, norm, alpha_norm)
-        return torch.stack([value.double() for value in measured])
+            known = [torch.zeros_like(w) if g is None else g for w, g in zip(flat.weights, gradients, strict=True)]
+            optimizer.step(gradient=flat.gather(known), max_norm=max_norm, lr=lr)
+            return optimizer.gradient_norm
+        for weight, gradient in zip(flat.weights, gradients, strict=True):
+            weight.grad = gradient
+        norm = nn.utils.clip_grad_norm_(flat.weights, max_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return norm
 
     def _capturable(self) -> bool:
-        return self.cuda_graphs and isinstance(self.w_optimizer, FlatSGD) and self.architect.flat.buffer.is_cuda
+        wanted = self.cuda_graphs and self.rules.capturable
+        return wanted and isinstance(self.w_optimizer, FlatSGD) and self.architect.flat.buffer.is_cuda
 
     def _kind_of(self, train: Batch, valid: Batch) -> Hashable:
         """Equal for two steps if one graph can serve both: all that a capture fixes and a caller may change."""
@@ -149,13 +227,14 @@ class SearchStep:
         tensors = [*architect.alphas, architect.flat.attach(), optimizer.momentum, *states]
         options = [
             tuple((key, value) for key, value in group.items() if key not in ("params", "lr"))
-            for group in (adam.param_groups[0], optimizer.param_groups[0])
+            for group in (*adam.param_groups, optimizer.param_groups[0])
         ]
         return (
             *((t.shape, t.dtype, t.stride()) for t in (*train, *valid)),
             *(t.data_ptr() for t in tensors),
             *options,
-            adam.param_groups[0]["lr"],
+            *(group["lr"] for group in adam.param_groups),
+            *(self.rules.level_now(), self.rules.weights_first, self.rules.graph_key()),
             *(self.network.training, self.order, self.grad_clip, architect.amp_dtype, id(architect.loss)),
             *(architect.hvp, architect.r, architect.w_momentum, architect.w_weight_decay),
         )
@@ -194,6 +273,17 @@ def _side_stream(device: torch.device) -> Iterator[None]:
     with torch.cuda.stream(side):
         yield
     main.wait_stream(side)
+
+
+def _norm(gradients: Sequence[Tensor]) -> Tensor:
+    return torch.cat([g.flatten() for g in gradients]).norm()
+
+
+def _measured(
+    loss: Tensor, valid_loss: Tensor, outputs: Tensor, train: Batch, norm: Tensor, alpha_norm: Tensor
+) -> Tensor:
+    correct = count_correct(outputs.detach(), train[1])
+    return torch.stack([value.double() for value in (loss.detach(), valid_loss, correct, norm, alpha_norm)])
 
 
 def count_correct(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ sys.exit(main(sys.argv[3:]))
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     """Drawing takes longer than a tiny search."""
-    monkeypatch.setattr(search_module, "_write_results", lambda state, out: None)
+    monkeypatch.setattr(search_module, "_write_results", lambda state, genotype, out: None)
 
 
 def run_killed(at, argv):

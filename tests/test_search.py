@@ -7,7 +7,6 @@ import math
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +19,7 @@ import fastdarts.search as search_module
 from fastdarts import PRIMITIVES, Genotype
 from fastdarts.config import SearchConfig
 from fastdarts.files import DiskFullError
+from fastdarts.methods.darts import Darts
 from fastdarts.search import main, search
 from fastdarts.search_state import SearchState
 
@@ -27,7 +27,7 @@ from fastdarts.search_state import SearchState
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Drawing takes longer than a tiny search; only the tests that look at the pictures need them."""
-    monkeypatch.setattr(search_module, "_write_results", lambda state, out: None)
+    monkeypatch.setattr(search_module, "_write_results", lambda state, genotype, out: None)
 
 
 def tiny_state(tmp_path, **fields):
@@ -139,11 +139,11 @@ def test_the_seed_decides_every_bit(tmp_path, fields):
 
 
 def test_learning_rate_is_the_originals():
-    state = SimpleNamespace(config=SearchConfig(dataset="cifar10"))
+    method = Darts(SearchConfig(dataset="cifar10"))
 
     def rate(epoch):
-        state.epoch = epoch
-        return SearchState.learning_rate(state)
+        method.begin_epoch(epoch)
+        return method.learning_rate()
 
     assert rate(0) == pytest.approx(0.025, rel=1e-12)
     assert rate(25) == pytest.approx(0.013, rel=1e-12)

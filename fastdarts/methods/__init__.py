@@ -1,0 +1,35 @@
+"""Search methods by name: DARTS and its successors, each a short file over the same cells, kernels and steps.
+
+`find` gives a method's class; docs/methods.md tells how to write one.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fastdarts.methods.method import Method
+
+_CLASSES = {
+    "darts": "darts:Darts",
+}
+NAMES = tuple(_CLASSES)
+
+
+def find(name: str) -> "type[Method]":
+    """The method called `name`, or the class at "module:Class".
+
+    Raises: ValueError for a name that is unknown, a class that cannot be imported or is no Method.
+    """
+    from fastdarts.methods.method import Method  # reads fastdarts.config, which asks for methods
+
+    place = f"fastdarts.methods.{_CLASSES[name]}" if name in _CLASSES else name
+    module, _, attribute = place.partition(":")
+    if not attribute:
+        raise ValueError(f"method must be one of {', '.join(NAMES)}, or MODULE:CLASS of your own; got {name!r}")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"method {name!r} cannot be imported: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise ValueError(f"method {name!r} is no subclass of fastdarts.methods.method.Method")
+    return found

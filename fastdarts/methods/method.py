@@ -1,0 +1,227 @@
+"""What a search method is: the base class of all, whose defaults are DARTS'."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adam, Optimizer
+
+from fastdarts.config import Config, SearchConfig, option, read_table
+from fastdarts.flat import FlatSGD
+from fastdarts.genotype import Genotype
+from fastdarts.methods import derivation
+from fastdarts.methods.masks import MASKED, GroupDropout, prune
+from fastdarts.network import Mix, SearchNetwork
+from fastdarts.run import cosine
+from fastdarts.step import Level, SearchStep, StepRules
+
+if TYPE_CHECKING:
+    from fastdarts.search_state import SearchState
+
+
+def hyper(text: str, default: Any, **limits: Any) -> Any:
+    """A field of a method's Options: help text, default, limits (at_least, above, at_most, below)."""
+    return option("method", text, default, **limits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodOptions(Config):
+    """A method's hyper-parameters, made with `hyper`; a subclass is the method's `Options`."""
+
+
+class Method(StepRules):
+    """DARTS, and the seams at which its successors differ from it. All that a run changes is in `state_dict`.
+
+    A pass asks `relax` for op weights, an epoch begins with `begin_epoch` and ends with `end_epoch`, and `genotype`
+    reads the cells off. Random numbers come from `generator`, on the CPU, before the cells run.
+    """
+
+    Options: ClassVar[type[MethodOptions]] = MethodOptions
+    level: ClassVar[Level] = "bilevel"
+    settings: ClassVar[Mapping[str, Any]] = {}
+    """Defaults of SearchConfig's fields that differ from DARTS' for every data set."""
+    published: ClassVar[Mapping[str, Any]] = {}
+    """Those that hold for the paper's images but not for `digits`."""
+    draws: ClassVar[bool] = False
+    """The passes of one step use different op weights, drawn at random."""
+    varies: ClassVar[bool] = False
+    """Relaxation or penalty have numbers that change with the epoch."""
+    alpha_grad_clip: ClassVar[float | None] = None
+    """Largest global norm of the alphas' gradient."""
+
+    def __init__(self, config: SearchConfig) -> None:
+        self.config = config
+        self.options: Any = self.read_options(config.method_options)
+        self.epoch = 0
+        self.stopped: str | None = None
+        """Why the search ends before its last epoch."""
+        self.generator = torch.Generator().manual_seed(config.seed + 7_919)  # apart from that of the weights
+        self.kept: list[Tensor] | None = None
+        """The candidates [edges, ops] of both cell types that pruning has left, as booleans; None: all."""
+        self.dropout = GroupDropout(config.op_dropout, self.generator) if config.op_dropout else None
+        self.sparse = type(self).sparse or self.dropout is not None
+        self.capturable = type(self).capturable and not self.sparse
+
+    @classmethod
+    def read_options(cls, values: Mapping[str, Any]) -> MethodOptions:
+        """The method's Options with these values; ValueError or TypeError that names the one at fault."""
+        return read_table(cls.Options, values, "method_options")
+
+    @classmethod
+    def check(cls, config: SearchConfig) -> None:
+        """ValueError, in a sentence that says why, for a config that has no meaning for this method."""
+        refuse = f"method {config.method!r}"
+        if config.order == 2 and cls.level != "bilevel":
+            raise ValueError(f"{refuse} has no second order: its alphas do not look through a step of the weights")
+        if config.order == 2 and (cls.draws or config.op_dropout):
+            what = refuse if cls.draws else "op_dropout"
+            raise ValueError(f"{what} has no second order: its difference needs passes that use the same ops")
+        if cls.level == "weights" and (config.alpha_warmup or config.op_dropout or config.prune_below):
+            raise ValueError(f"{refuse} moves no alphas: alpha_warmup, op_dropout and prune_below would change nothing")
+
+    # The network and what moves it.
+
+    def network_arguments(self) -> dict[str, Any]:
+        """Arguments of `SearchNetwork` beyond those of the config. When an epoch begins with others than the one before
+        ended with, network and optimizers are made anew."""
+        return {"layers": self.config.layers}
+
+    def attach(self, network: SearchNetwork) -> None:
+        """Prepare a new network: its relaxation, further architecture parameters, other initial alphas."""
+        network.relaxation = self.mixes
+
+    def arch_optimizer(self, network: SearchNetwork) -> Optimizer:
+        """Of the architecture parameters."""
+        return self.adam(network.arch_parameters())
+
+    def adam(self, *groups: Sequence[Tensor], betas: tuple[float, float] = (0.5, 0.999)) -> Adam:
+        """Adam with the config's weight decay; `capturable`, so that its step counts stay on the GPU."""
+        config, capturable = self.config, groups[0][0].is_cuda
+        parts = [{"params": list(group)} for group in groups]
+        return Adam(parts, config.arch_lr, betas, weight_decay=config.arch_weight_decay, capturable=capturable)
+
+    def weight_optimizer(self, network: SearchNetwork) -> Optimizer:
+        """Of the weights, one parameter group."""
+        config = self.config
+        if self.sparse:  # leaves alone what got no gradient
+            return SGD(network.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay)
+        return FlatSGD(network.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+
+    # Schedules.
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Set what depends on the epoch, from 0; also called when a checkpoint has been loaded."""
+        self.epoch = epoch
+
+    def alphas_move(self) -> bool:
+        """Whether this epoch's steps move the alphas."""
+        return self.epoch >= round(self.config.alpha_warmup * self.config.epochs)
+
+    def level_now(self) -> Level:
+        return self.level if self.alphas_move() else "weights"
+
+    def graph_key(self) -> Hashable:
+        return self.epoch if self.varies else None
+
+    def learning_rate(self) -> float:
+        """Of the weights."""
+        return cosine(self.config.lr, self.config.lr_min, self.epoch, self.config.epochs)
+
+    def arch_learning_rates(self) -> Sequence[float]:
+        """Of the architecture parameters, for each group of their optimizer."""
+        return [self.config.arch_lr]
+
+    # Relaxation.
+
+    def mixes(self, network: SearchNetwork) -> list[Mix]:
+        """The relaxation of both cell types, called once for each forward pass."""
+        return [self._mix(network, cell) for cell in (0, 1)]
+
+    def _mix(self, network: SearchNetwork, cell: int) -> Mix:
+        alpha, active = network.alphas[cell], None
+        kept = self.kept[cell] if self.kept else None
+        if self.dropout is not None and network.training:
+            kept = self.dropout.survivors(cell, network.candidates[cell], kept)
+        if kept is not None:
+            alpha = alpha.masked_fill(~kept.to(alpha.device), MASKED)
+            extra = range(kept.shape[1], kept.shape[1] + len(network.auxiliary))
+            active = [[c for c, keep in enumerate(row) if keep] + list(extra) for row in kept.tolist()]
+        mix = self.relax(network, cell, alpha)
+        return mix if mix.active is not None else Mix(mix.weights, active)
+
+    def relax(self, network: SearchNetwork, cell: int, alpha: Tensor) -> Mix:
+        """The op weights of a forward pass for cell type 0 (normal) or 1 (reduction).
+
+        Args:
+            network: gives further parameters and, by its mode, says whether to draw at random (train) or not (eval).
+            alpha: [edges, ops], those of pruned ops at MASKED.
+        """
+        return Mix(alpha.softmax(dim=-1))
+
+    def penalty(self, network: SearchNetwork) -> Tensor | None:
+        """What the alpha step adds to the loss; a function of the architecture parameters alone."""
+        return None
+
+    # Reading the cells off.
+
+    @torch.no_grad()
+    def scores(self, network: SearchNetwork) -> list[Tensor]:
+        """The strength of each candidate [edges, ops] in normal and reduction cells; pruned ones have 0."""
+        return [
+            self.strength(network, cell, alpha if self.kept is None else alpha.masked_fill(~self.kept[cell], MASKED))
+            for cell, alpha in enumerate(alpha.cpu() for alpha in network.alphas)
+        ]
+
+    def strength(self, network: SearchNetwork, cell: int, alpha: Tensor) -> Tensor:
+        """`scores` of one cell type, from its alphas on the CPU."""
+        return alpha.softmax(dim=-1)
+
+    def genotype(self, network: SearchNetwork) -> Genotype:
+        """The discrete cells of the present architecture."""
+        return derivation.with_at_most(self.config.max_skips, self.scores(network), network.derive, network.candidates)
+
+    def discrete(self, network: SearchNetwork, genotype: Genotype) -> list[Mix]:
+        """The genotype's ops, each with weight 1, in the search network."""
+        return derivation.discrete_mixes(network, genotype)
+
+    # An epoch's end.
+
+    def end_epoch(self, state: SearchState, metrics: dict[str, Any]) -> None:
+        """Look at the search when an epoch has been measured; set `stopped` to end it."""
+        limit = self.config.prune_below * (self.epoch + 1) / self.config.epochs
+        if limit and self.alphas_move():
+            self.kept = prune(self.kept, self.scores(state.network), state.network.candidates, limit)
+
+    def metrics(self, network: SearchNetwork) -> dict[str, Any]:
+        """Numbers (or lists of them, one an edge) for metrics.jsonl and the report."""
+        return {"ops_left": sum(int(kept.sum()) for kept in self.kept)} if self.kept else {}
+
+    def result(self, state: SearchState) -> Genotype:
+        """What the search found, when it has ended."""
+        return self.genotype(state.network)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values."""
+        return {"generator": self.generator.get_state(), "stopped": self.stopped, "kept": self.kept}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.generator.set_state(state["generator"])
+        self.stopped, self.kept = state["stopped"], state["kept"]
+
+    def before_alpha_step(self, step: SearchStep) -> None:
+        if self.dropout is not None:
+            self.dropout.before_alpha_step(search_network(step))
+
+    def after_alpha_step(self, step: SearchStep) -> None:
+        if self.dropout is not None:
+            self.dropout.after_alpha_step(search_network(step))
+
+
+def search_network(step: SearchStep) -> SearchNetwork:
+    """The network of a step that a method takes part in."""
+    assert isinstance(step.network, SearchNetwork)
+    return step.network
