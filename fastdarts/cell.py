@@ -1,6 +1,7 @@
 """A cell of the search network: a directed acyclic graph of mixed edges over two input states."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,9 @@ class Cell(nn.Module):
     holds the names of each, equally many.
     """
 
+    extra_columns: ClassVar[int] = 0
+    """Columns of the op weights behind those of the ops."""
+
     def __init__(
         self,
         steps: int,
@@ -37,6 +41,7 @@ class Cell(nn.Module):
         self.multiplier = multiplier
         self.C_prev_prev = C_prev_prev
         self.C_prev = C_prev
+        self.C = C
         self.reduction = reduction
         self.reduction_prev = reduction_prev
         self.preprocess0: FactorizedReduce | ReLUConvBN = (
@@ -46,7 +51,7 @@ class Cell(nn.Module):
         )
         self.preprocess1 = ReLUConvBN(C_prev, C, affine=False)
         self._ops = nn.ModuleList(
-            MixedOp(C, 2 if reduction and source < 2 else 1, names, backend)
+            MixedOp(self._edge_channels(C), 2 if reduction and source < 2 else 1, names, backend)
             for (source, _), names in zip(edges_of(steps), per_edge(primitives, len(edges_of(steps))), strict=True)
         )
 
@@ -55,7 +60,7 @@ class Cell(nn.Module):
         self._check(s0, s1, weights)
         if active is not None:
             check_active(active, [weights.shape[1]] * len(weights))
-        edges = read_fused(list(self._ops), s0)  # type: ignore[arg-type]
+        edges = read_fused(self.edges(), s0)
         if edges is None:
             states = [self.preprocess0(s0), self.preprocess1(s1)]
         else:
@@ -64,6 +69,14 @@ class Cell(nn.Module):
         if self.multiplier == self.steps:
             return nodes
         return nodes[:, (self.steps - self.multiplier) * states[0].shape[1] :]
+
+    def edges(self) -> list[MixedOp]:
+        """The mixed ops, in the order of the rows of op weights."""
+        return list(self._ops)  # type: ignore[arg-type]
+
+    def _edge_channels(self, C: int) -> int:
+        """The channels that the ops of an edge work on, of a node's C."""
+        return C
 
     def _nodes(
         self, states: list[Tensor], weights: Tensor, active: Active | None, edges: list[fused.ReadEdge] | None
@@ -95,8 +108,7 @@ class Cell(nn.Module):
             raise TypeError(f"s1 must be {s0.dtype} on {s0.device} like s0; got {s1.dtype} on {s1.device}")
         first = self._ops[0]
         assert isinstance(first, MixedOp)
-        if weights.shape != (len(self._ops), len(first.primitives)):
-            raise ValueError(
-                f"weights must be [{len(self._ops)} edges, {len(first.primitives)} ops]; got {tuple(weights.shape)}"
-            )
+        columns = len(first.primitives) + self.extra_columns
+        if weights.shape != (len(self._ops), columns):
+            raise ValueError(f"weights must be [{len(self._ops)} edges, {columns} ops]; got {tuple(weights.shape)}")
         check_weights_kind(weights, s0.device)

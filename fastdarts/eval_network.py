@@ -137,7 +137,7 @@ class EvalCell(nn.Module):
                 if self.training and drop_path_prob > 0 and not isinstance(op, nn.Identity):
                     term = drop_path(term, drop_path_prob)
                 terms.append(term)
-            states.append(sum(terms[1:], start=terms[0]))
+            states.append(sum(terms[1:], start=terms[0]) if terms else states[0])  # a node without ops is not used
         return torch.cat([states[index] for index in self._concat], dim=1)
 
 

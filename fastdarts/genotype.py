@@ -19,7 +19,8 @@ class Genotype(NamedTuple):
 
     `normal` and `reduce` list (primitive, predecessor state) pairs in node order, two a node; for another number of
     ops a node they are lists of such lists, one for each node. States 0 and 1 are the cell's inputs, node i is state
-    2 + i. `normal_concat` and `reduce_concat` are the states a cell puts out.
+    2 + i. `normal_concat` and `reduce_concat` are the states a cell puts out. A node without ops does not exist:
+    nothing may come from it.
     """
 
     normal: Pairs | list[Pairs]
@@ -68,7 +69,7 @@ class Genotype(NamedTuple):
         """Itself, once every primitive is known, every predecessor comes earlier and every concat state exists."""
         for cell in _CELLS:
             nodes, concat = self.nodes(cell), getattr(self, f"{cell}_concat")
-            if not nodes or not all(nodes) or (not _is_nested(getattr(self, cell)) and len(nodes[-1]) != 2):
+            if not any(nodes) or (not _is_nested(getattr(self, cell)) and len(nodes[-1]) != 2):
                 raise ValueError(
                     f"genotype.{cell} must hold two (primitive, predecessor) pairs a node, or a list of pairs for each "
                     f"node; got {getattr(self, cell)}"
@@ -81,11 +82,17 @@ class Genotype(NamedTuple):
                             f"genotype.{cell}: ({name!r}, {predecessor}) of state {state} must have a predecessor in "
                             f"0..{state - 1}"
                         )
+                    if predecessor >= 2 and not nodes[predecessor - 2]:
+                        raise ValueError(
+                            f"genotype.{cell}: ({name!r}, {predecessor}) of state {state} has a predecessor without ops"
+                        )
             states = 2 + len(nodes)
             if not concat or any(not 0 <= state < states for state in concat) or len(set(concat)) != len(concat):
                 raise ValueError(
                     f"genotype.{cell}_concat must name distinct states of 0..{states - 1}; got {list(concat)}"
                 )
+            if any(state >= 2 and not nodes[state - 2] for state in concat):
+                raise ValueError(f"genotype.{cell}_concat must name states that have ops; got {list(concat)}")
         return self
 
 

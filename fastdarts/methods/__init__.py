@@ -11,6 +11,12 @@ if TYPE_CHECKING:
 
 _CLASSES = {
     "darts": "darts:Darts",
+    "daas": "daas:Daas",
+    "pc-darts": "pc_darts:PCDarts",
+    "gdas": "gdas:Gdas",
+    "snas": "snas:Snas",
+    "fairdarts": "fairdarts:FairDarts",
+    "single-level": "single_level:SingleLevel",
 }
 NAMES = tuple(_CLASSES)
 

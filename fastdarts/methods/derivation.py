@@ -44,6 +44,48 @@ def with_at_most(
     return genotype
 
 
+def from_edges(
+    network: SearchNetwork,
+    scores: Sequence[Tensor],
+    choose: Callable[[list[float], Sequence[str]], list[str]],
+    edges_per_node: int | None = None,
+) -> Genotype:
+    """Cells whose nodes may have any number of ops.
+
+    Args:
+        scores: [edges, ops] of normal and reduction cells.
+        choose: an edge's scores and the names of its ops -> those it keeps, none to drop the edge.
+        edges_per_node: of each node, only so many of the edges with the best scores are asked; None: all.
+
+    A node without ops vanishes, and with it the edges that leave it. A cell without any op is derived as DARTS'.
+    """
+    darts = network.derive(scores)
+    cells: list[tuple[list[Pairs] | Pairs, list[int]]] = []
+    for score, names, usual in zip(scores, network.candidates, (darts.normal, darts.reduce), strict=True):
+        rows: list[list[float]] = score.tolist()
+        edges = list(enumerate(edges_of(network.steps)))
+        nodes: list[Pairs] = []
+        for state in range(2, 2 + network.steps):
+            incoming = sorted((edge for edge in edges if edge[1][1] == state), key=lambda edge: -max(rows[edge[0]]))
+            nodes.append(
+                [
+                    (op, source)
+                    for edge, (source, _) in incoming[:edges_per_node]
+                    if source < 2 or nodes[source - 2]
+                    for op in choose(rows[edge], names[edge])
+                ]
+            )
+        concat = [state for state in network.concat() if nodes[state - 2]]
+        if not concat:
+            cells.append((usual, network.concat()))
+        elif all(len(node) == 2 for node in nodes):
+            cells.append(([pair for node in nodes for pair in node], concat))
+        else:
+            cells.append((nodes, concat))
+    (normal, normal_concat), (reduce, reduce_concat) = cells
+    return Genotype(normal, normal_concat, reduce, reduce_concat)
+
+
 def discrete_mixes(network: SearchNetwork, genotype: Genotype) -> list[Mix]:
     """Op weights with which the search network computes a genotype: 1 for its ops, on its edges; nothing else runs."""
     mixes = []

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from fastdarts.search_state import SearchState
 
 
+Settings = Mapping[str, Any]
+"""Values of fields of SearchConfig by their names."""
+
+
 def hyper(text: str, default: Any, **limits: Any) -> Any:
     """A field of a method's Options: help text, default, limits (at_least, above, at_most, below)."""
     return option("method", text, default, **limits)
@@ -41,10 +45,10 @@ class Method(StepRules):
     """
 
     Options: ClassVar[type[MethodOptions]] = MethodOptions
-    level: ClassVar[Level] = "bilevel"
-    settings: ClassVar[Mapping[str, Any]] = {}
+    level: Level = "bilevel"
+    settings: ClassVar[Settings] = {}
     """Defaults of SearchConfig's fields that differ from DARTS' for every data set."""
-    published: ClassVar[Mapping[str, Any]] = {}
+    published: ClassVar[Settings] = {}
     """Those that hold for the paper's images but not for `digits`."""
     draws: ClassVar[bool] = False
     """The passes of one step use different op weights, drawn at random."""
@@ -182,7 +186,16 @@ class Method(StepRules):
 
     def genotype(self, network: SearchNetwork) -> Genotype:
         """The discrete cells of the present architecture."""
-        return derivation.with_at_most(self.config.max_skips, self.scores(network), network.derive, network.candidates)
+        scores, limit = self.scores(network), self.config.max_skips
+        return derivation.with_at_most(limit, scores, lambda s: self.derive(network, s), network.candidates)
+
+    def derive(self, network: SearchNetwork, scores: Sequence[Tensor]) -> Genotype:
+        """The discrete cells of `scores`, in which some skip connections may have been taken out (-1)."""
+        return network.derive(scores)
+
+    def edge_weights(self, network: SearchNetwork) -> list[Tensor] | None:
+        """Weight of each edge [edges] in normal and reduction cells, if the method has such."""
+        return None
 
     def discrete(self, network: SearchNetwork, genotype: Genotype) -> list[Mix]:
         """The genotype's ops, each with weight 1, in the search network."""

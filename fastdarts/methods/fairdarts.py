@@ -1,0 +1,85 @@
+"""FairDARTS (Chu et al., ECCV 2020, arXiv:1911.12126).
+
+Sigmoids in place of the softmax, so that ops do not compete; a loss that pushes them to 0 or 1; ops below a threshold
+are cut. Derived nodes have 0, 1, 2 or more ops; a node without any vanishes.
+
+Of the authors' code it differs so: a cell in which no op reaches the threshold is derived as DARTS' (theirs fails).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from fastdarts.genotype import Genotype
+from fastdarts.methods import derivation
+from fastdarts.methods.method import Method, MethodOptions, Settings, hyper
+from fastdarts.network import Mix, SearchNetwork
+from fastdarts.space import PRIMITIVES
+
+
+@dataclass(frozen=True, kw_only=True)
+class FairDartsOptions(MethodOptions):
+    """Defaults are the authors'."""
+
+    weight: float = hyper("w01 of the zero-one loss", 10.0, at_least=0)
+    form: Literal["l2", "l1"] = hyper("of the zero-one loss: squares or absolute values", "l2")
+    threshold: float = hyper("sigmoid that an op of a derived cell reaches", 0.85, at_least=0, below=1)
+    derivation: Literal["sparse", "edge", "darts"] = hyper(
+        "sparse: at most 2 edges a node, one op each; edge: all edges, at most 2 ops each; darts: without threshold",
+        "sparse",
+    )
+
+
+class FairDarts(Method):
+    """Sigmoids, zero-one loss, threshold."""
+
+    Options = FairDartsOptions
+    settings: ClassVar[Settings] = {"order": 1}
+    published: ClassVar[Settings] = {"batch_size": 128, "lr": 0.005, "arch_lr": 3e-3}
+
+    def network_arguments(self) -> dict[str, Any]:
+        return super().network_arguments() | {"primitives": tuple(name for name in PRIMITIVES if name != "none")}
+
+    def attach(self, network: SearchNetwork) -> None:
+        super().attach(network)
+        for alpha in network.alphas:
+            alpha.data.zero_()
+
+    def arch_optimizer(self, network: SearchNetwork) -> Optimizer:
+        return self.adam(network.arch_parameters(), betas=(0.9, 0.999))
+
+    def relax(self, network: SearchNetwork, cell: int, alpha: Tensor) -> Mix:
+        return Mix(alpha.sigmoid())
+
+    def strength(self, network: SearchNetwork, cell: int, alpha: Tensor) -> Tensor:
+        return alpha.sigmoid()
+
+    def penalty(self, network: SearchNetwork) -> Tensor:
+        return self.options.weight * self.zero_one_loss(network)
+
+    def zero_one_loss(self, network: SearchNetwork) -> Tensor:
+        """L_01, from 0 at sigmoids of 0.5 to -0.25 (l2) or -0.5 (l1)."""
+        away = torch.cat([alpha.sigmoid().flatten() for alpha in network.alphas]) - 0.5
+        return -(away**2 if self.options.form == "l2" else away.abs()).mean()
+
+    def derive(self, network: SearchNetwork, scores: Sequence[Tensor]) -> Genotype:
+        options = self.options
+        if options.derivation == "darts":
+            return network.derive(scores)
+
+        def chosen(row: list[float], names: Sequence[str]) -> list[str]:
+            order = sorted(range(len(row)), key=lambda column: -row[column])
+            wanted = order[: 1 if options.derivation == "sparse" else 2]
+            return [names[column] for column in wanted if row[column] >= options.threshold]
+
+        return derivation.from_edges(network, scores, chosen, 2 if options.derivation == "sparse" else None)
+
+    def metrics(self, network: SearchNetwork) -> dict[str, Any]:
+        with torch.no_grad():
+            loss = float(self.zero_one_loss(network))
+        above = sum(int((score >= self.options.threshold).sum()) for score in self.scores(network))
+        return super().metrics(network) | {"zero_one_loss": loss, "ops_above_threshold": above}

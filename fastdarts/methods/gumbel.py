@@ -1,0 +1,28 @@
+"""Gumbel-softmax samples of op weights (Jang et al., ICLR 2017), for GDAS and SNAS."""
+
+import torch
+from torch import Tensor
+
+
+def sample(alpha: Tensor, tau: float, generator: torch.Generator) -> Tensor:
+    """z = softmax((log_softmax(alpha) + g) / tau) for each row of alpha [edges, ops], g standard Gumbel.
+
+    The largest entry of a row is distributed as softmax(alpha), whatever tau.
+    """
+    logits = alpha.log_softmax(dim=-1)
+    while True:
+        waiting = torch.empty(alpha.shape, dtype=torch.float64).exponential_(generator=generator)
+        z = ((logits - waiting.log().to(alpha)) / tau).softmax(dim=-1)
+        if z.isfinite().all():
+            return z
+
+
+def one_hot(z: Tensor) -> Tensor:
+    """Each row's largest entry as 1, the others 0, with the gradient of z (straight-through)."""
+    hard = torch.zeros_like(z).scatter(1, z.argmax(1, keepdim=True), 1.0)
+    return hard + (z - z.detach())
+
+
+def temperature(start: float, end: float, epoch: int, epochs: int) -> float:
+    """Linear from `start` in the first epoch to `end` in the last."""
+    return start - (start - end) * epoch / max(epochs - 1, 1)

@@ -1,0 +1,147 @@
+"""PC-DARTS: partial channel connections and edge normalisation (Xu et al., ICLR 2020, arXiv:1907.05737).
+
+An edge sends the first C/K channels through its ops and passes the others by; a shuffle mixes both, so that the next
+edge finds other features in the first C/K. Softmax weights beta over each node's edges make up for the noise.
+
+As the authors' code, but that no mixed edge is computed twice on large images.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import max_pool2d
+
+from fastdarts import fused
+from fastdarts.cell import Cell
+from fastdarts.config import SearchConfig
+from fastdarts.genotype import Genotype, edges_of
+from fastdarts.methods.edges import softmax_by_node
+from fastdarts.methods.method import Method, MethodOptions, Settings, hyper
+from fastdarts.mixed_op import Active, MixedOp
+from fastdarts.network import Mix, SearchNetwork
+
+NAMES = ("betas_normal", "betas_reduce")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PCDartsOptions(MethodOptions):
+    """The default is the paper's for CIFAR-10; for ImageNet it takes 2."""
+
+    k: int = hyper("K: 1/K of the channels go through the ops", 4, at_least=1)
+
+
+class PCDarts(Method):
+    """Partial channels, edge normalisation, alphas and betas that wait."""
+
+    Options = PCDartsOptions
+    settings: ClassVar[Settings] = {"order": 1, "alpha_warmup": 0.3}
+    published: ClassVar[Settings] = {"batch_size": 256, "lr": 0.1, "lr_min": 0.0, "arch_lr": 6e-4}
+
+    def __init__(self, config: SearchConfig) -> None:
+        super().__init__(config)
+        self._arguments = super().network_arguments() | {"cell": partial(PartialCell, K=self.options.k)}
+
+    @classmethod
+    def check(cls, config: SearchConfig) -> None:
+        super().check(config)
+        k = config.method_options["k"]
+        if config.init_channels % k:
+            raise ValueError(f"init_channels must be a multiple of the method's k = {k}; got {config.init_channels}")
+
+    def network_arguments(self) -> dict[str, Any]:
+        return self._arguments
+
+    def attach(self, network: SearchNetwork) -> None:
+        super().attach(network)
+        for name in NAMES:
+            network.extra_alphas[name] = (1e-3 * torch.randn(len(edges_of(network.steps)))).requires_grad_()
+
+    def relax(self, network: SearchNetwork, cell: int, alpha: Tensor) -> Mix:
+        beta = softmax_by_node(network.extra_alphas[NAMES[cell]], network.steps)[:, None]
+        return Mix(torch.cat([beta * alpha.softmax(dim=-1), beta], dim=1))
+
+    @torch.no_grad()
+    def edge_weights(self, network: SearchNetwork) -> list[Tensor]:
+        return [softmax_by_node(network.extra_alphas[name].cpu(), network.steps) for name in NAMES]
+
+    def derive(self, network: SearchNetwork, scores: Sequence[Tensor]) -> Genotype:
+        """By the products of op weight and edge weight."""
+        pairs = zip(scores, self.edge_weights(network), strict=True)
+        return network.derive([score * beta[:, None] for score, beta in pairs])
+
+    def discrete(self, network: SearchNetwork, genotype: Genotype) -> list[Mix]:
+        """The edges that stay pass their other channels by."""
+        mixes = super().discrete(network, genotype)
+        return [Mix(torch.cat([w, w.sum(1, keepdim=True)], dim=1), active) for w, active in mixes]
+
+    def metrics(self, network: SearchNetwork) -> dict[str, Any]:
+        betas = zip(NAMES, self.edge_weights(network), strict=True)
+        return super().metrics(network) | {name: beta.tolist() for name, beta in betas}
+
+
+class PartialCell(Cell):
+    """A cell whose edges send the first C/K channels through their ops; the last column of op weights is the weight of
+    the other channels, which pass by: as they are, or at stride 2 through a 2x2 max-pooling."""
+
+    extra_columns = 1
+
+    def __init__(self, *args: Any, K: int) -> None:
+        self.K = K
+        super().__init__(*args)
+        first = self._ops[0]
+        assert isinstance(first, MixedOp)
+        self.bypass = MixedOp(self.C - first.C, 1, ["skip_connect"], first.backend)
+
+    def _edge_channels(self, C: int) -> int:
+        if C % self.K:
+            raise ValueError(f"C must be a multiple of K = {self.K}; got {C}")
+        return C // self.K
+
+    def _nodes(
+        self, states: list[Tensor], weights: Tensor, active: Active | None, edges: list[fused.ReadEdge] | None
+    ) -> Tensor:
+        first, others, nodes = [], [], []
+        for state in states:
+            mine, rest = self._split(state)
+            first.append(mine)
+            others.append(max_pool2d(rest, 2, ceil_mode=True) if self.reduction else rest)
+        ends = edges_of(self.steps)
+        for node in range(2, 2 + self.steps):
+            here = [e for e, (_, target) in enumerate(ends) if target == node]
+            rows, bypass = weights[here, :-1], weights[here, -1:]
+            columns = None if active is None else [active[e] for e in here]
+            if edges is None:
+                ops = [self._ops[e] for e in here]
+                mixed = _sum(ops, first, rows, columns)
+                passed = _sum([self.bypass] * node, others, bypass, None)
+            else:
+                into = [(source, node) for source in range(node)]
+                mixed = fused.mixed_nodes([edges[e] for e in here], into, first, rows, columns)
+                passed = fused.mixed_nodes([fused.read(self.bypass)] * node, into, others, bypass)
+            state = shuffle(mixed, passed)
+            nodes.append(state)
+            for part, kind in zip(self._split(state), (first, others), strict=True):
+                kind.append(part)
+        return torch.cat(nodes, dim=1)
+
+    def _split(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        C = state.shape[1]
+        return state.split([C // self.K, C - C // self.K], dim=1)
+
+
+def _sum(ops: list[nn.Module], states: list[Tensor], weights: Tensor, active: Active | None) -> Tensor:
+    rows = range(len(ops))
+    terms = [ops[i](states[i], weights[i], None if active is None else active[i]) for i in rows]
+    return sum(terms[1:], terms[0])
+
+
+def shuffle(mixed: Tensor, passed: Tensor) -> Tensor:
+    """[N, C/K, H, W] and [N, C - C/K, H, W]: channel j of the K groups' g-th becomes channel j * K + g."""
+    rows, others = mixed.permute(0, 2, 3, 1), passed.permute(0, 2, 3, 1)
+    N, H, W, size = rows.shape
+    groups = others.reshape(N, H, W, -1, size).transpose(3, 4)
+    return torch.cat([rows[..., None], groups], dim=-1).reshape(N, H, W, -1).permute(0, 3, 1, 2)

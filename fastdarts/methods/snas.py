@@ -1,0 +1,76 @@
+"""SNAS: stochastic neural architecture search (Xie et al., ICLR 2019, arXiv:1812.09926).
+
+Op weights are soft Gumbel-softmax samples, drawn in each pass and shared by the cells of a type; weights and alphas
+move together on one loss of all training images. A derived cell has each edge's likeliest op, `none` included.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fastdarts.cell import Cell
+from fastdarts.config import SearchConfig
+from fastdarts.genotype import Genotype
+from fastdarts.methods import derivation, gumbel
+from fastdarts.methods.method import Method, MethodOptions, Settings, hyper
+from fastdarts.network import Mix, SearchNetwork
+
+
+@dataclass(frozen=True, kw_only=True)
+class SnasOptions(MethodOptions):
+    """Defaults are the authors'."""
+
+    tau_max: float = hyper("temperature in the first epoch", 1.0, above=0)
+    tau_min: float = hyper("temperature in the last epoch", 0.03, above=0)
+    resource: float = hyper("eta: weight of the sampled ops' parameters, in thousands, in the loss", 0.0, at_least=0)
+
+
+class Snas(Method):
+    """Soft samples of all ops, one level."""
+
+    Options = SnasOptions
+    settings: ClassVar[Settings] = {"order": 1}
+    published: ClassVar[Settings] = {"epochs": 150}
+    level = "single"
+    draws = True
+    capturable = False  # its numbers are drawn on the host
+
+    def __init__(self, config: SearchConfig) -> None:
+        super().__init__(config)
+        self._drawn: dict[int, Tensor] = {}
+
+    def tau(self) -> float:
+        return gumbel.temperature(self.options.tau_max, self.options.tau_min, self.epoch, self.config.epochs)
+
+    def relax(self, network: SearchNetwork, cell: int, alpha: Tensor) -> Mix:
+        if not network.training:
+            return Mix(alpha.softmax(dim=-1))
+        self._drawn[cell] = gumbel.sample(alpha, self.tau(), self.generator)
+        return Mix(self._drawn[cell])
+
+    def penalty(self, network: SearchNetwork) -> Tensor | None:
+        """Of the latest pass's sample (section 2.3)."""
+        if not self.options.resource:
+            return None
+        costs = []
+        for cell in network.cells:
+            assert isinstance(cell, Cell)
+            drawn = self._drawn[cell.reduction]
+            counts = [[sum(p.numel() for p in op.parameters()) / 1000 for op in edge._ops] for edge in cell.edges()]
+            costs.append((drawn * torch.tensor(counts).to(drawn)).sum())
+        return self.options.resource * torch.stack(costs).sum()
+
+    def derive(self, network: SearchNetwork, scores: Sequence[Tensor]) -> Genotype:
+        """Each edge's strongest op, `none` meaning no edge; a cell without any edge is DARTS'."""
+        return derivation.from_edges(network, scores, strongest)
+
+    def metrics(self, network: SearchNetwork) -> dict[str, Any]:
+        return super().metrics(network) | {"temperature": self.tau()}
+
+
+def strongest(row: list[float], names: Sequence[str]) -> list[str]:
+    best = names[max(range(len(row)), key=row.__getitem__)]
+    return [] if best == "none" else [best]

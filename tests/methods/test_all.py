@@ -1,0 +1,106 @@
+"""What holds for every method: fused passes equal plain ones, a killed search goes on bit for bit."""
+
+import math
+
+import pytest
+import torch
+from tiny_method import finish, tiny_state
+
+from fastdarts import checkpoint, methods, ops
+from fastdarts.genotype import Genotype
+
+NEEDS_KERNELS = pytest.mark.skipif(
+    ops.unavailable(torch.device("cpu"), torch.float64) is not None, reason="needs the extension, which is not built"
+)
+
+
+@NEEDS_KERNELS
+@pytest.mark.parametrize("name", methods.NAMES)
+def test_steps_by_the_kernels_are_those_of_the_plain_modules(name):
+    """In float64, from the same random numbers: losses, alphas, weights, running statistics."""
+    torch.set_default_dtype(torch.float64)
+    x, y = torch.randn(2, 6, 1, 6, 6), torch.randint(2, (2, 6))
+    fused, plain = (tiny_state(name, alpha_warmup=0.0, backend=backend) for backend in ("fused", "reference"))
+    if name == "p-darts":  # its last stage has dropout on skip connections
+        for state in (fused, plain):
+            torch.manual_seed(1)
+            state.epoch = 2
+            state._begin_epoch()
+    for _ in range(3):
+        results = [s.search_step.step((x[0], y[0]), (x[1], y[1])) for s in (fused, plain)]
+        for field, ours, theirs in zip(results[0]._fields, *results, strict=True):
+            assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-9, equal_nan=True), field
+    for ours, theirs in zip(fused.network.arch_parameters(), plain.network.arch_parameters(), strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-9)
+    theirs = plain.network.state_dict()
+    for key, tensor in fused.network.state_dict().items():
+        assert torch.allclose(tensor, theirs[key], rtol=1e-9, atol=1e-9), key
+
+
+@pytest.mark.parametrize("name", methods.NAMES)
+def test_a_killed_search_goes_on_bit_for_bit(tmp_path, name):
+    torch.use_deterministic_algorithms(True)
+    whole = tiny_state(name)
+    saves, epochs = {}, []
+    for epoch in range(3):
+        for place in ("start", "middle"):
+            path = tmp_path / f"{epoch}-{place}.pt"
+            if place == "middle":
+                whole.train_step()
+            whole.read()
+            checkpoint.save(path, whole.kind, whole.state_dict())
+            saves[epoch, place] = path
+        epochs += finish(whole) if epoch == 2 else finish_one(whole)
+        if whole.method.stopped is not None:
+            break
+    result = whole.method.result(whole)
+    for at in ((0, "middle"), (len(epochs) - 1, "start")):
+        resumed = tiny_state(name)
+        resumed.load_state_dict(checkpoint.load(saves[at], resumed.kind))
+        assert finish(resumed) == epochs[at[0] :]
+        for ours, theirs in zip(resumed.network.arch_parameters(), whole.network.arch_parameters(), strict=True):
+            assert torch.equal(ours, theirs)
+        theirs = whole.network.state_dict()
+        assert all(torch.equal(tensor, theirs[key]) for key, tensor in resumed.network.state_dict().items())
+        assert resumed.method.result(resumed) == result
+
+
+def finish_one(state):
+    from tiny_method import finish_epoch
+
+    return [finish_epoch(state)]
+
+
+@pytest.mark.parametrize("name", methods.NAMES)
+def test_metrics_are_json_and_the_result_is_a_network(name):
+    state = tiny_state(name, epochs=3)
+    (first, *_) = finish(state)
+    for value in first["method"].values():
+        numbers = value if isinstance(value, list) else [value]
+        assert all(isinstance(n, int | float) and math.isfinite(n) for n in numbers)
+    assert Genotype.from_json(state.method.result(state).validated().to_json()) is not None
+
+
+def test_unknown_methods_are_refused():
+    with pytest.raises(ValueError, match="method must be one of darts.*got 'dart'"):
+        tiny_state("dart")
+    with pytest.raises(ValueError, match="cannot be imported"):
+        tiny_state("nowhere:Nothing")
+    with pytest.raises(ValueError, match="no subclass"):
+        tiny_state("json:JSONDecoder")
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"method": "gdas", "order": 2}, "no second order: its difference needs passes that use the same ops"),
+        ({"method": "snas", "order": 2}, "no second order: its alphas do not look through a step"),
+        ({"op_dropout": 0.1, "order": 2}, "op_dropout has no second order"),
+        ({"method": "gdas", "method_options": {"tau": 1}}, "method_options sets 'tau', which is unknown"),
+        ({"method": "gdas", "method_options": {"tau_max": 0}}, "method_options: tau_max must be above 0"),
+        ({"method_options": {"tau": 1}}, r"method_options sets 'tau', which is unknown; the names are \(none\)"),
+    ],
+)
+def test_what_has_no_meaning_is_refused(fields, reason):
+    with pytest.raises(ValueError, match=reason):
+        tiny_state(**fields)

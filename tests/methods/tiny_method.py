@@ -1,0 +1,40 @@
+"""Searches of any method on a few tiny images, without files."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from fastdarts.config import SearchConfig
+from fastdarts.data import ImageData
+from fastdarts.search import _epoch_metrics
+from fastdarts.search_state import SearchState
+
+SMALL = {"epochs": 3, "batch_size": 8, "init_channels": 4, "layers": 3, "arch_lr": 0.03, "device": "cpu"}
+
+
+def tiny_state(method: str = "darts", **fields: Any) -> SearchState:
+    """A search on 32 images of 6x6 in two classes, half of them for the alphas: two steps an epoch."""
+    noise = torch.randint(0, 256, (32, 1, 6, 6), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    images = ImageData(noise, torch.arange(32) % 2, ("even", "odd"), (0.5,), (0.3,))
+    config = SearchConfig(dataset="digits", method=method, **(SMALL | fields))
+    first, second = (images.subset(torch.arange(16) + start) for start in (0, 16))
+    return SearchState(config, first, second, cross_entropy, torch.device("cpu"))
+
+
+def finish_epoch(state: SearchState) -> dict[str, Any]:
+    """The steps that are left of the epoch and what follows them; returns its metrics without times."""
+    while state.step < state.steps_per_epoch:
+        state.train_step()
+    metrics = _epoch_metrics(state, SimpleNamespace(stop_if_asked=lambda: None))  # type: ignore[arg-type]
+    state.next_epoch(metrics)
+    return {name: value for name, value in metrics.items() if name not in ("seconds", "images_per_second")}
+
+
+def finish(state: SearchState) -> list[dict[str, Any]]:
+    """All epochs that are left."""
+    epochs = []
+    while state.epoch < state.config.epochs and state.method.stopped is None:
+        epochs.append(finish_epoch(state))
+    return epochs
