@@ -32,6 +32,12 @@ PLAIN = (NCHW, CHANNELS_LAST, AUTOCAST)
 BASELINE = NCHW
 
 
+ALPHA_STEP, SEARCH_STEP = "alpha step, second order", "search step, second order"
+AT_PAPERS_SIZE = ", C=16, 8 cells"
+"""Behind the names of cases of the small suite that are none the less of the paper's size."""
+BETWEEN_PASSES, SAMPLING = "alpha step without its passes", "sampling and augmentation"
+
+
 @dataclass(frozen=True)
 class Case:
     """One thing to measure. `kind` is a key of BUILDERS; C, batch, size and layers are its geometry."""
@@ -76,18 +82,23 @@ def suite(full: bool) -> list[Case]:
     cases += [
         search("weight step", "weight_step", variants),
         search("alpha step, first order", "alpha_step", order=1),
-        search("alpha step, second order", "alpha_step", order=2),
+        search(ALPHA_STEP, "alpha_step", order=2),
         search("search step, first order", "search_step", order=1),
-        search("search step, second order", "search_step", order=2),
+        search(SEARCH_STEP, "search_step", order=2),
     ]
+    if not full:  # quick enough where fused, and what the rows at the end are shares of
+        cases += [
+            Case(f"{ALPHA_STEP}{AT_PAPERS_SIZE}", "alpha_step", (FUSED,)),
+            Case(f"{SEARCH_STEP}{AT_PAPERS_SIZE}", "search_step", (FUSED, FUSED_AMP)),
+        ]
     # The evaluation network has no mixed edges: fastdarts trains it in channels_last, with --amp under autocast.
     evaluation = partial(Case, C=36, layers=20, batch=96) if full else partial(Case, C=8, layers=4, batch=batch)
     cases.append(evaluation("evaluation step", "evaluation_step", PLAIN))
     # Nothing of these depends on images' sizes or numbers: always the paper's supernet and batch.
     cases += [
-        Case("alpha step without its passes", "between_passes", (FUSED, NCHW)),
+        Case(BETWEEN_PASSES, "between_passes", (FUSED, NCHW)),
         Case("clip and SGD", "clip_sgd", (FUSED, NCHW)),
-        Case("sampling and augmentation", "data", (FUSED,)),
+        Case(SAMPLING, "data", (FUSED,)),
     ]
     return cases
 

@@ -9,7 +9,20 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.cases import BASELINE, FUSED, FUSED_AMP, Case, compulsory_bytes, flops, has_kernels
+from benchmarks.cases import (
+    ALPHA_STEP,
+    AT_PAPERS_SIZE,
+    BASELINE,
+    BETWEEN_PASSES,
+    FUSED,
+    FUSED_AMP,
+    SAMPLING,
+    SEARCH_STEP,
+    Case,
+    compulsory_bytes,
+    flops,
+    has_kernels,
+)
 from benchmarks.machine import Peaks
 from benchmarks.worker import Measurement
 from fastdarts.files import write_atomically
@@ -138,28 +151,24 @@ class Results:
         lines += self._shares()
         projections = self.of_kind("search_step")
         if projections:
-            network = "the paper's network" if self.full else "this small network, not the paper's"
+            network = "the paper's network" if self.full else f"the small network, but for {AT_PAPERS_SIZE[2:]}"
             lines += [
                 "",
                 f"{unit}-hours per search, projected from the measured steps: {EPOCHS} epochs of {TRAIN_IMAGES:,} + "
                 f"{TRAIN_IMAGES:,} images, {network}",
-                *(f"  {row.case:<28}{row.variant:<22}{self.hours(row):9.1f} h" for row in projections),
+                *(f"  {row.case:<42}{row.variant:<22}{self.hours(row):9.1f} h" for row in projections),
                 "published (Liu et al., ICLR 2019, table 1):",
                 *(f"  {what:<50}{days:9.1f} GPU-days" for what, days in PUBLISHED),
             ]
         return "\n".join(lines)
 
     def _shares(self) -> list[str]:
-        """What a fused second-order step spends beside the network's passes; both were measured at the paper's size."""
-        if not self.full:
-            return []
+        """What a fused second-order step of the paper's size spends beside the network's passes."""
         fused = {row.case: row.median for row in self.rows if row.variant == FUSED and not row.error}
-        pairs = [
-            ("alpha step without its passes", "alpha step, second order"),
-            ("sampling and augmentation", "search step, second order"),
-        ]
+        size = "" if self.full else AT_PAPERS_SIZE
+        pairs = [(BETWEEN_PASSES, ALPHA_STEP + size), (SAMPLING, SEARCH_STEP + size)]
         known = [(part, whole) for part, whole in pairs if part in fused and whole in fused]
-        return ["", *(f"{part}: {fused[part] / fused[whole]:.1%} of the {whole}, fused" for part, whole in known)]
+        return ["", *(f"{part}: {fused[part] / fused[whole]:.2%} of the {whole}, fused" for part, whole in known)]
 
     def _line(self, row: Row, baseline: Row | None) -> str:
         if row.error:

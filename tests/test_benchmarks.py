@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import compare, picture, scaling  # noqa: E402
 from benchmarks.cases import (  # noqa: E402
+    AT_PAPERS_SIZE,
     AUTOCAST,
     CHANNELS_LAST,
     COMPILED,
@@ -54,7 +55,8 @@ def test_the_suite_holds_what_a_search_consists_of(full: bool) -> None:
         (kind, order) for kind in ("alpha_step", "search_step") for order in (1, 2)
     }
     for case in cases:
-        if case.kind in ("mixed_op", "cell", "weight_step", "alpha_step", "search_step"):
+        kinds = ("mixed_op", "cell", "weight_step", "alpha_step", "search_step")
+        if case.kind in kinds and not case.name.endswith(AT_PAPERS_SIZE):
             assert {FUSED, FUSED_AMP, NCHW, CHANNELS_LAST, AUTOCAST} <= set(case.variants)
 
 
@@ -158,6 +160,12 @@ def test_results_in_words_file_and_picture(tmp_path: Path) -> None:
     assert rows["weight step", FUSED] == results.row("weight step", FUSED)
     drawn = picture.draw(results, tmp_path / "p.png")
     assert drawn.read_bytes().startswith(b"\x89PNG")
+
+
+def test_shares_of_a_step() -> None:
+    results = results_of({FUSED: [0.5], NCHW: [6.0]})
+    results.add(Case("sampling and augmentation", "data"), {FUSED: Measurement([0.01])}, CPU)
+    assert "sampling and augmentation: 2.00% of the search step, second order, fused" in results.table()
 
 
 def test_quantiles() -> None:
