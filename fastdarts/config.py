@@ -86,6 +86,7 @@ _PAPER: dict[str, Any] = {
     "weight_decay": 3e-4,
     "arch_lr": 3e-4,
     "alpha_warmup": 0.0,
+    "max_skips": None,
     "crop_padding": 4,
     "flip": True,
 }
@@ -129,7 +130,7 @@ class SearchConfig(Config):
     )
     method_options: dict[str, Any] = option("method", "the method's own, see below", metavar="NAME=VALUE")
     max_skips: int | None = option(
-        "method", "skip connections that the normal cell may have (default: any number)", None, metavar="N", at_least=0
+        "method", "skip connections that the normal cell may have (default: any number)", metavar="N", at_least=0
     )
     op_dropout: float = option(
         "method",

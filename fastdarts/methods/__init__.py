@@ -17,6 +17,12 @@ _CLASSES = {
     "snas": "snas:Snas",
     "fairdarts": "fairdarts:FairDarts",
     "single-level": "single_level:SingleLevel",
+    "random": "random:Random",
+    "darts-plus": "darts_plus:DartsPlus",
+    "darts-minus": "darts_minus:DartsMinus",
+    "sdarts-rs": "sdarts_rs:SdartsRs",
+    "sdarts-adv": "sdarts_adv:SdartsAdv",
+    "p-darts": "p_darts:PDarts",
 }
 NAMES = tuple(_CLASSES)
 

@@ -34,6 +34,11 @@ def prune(
     return left
 
 
+def has_weights(name: str) -> bool:
+    """Whether a primitive belongs to those that learn: the convolutions (a skip connection of stride 2 does not)."""
+    return candidate(name).kind in _WITH_WEIGHTS
+
+
 class GroupDropout:
     """Drops ops of each edge at random, those with weights and those without as groups of their own (DropNAS).
 
@@ -56,7 +61,7 @@ class GroupDropout:
         """Booleans [edges, ops] for one pass, out of those that are `kept`."""
         left = torch.ones(len(names), len(names[0]), dtype=torch.bool) if kept is None else kept.clone()
         for edge, row in enumerate(names):
-            with_weights = torch.tensor([candidate(name).kind in _WITH_WEIGHTS for name in row])
+            with_weights = torch.tensor([has_weights(name) for name in row])
             for group in (left[edge] & with_weights, left[edge] & ~with_weights):
                 members = group.nonzero().flatten()
                 if len(members):

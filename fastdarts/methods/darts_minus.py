@@ -1,0 +1,59 @@
+"""DARTS-: an auxiliary skip connection (Chu et al., ICLR 2021, arXiv:2009.01027).
+
+Every edge has one more skip connection, whose weight is no architecture parameter and decays to 0: it takes over the
+part of a residual connection, so that the candidate skip is judged as an operation alone.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from fastdarts.methods.method import Method, MethodOptions, Settings, hyper
+from fastdarts.network import Mix, SearchNetwork
+
+
+@dataclass(frozen=True, kw_only=True)
+class DartsMinusOptions(MethodOptions):
+    """Defaults are the authors'."""
+
+    factor: float = hyper("weight of the auxiliary skip in the first epoch", 1.0, at_least=0)
+    decay: Literal["linear", "cosine", "slow-cosine", "none"] = hyper("how it goes to 0", "linear")
+    start: float = hyper("share of the epochs after which it begins to fall", 0.0, at_least=0, below=1)
+    stop: float = hyper("share of the epochs after which it stays as it is", 1.0, above=0, at_most=1)
+
+
+class DartsMinus(Method):
+    """Softmax over all ops, plus the auxiliary skip."""
+
+    Options = DartsMinusOptions
+    settings: ClassVar[Settings] = {"order": 1}
+    varies = True
+
+    def network_arguments(self) -> dict[str, Any]:
+        return super().network_arguments() | {"auxiliary": ("skip_connect",)}
+
+    def factor(self) -> float:
+        """beta of this epoch, which reaches 0 only after the last."""
+        options, epochs = self.options, self.config.epochs
+        start, stop = round(options.start * epochs), round(options.stop * epochs)
+        done = (min(max(self.epoch, start), stop) - start) / (epochs - start)
+        match options.decay:
+            case "linear":
+                share = 1 - done
+            case "cosine":
+                share = (1 + math.cos(math.pi * done)) / 2
+            case "slow-cosine":
+                share = math.cos(math.pi * done / 2)
+            case "none":
+                share = 1.0
+        return float(options.factor * share)
+
+    def relax(self, network: SearchNetwork, cell: int, alpha: Tensor) -> Mix:
+        share = alpha.softmax(dim=-1)
+        return Mix(torch.cat([share, share.new_full((len(share), 1), self.factor())], dim=1))
+
+    def metrics(self, network: SearchNetwork) -> dict[str, Any]:
+        return super().metrics(network) | {"auxiliary_skip": self.factor()}

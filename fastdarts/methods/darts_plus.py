@@ -1,0 +1,95 @@
+"""DARTS+: early stopping (Liang et al., 2019, arXiv:1909.06035).
+
+After every epoch one of two rules looks whether the search has gone far enough: the normal cell has two skip
+connections, or the ranking of the ops with weights has stood on all edges for ten epochs. No code of the authors is
+known.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from fastdarts.config import SearchConfig
+from fastdarts.genotype import Genotype
+from fastdarts.methods.derivation import skips
+from fastdarts.methods.masks import has_weights
+from fastdarts.methods.method import Method, MethodOptions, hyper
+from fastdarts.network import SearchNetwork
+
+if TYPE_CHECKING:
+    from fastdarts.search_state import SearchState
+
+
+@dataclass(frozen=True, kw_only=True)
+class DartsPlusOptions(MethodOptions):
+    """Defaults are the paper's."""
+
+    rule: Literal["skips", "ranking"] = hyper("what ends the search", "skips")
+    skips: int = hyper("rule skips: so many in a cell end it", 2, at_least=1)
+    stable: int = hyper("rule ranking: epochs in which it has not changed", 10, at_least=1)
+    cells: Literal["normal", "both"] = hyper("whose skips count, in either cell", "normal")
+    min_epoch: int = hyper("not before this one, from 0", 0, at_least=0)
+    take: Literal["current", "previous"] = hyper("the epoch whose cells are the result", "current")
+
+
+class DartsPlus(Method):
+    """DARTS with a stop rule."""
+
+    Options = DartsPlusOptions
+
+    def __init__(self, config: SearchConfig) -> None:
+        super().__init__(config)
+        self._ranking: list[list[list[int]]] = []
+        self._unchanged = 0
+        self._genotypes: list[str] = []  # of the previous and the latest epoch, as JSON
+
+    def end_epoch(self, state: "SearchState", metrics: dict[str, Any]) -> None:
+        super().end_epoch(state, metrics)
+        genotype = self.genotype(state.network)
+        self._genotypes = [*self._genotypes[-1:], genotype.to_json()]
+        ranking = rankings(state.network)
+        self._unchanged = self._unchanged + 1 if ranking == self._ranking else 0
+        self._ranking = ranking
+        if self.epoch >= self.options.min_epoch:
+            self.stopped = self._reason(genotype)
+
+    def _reason(self, genotype: Genotype) -> str | None:
+        options = self.options
+        if options.rule == "ranking":
+            if self._unchanged >= options.stable:
+                return f"the ranking of the ops with weights has not changed for {self._unchanged} epochs"
+            return None
+        counts = {"normal": skips(genotype.nodes("normal")), "reduction": skips(genotype.nodes("reduce"))}
+        if options.cells == "normal":
+            del counts["reduction"]
+        for cell, count in counts.items():
+            if count >= options.skips:
+                return f"the {cell} cell has {count} skip connections"
+        return None
+
+    def result(self, state: "SearchState") -> Genotype:
+        if self.stopped is not None and self.options.take == "previous":
+            return Genotype.from_json(self._genotypes[0])
+        return super().result(state)
+
+    def metrics(self, network: SearchNetwork) -> dict[str, Any]:
+        return super().metrics(network) | {"epochs_unchanged": self._unchanged}
+
+    def state_dict(self) -> dict[str, Any]:
+        own = {"ranking": self._ranking, "unchanged": self._unchanged, "genotypes": self._genotypes}
+        return super().state_dict() | own
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._ranking, self._unchanged, self._genotypes = state["ranking"], state["unchanged"], state["genotypes"]
+
+
+def rankings(network: SearchNetwork) -> list[list[list[int]]]:
+    """Of each edge of both cell types: the columns of the ops with weights, by falling alpha."""
+    return [
+        [
+            sorted((c for c, name in enumerate(row) if has_weights(name)), key=[-v for v in values].__getitem__)
+            for row, values in zip(names, alpha.tolist(), strict=True)
+        ]
+        for names, alpha in zip(network.candidates, network.alphas, strict=True)
+    ]

@@ -1,0 +1,167 @@
+"""P-DARTS: progressive DARTS (Chen et al., ICCV 2019, arXiv:1904.12760).
+
+Three searches, each with a deeper new network and fewer candidates on each edge: the weakest leave at the end of a
+stage. Dropout on skip connections, whose rate falls during a stage, keeps them from winning early.
+
+Of the authors' code it differs so: the depth of a stage is a multiple of `--layers` (5, 11 and 17 cells for their 5);
+the number of skip connections is one setting, `--max-skips`, 2 by default, where they print the cells of all numbers.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fastdarts.config import SearchConfig
+from fastdarts.genotype import Genotype, Pairs, edges_of
+from fastdarts.methods.method import Method, MethodOptions, Settings, hyper
+from fastdarts.network import SearchNetwork
+from fastdarts.run import cosine
+from fastdarts.space import PRIMITIVES, EdgeOps
+
+if TYPE_CHECKING:
+    from fastdarts.search_state import SearchState
+
+STAGES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class PDartsOptions(MethodOptions):
+    """Defaults are the authors'; one value for each stage."""
+
+    depth: tuple[float, float, float] = hyper("cells, as multiples of --layers", (1.0, 2.2, 3.4), above=0)
+    dropped: tuple[int, int] = hyper("ops that leave each edge after the first and second stage", (3, 2), at_least=0)
+    skip_dropout: tuple[float, float, float] = hyper(
+        "rate of dropout on skip connections", (0.1, 0.4, 0.7), at_least=0, below=1
+    )
+
+
+class PDarts(Method):
+    """Stages of growing depth with fewer ops; --epochs are those of all stages."""
+
+    Options = PDartsOptions
+    settings: ClassVar[Settings] = {"order": 1, "alpha_warmup": 0.4, "max_skips": 2}
+    published: ClassVar[Settings] = {"epochs": 75, "batch_size": 96, "layers": 5, "lr_min": 0.0, "arch_lr": 6e-4}
+    capturable = False  # dropout is drawn on the host
+    alpha_grad_clip = 5.0
+
+    def __init__(self, config: SearchConfig) -> None:
+        super().__init__(config)
+        edges = len(edges_of(4))
+        self.candidates: list[EdgeOps] = [(PRIMITIVES,) * edges] * 2
+
+    @classmethod
+    def check(cls, config: SearchConfig) -> None:
+        super().check(config)
+        if config.epochs % STAGES:
+            raise ValueError(f"epochs must be a multiple of the method's {STAGES} stages; got {config.epochs}")
+        if sum(config.method_options["dropped"]) >= len(PRIMITIVES) - 1:
+            raise ValueError(f"dropped must leave two ops on an edge; got {config.method_options['dropped']}")
+        if config.prune_below:
+            raise ValueError("prune_below has no use here: the stages remove weak ops, equally many on each edge")
+
+    def stage(self) -> int:
+        return min(self.epoch // self._length(), STAGES - 1)
+
+    def _length(self) -> int:
+        return self.config.epochs // STAGES
+
+    def _epoch_of_stage(self) -> int:
+        return self.epoch - self.stage() * self._length()
+
+    def alphas_move(self) -> bool:
+        return self._epoch_of_stage() >= self._first_of_alphas()
+
+    def _first_of_alphas(self) -> int:
+        return round(self.config.alpha_warmup * self._length())
+
+    def learning_rate(self) -> float:
+        return cosine(self.config.lr, self.config.lr_min, self._epoch_of_stage(), self._length())
+
+    def network_arguments(self) -> dict[str, Any]:
+        layers = max(round(self.options.depth[self.stage()] * self.config.layers), 1)
+        return {"layers": layers, "candidates": self.candidates}
+
+    def attach(self, network: SearchNetwork) -> None:
+        super().attach(network)
+        if not self.options.skip_dropout[self.stage()]:
+            return
+        for cell in network.cells:
+            for edge in cell.edges():  # type: ignore[operator]
+                if edge.stride == 1 and "skip_connect" in edge.primitives:
+                    edge._ops[edge.primitives.index("skip_connect")] = DroppedSkip(self)
+
+    def skip_dropout(self) -> float:
+        """The rate in this epoch: falls linearly while alphas wait, jumps back when they begin, falls exponentially.
+
+        The authors' stage has 25 epochs, of which alphas wait 10; another length is run through at the same pace.
+        """
+        rate, length, epoch = self.options.skip_dropout[self.stage()], self._length(), self._epoch_of_stage()
+        if not self.alphas_move():
+            return float(rate * (length - epoch - 1) / length)
+        return float(rate * math.exp(-5 * (epoch - self._first_of_alphas()) / length))
+
+    def end_epoch(self, state: "SearchState", metrics: dict[str, Any]) -> None:
+        super().end_epoch(state, metrics)
+        if self._epoch_of_stage() == self._length() - 1 and self.stage() < STAGES - 1:
+            pairs = zip(self.scores(state.network), self.candidates, strict=True)
+            self.candidates = [without_weakest(*pair, self.options.dropped[self.stage()]) for pair in pairs]
+
+    def derive(self, network: SearchNetwork, scores: Sequence[Tensor]) -> Genotype:
+        """Two edges a node, ties to the later one, in the order of their sources."""
+        cells = [top_two(score, names, network.steps) for score, names in zip(scores, network.candidates, strict=True)]
+        return Genotype(cells[0], network.concat(), cells[1], network.concat())
+
+    def metrics(self, network: SearchNetwork) -> dict[str, Any]:
+        ops = len(network.candidates[0][0])
+        own = {"stage": self.stage() + 1, "cells": len(network.cells), "ops_an_edge": ops}
+        return super().metrics(network) | own | {"skip_dropout": self.skip_dropout()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"candidates": self.candidates}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.candidates = state["candidates"]
+
+
+class DroppedSkip(nn.Module):
+    """The identity with dropout of single elements, in training."""
+
+    def __init__(self, method: PDarts) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, x: Tensor) -> Tensor:
+        rate = self.method.skip_dropout() if self.training else 0.0
+        if rate == 0:
+            return x
+        stays = torch.rand(x.shape, generator=self.method.generator) >= rate
+        return x * stays.to(x.device) / (1 - rate)
+
+
+def without_weakest(scores: Tensor, names: EdgeOps, count: int) -> EdgeOps:
+    """Each edge's candidates without the `count` of lowest score, ties to the first; `none` competes."""
+    left = []
+    for row, ops in zip(scores.tolist(), names, strict=True):
+        weakest = sorted(range(len(ops)), key=row.__getitem__)[:count]
+        left.append(tuple(name for column, name in enumerate(ops) if column not in weakest))
+    return tuple(left)
+
+
+def top_two(scores: Tensor, names: EdgeOps, steps: int) -> Pairs:
+    pairs: Pairs = []
+    edges = edges_of(steps)
+    best = []
+    for row, ops in zip(scores.tolist(), names, strict=True):
+        known = [column for column, name in enumerate(ops) if name != "none"]
+        column = max(known, key=row.__getitem__)
+        best.append((row[column], ops[column]))
+    for state in range(2, 2 + steps):
+        incoming = [edge for edge, (_, target) in enumerate(edges) if target == state]
+        kept = sorted(incoming, key=lambda edge: (best[edge][0], edge))[-2:]
+        pairs += [(best[edge][1], edges[edge][0]) for edge in sorted(kept)]
+    return pairs

@@ -1,0 +1,87 @@
+"""Random search with weight sharing (Li and Talwalkar, UAI 2019, arXiv:1902.07638).
+
+Every batch trains a pair of random cells inside the search network; no alphas move. At the end random cells are
+ranked by their accuracy with the shared weights. With `--epochs 1 --method-options cells=1` the result is a plain
+random cell.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fastdarts.config import SearchConfig
+from fastdarts.genotype import Genotype, Pairs, edges_of
+from fastdarts.methods.method import Method, MethodOptions, Settings, hyper
+from fastdarts.network import Mix, SearchNetwork
+from fastdarts.step import Level
+
+if TYPE_CHECKING:
+    from fastdarts.search_state import SearchState
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomOptions(MethodOptions):
+    """The paper scores 1000 cells and more."""
+
+    cells: int = hyper("random cells that are scored at the end", 100, at_least=1)
+    batches: int = hyper("validation batches that each is scored on", 10, at_least=1)
+    finalists: int = hyper("of them are scored again, on all validation images", 10, at_least=1)
+
+
+class Random(Method):
+    """Uniform cells: two predecessors of each node, any op (`none`, too) on both edges."""
+
+    Options = RandomOptions
+    settings: ClassVar[Settings] = {"order": 1}
+    level: Level = "weights"
+    sparse = True
+    capturable = False  # which ops run is drawn on the host
+
+    def __init__(self, config: SearchConfig) -> None:
+        super().__init__(config)
+        self._measured = torch.Generator()
+
+    def begin_epoch(self, epoch: int) -> None:
+        super().begin_epoch(epoch)
+        self._measured.manual_seed(epoch)
+
+    def relax(self, network: SearchNetwork, cell: int, alpha: Tensor) -> Mix:
+        """A random cell; when the network is measured, cells of the epoch's own, another for each batch."""
+        drawn = draw(network, self.generator if network.training else self._measured)
+        return self.discrete(network, drawn)[cell]
+
+    def genotype(self, network: SearchNetwork) -> Genotype:
+        """A random cell, as good as any before the search has ended."""
+        return draw(network, torch.Generator().manual_seed(self.epoch))
+
+    def result(self, state: "SearchState") -> Genotype:
+        """The best of the random cells. Changes nothing: asked again, it gives the same."""
+        options, images = self.options, state.validation
+        assert images is not None  # two halves: the alphas', which no alpha uses, rank the cells
+        generator = torch.Generator()
+        generator.set_state(self.generator.get_state())
+        some = images.subset(torch.arange(min(options.batches * state.config.batch_size, len(images))))
+
+        def accuracy(genotype: Genotype, data: Any) -> float:
+            with state.network.mixing(self.discrete(state.network, genotype)):
+                return state.measure(data, lambda: None)[1]
+
+        cells = [draw(state.network, generator) for _ in range(options.cells)]
+        ranked = sorted(cells, key=lambda genotype: -accuracy(genotype, some))
+        return max(ranked[: options.finalists], key=lambda genotype: accuracy(genotype, images))
+
+
+def draw(network: SearchNetwork, generator: torch.Generator) -> Genotype:
+    """A uniformly random genotype of the network's candidates, normal and reduction cell apart."""
+    cells = []
+    for names in network.candidates:
+        pairs: Pairs = []
+        edges = edges_of(network.steps)
+        for state in range(2, 2 + network.steps):
+            for source in torch.randperm(state, generator=generator)[:2].sort().values.tolist():
+                row = names[edges.index((source, state))]
+                pairs.append((row[int(torch.randint(len(row), (), generator=generator))], source))
+        cells.append(pairs)
+    return Genotype(cells[0], network.concat(), cells[1], network.concat())

@@ -1,0 +1,73 @@
+"""SDARTS-RS: random smoothing (Chen and Hsieh, ICML 2020, arXiv:2002.05283).
+
+The weights learn under op weights that are perturbed at random, so that they do well in a neighbourhood of the
+alphas; to second order that penalises the trace of the loss's Hessian in the op weights. The alpha step is DARTS'.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fastdarts.bilevel import Batch
+from fastdarts.methods.method import Method, MethodOptions, Settings, hyper, search_network
+from fastdarts.network import Mix, SearchNetwork
+from fastdarts.step import SearchStep
+
+
+@dataclass(frozen=True, kw_only=True)
+class SdartsOptions(MethodOptions):
+    """Defaults are the authors'."""
+
+    eps_min: float = hyper("largest change of an op weight in the first epoch", 0.03, at_least=0, at_most=1)
+    eps_max: float = hyper("what it grows towards, linearly", 0.3, at_least=0, at_most=1)
+
+
+class SdartsRs(Method):
+    """Op weights plus uniform noise, projected onto the simplex, in the weight step."""
+
+    Options = SdartsOptions
+    settings: ClassVar[Settings] = {"order": 1}
+    capturable = False  # the noise is drawn on the host
+
+    def eps(self) -> float:
+        first, last = self.options.eps_min, self.options.eps_max
+        return float(first + (last - first) * self.epoch / self.config.epochs)
+
+    @contextmanager
+    def weight_pass(self, step: SearchStep, train: Batch) -> Iterator[None]:
+        network = search_network(step)
+        if self.eps() == 0:
+            yield
+            return
+        with torch.no_grad():
+            mixes = network.op_weights()
+        perturbed = self.perturb(step, train, [mix.weights for mix in mixes])
+        # All that ran would run: an op that the projection leaves with 0 still moves its running statistics.
+        everything = [range(mix.weights.shape[1]) for mix in mixes]
+        active = [mix.active or [columns] * len(mix.weights) for mix, columns in zip(mixes, everything, strict=True)]
+        with network.mixing([Mix(*pair) for pair in zip(perturbed, active, strict=True)]):
+            yield
+
+    def perturb(self, step: SearchStep, train: Batch, weights: list[Tensor]) -> list[Tensor]:
+        """The op weights for the weight step, from the unperturbed ones of both cell types."""
+        return [project(a + self.noise(a), a) for a in weights]
+
+    def noise(self, a: Tensor) -> Tensor:
+        """Uniform in [-eps, eps]; 0 for ops that are left out."""
+        uniform = torch.rand(a.shape, generator=self.generator, dtype=torch.float64)
+        return (self.eps() * (2 * uniform - 1)).to(a) * (a > 0)
+
+    def metrics(self, network: SearchNetwork) -> dict[str, Any]:
+        return super().metrics(network) | {"epsilon": self.eps()}
+
+
+def project(perturbed: Tensor, a: Tensor) -> Tensor:
+    """Each row clamped to [0, 1] and made to sum to 1; where nothing is left, one-hot at the maximum of a."""
+    clamped = perturbed.clamp(0, 1)
+    total = clamped.sum(1, keepdim=True)
+    one_hot = torch.zeros_like(a).scatter(1, a.argmax(1, keepdim=True), 1.0)
+    return torch.where(total > 0, clamped / total.clamp_min(1e-30), one_hot)
