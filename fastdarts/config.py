@@ -129,6 +129,9 @@ class SearchConfig(Config):
         "method", f"{', '.join(methods.NAMES)}; or MODULE:CLASS of your own", methods.NAMES[0], metavar="NAME"
     )
     method_options: dict[str, Any] = option("method", "the method's own, see below", metavar="NAME=VALUE")
+    space: Literal["s5", "s1", "s2", "s3", "s4"] = option(
+        "method", "candidates of the edges: s5 has DARTS' eight, s1 to s4 are the small ones of RobustDARTS", "s5"
+    )
     max_skips: int | None = option(
         "method", "skip connections that the normal cell may have (default: any number)", metavar="N", at_least=0
     )

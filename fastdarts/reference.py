@@ -4,6 +4,7 @@ Structure and parameter names are those of the original DARTS code, so that its 
 All convolutions are free of biases; batch norm has eps 1e-5 and momentum 0.1.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, cat, nn
 
@@ -91,6 +92,18 @@ class Zero(nn.Module):
         return (x if self.stride == 1 else x[:, :, :: self.stride, :: self.stride]).mul(0.0)
 
 
+class Noise(nn.Module):
+    """The primitive `noise`: standard normal numbers in the output's shape, whatever the input (RobustDARTS)."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = (-(-side // self.stride) for side in x.shape[2:])
+        return torch.randn(*x.shape[:2], *size, dtype=x.dtype, device=x.device)
+
+
 class FactorizedReduce(nn.Module):
     """relu, two 1x1 convolutions of stride 2 (the second one pixel down and right), concat, batch norm.
 
@@ -137,6 +150,8 @@ def build(name: str, C: int, stride: int, affine: bool = True) -> nn.Module:
             return DilConv(C, c.kernel, stride, c.padding, c.dilation, affine)
         case "factored_conv":
             return FactoredConv(C, c.kernel, stride, affine)
+        case "noise":
+            return Noise(stride)
 
 
 def build_for_search(name: str, C: int, stride: int) -> nn.Module:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["none", "max_pool", "avg_pool", "skip", "sep_conv", "dil_conv", "factored_conv"]
+Kind = Literal["none", "max_pool", "avg_pool", "skip", "sep_conv", "dil_conv", "factored_conv", "noise"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ CANDIDATES: dict[str, Candidate] = {
         Candidate("dil_conv_3x3", "dil_conv", 3, 2),
         Candidate("dil_conv_5x5", "dil_conv", 5, 2),
         Candidate("conv_7x1_1x7", "factored_conv", 7),
+        Candidate("noise", "noise"),
     )
 }
 

@@ -24,7 +24,7 @@ def assert_close(got: Tensor, want: Tensor) -> None:
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("name", CANDIDATES)
+@pytest.mark.parametrize("name", [name for name in CANDIDATES if name != "noise"])
 def test_each_candidate(name: str, stride: int, size: tuple[int, int]) -> None:
     x = image(3, 4, *size)
     op = build_for_search(name, 4, stride).double()

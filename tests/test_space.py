@@ -12,7 +12,7 @@ def test_the_papers_eight_in_their_order() -> None:
     expected = "none max_pool_3x3 avg_pool_3x3 skip_connect sep_conv_3x3 sep_conv_5x5 dil_conv_3x3 dil_conv_5x5"
     assert expected.split() == list(PRIMITIVES)
     assert fastdarts.PRIMITIVES is PRIMITIVES
-    assert set(CANDIDATES) == {*PRIMITIVES, "sep_conv_7x7", "conv_7x1_1x7"}
+    assert set(CANDIDATES) == {*PRIMITIVES, "sep_conv_7x7", "conv_7x1_1x7", "noise"}
     assert all(name == c.name for name, c in CANDIDATES.items())
 
 

@@ -23,6 +23,7 @@ _CLASSES = {
     "sdarts-rs": "sdarts_rs:SdartsRs",
     "sdarts-adv": "sdarts_adv:SdartsAdv",
     "p-darts": "p_darts:PDarts",
+    "robustdarts": "robustdarts:RobustDarts",
 }
 NAMES = tuple(_CLASSES)
 

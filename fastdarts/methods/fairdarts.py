@@ -18,7 +18,6 @@ from fastdarts.genotype import Genotype
 from fastdarts.methods import derivation
 from fastdarts.methods.method import Method, MethodOptions, Settings, hyper
 from fastdarts.network import Mix, SearchNetwork
-from fastdarts.space import PRIMITIVES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +41,8 @@ class FairDarts(Method):
     published: ClassVar[Settings] = {"batch_size": 128, "lr": 0.005, "arch_lr": 3e-3}
 
     def network_arguments(self) -> dict[str, Any]:
-        return super().network_arguments() | {"primitives": tuple(name for name in PRIMITIVES if name != "none")}
+        arguments = super().network_arguments()
+        return arguments | {"primitives": tuple(name for name in arguments["primitives"] if name != "none")}
 
     def attach(self, network: SearchNetwork) -> None:
         super().attach(network)

@@ -13,7 +13,7 @@ from torch.optim import SGD, Adam, Optimizer
 from fastdarts.config import Config, SearchConfig, option, read_table
 from fastdarts.flat import FlatSGD
 from fastdarts.genotype import Genotype
-from fastdarts.methods import derivation
+from fastdarts.methods import derivation, spaces
 from fastdarts.methods.masks import MASKED, GroupDropout, prune
 from fastdarts.network import Mix, SearchNetwork
 from fastdarts.run import cosine
@@ -92,7 +92,7 @@ class Method(StepRules):
     def network_arguments(self) -> dict[str, Any]:
         """Arguments of `SearchNetwork` beyond those of the config. When an epoch begins with others than the one before
         ended with, network and optimizers are made anew."""
-        return {"layers": self.config.layers}
+        return {"layers": self.config.layers, **spaces.arguments_of(self.config.space)}
 
     def attach(self, network: SearchNetwork) -> None:
         """Prepare a new network: its relaxation, further architecture parameters, other initial alphas."""

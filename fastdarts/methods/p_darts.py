@@ -60,6 +60,8 @@ class PDarts(Method):
             raise ValueError(f"epochs must be a multiple of the method's {STAGES} stages; got {config.epochs}")
         if sum(config.method_options["dropped"]) >= len(PRIMITIVES) - 1:
             raise ValueError(f"dropped must leave two ops on an edge; got {config.method_options['dropped']}")
+        if config.space != "s5":
+            raise ValueError(f"space {config.space!r} leaves nothing for the method's stages to remove; it takes s5")
         if config.prune_below:
             raise ValueError("prune_below has no use here: the stages remove weak ops, equally many on each edge")
 

@@ -13,12 +13,20 @@ from fastdarts.search_state import SearchState
 
 SMALL = {"epochs": 3, "batch_size": 8, "init_channels": 4, "layers": 3, "arch_lr": 0.03, "device": "cpu"}
 
+OPTIONS: dict[str, dict[str, Any]] = {
+    "random": {"cells": 4, "finalists": 2},
+    "robustdarts": {"iterations": 2, "images": 4},
+    "darts-plus": {"min_epoch": 2},
+    "p-darts": {"depth": (1.0, 1.0, 1.4)},
+    "sdarts-adv": {"steps": 2},
+}
+
 
 def tiny_state(method: str = "darts", **fields: Any) -> SearchState:
     """A search on 32 images of 6x6 in two classes, half of them for the alphas: two steps an epoch."""
     noise = torch.randint(0, 256, (32, 1, 6, 6), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     images = ImageData(noise, torch.arange(32) % 2, ("even", "odd"), (0.5,), (0.3,))
-    options = {"method_options": {"cells": 4, "finalists": 2}} if method == "random" else {}
+    options = {"method_options": OPTIONS.get(method, {})}
     config = SearchConfig(dataset="digits", method=method, **(SMALL | options | fields))
     first, second = (images.subset(torch.arange(16) + start) for start in (0, 16))
     return SearchState(config, first, second, cross_entropy, torch.device("cpu"))

@@ -1,0 +1,174 @@
+"""RobustDARTS (Zela et al., ICLR 2020, arXiv:1909.09656).
+
+The largest eigenvalue of the Hessian of the validation loss in the alphas grows when DARTS begins to fail. It is
+measured every other epoch; when its mean over five measurements has risen by a factor, the search ends with the cells
+of the epoch before the rise. Stronger regularisation keeps it small: `--weight-decay`, or drop path in the search
+network.
+
+Of the authors' code it differs so: the eigenvalue comes from exact Hessian-vector products by Lanczos iterations
+(theirs: all rows and an unsymmetric solver), always of the same images, and tracking cannot be left out while
+stopping is on.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from fastdarts import fused
+from fastdarts.bilevel import frozen_buffers, without_gradients
+from fastdarts.cell import Cell
+from fastdarts.config import SearchConfig
+from fastdarts.genotype import Genotype, edges_of
+from fastdarts.methods.lanczos import largest_eigenvalue
+from fastdarts.methods.method import Method, MethodOptions, hyper
+from fastdarts.mixed_op import Active
+from fastdarts.network import SearchNetwork
+
+if TYPE_CHECKING:
+    from fastdarts.search_state import SearchState
+
+WINDOW = 5  # measurements in a mean
+BEFORE = 4  # measurements between the means that are compared
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobustDartsOptions(MethodOptions):
+    """Defaults are the authors'."""
+
+    early_stop: Literal["on", "simulate", "off"] = hyper("simulate: say when, but go on", "on")
+    every: int = hyper("epochs between two measurements", 2, at_least=1)
+    factor: float = hyper("rise of the mean eigenvalue that ends the search", 1.3, above=1)
+    first: int = hyper("first epoch, from 0, whose cells may be the result of a stop", 10, at_least=0)
+    images: int = hyper("that the eigenvalue is measured on (0: a batch)", 0, at_least=0)
+    iterations: int = hyper("of Lanczos, one Hessian-vector product each", 30, at_least=1)
+    drop_path: float = hyper("probability, at the end, to drop a sample on an edge", 0.0, at_least=0, below=1)
+
+
+class RobustDarts(Method):
+    """DARTS that watches its curvature."""
+
+    Options = RobustDartsOptions
+
+    def __init__(self, config: SearchConfig) -> None:
+        super().__init__(config)
+        self._values: list[float] = []
+        self._genotypes: list[str] = []  # at each measurement, as JSON
+        self._result: str | None = None
+        self._trigger = -1  # the epoch at which the rule fired
+        self.capturable = not self.options.drop_path  # drawn on the host
+        self._arguments = super().network_arguments()
+        if self.options.drop_path:
+            self._arguments["cell"] = partial(DropPathCell, self)
+
+    @classmethod
+    def check(cls, config: SearchConfig) -> None:
+        super().check(config)
+        if config.order == 2 and config.method_options["drop_path"]:
+            raise ValueError("drop_path has no second order: its difference needs passes that drop the same samples")
+
+    def network_arguments(self) -> dict[str, Any]:
+        return self._arguments
+
+    def drop_path(self) -> float:
+        return float(self.options.drop_path * self.epoch / max(self.config.epochs - 1, 1))
+
+    def end_epoch(self, state: "SearchState", metrics: dict[str, Any]) -> None:
+        super().end_epoch(state, metrics)
+        if self.epoch % self.options.every and self.epoch != self.config.epochs - 1:
+            return
+        self._values.append(self.eigenvalue(state))
+        self._genotypes.append(self.genotype(state.network).to_json())
+        if self.options.early_stop != "off" and self._result is None:
+            self._look()
+
+    def _look(self) -> None:
+        """Compare the latest whole mean with the one `BEFORE` measurements earlier."""
+        centre = len(self._values) - 1 - WINDOW // 2
+        target = centre - BEFORE
+        if target < 0 or target * self.options.every < self.options.first:
+            return
+        now, then = smoothed(self._values)[centre], smoothed(self._values)[target]
+        if then > 0 and now / then > self.options.factor:
+            self._result, self._trigger = self._genotypes[target], self.epoch
+            if self.options.early_stop == "on":
+                self.stopped = (
+                    f"the mean eigenvalue has risen from {then:.4g} in epoch {target * self.options.every + 1} to "
+                    f"{now:.4g}; the cells are those of that epoch"
+                )
+
+    def eigenvalue(self, state: "SearchState") -> float:
+        """The largest of the validation loss's Hessian in the architecture parameters, with Adam's weight decay on its
+        diagonal as in the authors' code."""
+        network, images = state.network, state.validation
+        assert images is not None  # two levels
+        part = images.subset(torch.arange(min(self.options.images or state.config.batch_size, len(images))))
+        network.train()
+        alphas = network.arch_parameters()
+        with frozen_buffers(network), without_gradients(state.architect.flat.weights):
+            loss, _ = state.architect.forward((state.augment.normalise(part.images), part.targets))
+            gradients = torch.autograd.grad(loss, alphas, create_graph=True)
+            gradient = torch.cat([g.flatten() for g in gradients])
+
+            def product(v: Tensor) -> Tensor:
+                rows = torch.autograd.grad(gradient, alphas, v, retain_graph=True, materialize_grads=True)
+                return torch.cat([row.flatten() for row in rows]) + self.config.arch_weight_decay * v
+
+            start = torch.randn(gradient.shape, generator=self.generator, dtype=torch.float64)
+            return largest_eigenvalue(product, start.to(gradient), self.options.iterations)
+
+    def result(self, state: "SearchState") -> Genotype:
+        if self._result is not None and self.options.early_stop == "on":
+            return Genotype.from_json(self._result)
+        return super().result(state)
+
+    def metrics(self, network: SearchNetwork) -> dict[str, Any]:
+        own: dict[str, Any] = {"eigenvalue": self._values[-1], "eigenvalue_mean": smoothed(self._values)[-1]}
+        if self._result is not None:
+            own["stop_epoch"] = self._trigger + 1
+        if self.options.drop_path:
+            own["drop_path"] = self.drop_path()
+        return super().metrics(network) | own
+
+    def state_dict(self) -> dict[str, Any]:
+        own = {"values": self._values, "genotypes": self._genotypes, "result": self._result, "trigger": self._trigger}
+        return super().state_dict() | own
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._values, self._genotypes = list(state["values"]), list(state["genotypes"])
+        self._result, self._trigger = state["result"], state["trigger"]
+
+
+def smoothed(values: list[float]) -> list[float]:
+    """Means over a window of measurements centred at each, cut off at both ends."""
+    half = WINDOW // 2
+    windows = (values[max(i - half, 0) : i + half + 1] for i in range(len(values)))
+    return [sum(window) / len(window) for window in windows]
+
+
+class DropPathCell(Cell):
+    """A cell that, in training, drops single samples on its edges and scales up what stays."""
+
+    def __init__(self, method: RobustDarts, *args: Any) -> None:
+        super().__init__(*args)
+        self.method = method
+
+    def _nodes(
+        self, states: list[Tensor], weights: Tensor, active: Active | None, edges: list[fused.ReadEdge] | None
+    ) -> Tensor:
+        rate = self.method.drop_path() if self.training else 0.0
+        if rate == 0:
+            return super()._nodes(states, weights, active, edges)
+        known, terms = list(states), []
+        for e, (source, target) in enumerate(edges_of(self.steps)):  # an edge at a time: each has samples of its own
+            term = self.edges()[e](known[source], weights[e], None if active is None else active[e])
+            stays = torch.rand(len(term), generator=self.method.generator) >= rate
+            terms.append(term * (stays.to(term) / (1 - rate))[:, None, None, None])
+            if source == target - 1:
+                known.append(sum(terms[1:], terms[0]))
+                terms = []
+        return torch.cat(known[2:], dim=1)
