@@ -11,6 +11,7 @@ from fastdarts.kernels.parts import (
     mask_of,
     neighbour,
     pointwise_weight,
+    pooled,
     relu,
     statistics,
     store_tile,
@@ -69,17 +70,25 @@ def norm_backward(g, y, coefficients_ptr, stats_ptr, norm, c, mask, C: tl.conste
 
 
 @triton.jit
-def stage_gradient(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, saved_ptr, coefficients_ptr, stats_ptr, p, exists, o,
-                   pixels, C: tl.constexpr, PITCH: tl.constexpr, G_PITCH: tl.constexpr, BLOCK: tl.constexpr,
-                   ACC: tl.constexpr):  # fmt: skip
-    """dy of a stage: the gradient enters from its node, or for the first stage of a separable convolution from dz."""
-    mask = mask_of(exists, o, C, BLOCK)
-    plane = pixels.to(tl.int64) * PITCH
+def incoming(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, p, o, mask, plane, C: tl.constexpr, PITCH: tl.constexpr,
+             G_PITCH: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+    """The gradient behind a stage: its node's, or for the first stage of a separable convolution dz."""
     node = column(rows_ptr, row, NODE)
     if node >= 0:
         g = node_gradient(grad_ptr, own_ptr, node, column(rows_ptr, row, OWN), p, o, mask, C, G_PITCH, ACC)
     else:
         g = load_tile(dz_ptr + column(rows_ptr, row, DZ) * plane, p * PITCH, o, mask, ACC)
+    return g
+
+
+@triton.jit
+def stage_gradient(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, saved_ptr, coefficients_ptr, stats_ptr, p, exists, o,
+                   pixels, C: tl.constexpr, PITCH: tl.constexpr, G_PITCH: tl.constexpr, BLOCK: tl.constexpr,
+                   ACC: tl.constexpr):  # fmt: skip
+    """dy of a stage, from the y that was saved."""
+    mask = mask_of(exists, o, C, BLOCK)
+    plane = pixels.to(tl.int64) * PITCH
+    g = incoming(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, p, o, mask, plane, C, PITCH, G_PITCH, ACC)
     y = load_tile(saved_ptr + column(rows_ptr, row, Y) * plane, p * PITCH, o, mask, ACC)
     return norm_backward(g, y, coefficients_ptr, stats_ptr, column(rows_ptr, row, NORM), o, mask, C, ACC)
 
@@ -87,81 +96,95 @@ def stage_gradient(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, saved_ptr, coeffici
 @triton.jit
 def stage_backward_kernel(
     x_ptr, grad_ptr, own_ptr, saved_ptr, dz_ptr, dd_ptr, largest_ptr, dw_ptr, pw_ptr, stats_ptr, coefficients_ptr,
-    d_pw_ptr, rows_ptr, edges_ptr, pixels, pw_size,
+    d_pw_ptr, rows_ptr, groups_ptr, edges_ptr, pixels, pw_size,
     C_IN: tl.constexpr, C_OUT: tl.constexpr, X_PITCH: tl.constexpr, PITCH: tl.constexpr, DD_PITCH: tl.constexpr,
     G_PITCH: tl.constexpr, H: tl.constexpr, W: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr,
     GEOMETRIES: tl.constexpr, NORMALISED: tl.constexpr, NEED_PARAMS: tl.constexpr, EPS: tl.constexpr,
     TILES: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_O: tl.constexpr, ACC: tl.constexpr,
     DOT: tl.constexpr,
 ):  # fmt: skip
-    """One program takes BLOCK_I inputs x BLOCK_O outputs of a stage over TILES tiles: dd = dy W, and its share of dW.
+    """One program takes BLOCK_I inputs x BLOCK_O outputs of a group's stages over TILES tiles: dd = dy W, its share of dW.
 
     dW = dy' d, with d computed again. Only programs of the first outputs write dd. d_pw: [parts, pw_size]. Pools: dd is
     the gradient of the pooled values (of a mean's pixels), largest the place of the maximum in its window, 0 to 8.
     """
-    part, row = tl.program_id(0), tl.program_id(1)
+    part = tl.program_id(0)
+    group = groups_ptr + tl.program_id(1) * 2
     blocks_o: tl.constexpr = (C_OUT + BLOCK_O - 1) // BLOCK_O
     i = tl.program_id(2) // blocks_o * BLOCK_I + tl.arange(0, BLOCK_I)
     o_block = tl.program_id(2) % blocks_o
     o = o_block * BLOCK_O + tl.arange(0, BLOCK_O)
-    geometry = column(rows_ptr, row, GEOMETRY)
     T = saved_ptr.dtype.element_ty
     plane = pixels.to(tl.int64) * PITCH
     dd_plane = pixels.to(tl.int64) * DD_PITCH
-    in_ptr = x_ptr
-    if NORMALISED:
-        in_ptr = saved_ptr + column(rows_ptr, row, X) * plane
-    pw = pw_ptr + column(rows_ptr, row, PW)
-    dd_out = dd_ptr + column(rows_ptr, row, DD) * dd_plane
-    d_pw = tl.zeros((BLOCK_O, BLOCK_I), ACC)
-    for step in range(TILES):
-        p = (part * TILES + step) * BLOCK_P + tl.arange(0, BLOCK_P)
-        exists = p < pixels
-        h, w = (p // WO) % HO * STRIDE, p % WO * STRIDE
-        q = ((p // (HO * WO) * H + h) * W + w).to(tl.int64)
-        p = p.to(tl.int64)
-        if (MAX | AVG) & GEOMETRIES:
-            if ((geometry == MAX) | (geometry == AVG)) & (o_block == 0):
-                pool_gradient(x_ptr, grad_ptr, own_ptr, saved_ptr, dd_out, largest_ptr, stats_ptr, coefficients_ptr,
-                              rows_ptr, edges_ptr, row, geometry, p, q, h, w, exists, i, plane,
-                              C_IN, H, W, X_PITCH, PITCH, G_PITCH, BLOCK_I, ACC)  # fmt: skip
-        if GATHER & GEOMETRIES:
-            if geometry == GATHER:
-                dy = stage_gradient(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, saved_ptr, coefficients_ptr, stats_ptr, p,
-                                    exists, o, pixels, C_OUT, PITCH, G_PITCH, BLOCK_O, ACC)  # fmt: skip
-                for half in tl.static_range(STRIDE):
+    for row in range(tl.load(group), tl.load(group + 1)):
+        geometry = column(rows_ptr, row, GEOMETRY)
+        in_ptr = x_ptr
+        if NORMALISED:
+            in_ptr = saved_ptr + column(rows_ptr, row, X) * plane
+        pw = pw_ptr + column(rows_ptr, row, PW)
+        dd_out = dd_ptr + column(rows_ptr, row, DD) * dd_plane
+        d_pw = tl.zeros((BLOCK_O, BLOCK_I), ACC)
+        for step in range(TILES):
+            p = (part * TILES + step) * BLOCK_P + tl.arange(0, BLOCK_P)
+            exists = p < pixels
+            h, w = (p // WO) % HO * STRIDE, p % WO * STRIDE
+            q = ((p // (HO * WO) * H + h) * W + w).to(tl.int64)
+            p = p.to(tl.int64)
+            if (MAX | AVG) & GEOMETRIES:
+                if ((geometry == MAX) | (geometry == AVG)) & (o_block == 0):
+                    pool_gradient(x_ptr, grad_ptr, own_ptr, dd_out, largest_ptr, stats_ptr, coefficients_ptr,
+                                  rows_ptr, edges_ptr, row, geometry, p, q, h, w, exists, i,
+                                  C_IN, H, W, X_PITCH, PITCH, G_PITCH, BLOCK_I, ACC)  # fmt: skip
+            if GATHER & GEOMETRIES:
+                if geometry == GATHER:
+                    dy = stage_gradient(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, saved_ptr, coefficients_ptr, stats_ptr, p,
+                                        exists, o, pixels, C_OUT, PITCH, G_PITCH, BLOCK_O, ACC)  # fmt: skip
+                    for half in tl.static_range(STRIDE):
+                        if NEED_PARAMS:
+                            d = neighbour(in_ptr, q, h, w, half, half, exists, i, 0.0, 1.0,
+                                          C_IN, H, W, X_PITCH, False, BLOCK_I, ACC)  # fmt: skip
+                            mine = tl.where((o * STRIDE // C_OUT == half)[None, :], dy, 0.0)
+                            d_pw += tl.dot(
+                                tl.trans(mine.to(T).to(DOT)), d.to(T).to(DOT), input_precision="ieee", out_dtype=ACC
+                            )
+                        if o_block == 0:
+                            dd = product(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, saved_ptr, coefficients_ptr,
+                                         stats_ptr, pw, dy, p, exists, i, half, pixels, C_IN, C_OUT, PITCH, G_PITCH,
+                                         STRIDE, BLOCK_O, ACC, DOT)  # fmt: skip
+                            store_tile(dd_out + half * dd_plane, p * DD_PITCH, i, dd, mask_of(exists, i, C_IN, BLOCK_I))
+            if CONV_3 <= GEOMETRIES:
+                if geometry >= CONV_3:
                     if NEED_PARAMS:
-                        d = neighbour(in_ptr, q, h, w, half, half, exists, i, 0.0, 1.0,
-                                      C_IN, H, W, X_PITCH, False, BLOCK_I, ACC)  # fmt: skip
-                        mine = tl.where((o * STRIDE // C_OUT == half)[None, :], dy, 0.0)
-                        d_pw += tl.dot(
-                            tl.trans(mine.to(T).to(DOT)), d.to(T).to(DOT), input_precision="ieee", out_dtype=ACC
-                        )
+                        mean, rstd = 0.0, 1.0
+                        if NORMALISED:
+                            mean, rstd = statistics(stats_ptr, column(rows_ptr, row, X_NORM), i, C_IN, EPS)
+                        d = depthwise(geometry, in_ptr, q, h, w, exists, i, mean, rstd,
+                                      dw_ptr + column(rows_ptr, row, DW), C_IN, H, W, X_PITCH, NORMALISED, BLOCK_I, ACC,
+                                      GEOMETRIES).to(T).to(DOT)  # fmt: skip
+                    if NEED_PARAMS and C_IN <= BLOCK_I and C_OUT <= BLOCK_O:  # y = W d costs less than reading it back
+                        mask = mask_of(exists, o, C_OUT, BLOCK_O)
+                        g = incoming(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, p, o, mask, plane, C_OUT, PITCH, G_PITCH,
+                                     ACC)  # fmt: skip
+                        weight = pointwise_weight(pw, o, i, 0, C_IN, C_OUT, 1, T, DOT)
+                        y = tl.dot(d, weight, input_precision="ieee", out_dtype=ACC)
+                        dy = norm_backward(g, y, coefficients_ptr, stats_ptr, column(rows_ptr, row, NORM), o, mask,
+                                           C_OUT, ACC)  # fmt: skip
+                    else:
+                        dy = stage_gradient(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, saved_ptr, coefficients_ptr,
+                                            stats_ptr, p, exists, o, pixels, C_OUT, PITCH, G_PITCH, BLOCK_O,
+                                            ACC)  # fmt: skip
+                    if NEED_PARAMS:
+                        d_pw += tl.dot(tl.trans(dy.to(T).to(DOT)), d, input_precision="ieee", out_dtype=ACC)
                     if o_block == 0:
-                        dd = product(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, saved_ptr, coefficients_ptr,
-                                     stats_ptr, pw, dy, p, exists, i, half, pixels, C_IN, C_OUT, PITCH, G_PITCH,
-                                     STRIDE, BLOCK_O, ACC, DOT)  # fmt: skip
-                        store_tile(dd_out + half * dd_plane, p * DD_PITCH, i, dd, mask_of(exists, i, C_IN, BLOCK_I))
-        if CONV_3 <= GEOMETRIES:
-            if geometry >= CONV_3:
-                dy = stage_gradient(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, saved_ptr, coefficients_ptr, stats_ptr, p,
-                                    exists, o, pixels, C_OUT, PITCH, G_PITCH, BLOCK_O, ACC)  # fmt: skip
-                if NEED_PARAMS:
-                    mean, rstd = 0.0, 1.0
-                    if NORMALISED:
-                        mean, rstd = statistics(stats_ptr, column(rows_ptr, row, X_NORM), i, C_IN, EPS)
-                    d = depthwise(geometry, in_ptr, q, h, w, exists, i, mean, rstd, dw_ptr + column(rows_ptr, row, DW),
-                                  C_IN, H, W, X_PITCH, NORMALISED, BLOCK_I, ACC, GEOMETRIES)  # fmt: skip
-                    d_pw += tl.dot(tl.trans(dy.to(T).to(DOT)), d.to(T).to(DOT), input_precision="ieee", out_dtype=ACC)
-                if o_block == 0:
-                    dd = product(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, saved_ptr, coefficients_ptr, stats_ptr,
-                                 pw, dy, p, exists, i, 0, pixels, C_IN, C_OUT, PITCH, G_PITCH, 1, BLOCK_O, ACC,
-                                 DOT)  # fmt: skip
-                    store_tile(dd_out, p * DD_PITCH, i, dd, mask_of(exists, i, C_IN, BLOCK_I))
-    if NEED_PARAMS:
-        if (geometry == GATHER) | (geometry >= CONV_3):
-            at = d_pw_ptr + part.to(tl.int64) * pw_size + column(rows_ptr, row, PW)
-            tl.store(at + o[:, None] * C_IN + i[None, :], d_pw, mask=(o < C_OUT)[:, None] & (i < C_IN)[None, :])
+                        dd = product(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, saved_ptr, coefficients_ptr, stats_ptr,
+                                     pw, dy, p, exists, i, 0, pixels, C_IN, C_OUT, PITCH, G_PITCH, 1, BLOCK_O, ACC,
+                                     DOT)  # fmt: skip
+                        store_tile(dd_out, p * DD_PITCH, i, dd, mask_of(exists, i, C_IN, BLOCK_I))
+        if NEED_PARAMS:
+            if (geometry == GATHER) | (geometry >= CONV_3):
+                at = d_pw_ptr + part.to(tl.int64) * pw_size + column(rows_ptr, row, PW)
+                tl.store(at + o[:, None] * C_IN + i[None, :], d_pw, mask=(o < C_OUT)[:, None] & (i < C_IN)[None, :])
 
 
 @triton.jit
@@ -182,13 +205,13 @@ def product(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, saved_ptr, coefficients_pt
 
 
 @triton.jit
-def pool_gradient(x_ptr, grad_ptr, own_ptr, saved_ptr, dd_ptr, largest_ptr, stats_ptr, coefficients_ptr, rows_ptr,
-                  edges_ptr, row, geometry, p, q, h, w, exists, c, plane, C: tl.constexpr, H: tl.constexpr,
+def pool_gradient(x_ptr, grad_ptr, own_ptr, dd_ptr, largest_ptr, stats_ptr, coefficients_ptr, rows_ptr,
+                  edges_ptr, row, geometry, p, q, h, w, exists, c, C: tl.constexpr, H: tl.constexpr,
                   W: tl.constexpr, X_PITCH: tl.constexpr, PITCH: tl.constexpr, G_PITCH: tl.constexpr,
                   BLOCK: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
     """What all edges that use a pool give to its values, and where in its window a maximum stood first."""
     mask = mask_of(exists, c, C, BLOCK)
-    y = load_tile(saved_ptr + column(rows_ptr, row, Y) * plane, p * PITCH, c, mask, ACC)
+    y = pooled(x_ptr, q, h, w, exists, c, geometry, C, H, W, X_PITCH, BLOCK, ACC)
     d = tl.zeros((p.shape[0], BLOCK), ACC)
     first = column(rows_ptr, row, FIRST_EDGE)
     for e in range(first, first + column(rows_ptr, row, EDGES)):
@@ -216,10 +239,13 @@ def pool_gradient(x_ptr, grad_ptr, own_ptr, saved_ptr, dd_ptr, largest_ptr, stat
 
 
 @triton.jit
-def taps_backward(dd_ptr, dw_ptr, d_dw_ptr, source, image, h, w, exists, c, C: tl.constexpr, HO: tl.constexpr,
+def taps_backward(dd_ptr, dw_ptr, d_dw_ptr, step, source, image, h, w, exists, c, C: tl.constexpr, HO: tl.constexpr,
                   WO: tl.constexpr, PITCH: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr, NEED_X: tl.constexpr,
                   NEED_PARAMS: tl.constexpr, K: tl.constexpr, D: tl.constexpr, S: tl.constexpr):  # fmt: skip
-    """A depthwise convolution backwards at input pixels (image, h, w), and the tile's sums for its weights."""
+    """A depthwise convolution backwards at input pixels (image, h, w); adds the tile's sums for its weights to d_dw.
+
+    Before step 0 there is nothing to add to.
+    """
     d = tl.zeros((h.shape[0], BLOCK_C), ACC)
     for ky in range(K):
         for kx in tl.static_range(K):
@@ -236,12 +262,14 @@ def taps_backward(dd_ptr, dw_ptr, d_dw_ptr, source, image, h, w, exists, c, C: t
                 weight = tl.load(dw_ptr + c * (K * K) + (ky * K + kx), mask=c < C, other=0.0)
                 d += v * weight[None, :]
             if NEED_PARAMS:
-                tl.store(d_dw_ptr + (ky * K + kx) * C + c, tl.sum(v * source, 0), mask=c < C)
+                to = d_dw_ptr + (ky * K + kx) * C + c
+                before = tl.load(to, mask=(c < C) & (step > 0), other=0.0)
+                tl.store(to, before + tl.sum(v * source, 0), mask=c < C)
     return d
 
 
 @triton.jit
-def depthwise_backward(geometry, dd_ptr, dw_ptr, d_dw_ptr, source, image, h, w, exists, c, C: tl.constexpr,
+def depthwise_backward(geometry, dd_ptr, dw_ptr, d_dw_ptr, step, source, image, h, w, exists, c, C: tl.constexpr,
                        HO: tl.constexpr, WO: tl.constexpr, PITCH: tl.constexpr, BLOCK_C: tl.constexpr,
                        ACC: tl.constexpr, NEED_X: tl.constexpr, NEED_PARAMS: tl.constexpr, S: tl.constexpr,
                        GEOMETRIES: tl.constexpr):  # fmt: skip
@@ -249,42 +277,59 @@ def depthwise_backward(geometry, dd_ptr, dw_ptr, d_dw_ptr, source, image, h, w, 
     d = tl.zeros((h.shape[0], BLOCK_C), ACC)
     if CONV_3 & GEOMETRIES:
         if geometry == CONV_3:
-            d = taps_backward(dd_ptr, dw_ptr, d_dw_ptr, source, image, h, w, exists, c, C, HO, WO, PITCH, BLOCK_C, ACC,
-                              NEED_X, NEED_PARAMS, 3, 1, S)  # fmt: skip
+            d = taps_backward(dd_ptr, dw_ptr, d_dw_ptr, step, source, image, h, w, exists, c, C, HO, WO, PITCH, BLOCK_C,
+                              ACC, NEED_X, NEED_PARAMS, 3, 1, S)  # fmt: skip
     if CONV_5 & GEOMETRIES:
         if geometry == CONV_5:
-            d = taps_backward(dd_ptr, dw_ptr, d_dw_ptr, source, image, h, w, exists, c, C, HO, WO, PITCH, BLOCK_C, ACC,
-                              NEED_X, NEED_PARAMS, 5, 1, S)  # fmt: skip
+            d = taps_backward(dd_ptr, dw_ptr, d_dw_ptr, step, source, image, h, w, exists, c, C, HO, WO, PITCH, BLOCK_C,
+                              ACC, NEED_X, NEED_PARAMS, 5, 1, S)  # fmt: skip
     if CONV_7 & GEOMETRIES:
         if geometry == CONV_7:
-            d = taps_backward(dd_ptr, dw_ptr, d_dw_ptr, source, image, h, w, exists, c, C, HO, WO, PITCH, BLOCK_C, ACC,
-                              NEED_X, NEED_PARAMS, 7, 1, S)  # fmt: skip
+            d = taps_backward(dd_ptr, dw_ptr, d_dw_ptr, step, source, image, h, w, exists, c, C, HO, WO, PITCH, BLOCK_C,
+                              ACC, NEED_X, NEED_PARAMS, 7, 1, S)  # fmt: skip
     if DILATED_3 & GEOMETRIES:
         if geometry == DILATED_3:
-            d = taps_backward(dd_ptr, dw_ptr, d_dw_ptr, source, image, h, w, exists, c, C, HO, WO, PITCH, BLOCK_C, ACC,
-                              NEED_X, NEED_PARAMS, 3, 2, S)  # fmt: skip
+            d = taps_backward(dd_ptr, dw_ptr, d_dw_ptr, step, source, image, h, w, exists, c, C, HO, WO, PITCH, BLOCK_C,
+                              ACC, NEED_X, NEED_PARAMS, 3, 2, S)  # fmt: skip
     if DILATED_5 & GEOMETRIES:
         if geometry == DILATED_5:
-            d = taps_backward(dd_ptr, dw_ptr, d_dw_ptr, source, image, h, w, exists, c, C, HO, WO, PITCH, BLOCK_C, ACC,
-                              NEED_X, NEED_PARAMS, 5, 2, S)  # fmt: skip
+            d = taps_backward(dd_ptr, dw_ptr, d_dw_ptr, step, source, image, h, w, exists, c, C, HO, WO, PITCH, BLOCK_C,
+                              ACC, NEED_X, NEED_PARAMS, 5, 2, S)  # fmt: skip
     return d
 
 
 @triton.jit
 def middle_backward_kernel(
-    saved_ptr, dd_ptr, dz_ptr, dw_ptr, d_dw_ptr, stats_ptr, sums_ptr, rows_ptr, pixels, rows, dw_size,
+    saved_ptr, dd_ptr, dz_ptr, dw_ptr, d_dw_ptr, stats_ptr, sums_ptr, rows_ptr, pixels, rows, tiles,
+    dw_size,
+    C: tl.constexpr, PITCH: tl.constexpr, DD_PITCH: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr,
+    GEOMETRIES: tl.constexpr, NEED_PARAMS: tl.constexpr, EPS: tl.constexpr, TILES: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """One program makes TILES tiles of dz, the gradient in the middle of a separable convolution.
+
+    Leaves each tile's sums of dz and dz * (y - mean) of the first stage in sums [tiles, 2 * rows, C], and its share of
+    the depthwise weights' gradients in d_dw [programs, dw_size], each [taps, C].
+    """
+    d_dw_ptr += tl.program_id(0).to(tl.int64) * dw_size
+    for step in range(TILES):
+        middle_backward_tile(saved_ptr, dd_ptr, dz_ptr, dw_ptr, d_dw_ptr, stats_ptr, sums_ptr, rows_ptr, pixels, rows,
+                             tiles, tl.program_id(0) * TILES + step, step, tl.program_id(1), tl.program_id(2), C, PITCH,
+                             DD_PITCH, HO, WO, GEOMETRIES, NEED_PARAMS, EPS, BLOCK_P, BLOCK_C, ACC)  # fmt: skip
+        tl.debug_barrier()  # the next step adds to what this one has written
+
+
+@triton.jit
+def middle_backward_tile(
+    saved_ptr, dd_ptr, dz_ptr, dw_ptr, d_dw_ptr, stats_ptr, sums_ptr, rows_ptr, pixels, rows, tiles, tile, step, row,
+    block,
     C: tl.constexpr, PITCH: tl.constexpr, DD_PITCH: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr,
     GEOMETRIES: tl.constexpr, NEED_PARAMS: tl.constexpr, EPS: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """One program makes a tile of dz, the gradient in the middle of a separable convolution.
-
-    Leaves the tile's sums of dz and dz * (y - mean) of the first stage in sums [tiles, 2 * rows, C], and its share of
-    the depthwise weights' gradients in d_dw [tiles, dw_size], each [taps, C].
-    """
-    tile, row = tl.program_id(0), tl.program_id(1)
+    """A tile of dz."""
     p = tile * BLOCK_P + tl.arange(0, BLOCK_P)
-    c = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
+    c = block * BLOCK_C + tl.arange(0, BLOCK_C)
     exists = p < pixels
     mask = mask_of(exists, c, C, BLOCK_C)
     plane = pixels.to(tl.int64) * PITCH
@@ -295,14 +340,14 @@ def middle_backward_kernel(
     dw = column(rows_ptr, row, DW)
     dz = depthwise_backward(
         column(rows_ptr, row, GEOMETRY), dd_ptr + column(rows_ptr, row, DD) * (pixels.to(tl.int64) * DD_PITCH),
-        dw_ptr + dw, d_dw_ptr + tile.to(tl.int64) * dw_size + dw, source, p // (HO * WO), (p // WO) % HO, p % WO,
+        dw_ptr + dw, d_dw_ptr + dw, step, source, p // (HO * WO), (p // WO) % HO, p % WO,
         exists, c, C, HO, WO, DD_PITCH, BLOCK_C, ACC, True, NEED_PARAMS, 1, GEOMETRIES,
     )  # fmt: skip
     dz = tl.where(mask & (source > 0), dz, 0.0)
     store_tile(dz_ptr + column(rows_ptr, row, DZ) * plane, at, c, dz, mask)
     to = sums_ptr + (tile.to(tl.int64) * (2 * rows) + 2 * row) * C + c
-    tl.store(to, tl.sum(dz, 0), mask=c < C)
-    tl.store(to + C, tl.sum(tl.where(mask, dz * centred, 0.0), 0), mask=c < C)
+    tl.store(to, tl.sum(dz, 0), mask=(c < C) & (tile < tiles))
+    tl.store(to + C, tl.sum(tl.where(mask, dz * centred, 0.0), 0), mask=(c < C) & (tile < tiles))
 
 
 @triton.jit
@@ -311,16 +356,35 @@ def state_backward_kernel(
     skips_ptr, pixels, convolutions, pools, skips, out_pixels, dw_size,
     C: tl.constexpr, X_PITCH: tl.constexpr, G_PITCH: tl.constexpr, BEFORE_PITCH: tl.constexpr, DX_PITCH: tl.constexpr,
     DD_PITCH: tl.constexpr, H: tl.constexpr, W: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr,
+    GEOMETRIES: tl.constexpr, HAS_BEFORE: tl.constexpr, NEED_X: tl.constexpr, TILES: tl.constexpr,
+    NEED_PARAMS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """One program makes TILES tiles of a state's whole gradient: every branch, pool and skip connection that leaves it.
+
+    Leaves its share of the depthwise weights' gradients in d_dw [programs, dw_size].
+    """
+    d_dw_ptr += tl.program_id(0).to(tl.int64) * dw_size
+    for step in range(TILES):
+        state_backward_tile(x_ptr, grad_ptr, own_ptr, before_ptr, dx_ptr, dd_ptr, largest_ptr, dw_ptr, d_dw_ptr,
+                            weights_ptr, rows_ptr, skips_ptr, pixels, convolutions, pools, skips, out_pixels,
+                            tl.program_id(0) * TILES + step, step, tl.program_id(1), C, X_PITCH, G_PITCH, BEFORE_PITCH,
+                            DX_PITCH, DD_PITCH, H, W, HO, WO, STRIDE, GEOMETRIES, HAS_BEFORE, NEED_X, NEED_PARAMS,
+                            BLOCK_P, BLOCK_C, ACC)  # fmt: skip
+        tl.debug_barrier()  # the next step adds to what this one has written
+
+
+@triton.jit
+def state_backward_tile(
+    x_ptr, grad_ptr, own_ptr, before_ptr, dx_ptr, dd_ptr, largest_ptr, dw_ptr, d_dw_ptr, weights_ptr, rows_ptr,
+    skips_ptr, pixels, convolutions, pools, skips, out_pixels, tile, step, block,
+    C: tl.constexpr, X_PITCH: tl.constexpr, G_PITCH: tl.constexpr, BEFORE_PITCH: tl.constexpr, DX_PITCH: tl.constexpr,
+    DD_PITCH: tl.constexpr, H: tl.constexpr, W: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr,
     GEOMETRIES: tl.constexpr, HAS_BEFORE: tl.constexpr, NEED_X: tl.constexpr,
     NEED_PARAMS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """One program makes a tile of a state's whole gradient: every branch, pool and skip connection that leaves it.
-
-    Leaves its share of the depthwise weights' gradients in d_dw [tiles, dw_size].
-    """
-    tile = tl.program_id(0)
+    """A tile of a state's gradient."""
     p = tile * BLOCK_P + tl.arange(0, BLOCK_P)
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    c = block * BLOCK_C + tl.arange(0, BLOCK_C)
     exists = p < pixels
     mask = mask_of(exists, c, C, BLOCK_C)
     image, h, w = p // (H * W), (p // W) % H, p % W
@@ -343,7 +407,7 @@ def state_backward_kernel(
             if geometry >= CONV_3:
                 dw = column(rows_ptr, row, DW)
                 dx += depthwise_backward(
-                    geometry, dd, dw_ptr + dw, d_dw_ptr + tile.to(tl.int64) * dw_size + dw, source, image, h, w,
+                    geometry, dd, dw_ptr + dw, d_dw_ptr + dw, step, source, image, h, w,
                     exists, c, C, HO, WO, DD_PITCH, BLOCK_C, ACC, NEED_X, NEED_PARAMS, STRIDE, GEOMETRIES,
                 )  # fmt: skip
     if NEED_X:

@@ -76,18 +76,20 @@ def _stages_forward(stages: list[Stage], s: Shared, x: Image, stride: int, norma
     shape = _input_shape(s, x, normalised)
     tile = tiles.tile(s.channels, tiles.STAGE_FORWARD)
     count = triton.cdiv(s.pixels, tile.pixels)
-    rows, _ = stage_rows(stages, x[0].device)
+    rows, _, groups = stage_rows(stages, x[0].device)
+    per_program = tiles.per_program(s.height * s.width, tile)
     moments = s.stats.new_empty((len(stages) if s.training else 0, count, 2, s.channels))
     launch(
         stage_forward_kernel,
-        (count, len(stages), triton.cdiv(s.channels, tile.channels)),
-        *(x[0], s.saved, s.dw, s.pw, s.stats, moments, rows, s.pixels, count),
+        (triton.cdiv(count, per_program), len(groups), triton.cdiv(s.channels, tile.channels)),
+        *(x[0], s.saved, s.dw, s.pw, s.stats, moments, rows, groups, s.pixels, count),
         **shape,
         **s.constants,
         STRIDE=stride,
         GEOMETRIES=geometries(stages),
         NORMALISED=normalised,
         TRAINING=s.training,
+        TILES=per_program,
         BLOCK_P=tile.pixels,
         BLOCK_I=tiles.channel_block(shape["C_IN"]),
         BLOCK_O=tile.channels,
@@ -179,12 +181,15 @@ def bank_backward(bank: Bank, s: Shared, g: Gradients, x: Image, before: Image |
         _stages_backward(bank.seconds, s, g, x, dz, dd, largest, 1, normalised=True)
         tile = tiles.tile(s.channels, tiles.MIDDLE_BACKWARD)
         count = triton.cdiv(s.pixels, tile.pixels)
-        rows, _ = stage_rows(bank.seconds, device)
+        per_program = tiles.per_program(s.height * s.width, tile)
+        programs = triton.cdiv(count, per_program)
+        rows, _, _ = stage_rows(bank.seconds, device)
         sums = s.stats.new_empty((count, 2 * len(bank.seconds), s.channels))
         launch(
             middle_backward_kernel,
-            (count, len(bank.seconds), triton.cdiv(s.channels, tile.channels)),
-            *(s.saved, dd, dz, s.dw, g.dw_parts.buffer, s.stats, sums, rows, s.pixels, len(bank.seconds), s.dw.numel()),
+            (programs, len(bank.seconds), triton.cdiv(s.channels, tile.channels)),
+            *(s.saved, dd, dz, s.dw, g.dw_parts.buffer, s.stats, sums, rows),
+            *(s.pixels, len(bank.seconds), count, s.dw.numel()),
             **s.constants,
             C=s.channels,
             PITCH=s.pitch,
@@ -193,12 +198,13 @@ def bank_backward(bank: Bank, s: Shared, g: Gradients, x: Image, before: Image |
             WO=s.width,
             GEOMETRIES=geometries(bank.seconds),
             NEED_PARAMS=g.need_params,
+            TILES=per_program,
             BLOCK_P=tile.pixels,
             BLOCK_C=tile.channels,
             num_warps=tile.warps,
         )
         finish_sums(s, g, sums, [(2 * i, 2 * i + 1, second.x_norm, -1) for i, second in enumerate(bank.seconds)])
-        _expect_depthwise(bank.seconds, g, count, s.channels)
+        _expect_depthwise(bank.seconds, g, programs, s.channels)
 
     _stages_backward(bank.firsts if dx else bank.convolutions, s, g, x, dz, dd, largest, bank.stride, normalised=False)
 
@@ -206,11 +212,12 @@ def bank_backward(bank: Bank, s: Shared, g: Gradients, x: Image, before: Image |
         return
     n, _, h, w = x[0].shape
     tile = tiles.tile(channels_in, tiles.STATE_BACKWARD)
-    count = triton.cdiv(n * h * w, tile.pixels)
-    rows, _ = stage_rows(bank.firsts, device)
+    per_program = tiles.per_program(h * w, tile)
+    programs = triton.cdiv(n * h * w, tile.pixels * per_program)
+    rows, _, _ = stage_rows(bank.firsts, device)
     launch(
         state_backward_kernel,
-        (count, triton.cdiv(channels_in, tile.channels)),
+        (programs, triton.cdiv(channels_in, tile.channels)),
         *(
             x[0],
             g.nodes[0],
@@ -240,12 +247,13 @@ def bank_backward(bank: Bank, s: Shared, g: Gradients, x: Image, before: Image |
         HAS_BEFORE=before is not None,
         NEED_X=dx is not None,
         NEED_PARAMS=g.need_params,
+        TILES=per_program,
         BLOCK_P=tile.pixels,
         BLOCK_C=tile.channels,
         ACC=s.constants["ACC"],
         num_warps=tile.warps,
     )
-    _expect_depthwise(bank.convolutions, g, count, s.channels)
+    _expect_depthwise(bank.convolutions, g, programs, s.channels)
 
 
 def _expect_depthwise(stages: list[Stage], g: Gradients, parts: int, channels: int) -> None:
@@ -275,12 +283,12 @@ def _stages_backward(
     block_i = tiles.channel_block(channels_in)
     tile = tiles.tile(s.channels, tiles.STAGE_BACKWARD)
     parts = stage_backward_parts(s)
-    rows, edges = stage_rows(stages, x[0].device)
+    rows, edges, groups = stage_rows(stages, x[0].device)
     launch(
         stage_backward_kernel,
-        (parts, len(stages), triton.cdiv(channels_in, block_i) * triton.cdiv(s.channels, tile.channels)),
+        (parts, len(groups), triton.cdiv(channels_in, block_i) * triton.cdiv(s.channels, tile.channels)),
         *(x[0], g.nodes[0], g.own, s.saved, dz, dd, largest, s.dw, s.pw, s.stats, g.coefficients),
-        *(g.pw_parts.buffer, rows, edges, s.pixels, s.pw.numel()),
+        *(g.pw_parts.buffer, rows, groups, edges, s.pixels, s.pw.numel()),
         **shape,
         **s.constants,
         DD_PITCH=dd.shape[2],

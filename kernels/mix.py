@@ -3,15 +3,17 @@
 import triton
 import triton.language as tl
 
-from fastdarts.kernels.parts import load_tile, mask_of, statistics, store_tile
+from fastdarts.kernels.parts import load_tile, mask_of, pooled, statistics, store_tile
 from fastdarts.kernels.tables import (
     NARROW,
+    POOL,
     SLOT,
     SOURCE,
     SUM_G,
     SUM_GT,
     SUM_NORM,
     SUM_WEIGHT,
+    TERM,
     TERM_NORM,
     WEIGHT,
 )
@@ -24,64 +26,82 @@ def op_weight(weights_ptr, index, ACC: tl.constexpr):
 
 
 @triton.jit
-def term(states, out_ptr, saved_ptr, terms_ptr, t, p, c, mask, pixels, C: tl.constexpr, PITCH: tl.constexpr,
-         OUT_PITCH: tl.constexpr, STATE_PITCHES: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
-    """The tensor of term t at pixels p."""
-    source = tl.load(terms_ptr + t * NARROW + SOURCE)
-    slot = tl.load(terms_ptr + t * NARROW + SLOT)
-    v = tl.zeros((p.shape[0], c.shape[0]), ACC)
-    if source == 0:
-        v = load_tile(saved_ptr + slot * (pixels.to(tl.int64) * PITCH), p * PITCH, c, mask, ACC)
-    elif source == 1:
-        v = load_tile(out_ptr + slot * C, p * OUT_PITCH, c, mask, ACC)
+def state_term(ptr, pool, p, exists, c, C: tl.constexpr, PITCH: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr,
+               H: tl.constexpr, W: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+    """A state of H x W, or a pool of it that makes HO x WO, at output pixels p."""
+    v = tl.zeros((p.shape[0], BLOCK_C), ACC)
+    if pool != 0:
+        stride: tl.constexpr = 1 if H == HO and W == WO else 2
+        h, w = (p // WO) % HO * stride, p % WO * stride
+        q = ((p // (HO * WO) * H + h) * W + w).to(tl.int64)
+        v = pooled(ptr, q, h, w, exists, c, pool, C, H, W, PITCH, BLOCK_C, ACC)
     else:
-        for s in tl.static_range(len(STATE_PITCHES)):
+        v = load_tile(ptr, p.to(tl.int64) * PITCH, c, mask_of(exists, c, C, BLOCK_C), ACC)
+    return v
+
+
+@triton.jit
+def term(states, out_ptr, saved_ptr, terms_ptr, t, p, c, pixels, C: tl.constexpr, PITCH: tl.constexpr,
+         OUT_PITCH: tl.constexpr, STATES: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, BLOCK_C: tl.constexpr,
+         ACC: tl.constexpr):  # fmt: skip
+    """The tensor of term t at pixels p: a saved one, a state, or a pool of a state. STATES: pitch, height, width."""
+    exists = p < pixels
+    source = tl.load(terms_ptr + t * TERM + SOURCE)
+    slot = tl.load(terms_ptr + t * TERM + SLOT)
+    pool = tl.load(terms_ptr + t * TERM + POOL)
+    v = tl.zeros((p.shape[0], BLOCK_C), ACC)
+    if source == 0:
+        at = saved_ptr + slot * (pixels.to(tl.int64) * PITCH)
+        v = load_tile(at, p.to(tl.int64) * PITCH, c, mask_of(exists, c, C, BLOCK_C), ACC)
+    elif source == 1:
+        v = state_term(out_ptr + slot * C, pool, p, exists, c, C, OUT_PITCH, HO, WO, HO, WO, BLOCK_C, ACC)
+    else:
+        for s in tl.static_range(len(STATES)):
             if source == s + 2:
-                v = load_tile(states[s], p * STATE_PITCHES[s], c, mask, ACC)
+                v = state_term(states[s], pool, p, exists, c, C, STATES[s][0], HO, WO, STATES[s][1], STATES[s][2],
+                               BLOCK_C, ACC)  # fmt: skip
     return v
 
 
 @triton.jit
 def mix_forward_kernel(
     states, out_ptr, saved_ptr, stats_ptr, weights_ptr, terms_ptr, node, terms, pixels,
-    C: tl.constexpr, PITCH: tl.constexpr, OUT_PITCH: tl.constexpr, STATE_PITCHES: tl.constexpr, EPS: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
+    C: tl.constexpr, PITCH: tl.constexpr, OUT_PITCH: tl.constexpr, STATES: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr,
+    EPS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """One program makes BLOCK_P pixels x BLOCK_C channels of node = sum of weight * batch norm (t) over its terms."""
     p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask = mask_of(p < pixels, c, C, BLOCK_C)
-    p = p.to(tl.int64)
     total = tl.zeros((BLOCK_P, BLOCK_C), ACC)
     for t in range(terms):
-        weight = op_weight(weights_ptr, tl.load(terms_ptr + t * NARROW + WEIGHT), ACC)
-        norm = tl.load(terms_ptr + t * NARROW + TERM_NORM)
-        v = term(states, out_ptr, saved_ptr, terms_ptr, t, p, c, mask, pixels, C, PITCH, OUT_PITCH, STATE_PITCHES, ACC)
+        weight = op_weight(weights_ptr, tl.load(terms_ptr + t * TERM + WEIGHT), ACC)
+        norm = tl.load(terms_ptr + t * TERM + TERM_NORM)
+        v = term(states, out_ptr, saved_ptr, terms_ptr, t, p, c, pixels, C, PITCH, OUT_PITCH, STATES, HO, WO, BLOCK_C, ACC)
         if norm >= 0:
             mean, rstd = statistics(stats_ptr, norm, c, C, EPS)
             total += (v - mean[None, :]) * (weight * rstd)[None, :]
         else:
             total += v * weight
-    store_tile(out_ptr + node * C, p * OUT_PITCH, c, total, mask)
+    store_tile(out_ptr + node * C, p.to(tl.int64) * OUT_PITCH, c, total, mask)
 
 
 @triton.jit
 def term_sums_kernel(
     states, out_ptr, saved_ptr, stats_ptr, g_ptr, terms_ptr, sums_ptr, node, terms, pixels,
-    C: tl.constexpr, PITCH: tl.constexpr, OUT_PITCH: tl.constexpr, STATE_PITCHES: tl.constexpr, EPS: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
+    C: tl.constexpr, PITCH: tl.constexpr, OUT_PITCH: tl.constexpr, STATES: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr,
+    EPS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """One program sums a tile's g, and g * (t - mean) for every term of the node: sums [tiles, 1 + terms, C]."""
     p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask = mask_of(p < pixels, c, C, BLOCK_C)
-    p = p.to(tl.int64)
-    g = load_tile(g_ptr + node * C, p * OUT_PITCH, c, mask, ACC)
+    g = load_tile(g_ptr + node * C, p.to(tl.int64) * OUT_PITCH, c, mask, ACC)
     at = sums_ptr + tl.program_id(0).to(tl.int64) * ((1 + terms) * C) + c
     tl.store(at, tl.sum(g, 0), mask=c < C)
     for t in range(terms):
-        norm = tl.load(terms_ptr + t * NARROW + TERM_NORM)
-        v = term(states, out_ptr, saved_ptr, terms_ptr, t, p, c, mask, pixels, C, PITCH, OUT_PITCH, STATE_PITCHES, ACC)
+        norm = tl.load(terms_ptr + t * TERM + TERM_NORM)
+        v = term(states, out_ptr, saved_ptr, terms_ptr, t, p, c, pixels, C, PITCH, OUT_PITCH, STATES, HO, WO, BLOCK_C, ACC)
         if norm >= 0:
             mean, _ = statistics(stats_ptr, norm, c, C, EPS)
             v -= mean[None, :]

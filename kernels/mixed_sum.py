@@ -73,7 +73,7 @@ def mixed_sum_backward(
     has_banks = any(t.banks_of(t.inputs + node) for node in range(len(t.nodes)))
     own = new_image(out, *out.shape[1:]) if has_banks else grads
     d_weights = torch.zeros(weights.shape, dtype=stats.dtype, device=weights.device)
-    sources = [state.shape[0] * state.shape[2] * state.shape[3] for state in states]
+    sources = [(s.images, *size) for size in ((s.height, s.width), *(state.shape[2:] for state in states))]
     g = Gradients(
         nodes=(grads, grads.shape[1]),
         own=own,
@@ -146,11 +146,14 @@ def _shared(
     return Shared(dw, pw, saved, stats, n, c, height, width, training, eps)
 
 
-def _depthwise_parts(s: Shared, sources: list[int]) -> int:
+def _depthwise_parts(s: Shared, sources: list[tuple[int, ...]]) -> int:
     """The most parts of depthwise weights' gradients that any launch leaves."""
-    tile = tiles.tile(s.channels, tiles.STATE_BACKWARD)
-    middle = tiles.tile(s.channels, tiles.MIDDLE_BACKWARD)
-    return max(triton.cdiv(max(*sources, s.pixels), tile.pixels), triton.cdiv(s.pixels, middle.pixels))
+    state, middle = (tiles.tile(s.channels, elements) for elements in (tiles.STATE_BACKWARD, tiles.MIDDLE_BACKWARD))
+    programs = [triton.cdiv(s.pixels, middle.pixels * tiles.per_program(s.height * s.width, middle))]
+    for n, height, width in sources:
+        image = height * width
+        programs.append(triton.cdiv(n * image, state.pixels * tiles.per_program(image, state)))
+    return max(programs)
 
 
 def _node(nodes: Tensor, node: int, channels: int) -> Image:

@@ -7,12 +7,9 @@ from fastdarts.kernels import tiles
 from fastdarts.kernels.bank import Gradients, Image, Shared, finish_sums
 from fastdarts.kernels.launch import launch
 from fastdarts.kernels.mix import mix_forward_kernel, term_sums_kernel
-from fastdarts.kernels.tables import constant
+from fastdarts.kernels.tables import Term, constant
 
-Terms = list[tuple[int, int, int, int]]  # as in Tables.nodes
-
-
-def mix(terms: Terms, node: int, s: Shared, inputs: list[Image], out: Tensor, weights: Tensor) -> None:
+def mix(terms: list[Term], node: int, s: Shared, inputs: list[Image], out: Tensor, weights: Tensor) -> None:
     """The node that these terms make, into its channels of `out`."""
     tile = tiles.tile(s.channels, tiles.MIX)
     launch(
@@ -24,7 +21,9 @@ def mix(terms: Terms, node: int, s: Shared, inputs: list[Image], out: Tensor, we
         C=s.channels,
         PITCH=s.pitch,
         OUT_PITCH=out.shape[1],
-        STATE_PITCHES=tuple(pitch for _, pitch in inputs),
+        STATES=tuple((pitch, *x.shape[2:]) for x, pitch in inputs),
+        HO=s.height,
+        WO=s.width,
         BLOCK_P=tile.pixels,
         BLOCK_C=tile.channels,
         num_warps=tile.warps,
@@ -32,7 +31,7 @@ def mix(terms: Terms, node: int, s: Shared, inputs: list[Image], out: Tensor, we
 
 
 def sum_terms(
-    terms: Terms, node: int, s: Shared, g: Gradients, inputs: list[Image], out: Tensor, gradient: Tensor
+    terms: list[Term], node: int, s: Shared, g: Gradients, inputs: list[Image], out: Tensor, gradient: Tensor
 ) -> None:
     """Gradients of a node's op weights, and the coefficients of the batch norms that enter it."""
     tile = tiles.tile(s.channels, tiles.MIX)
@@ -49,9 +48,11 @@ def sum_terms(
         C=s.channels,
         PITCH=s.pitch,
         OUT_PITCH=out.shape[1],
-        STATE_PITCHES=tuple(pitch for _, pitch in inputs),
+        STATES=tuple((pitch, *x.shape[2:]) for x, pitch in inputs),
+        HO=s.height,
+        WO=s.width,
         BLOCK_P=tile.pixels,
         BLOCK_C=tile.channels,
         num_warps=tile.warps,
     )
-    finish_sums(s, g, sums, [(0, 1 + i, norm, weight) for i, (_, _, norm, weight) in enumerate(terms)])
+    finish_sums(s, g, sums, [(0, 1 + i, norm, weight) for i, (_, _, norm, weight, _) in enumerate(terms)])

@@ -9,6 +9,7 @@ from fastdarts.kernels.tables import (
     CONV_7,
     DILATED_3,
     DILATED_5,
+    MAX,
     ROW,
 )
 
@@ -113,3 +114,24 @@ def pointwise_weight(pw_ptr, o, i, part, C_IN: tl.constexpr, C_OUT: tl.constexpr
     if PARTS > 1:
         mask = mask & (o * PARTS // C_OUT == part)[None, :]
     return tl.load(pw_ptr + o[None, :] * C_IN + i[:, None], mask=mask, other=0.0).to(T).to(DOT)
+
+
+@triton.jit
+def pooled(x_ptr, q, h, w, exists, c, geometry, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, PITCH: tl.constexpr,
+           BLOCK_C: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+    """Maximum (of which NaN is one) or mean of the 3x3 window's pixels inside the image."""
+    largest = tl.full((q.shape[0], BLOCK_C), float("-inf"), ACC)
+    total = tl.zeros((q.shape[0], BLOCK_C), ACC)
+    count = tl.zeros((q.shape[0],), ACC)
+    for dy in range(-1, 2):
+        for dx in tl.static_range(-1, 2):
+            inside = exists & (h + dy >= 0) & (h + dy < H) & (w + dx >= 0) & (w + dx < W)
+            v = load_tile(x_ptr, (q + (dy * W + dx)) * PITCH, c, mask_of(inside, c, C, BLOCK_C), ACC)
+            largest = tl.where(inside[:, None] & ((v > largest) | (v != v)), v, largest)
+            total += v
+            count += inside.to(ACC)
+    if geometry == MAX:
+        y = largest
+    else:
+        y = total / tl.maximum(count, 1.0)[:, None]
+    return tl.where(exists[:, None], y, 0.0)

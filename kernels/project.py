@@ -10,7 +10,7 @@ from fastdarts.kernels.launch import channels_last, compute_dtype, dense_channel
 from fastdarts.kernels.node import mix, sum_terms
 from fastdarts.kernels.tables import projection
 
-_TERMS = [(0, 0, 0, -1)]  # the batch norm's output, with no op weight
+_TERMS = [(0, 0, 0, -1, 0)]  # the batch norm's output, with no op weight
 
 
 def project(x: Tensor, params: list[Tensor], running: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,6 +10,7 @@ from fastdarts.kernels.parts import (
     mask_of,
     neighbour,
     pointwise_weight,
+    pooled,
     statistics,
     store_tile,
 )
@@ -18,24 +19,40 @@ from fastdarts.kernels.tables import AVG, CONV_3, DW, GATHER, GEOMETRY, MAX, PW,
 
 @triton.jit
 def stage_forward_kernel(
-    x_ptr, saved_ptr, dw_ptr, pw_ptr, stats_ptr, moments_ptr, rows_ptr, pixels, tiles,
+    x_ptr, saved_ptr, dw_ptr, pw_ptr, stats_ptr, moments_ptr, rows_ptr, groups_ptr, pixels, tiles,
+    C_IN: tl.constexpr, C_OUT: tl.constexpr, X_PITCH: tl.constexpr, PITCH: tl.constexpr,
+    H: tl.constexpr, W: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr,
+    GEOMETRIES: tl.constexpr, NORMALISED: tl.constexpr, TRAINING: tl.constexpr, EPS: tl.constexpr,
+    TILES: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_O: tl.constexpr, ACC: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    """One program makes TILES tiles of BLOCK_P pixels x BLOCK_O channels of a group's stages' y, and their moments.
+
+    x: the state, or with NORMALISED the first stages' y in `saved`, normalised here. saved: [tensors, pixels, PITCH].
+    moments: [rows, tiles, 2 (mean, sum of squares about it), C_OUT].
+    """
+    group = groups_ptr + tl.program_id(1) * 2
+    for row in range(tl.load(group), tl.load(group + 1)):
+        for step in range(TILES):
+            stage_tile(x_ptr, saved_ptr, dw_ptr, pw_ptr, stats_ptr, moments_ptr, rows_ptr, pixels, tiles, row,
+                       tl.program_id(0) * TILES + step, tl.program_id(2), C_IN, C_OUT, X_PITCH, PITCH, H, W, HO, WO,
+                       STRIDE, GEOMETRIES, NORMALISED, TRAINING, EPS, BLOCK_P, BLOCK_I, BLOCK_O, ACC, DOT)  # fmt: skip
+
+
+@triton.jit
+def stage_tile(
+    x_ptr, saved_ptr, dw_ptr, pw_ptr, stats_ptr, moments_ptr, rows_ptr, pixels, tiles, row, tile, block,
     C_IN: tl.constexpr, C_OUT: tl.constexpr, X_PITCH: tl.constexpr, PITCH: tl.constexpr,
     H: tl.constexpr, W: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr,
     GEOMETRIES: tl.constexpr, NORMALISED: tl.constexpr, TRAINING: tl.constexpr, EPS: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_O: tl.constexpr, ACC: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
-    """One program makes BLOCK_P pixels x BLOCK_O channels of one stage's y, and their moments.
-
-    x: the state, or with NORMALISED the first stages' y in `saved`, normalised here. saved: [tensors, pixels, PITCH].
-    moments: [rows, tiles, 2 (mean, sum of squares about it), C_OUT].
-    """
-    tile, row = tl.program_id(0), tl.program_id(1)
+    """A tile of a stage."""
     geometry = column(rows_ptr, row, GEOMETRY)
     p = tile * BLOCK_P + tl.arange(0, BLOCK_P)
     exists = p < pixels
     h, w = (p // WO) % HO * STRIDE, p % WO * STRIDE
     q = ((p // (HO * WO) * H + h) * W + w).to(tl.int64)
-    o = tl.program_id(2) * BLOCK_O + tl.arange(0, BLOCK_O)
+    o = block * BLOCK_O + tl.arange(0, BLOCK_O)
     T = saved_ptr.dtype.element_ty
     y = tl.zeros((BLOCK_P, BLOCK_O), ACC)
     plane = pixels.to(tl.int64) * PITCH
@@ -66,36 +83,16 @@ def stage_forward_kernel(
                               C_IN, H, W, X_PITCH, NORMALISED, BLOCK_I, ACC, GEOMETRIES)  # fmt: skip
                 weight = pointwise_weight(pw, o, i, 0, C_IN, C_OUT, 1, T, DOT)
                 y += tl.dot(d.to(T).to(DOT), weight, input_precision="ieee", out_dtype=ACC)
-    mask = mask_of(exists, o, C_OUT, BLOCK_O)
-    store_tile(saved_ptr + column(rows_ptr, row, Y) * plane, p.to(tl.int64) * PITCH, o, y, mask)
+    if (geometry != MAX) & (geometry != AVG):
+        mask = mask_of(exists, o, C_OUT, BLOCK_O)
+        store_tile(saved_ptr + column(rows_ptr, row, Y) * plane, p.to(tl.int64) * PITCH, o, y, mask)
     if TRAINING:
-        count = tl.minimum(pixels - tile * BLOCK_P, BLOCK_P).to(ACC)
+        count = tl.maximum(tl.minimum(pixels - tile * BLOCK_P, BLOCK_P), 1).to(ACC)
         mean = tl.sum(y, 0) / count  # of pixels that do not exist y is 0
         centred = tl.where(exists[:, None], y - mean[None, :], 0.0)
         at = moments_ptr + (row * tiles + tile).to(tl.int64) * (2 * C_OUT) + o
-        tl.store(at, mean, mask=o < C_OUT)
-        tl.store(at + C_OUT, tl.sum(centred * centred, 0), mask=o < C_OUT)
-
-
-@triton.jit
-def pooled(x_ptr, q, h, w, exists, c, geometry, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, PITCH: tl.constexpr,
-           BLOCK_C: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
-    """Maximum (of which NaN is one) or mean of the 3x3 window's pixels inside the image."""
-    largest = tl.full((q.shape[0], BLOCK_C), float("-inf"), ACC)
-    total = tl.zeros((q.shape[0], BLOCK_C), ACC)
-    count = tl.zeros((q.shape[0],), ACC)
-    for dy in range(-1, 2):
-        for dx in tl.static_range(-1, 2):
-            inside = exists & (h + dy >= 0) & (h + dy < H) & (w + dx >= 0) & (w + dx < W)
-            v = load_tile(x_ptr, (q + (dy * W + dx)) * PITCH, c, mask_of(inside, c, C, BLOCK_C), ACC)
-            largest = tl.where(inside[:, None] & ((v > largest) | (v != v)), v, largest)
-            total += v
-            count += inside.to(ACC)
-    if geometry == MAX:
-        y = largest
-    else:
-        y = total / tl.maximum(count, 1.0)[:, None]
-    return tl.where(exists[:, None], y, 0.0)
+        tl.store(at, mean, mask=(o < C_OUT) & (tile < tiles))
+        tl.store(at + C_OUT, tl.sum(centred * centred, 0), mask=(o < C_OUT) & (tile < tiles))
 
 
 @triton.jit

@@ -22,8 +22,10 @@ POOLS = (MAX.value, AVG.value)
 # Columns of a stage's row.
 GEOMETRY, Y, NORM, DW, PW, X, X_NORM, NODE, OWN, DD, DZ, FIRST_EDGE, EDGES = (tl.constexpr(i) for i in range(13))
 ROW = tl.constexpr(16)
-# Columns of a term's row. SOURCE: 0 a saved tensor, 1 a node, 2 + i input state i; SLOT: which saved tensor or node.
-SOURCE, SLOT, TERM_NORM, WEIGHT = (tl.constexpr(i) for i in range(4))
+# Columns of a term's row. SOURCE: 0 a saved tensor, 1 a node, 2 + i input state i; SLOT: which saved tensor or node;
+# POOL: 0, or the geometry of the pool that the state goes through.
+SOURCE, SLOT, TERM_NORM, WEIGHT, POOL = (tl.constexpr(i) for i in range(5))
+TERM = tl.constexpr(5)
 # Columns of an edge's row: whose gradient enters, and with what weight.
 EDGE_NODE, EDGE_OWN, EDGE_NORM, EDGE_WEIGHT = (tl.constexpr(i) for i in range(4))
 # Columns of a sum's row: where sum g and sum g * (t - mean) stand, and whose they are.
@@ -31,11 +33,19 @@ SUM_G, SUM_GT, SUM_NORM, SUM_WEIGHT = (tl.constexpr(i) for i in range(4))
 NARROW = tl.constexpr(4)
 
 
+Term = tuple[int, int, int, int, int]
+
+
 @dataclass
 class Stage:
-    """A row. y and x count tensors in `saved`, dd and dz in scratch; dw and pw are offsets in the flat weights."""
+    """A row. y and x count tensors in `saved`, dd and dz in scratch; dw and pw are offsets in the flat weights.
+
+    A pool's y is never stored: a pool of nine values costs less than reading it back. Its place in `saved` stays empty, as
+    the operators' fakes count it.
+    """
 
     geometry: int
+    target: int  # the node it leads to; pools: -1
     y: int
     norm: int
     dw: int = 0
@@ -77,7 +87,7 @@ class Tables:
     inputs: int
     entry: tuple[int, int]  # source and stride of an edge from an input
     banks: list[Bank]
-    nodes: list[list[tuple[int, int, int, int]]]  # the terms of each
+    nodes: list[list[Term]]  # the terms of each
     saved: int
     norms: int
     depthwise_size: int  # of the flat weights
@@ -125,11 +135,9 @@ class _Builder:
         own = int(edge.node in self.has_bank)
         terms = t.nodes[node]
         norm = t.norms
+        state = (2 + edge.source, 0) if edge.source < self.plan.inputs else (1, edge.source - self.plan.inputs)
         if c.kind == "skip" and edge.stride == 1:
-            is_node = edge.source >= self.plan.inputs
-            terms.append(
-                (1, edge.source - self.plan.inputs, -1, weight) if is_node else (2 + edge.source, 0, -1, weight)
-            )
+            terms.append((*state, -1, weight, 0))
             bank.skips.append((node, own, -1, weight))
             return
         if c.is_pool:
@@ -137,32 +145,32 @@ class _Builder:
             geometry = (MAX if c.kind == "max_pool" else AVG).value
             pool = next((p for p in bank.pools if p.geometry == geometry), None)
             if pool is None:
-                pool = Stage(geometry, self._saved(), norm, dd=bank.take_dd(1))
+                pool = Stage(geometry, -1, self._saved(), norm, dd=bank.take_dd(1))
                 bank.pools.append(pool)
             pool.edges.append((node, own, norm, weight))
-            terms.append((0, pool.y, norm, weight))
+            terms.append((*state, norm, weight, geometry))
             return
         if c.kind == "skip":  # at stride 2 a factorised reduction
-            last = Stage(GATHER.value, self._saved(), norm, pw=t.pointwise_size, dd=bank.take_dd(2))
+            last = Stage(GATHER.value, node, self._saved(), norm, pw=t.pointwise_size, dd=bank.take_dd(2))
             t.pointwise_size += self.channels**2
             t.is_depthwise += [False, False]
             bank.convolutions.append(last)
             t.norms += 1
         else:
-            last = self._stage(c, bank.take_dd(1))
+            last = self._stage(c, node, bank.take_dd(1))
             bank.convolutions.append(last)
             if c.kind == "sep_conv":
-                first, last = last, self._stage(c, last.dd)
+                first, last = last, self._stage(c, node, last.dd)
                 last.x, last.x_norm = first.y, first.norm
                 first.dz = last.dz = len(bank.seconds)
                 bank.seconds.append(last)
         last.node, last.own = node, own
-        terms.append((0, last.y, last.norm, weight))
+        terms.append((0, last.y, last.norm, weight, 0))
 
-    def _stage(self, c: Candidate, dd: int) -> Stage:
+    def _stage(self, c: Candidate, node: int, dd: int) -> Stage:
         t, taps = self.tables, c.kernel**2
         geometry = _CONVOLUTIONS[c.kernel, c.dilation].value
-        stage = Stage(geometry, self._saved(), t.norms, dw=t.depthwise_size, pw=t.pointwise_size, dd=dd)
+        stage = Stage(geometry, node, self._saved(), t.norms, dw=t.depthwise_size, pw=t.pointwise_size, dd=dd)
         t.norms += 1
         t.depthwise_size += self.channels * taps
         t.pointwise_size += self.channels**2
@@ -183,7 +191,7 @@ def tables(code: tuple[int, ...], channels: int, columns: int) -> Tables:
 @lru_cache(maxsize=256)
 def projection(stride: int) -> Bank:
     """A cell's preprocessing as a bank of its own: one gather of `stride` pixels."""
-    return Bank(0, stride, [Stage(GATHER.value, 0, 0, node=0)], dd_slots=stride)
+    return Bank(0, stride, [Stage(GATHER.value, 0, 0, 0, node=0)], dd_slots=stride)
 
 
 def geometries(stages: Sequence[Stage]) -> int:
@@ -194,15 +202,22 @@ def geometries(stages: Sequence[Stage]) -> int:
     return bits
 
 
-def stage_rows(stages: Sequence[Stage], device: torch.device) -> tuple[Tensor, Tensor]:
-    """The rows of `stages`, and those of the edges their pools refer to."""
+def stage_rows(stages: Sequence[Stage], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """The rows of `stages`, those of the edges their pools refer to, and groups (first, last + 1) of rows.
+
+    A program works off one group: the stages of one edge, which read the same state and the same gradient, or the pools.
+    """
     rows: list[Any] = []
     edges: list[Any] = []
-    for s in stages:
+    groups: list[list[int]] = []
+    for i, s in enumerate(stages):
+        if i == 0 or s.target != stages[i - 1].target:
+            groups.append([i, i])
+        groups[-1][1] = i + 1
         row = [s.geometry, s.y, s.norm, s.dw, s.pw, s.x, s.x_norm, s.node, s.own, s.dd, s.dz, len(edges), len(s.edges)]
         rows.append(tuple(row + [0] * (ROW.value - len(row))))
         edges += s.edges
-    return constant(tuple(rows), device), constant(tuple(edges), device)
+    return constant(tuple(rows), device), constant(tuple(edges), device), constant(tuple(map(tuple, groups)), device)
 
 
 @lru_cache(maxsize=8192)

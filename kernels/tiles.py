@@ -25,6 +25,11 @@ def tile(channels: int, elements: int) -> Tile:
     return Tile(elements // block, block, 8)
 
 
+def per_program(image: int, tile: Tile) -> int:
+    """Tiles that one program takes one after another: those of an image, so that it shares no edges with others."""
+    return max(1, min(8, image // tile.pixels))
+
+
 # Elements of a tile in each pass. Small enough that with 8 warps two programs' registers fit a multiprocessor.
 STAGE_FORWARD = 4096
 STAGE_BACKWARD = 2048

@@ -1,0 +1,157 @@
+"""Bytes through memory and launches of a search's steps on a GPU: plain modules against the Triton kernels. Needs no GPU.
+
+    python -m benchmarks.traffic benchmarks/traffic.md
+
+writes the report that stands beside this file. What is counted:
+
+* Plain: the step as the original code makes it, plain modules in channels-last under bfloat16 autocast, really run. Every
+  ATen operator is one launch that reads each of its input tensors and writes each of its outputs once; views are free.
+* Fused: fastdarts' own step really runs too, but for its kernels, whose launches are recorded. A program of a launch moves
+  every element that it loads or stores once; what it shares with other programs, as at the edges of tiles, counts in
+  each (benchmarks/launch_traffic.py). Torch operators around the launches count as those of the plain step.
+
+So both sides say what crosses the boundary between a kernel and memory. What stays in the L2 cache from one kernel to the
+next is left out; it helps both.
+"""
+
+import argparse
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from benchmarks.launch_traffic import Traffic, traffic_of
+from benchmarks.original import OriginalSearch
+from fastdarts import Architect, SearchNetwork
+from fastdarts.files import write_atomically
+from fastdarts.flat import FlatSGD
+from fastdarts.kernels import bank, node
+from fastdarts.kernels.mixed_sum import mixed_sum, mixed_sum_backward
+from fastdarts.kernels.project import project, project_backward
+
+KERNELS = {
+    "fastdarts::mixed_sum": mixed_sum,
+    "fastdarts::mixed_sum_backward": mixed_sum_backward,
+    "fastdarts::project": project,
+    "fastdarts::project_backward": project_backward,
+}
+LAUNCHES_NOTHING = {"empty", "empty_like", "empty_strided", "new_empty", "detach", "_local_scalar_dense"}
+
+
+class Counting(TorchDispatchMode):
+    """Counts inside `with`; fastdarts' operators plan their launches as on a GPU, and none is made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.traffic = Traffic()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket._qualified_op_name
+        if name in KERNELS:
+            with self, launches_to(self._launch):
+                return KERNELS[name](*args)
+        out = func(*args, **(kwargs or {}))
+        if not (func.is_view or name.partition("::")[2] in LAUNCHES_NOTHING):
+            tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, Tensor)]
+            self.traffic.add(name, sum(map(elements_bytes, tensors)))
+        return out
+
+    def _launch(self, kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
+        if all(grid):
+            self.traffic += traffic_of(kernel.fn.__name__, grid, dict(zip(kernel.arg_names, args, strict=False)) | constants)
+
+
+@contextmanager
+def launches_to(launch: Any) -> Iterator[None]:
+    """Inside, launches of the kernels go to another function."""
+    before = bank.launch
+    bank.launch = node.launch = launch
+    try:
+        yield
+    finally:
+        bank.launch = node.launch = before
+
+
+def elements_bytes(t: Tensor) -> int:
+    """Bytes of a tensor's elements, of expanded ones once."""
+    size = t.element_size() if t.numel() else 0
+    for length, stride in zip(t.shape, t.stride(), strict=True):
+        size *= length if stride else 1
+    return size
+
+
+@dataclass(frozen=True)
+class Search:
+    """The geometry of a search."""
+
+    C: int = 16
+    layers: int = 8
+    batch: int = 64
+    size: int = 32
+
+    def network(self, backend: Any) -> SearchNetwork:
+        torch.manual_seed(0)
+        network = SearchNetwork(C=self.C, layers=self.layers, backend=backend)
+        return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def data(self, images: int) -> tuple[Tensor, Tensor]:
+        x = torch.randn(images, 3, self.size, self.size).contiguous(memory_format=torch.channels_last)
+        return x, torch.randint(10, (images,))
+
+
+def plain_step(search: Search, step: str, images: int) -> Traffic:
+    """A step as the original code makes it."""
+    original = OriginalSearch(search.network("reference"), amp=True)
+    data = search.data(images)
+    original.weight_step(data)  # momentum buffers exist
+    with Counting() as counting:
+        if step == WEIGHT:
+            original.weight_step(data)
+        else:
+            original.alpha_step(data, data, order=2)
+    return counting.traffic
+
+
+def plain(search: Search, step: str) -> Traffic:
+    """`plain_step` of a whole batch: every operator's bytes are a constant and so much for each image."""
+    one, two = (plain_step(search, step, images) for images in (2, 4))
+    if one.launches != two.launches:
+        raise RuntimeError("the plain step launches other operators for another number of images")
+    sizes = {name: size + (two.bytes[name] - size) * (search.batch - 2) // 2 for name, size in one.bytes.items()}
+    return Traffic(Counter(sizes), one.launches)
+
+
+def fused(search: Search) -> dict[str, Traffic]:
+    """fastdarts' steps."""
+    network = search.network("auto")
+    sgd = FlatSGD(network.parameters(), lr=0.025, momentum=0.9, weight_decay=3e-4)
+    architect = Architect(network, amp_dtype=torch.bfloat16)
+    data = search.data(search.batch)
+    counting = Counting()
+    found = {}
+    for step in STEPS:
+        counting.traffic = Traffic()
+        with counting:
+            if step == WEIGHT:
+                loss, _ = architect.forward(data)
+                gradients = torch.autograd.grad(loss, architect.flat.weights, materialize_grads=True)
+                sgd.step(gradient=architect.flat.gather(gradients), max_norm=5.0)
+            else:
+                architect.step(data, data, 0.025, sgd)
+        found[step] = counting.traffic
+    return found
+
+
+WEIGHT, ALPHA = "weight step", "second-order alpha step"
+STEPS = (WEIGHT, ALPHA)
