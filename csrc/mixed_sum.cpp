@@ -556,9 +556,10 @@ class MixedSum {
       A *depthwise = pointer<A>(dparams[param]), *pointwise = pointer<A>(dparams[param + 1]);
       const int64_t taps = s.kernel * s.kernel, half = c_ / 2;
       if (!s.kernel) {
-        for (int64_t o = 0; o < c_; ++o)
-          for (int64_t i = 0; i < c_; ++i)
-            (o < half ? depthwise : pointwise)[o % half * c_ + i] = sum(s.grad + (o / half * cp_ + i) * cp_ + o);
+        for (int64_t o = 0; o < c_; ++o) {
+          A* row = (o < half ? depthwise : pointwise) + o % half * c_;
+          for (int64_t i = 0; i < c_; ++i) row[i] = sum(s.grad + (o / half * cp_ + i) * cp_ + o);
+        }
         return;
       }
       for (int64_t i = 0; i < c_; ++i)
