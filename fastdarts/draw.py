@@ -148,14 +148,16 @@ def _png(drawing: Drawing) -> bytes:
 
 
 def draw_alphas(alphas: Path) -> Path:
-    """Draws how the op weights (softmax of alpha) of every edge moved, as `alphas.png` beside the file.
+    """Draws how the op weights of every edge moved, as `alphas.png` beside the file.
 
     One panel an edge, in the column of its target state and the row of its source; one line a primitive. The name of
     the op that is strongest at the end, `none` left out as in deriving a genotype, stands above the panel.
 
     Args:
         alphas: an .npz with `normal` and `reduce`, raw alphas [epochs + 1, edges, ops] (-inf where an op is masked
-            out), and `primitives`, the names of the ops.
+            out), and `primitives`, the names of the ops. If it has `weights_normal` and `weights_reduce`, as large,
+            they are the op weights, else the softmax is; `edges_normal` and `edges_reduce` [epochs + 1, edges] are
+            weights of the edges, which are drawn too.
 
     Raises: ValueError that names the file and the array if one is missing or does not fit.
     """
@@ -165,7 +167,7 @@ def draw_alphas(alphas: Path) -> Path:
 
 
 def read_alphas(alphas: Path) -> tuple[dict[str, Floats], list[str]]:
-    """The raw alphas of both cell types and the primitives' names in an alphas.npz; checked, see `draw_alphas`."""
+    """The arrays of numbers in an alphas.npz and the primitives' names; checked, see `draw_alphas`."""
     if not alphas.is_file():
         raise FileNotFoundError(f"there is no file {alphas}")
     try:
@@ -179,6 +181,12 @@ def read_alphas(alphas: Path) -> tuple[dict[str, Floats], list[str]]:
     primitives = [str(name) for name in arrays["primitives"].ravel()]
     values = {name: arrays[name] for name in ("normal", "reduce")}
     for name, value in values.items():
+        for kind, shape in (("weights", value.shape), ("edges", value.shape[:2])):
+            extra = arrays.get(f"{kind}_{name}", np.zeros(shape))
+            if extra.shape != shape or extra.dtype.kind not in "fiu":
+                raise ValueError(
+                    f"{alphas}: '{kind}_{name}' must be numbers {list(shape)}; got {extra.dtype} {list(extra.shape)}"
+                )
         if value.ndim != 3 or value.shape[0] < 1 or value.shape[2] != len(primitives) or value.dtype.kind not in "fiu":
             raise ValueError(
                 f"{alphas}: {name!r} must be numbers [epochs + 1, edges, {len(primitives)} primitives]; "
@@ -188,7 +196,7 @@ def read_alphas(alphas: Path) -> tuple[dict[str, Floats], list[str]]:
             raise ValueError(f"{alphas}: {name!r} has {value.shape[1]} edges; cells have 2, 5, 9, 14, 20, ...")
     for name in primitives:
         candidate(name)
-    return {name: value.astype(np.float64) for name, value in values.items()}, primitives
+    return {name: value.astype(np.float64) for name, value in arrays.items() if name != "primitives"}, primitives
 
 
 def _steps(edges: int) -> int:
@@ -222,9 +230,14 @@ def _line_styles(primitives: Sequence[str]) -> list[dict[str, Any]]:
 
 def alphas_png(alphas: dict[str, Floats], primitives: Sequence[str]) -> bytes:
     """The picture of `draw_alphas` from what `read_alphas` gives, as a PNG file's bytes."""
-    weights = {"Normal cell": op_weights(alphas["normal"]), "Reduction cell": op_weights(alphas["reduce"])}
+    weights = {
+        title: alphas[f"weights_{cell}"] if f"weights_{cell}" in alphas else op_weights(alphas[cell])
+        for title, cell in (("Normal cell", "normal"), ("Reduction cell", "reduce"))
+    }
+    betas = [alphas.get(f"edges_{cell}") for cell in ("normal", "reduce")]
     nodes = [_steps(value.shape[1]) for value in weights.values()]
-    known = np.concatenate([value[np.isfinite(value)] for value in weights.values()])
+    drawn = [*weights.values(), *(beta for beta in betas if beta is not None)]
+    known = np.concatenate([value[np.isfinite(value)] for value in drawn])
     styles = _line_styles(primitives)
 
     width = 0.6 + PANEL_WIDTH * max(*nodes, 2)
@@ -238,7 +251,8 @@ def alphas_png(alphas: dict[str, Floats], primitives: Sequence[str]) -> bytes:
         figure.text(0.5 / width, 1 - y / height, words, **style)
 
     text(0.35, "Weight of each op on each edge, by epoch", size=13, weight="bold", color=STATE.text)
-    text(0.6, f"softmax of alpha; dotted: all {len(primitives)} ops equal", size=9, color=MUTED)
+    dotted = f"dotted: all {len(primitives)} ops equal"
+    text(0.6, dotted if betas[0] is None else f"{dotted}; black: weight of the edge", size=9, color=MUTED)
     figure.legend(
         [Line2D([], [], **style) for style in styles],
         primitives,
@@ -252,7 +266,7 @@ def alphas_png(alphas: dict[str, Floats], primitives: Sequence[str]) -> bytes:
         borderaxespad=0,
     )
     y = head
-    for (title, value), count in zip(weights.items(), nodes, strict=True):
+    for (title, value), count, beta in zip(weights.items(), nodes, betas, strict=True):
         text(y + 0.4, title, size=12, weight="bold", color=STATE.text)
         y += 0.75
         for edge, (source, target) in enumerate(edges_of(count)):
@@ -265,6 +279,8 @@ def alphas_png(alphas: dict[str, Floats], primitives: Sequence[str]) -> bytes:
             axes.tick_params(labelsize=7.5, labelcolor=MUTED, color=STATE.line, length=2.5)
             axes.tick_params(labelleft=target == max(source + 1, 2), labelbottom=source == target - 1)
             _draw_edge(axes, value[:, edge], primitives, styles)
+            if beta is not None:
+                axes.plot(beta[:, edge], color=STATE.text, linewidth=1.5, clip_on=False)
         y += PANEL_HEIGHT * (count + 1)
     return _render(figure)
 

@@ -209,7 +209,7 @@ def _read_epochs(path: Path, keys: Sequence[str]) -> list[Record]:
 def _page(run: Run) -> dict[str, Any]:
     dataset = str(run.config.get("dataset", "own data"))
     return {
-        "title": f"fastdarts {'evaluation' if run.result else 'search'} on {dataset}",
+        "title": f"fastdarts {'evaluation' if run.result else _search_words(run)} on {dataset}",
         "folder": str(run.folder),
         "tiles": _evaluation_tiles(run, run.result) if run.result else _search_tiles(run),
         "commands": _commands(run),
@@ -219,11 +219,24 @@ def _page(run: Run) -> dict[str, Any]:
         "alphas": base64.b64encode(run.alphas).decode() if run.alphas else None,
         "tables": {
             **({"Result": _rows(run.result)} if run.result else {}),
+            **({"Method, in the last epoch": rows} if (rows := _method_rows(run)) else {}),
             "Time": _time_rows(run),
             "Configuration": _rows(run.config),
             "Environment": _rows(run.environment),
         },
     }
+
+
+def _search_words(run: Run) -> str:
+    method = run.config.get("method", "darts")
+    return "search" if method == "darts" else f"search by {method}"
+
+
+def _method_rows(run: Run) -> list[tuple[str, str]]:
+    """What the method measured last, and why it ended the search."""
+    last = run.epochs[-1]
+    rows = _rows(last.get("method") or {})
+    return [*rows, ("stopped", str(last["stopped"]))] if last.get("stopped") else rows
 
 
 def _search_tiles(run: Run) -> list[tuple[str, str]]:
@@ -292,6 +305,7 @@ def _charts(run: Run) -> list[Chart]:
         ("Skip connections", {"normal cell": "skips_normal", "reduction cell": "skips_reduce"}, {"integer": True}),
         ("Learning rate", {"weights": "lr"}, {}),
         ("Images per second", {"training": "images_per_second"}, {"zero": True}),
+        ("Discretisation error", {"search network − cells cut out of it": "discretisation_error"}, {"percent": True}),
     ]
     charts = []
     for title, keys, style in wanted:
@@ -299,7 +313,18 @@ def _charts(run: Run) -> list[Chart]:
         series = {name: column for name, column in columns.items() if any(value is not None for value in column)}
         if series:
             charts.append(Chart(title, epochs, series, **style))
-    return charts
+    return [*charts, *_method_charts(run, epochs)]
+
+
+def _method_charts(run: Run, epochs: list[int]) -> list[Chart]:
+    """The numbers a method adds; those whose names begin with the same word share a chart."""
+    records = [record.get("method") or {} for record in run.epochs]
+    names = dict.fromkeys(name for record in records for name, value in record.items() if type(value) in (int, float))
+    series: dict[str, dict[str, list[float | None]]] = {}
+    for name in names:
+        first, _, _ = name.partition("_")
+        series.setdefault(first, {})[name.replace("_", " ")] = [record.get(name) for record in records]
+    return [Chart(first.capitalize(), epochs, lines) for first, lines in series.items()]
 
 
 def _seconds(run: Run) -> float:

@@ -256,7 +256,8 @@ class Keeper:
         """Write the epoch's metrics and a checkpoint; `histograms` go to TensorBoard."""
         self.metrics.write(metrics)
         self.save()
-        numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+        everything = {**metrics, **{f"method/{name}": value for name, value in metrics.get("method", {}).items()}}
+        numbers = {name: value for name, value in everything.items() if isinstance(value, int | float)}
         self.board.write(metrics["epoch"], numbers, histograms)
 
     def stop_if_asked(self) -> None:

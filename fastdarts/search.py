@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -155,13 +156,14 @@ def _epoch_metrics(state: SearchState, keeper: Keeper) -> Metrics:
     state.method.end_epoch(state, metrics)
     return metrics | {
         "method": state.method.metrics(state.network),
+        "stopped": state.method.stopped,
         "seconds": state.seconds + time.monotonic() - start,
     }
 
 
 def _histograms(state: SearchState) -> dict[str, Tensor]:
-    values = zip(("alphas_normal", "alphas_reduce"), state.history[-1], strict=True)
-    return {name: alpha[alpha.isfinite()] for name, alpha in values}
+    latest = state.history[-1]
+    return {f"alphas_{cell}": latest[cell][latest[cell].isfinite()] for cell in ("normal", "reduce")}
 
 
 def _halves(config: SearchConfig, train: Images | None, valid: Images | None) -> tuple[ImageData, ImageData | None]:
@@ -182,11 +184,11 @@ def _halves(config: SearchConfig, train: Images | None, valid: Images | None) ->
 
 
 def _write_alphas(state: SearchState, out: Path) -> None:
-    normal, reduce = (np.stack([epoch[cell].numpy() for epoch in state.history]) for cell in (0, 1))
-    primitives = np.array(state.network.primitives)
-    write_atomically(
-        out / "alphas.npz", lambda file: np.savez(file, normal=normal, reduce=reduce, primitives=primitives)
-    )
+    tables: dict[str, Any] = {
+        name: np.stack([epoch[name].numpy() for epoch in state.history]) for name in state.history[0]
+    }
+    tables["primitives"] = np.array(state.network.primitives)
+    write_atomically(out / "alphas.npz", lambda file: np.savez(file, **tables))
 
 
 def _write_results(state: SearchState, genotype: Genotype, out: Path) -> None:

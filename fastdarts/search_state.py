@@ -76,7 +76,7 @@ class SearchState(RunState):
         ]
         super().__init__(config, self.network, augment, streams, dict(_PARTS))
         self._begin_epoch()
-        self.history: list[list[Tensor]] = [self.alphas()]
+        self.history: list[dict[str, Tensor]] = [self.architecture()]
 
     def _build(self) -> None:
         """A new network and what moves it."""
@@ -130,6 +130,22 @@ class SearchState(RunState):
             )
         ]
 
+    def architecture(self) -> dict[str, Tensor]:
+        """What alphas.npz holds of an epoch: `normal` and `reduce` (`alphas`), `weights_normal` and `weights_reduce`
+        (op weights, NaN where an edge has no such op), and `edges_normal` and `edges_reduce` if edges have weights."""
+        network, alphas = self.network, self.alphas()
+        scores = [
+            in_columns(score, names, network.primitives, None).masked_fill(alpha.isinf(), math.nan)
+            for score, names, alpha in zip(self.method.scores(network), network.candidates, alphas, strict=True)
+        ]
+        edges = self.method.edge_weights(network) or []
+        tables = [("", alphas), ("weights_", scores), ("edges_", edges)]
+        return {
+            prefix + cell: value
+            for prefix, values in tables
+            for cell, value in zip(("normal", "reduce"), values, strict=False)
+        }
+
     def learning_rate(self) -> float:
         """Of the weights, in this epoch."""
         return self.method.learning_rate()
@@ -165,7 +181,7 @@ class SearchState(RunState):
 
     def next_epoch(self, metrics: Metrics) -> None:
         super().next_epoch(metrics)
-        self.history.append(self.alphas())
+        self.history.append(self.architecture())
         self._begin_epoch()
 
     def state_dict(self) -> dict[str, Any]:

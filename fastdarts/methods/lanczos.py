@@ -1,38 +1,47 @@
 """The largest eigenvalue of a symmetric operator, by Lanczos iterations."""
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 
-def largest_eigenvalue(product: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> float:
+def largest_eigenvalue(
+    product: Callable[[Tensor], Tensor], start: Tensor, steps: int, tolerance: float = 1e-5
+) -> float:
     """Of a symmetric linear map [n] -> [n].
 
     Args:
         product: the map.
         start: [n], not zero and not orthogonal to the eigenvector: a random vector.
-        steps: of the iteration, each one product; n are exact.
+        steps: of the iteration at most, each one product; n are exact.
+        tolerance: ends it when a step has moved the eigenvalue by less, relative to the largest magnitude.
 
     Every new direction is made orthogonal to all before, twice, so that rounding brings no eigenvalue in again.
     """
     basis = [start / start.norm()]
-    diagonal: list[Tensor] = []
-    beside: list[Tensor] = []
+    diagonal: list[float] = []
+    beside: list[float] = []
+    value = math.nan
     for _ in range(min(steps, start.numel())):
         v = product(basis[-1])
-        diagonal.append(v @ basis[-1])
+        diagonal.append(float(v @ basis[-1]))
+        values = torch.linalg.eigvalsh(tridiagonal(diagonal, beside))
+        before, value = value, float(values[-1])
+        scale = float(values.abs().max())
         known = torch.stack(basis)
         for _ in range(2):
             v = v - known.T @ (known @ v)
-        size = v.norm()
-        if size <= 1e-6 * torch.stack(diagonal).abs().max():
+        size = float(v.norm())
+        if size <= 1e-6 * scale or abs(value - before) <= tolerance * scale:
             break
         beside.append(size)
         basis.append(v / size)
-    off = beside[: len(diagonal) - 1]
-    matrix = torch.diag(torch.stack(diagonal))
-    if off:
-        upper = torch.diag(torch.stack(off), 1)
-        matrix = matrix + upper + upper.T
-    return float(torch.linalg.eigvalsh(matrix.double().cpu())[-1])
+    return value
+
+
+def tridiagonal(diagonal: list[float], beside: list[float]) -> Tensor:
+    """The symmetric matrix with this diagonal and these numbers on both sides of it."""
+    upper = torch.tensor([*beside, 0.0], dtype=torch.float64).diag(1)[:-1, :-1]
+    return torch.tensor(diagonal, dtype=torch.float64).diag() + upper + upper.T
