@@ -531,7 +531,7 @@ class MixedSum {
         for (int64_t c = 0; c < c_; ++c) {
           const double rstd = double(o.rstd[c]), scale = o.weight * rstd;
           mean[c] = o.mean[c];
-          from_g[e * cp_ + c] = A(scale);
+          from_g[e * cp_ + c] += A(scale);  // an edge may hold the same pool twice
           if (!args_.training) continue;
           from_y[c] += A(-scale * rstd * rstd * total(o.sum, c) / double(n_ * ho_ * wo_));
           offset[c] += A(-scale * total(o.sum_g, c) / double(n_ * ho_ * wo_));
