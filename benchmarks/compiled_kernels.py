@@ -1,6 +1,6 @@
 """Compiles the Triton kernels ahead of time, without a GPU, and reads registers and spills off the machine code.
 
-    python benchmarks/compiled_kernels.py benchmarks/compiled_kernels.md [--targets sm_90 gfx942] [--channels 16 64]
+    python -m benchmarks.compiled_kernels benchmarks/compiled_kernels.md [--targets sm_90 gfx942] [--channels 16 64]
 
 writes the table that stands beside this file.
 """
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from triton.compiler import ASTSource
 
 from fastdarts.files import write_atomically
 from fastdarts.kernels import bank, node
+from fastdarts.kernels.launch import OPTIONS
 from fastdarts.kernels.mixed_sum import mixed_sum, mixed_sum_backward
 from fastdarts.kernels.project import project, project_backward
 from fastdarts.plan import MixedPlan, PlannedEdge, edge_ops
@@ -65,7 +67,10 @@ def launches(C: int, stride: int) -> list[Launch]:
 def compiled(launch: Launch, target: GPUTarget) -> Any:
     """The kernel of a launch, for pointers aligned to 16 bytes as an allocator gives them."""
     kernel, args, constants = launch
-    names, options = kernel.arg_names, {"num_warps": constants["num_warps"]}
+    names = kernel.arg_names
+    options = {"num_warps": constants["num_warps"], "num_stages": OPTIONS["num_stages"]}
+    if target.backend == "cuda":
+        options["maxnreg"] = OPTIONS["maxnreg"]
     fixed = {name: value for name, value in constants.items() if name != "num_warps"}
     signature: dict[str, Any] = {name: _type(arg) for name, arg in zip(names, args, strict=False)}
     signature |= dict.fromkeys(fixed, "constexpr")
@@ -83,12 +88,24 @@ def _type(arg: Any) -> Any:
     return tuple(map(_type, arg)) if isinstance(arg, tuple) else "i32"
 
 
-def machine_code(kernel: Any, target: GPUTarget) -> dict[str, int]:
-    """Registers and spilled bytes a thread, shared memory, and counts of wide loads and matrix instructions."""
+@dataclass(frozen=True)
+class MachineCode:
+    """What a thread and a program of a kernel take."""
+
+    registers: int
+    spilled: int  # bytes a thread
+    shared: int  # bytes a program
+    wide: int  # loads of 128 bits
+    matrix: int  # matrix instructions
+    occupancy: float  # of the warps that a multiprocessor can hold, how many it holds
+
+
+def machine_code(kernel: Any, target: GPUTarget, warps: int) -> MachineCode:
+    """Read off a compiled kernel."""
     if target.backend == "hip":
         text = kernel.asm["amdgcn"]
         names = "vgpr_count", "vgpr_spill_count"
-        registers, spilled = (int(re.search(rf"\.{name}:\s*(\d+)", text)[1]) for name in names)
+        registers, spilled = (int(re.search(rf"\.{name}:\s*(\d+)", text)[1]) for name in names)  # type: ignore[index]
         wide, matrix = r"global_load_dwordx4|buffer_load_dwordx4", "v_mfma"
     else:
         tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -98,29 +115,64 @@ def machine_code(kernel: Any, target: GPUTarget) -> dict[str, int]:
                 subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True).stdout
                 for option in ("--dump-resource-usage", "--dump-sass")
             )
-        registers, stack, local = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "LOCAL"))
+        registers, stack, local = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "LOCAL"))  # type: ignore[index]
         spilled = stack + local
-        wide, matrix = r"LDG\.E\.(?:\w+\.)*128", r"\bHMMA|\bHGMMA|UTC\w*MMA"
-    counts = {name: len(re.findall(pattern, text)) for name, pattern in (("wide", wide), ("matrix", matrix))}
-    return {"registers": registers, "spilled": spilled, "shared": kernel.metadata.shared} | counts
+        wide, matrix = r"LDG(?:STS)?\.E\.(?:\w+\.)*128", r"\bHMMA|\bHGMMA|UTC\w*MMA"
+    shared = kernel.metadata.shared
+    counts = [len(re.findall(pattern, text)) for pattern in (wide, matrix)]
+    return MachineCode(registers, spilled, shared, *counts, occupancy(target, registers, shared, warps))
 
 
-def rows(targets: list[str], channels: list[int]) -> Iterator[str]:
-    yield "| target | kernel | C | stride | warps | registers | spilled bytes | shared bytes | 128-bit loads | MMA |"
-    yield "| --- " * 10 + "|"
-    for name in targets:
+def occupancy(target: GPUTarget, registers: int, shared: int, warps: int) -> float:
+    """Warps that a multiprocessor holds of programs like these, as a share of what it can hold."""
+    if target.backend == "hip":  # a compute unit: 4 SIMDs of 8 waves and 512 registers a lane, 64 KiB shared
+        most, by_registers = 32, 4 * min(8, 512 // (-(-max(registers, 1) // 8) * 8)) // warps
+        by_shared = 65536 // max(shared, 1)
+    else:  # 64 warps, 65536 registers, handed out by 256 a warp; 1 KiB of a program's shared memory is the system's
+        most, by_registers = 64, 65536 // (-(-registers * 32 // 256) * 256 * warps)
+        by_shared = {80: 164, 90: 228, 100: 228}[target.arch] * 1024 // (shared + 1024)
+    return min(most // warps, by_registers, by_shared) * warps / most
+
+
+def inspected(target: str, C: int, stride: int) -> Iterator[tuple[str, dict[str, Any], MachineCode]]:
+    """Every kernel that `launches` starts: its name, constants and code."""
+    seen: set[str] = set()
+    for launch in launches(C, stride):
+        kernel, _, constants = launch
+        name = kernel.fn.__name__
+        if repr((name, constants)) not in seen:
+            seen.add(repr((name, constants)))
+            yield (
+                name,
+                constants,
+                machine_code(compiled(launch, TARGETS[target]), TARGETS[target], constants["num_warps"]),
+            )
+
+
+def rows(targets: list[str], channels: list[int], strides: list[int]) -> Iterator[str]:
+    yield (
+        "| target | kernel | C | stride | tile | warps | registers | spilled bytes | shared bytes | 128-bit loads "
+        "| MMA | occupancy |"
+    )
+    yield "| --- " * 12 + "|"
+    for target in targets:
         for C in channels:
-            for stride in (1, 2):
-                seen: set[str] = set()
-                for launch in launches(C, stride):
-                    kernel, _, constants = launch
-                    if repr((kernel.fn.__name__, constants)) in seen:
-                        continue
-                    seen.add(repr((kernel.fn.__name__, constants)))
-                    found = machine_code(compiled(launch, TARGETS[name]), TARGETS[name])
-                    numbers = " | ".join(map(str, [C, stride, constants["num_warps"], *found.values()]))
-                    yield f"| {name} | {kernel.fn.__name__} | {numbers} |"
-                    print(name, kernel.fn.__name__, C, stride, found, file=sys.stderr)
+            for stride in strides:
+                for name, constants, code in inspected(target, C, stride):
+                    tile = (
+                        f"{constants.get('BLOCK_P', '')} x {constants.get('BLOCK_C') or constants.get('BLOCK_O', '')}"
+                    )
+                    numbers = [
+                        constants["num_warps"],
+                        code.registers,
+                        code.spilled,
+                        code.shared,
+                        code.wide,
+                        code.matrix,
+                    ]
+                    cells = [target, name, C, stride, tile.strip(" x"), *numbers, f"{code.occupancy:.0%}"]
+                    yield "| " + " | ".join(map(str, cells)) + " |"
+                    print(*cells, file=sys.stderr, flush=True)
 
 
 def main() -> None:
@@ -128,10 +180,11 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--channels", nargs="+", type=int, choices=SIZES, default=list(SIZES))
+    parser.add_argument("--strides", nargs="+", type=int, choices=(1, 2), default=[1, 2])
     args = parser.parse_args()
-    command = " ".join(["python benchmarks/compiled_kernels.py", *sys.argv[1:]])
+    command = " ".join(["python -m benchmarks.compiled_kernels", *sys.argv[1:]])
     head = f"Made by `{command}` with Triton {triton.__version__}; bfloat16. No GPU was used.\n\n"
-    write_atomically(args.out, (head + "\n".join(rows(args.targets, args.channels)) + "\n"))
+    write_atomically(args.out, (head + "\n".join(rows(args.targets, args.channels, args.strides)) + "\n"))
 
 
 if __name__ == "__main__":

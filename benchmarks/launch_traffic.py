@@ -14,8 +14,26 @@ from typing import Any
 from torch import Tensor
 
 from fastdarts.kernels.tables import (
-    AVG, CONV_3, CONV_5, CONV_7, DILATED_3, DILATED_5, DZ, EDGE_NODE, EDGE_OWN, EDGES, FIRST_EDGE, GATHER, GEOMETRY,
-    MAX, NODE, OWN, POOL, SLOT, SOURCE, TAPS,
+    AVG,
+    CONV_3,
+    CONV_5,
+    CONV_7,
+    DILATED_3,
+    DILATED_5,
+    DZ,
+    EDGE_NODE,
+    EDGE_OWN,
+    EDGES,
+    FIRST_EDGE,
+    GATHER,
+    GEOMETRY,
+    MAX,
+    NODE,
+    OWN,
+    POOL,
+    SLOT,
+    SOURCE,
+    TAPS,
 )  # fmt: skip
 
 HALO = {CONV_3.value: 1, CONV_5.value: 2, CONV_7.value: 3, DILATED_3.value: 2, DILATED_5.value: 4}
@@ -149,7 +167,9 @@ def _gradients(a: dict[str, Any], group: list[list[int]]) -> int:
     for row in group:
         if _is_pool(row):
             first = row[FIRST_EDGE.value]
-            wanted |= {(edge[EDGE_NODE.value], edge[EDGE_OWN.value]) for edge in edges[first : first + row[EDGES.value]]}
+            wanted |= {
+                (edge[EDGE_NODE.value], edge[EDGE_OWN.value]) for edge in edges[first : first + row[EDGES.value]]
+            }
         elif row[NODE.value] >= 0:
             wanted.add((row[NODE.value], row[OWN.value]))
         else:
@@ -220,7 +240,7 @@ def sum_parts(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, int, int]:
 COUNTS = {
     f"{count.__name__}_kernel": count
     for count in (
-        stage_forward, join_moments, mix_forward, term_sums, finish_sums, stage_backward, middle_backward, state_backward,
-        sum_parts,
+        stage_forward, join_moments, mix_forward, term_sums, finish_sums, stage_backward, middle_backward,
+        state_backward, sum_parts,
     )
 }  # fmt: skip

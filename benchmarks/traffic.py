@@ -1,17 +1,18 @@
-"""Bytes through memory and launches of a search's steps on a GPU: plain modules against the Triton kernels. Needs no GPU.
+"""Bytes through memory and launches of a search's steps on a GPU: plain modules against the Triton kernels.
 
     python -m benchmarks.traffic benchmarks/traffic.md
 
-writes the report that stands beside this file. What is counted:
+writes the report that stands beside this file; it needs no GPU. What is counted:
 
-* Plain: the step as the original code makes it, plain modules in channels-last under bfloat16 autocast, really run. Every
-  ATen operator is one launch that reads each of its input tensors and writes each of its outputs once; views are free.
-* Fused: fastdarts' own step really runs too, but for its kernels, whose launches are recorded. A program of a launch moves
-  every element that it loads or stores once; what it shares with other programs, as at the edges of tiles, counts in
-  each (benchmarks/launch_traffic.py). Torch operators around the launches count as those of the plain step.
+* Plain: the step as the original code makes it, plain modules in channels-last under bfloat16 autocast, really run.
+  Every ATen operator is one launch that reads each of its input tensors and writes each of its outputs once; views
+  are free.
+* Fused: fastdarts' own step really runs too, but for its kernels, whose launches are recorded. A program of a launch
+  moves every element that it loads or stores once; what it shares with other programs, as at the edges of tiles,
+  counts in each (benchmarks/launch_traffic.py). Torch operators around the launches count as those of the plain step.
 
-So both sides say what crosses the boundary between a kernel and memory. What stays in the L2 cache from one kernel to the
-next is left out; it helps both.
+So both sides say what crosses the boundary between a kernel and memory. What stays in the L2 cache from one kernel to
+the next is left out; it helps both.
 """
 
 import argparse
@@ -69,7 +70,9 @@ class Counting(TorchDispatchMode):
 
     def _launch(self, kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
         if all(grid):
-            self.traffic += traffic_of(kernel.fn.__name__, grid, dict(zip(kernel.arg_names, args, strict=False)) | constants)
+            self.traffic += traffic_of(
+                kernel.fn.__name__, grid, dict(zip(kernel.arg_names, args, strict=False)) | constants
+            )
 
 
 @contextmanager
@@ -155,3 +158,89 @@ def fused(search: Search) -> dict[str, Traffic]:
 
 WEIGHT, ALPHA = "weight step", "second-order alpha step"
 STEPS = (WEIGHT, ALPHA)
+
+
+@dataclass(frozen=True)
+class Device:
+    """Peaks from the vendor's data sheet (dense, no sparsity)."""
+
+    name: str
+    bandwidth: float  # bytes a second
+    matrix: float  # bfloat16 FLOP a second of matrix units
+    vector: float  # float32 FLOP a second
+
+
+DEVICES = (
+    Device("A100 80 GB", 2.04e12, 312e12, 19.5e12),
+    Device("H100", 3.35e12, 989e12, 67e12),
+    Device("H200", 4.8e12, 989e12, 67e12),
+)
+OF_PEAK = 0.7  # what memory and matrix units reach of their peaks
+TAP_SLOTS = 5  # issue slots that one tap takes in our kernels: load, convert, mask, multiply-add
+LAUNCH = 2e-6  # seconds from one kernel of a CUDA graph to the next
+STEPS_IN_SEARCH = 50 * (25_000 // 64 + 1)
+
+
+def seconds(t: Traffic, device: Device) -> tuple[float, float, float, float]:
+    """Memory, matrix units, windows and launches, as if none of them overlapped."""
+    return (
+        t.bytes.total() / (OF_PEAK * device.bandwidth),
+        2 * t.products / (OF_PEAK * device.matrix),
+        t.taps * TAP_SLOTS / (device.vector / 2),
+        t.launches.total() * LAUNCH,
+    )
+
+
+def report(search: Search, command: str) -> Iterator[str]:
+    """The lines of the report."""
+    ours = fused(search)
+    theirs = {step: plain(search, step) for step in STEPS}
+    yield f"Made by `{command}` with torch {torch.__version__}; C={search.C}, {search.layers} cells, batch {search.batch},"
+    yield f"{search.size}x{search.size}, bfloat16. No GPU was used: these are counts, and times estimated from them.\n"
+    yield "| step | | plain | fused | ratio |\n| --- | --- | --- | --- | --- |"
+    for step in STEPS:
+        for what, a, b, unit in (
+            ("GB through memory", theirs[step].bytes.total() / 1e9, ours[step].bytes.total() / 1e9, ".2f"),
+            ("launches", theirs[step].launches.total(), ours[step].launches.total(), ",.0f"),
+        ):
+            yield f"| {step} | {what} | {a:{unit}} | {b:{unit}} | {a / b:.1f} |"
+    for name, found in (("Plain", theirs), ("Fused", ours)):
+        yield f"\n{name}, GB and launches of what moves most:\n"
+        yield f"| operator or kernel | {' | '.join(f'{step}, GB | launches' for step in STEPS)} |"
+        yield "| --- " * 5 + "|"
+        for kind, _ in found[WEIGHT].bytes.most_common(12):
+            cells = (f"{found[step].bytes[kind] / 1e9:.2f} | {found[step].launches[kind]:,}" for step in STEPS)
+            yield f"| {kind.removeprefix('aten::')} | {' | '.join(cells)} |"
+    yield from _estimates(ours)
+
+
+def _estimates(ours: dict[str, Traffic]) -> Iterator[str]:
+    yield (
+        "\nEstimated times of the fused steps in ms; nobody has measured them. "
+        f"Memory and matrix units at {OF_PEAK:.0%} of their peaks; {TAP_SLOTS} issue slots for each tap of a depthwise "
+        f"convolution or a pool; {LAUNCH * 1e6:.0f} µs a launch, as in a CUDA graph. The sum is what it takes if nothing "
+        "overlaps, the longest part what it takes if all else hides behind it. "
+        f"A search: {STEPS_IN_SEARCH:,} steps of both kinds (50 epochs, 25,000 + 25,000 images, batch 64).\n"
+    )
+    yield "| device | step | memory | matrix units | windows | launches | sum | GPU-hours: sum | longest part |"
+    yield "| --- " * 9 + "|"
+    for device in DEVICES:
+        times = {step: seconds(ours[step], device) for step in STEPS}
+        both = tuple(sum(parts) for parts in zip(*times.values(), strict=True))
+        for step, parts in (*times.items(), ("both", both)):
+            numbers = " | ".join(f"{1e3 * value:.2f}" for value in (*parts, sum(parts)))
+            hours = [value * STEPS_IN_SEARCH / 3600 for value in (sum(parts), max(parts))] if step == "both" else []
+            cells = " | ".join([f"{value:.3f}" for value in hours] or ["", ""])
+            yield f"| {device.name} | {step} | {numbers} | {cells} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("out", type=Path)
+    args = parser.parse_args()
+    command = " ".join(["python -m benchmarks.traffic", *sys.argv[1:]])
+    write_atomically(args.out, "\n".join(report(Search(), command)) + "\n")
+
+
+if __name__ == "__main__":
+    main()

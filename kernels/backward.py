@@ -103,7 +103,8 @@ def stage_backward_kernel(
     TILES: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_O: tl.constexpr, ACC: tl.constexpr,
     DOT: tl.constexpr,
 ):  # fmt: skip
-    """One program takes BLOCK_I inputs x BLOCK_O outputs of a group's stages over TILES tiles: dd = dy W, its share of dW.
+    """One program takes BLOCK_I inputs x BLOCK_O outputs of a group's stages over TILES tiles:
+    dd = dy W and its share of dW.
 
     dW = dy' d, with d computed again. Only programs of the first outputs write dd. d_pw: [parts, pw_size]. Pools: dd is
     the gradient of the pooled values (of a mean's pixels), largest the place of the maximum in its window, 0 to 8.
@@ -138,9 +139,10 @@ def stage_backward_kernel(
                                   C_IN, H, W, X_PITCH, PITCH, G_PITCH, BLOCK_I, ACC)  # fmt: skip
             if GATHER & GEOMETRIES:
                 if geometry == GATHER:
-                    dy = stage_gradient(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, saved_ptr, coefficients_ptr, stats_ptr, p,
-                                        exists, o, pixels, C_OUT, PITCH, G_PITCH, BLOCK_O, ACC)  # fmt: skip
-                    for half in tl.static_range(STRIDE):
+                    dy = stage_gradient(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, saved_ptr, coefficients_ptr,
+                                        stats_ptr, p, exists, o, pixels, C_OUT, PITCH, G_PITCH, BLOCK_O,
+                                        ACC)  # fmt: skip
+                    for half in range(STRIDE):
                         if NEED_PARAMS:
                             d = neighbour(in_ptr, q, h, w, half, half, exists, i, 0.0, 1.0,
                                           C_IN, H, W, X_PITCH, False, BLOCK_I, ACC)  # fmt: skip
@@ -248,7 +250,7 @@ def taps_backward(dd_ptr, dw_ptr, d_dw_ptr, step, source, image, h, w, exists, c
     """
     d = tl.zeros((h.shape[0], BLOCK_C), ACC)
     for ky in range(K):
-        for kx in tl.static_range(K):
+        for kx in range(K):  # unrolled it would not fit the registers
             up, left = (
                 h - (ky - K // 2) * D,
                 w - (kx - K // 2) * D,

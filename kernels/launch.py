@@ -10,10 +10,15 @@ from torch import Tensor
 INTERPRETED: bool = triton.knobs.runtime.interpret
 
 
+# What every kernel is compiled with. With 128 registers a thread a multiprocessor holds a quarter of its threads; with
+# more stages in flight their shared memory would let it hold fewer.
+OPTIONS: dict[str, int] = {"num_stages": 2} | ({} if torch.version.hip else {"maxnreg": 128})
+
+
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
     """Starts grid programs of a kernel; nothing to do where the grid is empty."""
     if all(grid):
-        kernel[grid](*args, **constants)
+        kernel[grid](*args, **constants, **OPTIONS)
 
 
 def accumulator(dtype: torch.dtype) -> Any:

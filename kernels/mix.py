@@ -66,8 +66,8 @@ def term(states, out_ptr, saved_ptr, terms_ptr, t, p, c, pixels, C: tl.constexpr
 @triton.jit
 def mix_forward_kernel(
     states, out_ptr, saved_ptr, stats_ptr, weights_ptr, terms_ptr, node, terms, pixels,
-    C: tl.constexpr, PITCH: tl.constexpr, OUT_PITCH: tl.constexpr, STATES: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr,
-    EPS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
+    C: tl.constexpr, PITCH: tl.constexpr, OUT_PITCH: tl.constexpr, STATES: tl.constexpr, HO: tl.constexpr,
+    WO: tl.constexpr, EPS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """One program makes BLOCK_P pixels x BLOCK_C channels of node = sum of weight * batch norm (t) over its terms."""
     p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -77,7 +77,9 @@ def mix_forward_kernel(
     for t in range(terms):
         weight = op_weight(weights_ptr, tl.load(terms_ptr + t * TERM + WEIGHT), ACC)
         norm = tl.load(terms_ptr + t * TERM + TERM_NORM)
-        v = term(states, out_ptr, saved_ptr, terms_ptr, t, p, c, pixels, C, PITCH, OUT_PITCH, STATES, HO, WO, BLOCK_C, ACC)
+        v = term(
+            states, out_ptr, saved_ptr, terms_ptr, t, p, c, pixels, C, PITCH, OUT_PITCH, STATES, HO, WO, BLOCK_C, ACC
+        )
         if norm >= 0:
             mean, rstd = statistics(stats_ptr, norm, c, C, EPS)
             total += (v - mean[None, :]) * (weight * rstd)[None, :]
@@ -89,8 +91,8 @@ def mix_forward_kernel(
 @triton.jit
 def term_sums_kernel(
     states, out_ptr, saved_ptr, stats_ptr, g_ptr, terms_ptr, sums_ptr, node, terms, pixels,
-    C: tl.constexpr, PITCH: tl.constexpr, OUT_PITCH: tl.constexpr, STATES: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr,
-    EPS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
+    C: tl.constexpr, PITCH: tl.constexpr, OUT_PITCH: tl.constexpr, STATES: tl.constexpr, HO: tl.constexpr,
+    WO: tl.constexpr, EPS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """One program sums a tile's g, and g * (t - mean) for every term of the node: sums [tiles, 1 + terms, C]."""
     p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -101,7 +103,9 @@ def term_sums_kernel(
     tl.store(at, tl.sum(g, 0), mask=c < C)
     for t in range(terms):
         norm = tl.load(terms_ptr + t * TERM + TERM_NORM)
-        v = term(states, out_ptr, saved_ptr, terms_ptr, t, p, c, pixels, C, PITCH, OUT_PITCH, STATES, HO, WO, BLOCK_C, ACC)
+        v = term(
+            states, out_ptr, saved_ptr, terms_ptr, t, p, c, pixels, C, PITCH, OUT_PITCH, STATES, HO, WO, BLOCK_C, ACC
+        )
         if norm >= 0:
             mean, _ = statistics(stats_ptr, norm, c, C, EPS)
             v -= mean[None, :]

@@ -9,6 +9,7 @@ from fastdarts.kernels.launch import launch
 from fastdarts.kernels.mix import mix_forward_kernel, term_sums_kernel
 from fastdarts.kernels.tables import Term, constant
 
+
 def mix(terms: list[Term], node: int, s: Shared, inputs: list[Image], out: Tensor, weights: Tensor) -> None:
     """The node that these terms make, into its channels of `out`."""
     tile = tiles.tile(s.channels, tiles.MIX)

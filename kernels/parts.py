@@ -74,7 +74,7 @@ def taps(ptr, q, h, w, exists, c, mean, rstd, dw_ptr, C: tl.constexpr, H: tl.con
     """A depthwise convolution at pixels q."""
     d = tl.zeros((q.shape[0], BLOCK_C), ACC)
     for ky in range(K):
-        for kx in tl.static_range(K):
+        for kx in range(K):  # unrolled it would not fit the registers
             v = neighbour(ptr, q, h, w, (ky - K // 2) * D, (kx - K // 2) * D, exists, c, mean, rstd,
                           C, H, W, PITCH, NORMALISED, BLOCK_C, ACC)  # fmt: skip
             weight = tl.load(dw_ptr + c * (K * K) + (ky * K + kx), mask=c < C, other=0.0)

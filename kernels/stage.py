@@ -6,7 +6,6 @@ import triton.language as tl
 from fastdarts.kernels.parts import (
     column,
     depthwise,
-    load_tile,
     mask_of,
     neighbour,
     pointwise_weight,
@@ -23,7 +22,8 @@ def stage_forward_kernel(
     C_IN: tl.constexpr, C_OUT: tl.constexpr, X_PITCH: tl.constexpr, PITCH: tl.constexpr,
     H: tl.constexpr, W: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr,
     GEOMETRIES: tl.constexpr, NORMALISED: tl.constexpr, TRAINING: tl.constexpr, EPS: tl.constexpr,
-    TILES: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_O: tl.constexpr, ACC: tl.constexpr, DOT: tl.constexpr,
+    TILES: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_O: tl.constexpr, ACC: tl.constexpr,
+    DOT: tl.constexpr,
 ):  # fmt: skip
     """One program makes TILES tiles of BLOCK_P pixels x BLOCK_O channels of a group's stages' y, and their moments.
 

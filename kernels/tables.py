@@ -40,8 +40,8 @@ Term = tuple[int, int, int, int, int]
 class Stage:
     """A row. y and x count tensors in `saved`, dd and dz in scratch; dw and pw are offsets in the flat weights.
 
-    A pool's y is never stored: a pool of nine values costs less than reading it back. Its place in `saved` stays empty, as
-    the operators' fakes count it.
+    A pool's y is never stored: nine values of a state that is read anyway cost less than reading it back. Its place in
+    `saved` stays empty; the operators' fakes, which serve CPUs too, count it.
     """
 
     geometry: int
@@ -205,7 +205,7 @@ def geometries(stages: Sequence[Stage]) -> int:
 def stage_rows(stages: Sequence[Stage], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """The rows of `stages`, those of the edges their pools refer to, and groups (first, last + 1) of rows.
 
-    A program works off one group: the stages of one edge, which read the same state and the same gradient, or the pools.
+    A program works off one group: the stages of one edge, which share a state and a gradient, or the pools.
     """
     rows: list[Any] = []
     edges: list[Any] = []

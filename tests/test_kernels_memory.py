@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kernel_cases import Case, fused, make_case, plain
+from kernel_cases import EPS, Case, fused, make_case, plain
 from torch import Tensor
 
 pytest.importorskip("triton", reason="the kernels need Triton")
@@ -18,6 +18,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 from triton.runtime.interpreter import interpreter_builder
 
 from fastdarts.kernels import bank, node, tiles
+from fastdarts.kernels.project import project, project_backward
 
 OPS = ("max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3")
 GUARD = 256  # elements on either side of a buffer
@@ -113,19 +114,62 @@ def test_nothing_outside_the_buffers_is_touched_and_everything_inside_is_written
     assert all(writers)
 
 
-def test_the_order_of_programs_does_not_matter(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = fused(case)
-    set_grid_idx = interpreter_builder.set_grid_idx
-    moved = []
+def projected(stride: int, buffers: Buffers | None = None) -> dict[str, Tensor]:
+    """Output and gradients of a cell's preprocessing."""
+    torch.manual_seed(1)
+    weights = [torch.randn(6 // stride, 5, 1, 1).double() for _ in range(stride)]
+    x, grad = torch.randn(1, 5, 7, 5).double(), torch.randn(1, 6, -(-7 // stride), -(-5 // stride)).double()
+    if buffers is not None:
+        x, grad, weights = buffers.copy(x), buffers.copy(grad), [buffers.copy(w) for w in weights]
+    out, saved, stats = project(x, weights, None, EPS)
+    dx, d_weights = project_backward(grad, x, weights, saved, stats, True, EPS, True, True)
+    return {"out": out, "d_x": dx} | {f"d_weight_{i}": d for i, d in enumerate(d_weights)}
 
-    def shuffled(x: int, y: int, z: int) -> None:
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_preprocessing_writes_its_buffers_once_and_nothing_else(
+    stride: int, request: pytest.FixtureRequest
+) -> None:
+    true = projected(stride)
+    buffers, writers = request.getfixturevalue("buffers"), request.getfixturevalue("writers")
+    ours = projected(stride, buffers)
+    buffers.assert_guards()
+    for name, t in true.items():
+        assert torch.equal(ours[name], t), name
+    assert len(writers) > 5
+    assert all(writers)
+
+
+@pytest.fixture
+def shuffled(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Programs run in another order; whether each has moved."""
+    set_grid_idx = interpreter_builder.set_grid_idx
+    moved: list[bool] = []
+
+    def shuffle(x: int, y: int, z: int) -> None:
         nx, ny, nz = interpreter_builder.grid_dim
         order = np.random.default_rng(nx * ny * nz).permutation(nx * ny * nz)
         at = int(order[(x * ny + y) * nz + z])
         moved.append(at != (x * ny + y) * nz + z)
         set_grid_idx(at // (ny * nz), at // nz % ny, at % nz)
 
-    monkeypatch.setattr(interpreter_builder, "set_grid_idx", shuffled)
+    monkeypatch.setattr(interpreter_builder, "set_grid_idx", shuffle)
+    return moved
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_order_of_preprocessing_programs_does_not_matter(stride: int, request: pytest.FixtureRequest) -> None:
+    before = projected(stride)
+    moved = request.getfixturevalue("shuffled")
+    after = projected(stride)
+    assert any(moved)
+    for name, t in before.items():
+        assert torch.equal(after[name], t), name
+
+
+def test_the_order_of_programs_does_not_matter(case: Case, request: pytest.FixtureRequest) -> None:
+    before = fused(case)
+    moved = request.getfixturevalue("shuffled")
     after = fused(case)
     assert any(moved)
     for name, t in before.items():

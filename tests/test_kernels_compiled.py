@@ -1,0 +1,43 @@
+"""The Triton kernels' machine code, compiled ahead of time: spills, occupancy, wide loads, matrix instructions."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="the kernels need Triton")
+
+READS_STATES = ("stage_forward_kernel", "stage_backward_kernel", "mix_forward_kernel", "term_sums_kernel")
+MULTIPLIES = ("stage_forward_kernel", "stage_backward_kernel")
+
+
+def report(tmp_path: Path, *options: str) -> list[dict[str, str]]:
+    """The rows that `benchmarks.compiled_kernels` writes; in a process of its own, since here Triton interprets."""
+    out = tmp_path / "report.md"
+    command = [sys.executable, "-m", "benchmarks.compiled_kernels", str(out), *options]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    subprocess.run(command, check=True, env=environment, cwd=Path(__file__).parents[1], capture_output=True)
+    names, _, *rows = [line.strip("| ").split(" | ") for line in out.read_text().splitlines() if line.startswith("|")]
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def check(rows: list[dict[str, str]]) -> None:
+    assert {"stage_forward_kernel", "state_backward_kernel", "sum_parts_kernel"} < {row["kernel"] for row in rows}
+    for row in rows:
+        assert row["spilled bytes"] == "0", row
+        assert int(row["occupancy"].removesuffix("%")) >= 25, row
+        if row["kernel"] in READS_STATES:
+            assert int(row["128-bit loads"]) > 0, row
+        if row["kernel"] in MULTIPLIES:
+            assert int(row["MMA"]) > 0, row
+
+
+def test_machine_code_for_the_first_cells(tmp_path: Path) -> None:
+    check(report(tmp_path, "--targets", "sm_90", "--channels", "16", "--strides", "1"))
+
+
+@pytest.mark.slow
+def test_machine_code_for_every_target(tmp_path: Path) -> None:
+    check(report(tmp_path, "--channels", "64", "--strides", "2"))

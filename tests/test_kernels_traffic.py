@@ -1,0 +1,67 @@
+"""The model of what the Triton kernels move, against what their programs touch in Triton's interpreter."""
+
+import os
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from kernel_cases import fused, make_case
+
+pytest.importorskip("triton", reason="the kernels need Triton")
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("looks into Triton's interpreter", allow_module_level=True)
+
+from triton.runtime.interpreter import interpreter_builder
+
+from benchmarks.launch_traffic import traffic_of
+from benchmarks.traffic import WEIGHT, Search, fused as fused_steps, launches_to, plain, plain_step
+from fastdarts.kernels import bank, tiles
+
+OPS = ("max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3")
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_launches_touch_what_the_model_says(stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "tile", lambda channels, _: tiles.Tile(32, tiles.channel_block(channels), 4))
+    touched: dict[tuple[int, ...], dict[int, int]] = {}
+
+    def watch(ptrs: Any, mask: Any) -> None:
+        element = ptrs.get_element_ty()
+        if not str(element).startswith("int32"):  # tables are not counted
+            addresses = np.broadcast_to(ptrs.data, mask.data.shape)[mask.data]
+            here = touched.setdefault(interpreter_builder.grid_idx, {})
+            here |= dict.fromkeys(addresses.tolist(), element.primitive_bitwidth // 8)
+
+    load, store = interpreter_builder.create_masked_load, interpreter_builder.create_masked_store
+    monkeypatch.setattr(
+        interpreter_builder, "create_masked_load", lambda p, m, *rest: (watch(p, m), load(p, m, *rest))[1]
+    )
+    monkeypatch.setattr(
+        interpreter_builder, "create_masked_store", lambda p, v, m, *rest: (watch(p, m), store(p, v, m, *rest))[1]
+    )
+    started, wrong, names = bank.launch, [], set()
+
+    def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
+        touched.clear()
+        started(kernel, grid, *args, **constants)
+        name = kernel.fn.__name__
+        names.add(name)
+        real = sum(sum(sizes.values()) for sizes in touched.values())
+        said = traffic_of(name, grid, dict(zip(kernel.arg_names, args, strict=False)) | constants)
+        if abs(said.bytes[name] - real) > 0.15 * real:
+            wrong.append(f"{name} {grid}: {said.bytes[name]} said, {real} touched")
+
+    case = make_case(OPS, inputs=1, nodes=1, stride=stride, C=16, size=(2, 8 * stride, 8 * stride)).to(torch.bfloat16)
+    with launches_to(launch):
+        fused(case)
+    assert not wrong, "\n".join(wrong)
+    assert len(names) == 9
+
+
+def test_a_step_moves_less_in_fewer_launches_than_the_plain_one() -> None:
+    search = Search(C=2, layers=3, batch=6, size=8)
+    ours, theirs = fused_steps(search)[WEIGHT], plain(search, WEIGHT)
+    assert theirs.bytes == plain_step(search, WEIGHT, 6).bytes  # a constant and so much for each image
+    assert 10 * ours.launches.total() < theirs.launches.total()
+    assert ours.bytes["fastdarts::flat_norm"] >= 4 * sum(p.numel() for p in search.network("auto").parameters())
