@@ -195,7 +195,8 @@ def report(search: Search, command: str) -> Iterator[str]:
     """The lines of the report."""
     ours = fused(search)
     theirs = {step: plain(search, step) for step in STEPS}
-    yield f"Made by `{command}` with torch {torch.__version__}; C={search.C}, {search.layers} cells, batch {search.batch},"
+    geometry = f"C={search.C}, {search.layers} cells, batch {search.batch}"
+    yield f"Made by `{command}` with torch {torch.__version__}; {geometry},"
     yield f"{search.size}x{search.size}, bfloat16. No GPU was used: these are counts, and times estimated from them.\n"
     yield "| step | | plain | fused | ratio |\n| --- | --- | --- | --- | --- |"
     for step in STEPS:

@@ -51,6 +51,10 @@ class Shared:
     def pitch(self) -> int:
         return padded_channels(self.channels, self.saved.dtype)
 
+    def tile(self, name: str) -> tiles.Tile:
+        """Of a pass over the outputs."""
+        return tiles.tile(self.channels, self.height * self.width, self.saved.dtype, name)
+
     @property
     def constants(self) -> dict[str, Any]:
         return {"EPS": self.eps, "ACC": accumulator(self.saved.dtype)}
@@ -74,7 +78,7 @@ def _stages_forward(stages: list[Stage], s: Shared, x: Image, stride: int, norma
     if not stages:
         return
     shape = _input_shape(s, x, normalised)
-    tile = tiles.tile(s.channels, tiles.STAGE_FORWARD)
+    tile = s.tile(tiles.STAGE_FORWARD)
     count = triton.cdiv(s.pixels, tile.pixels)
     rows, _, groups = stage_rows(stages, x[0].device)
     per_program = tiles.per_program(s.height * s.width, tile)
@@ -179,7 +183,7 @@ def bank_backward(bank: Bank, s: Shared, g: Gradients, x: Image, before: Image |
 
     if bank.seconds:
         _stages_backward(bank.seconds, s, g, x, dz, dd, largest, 1, normalised=True)
-        tile = tiles.tile(s.channels, tiles.MIDDLE_BACKWARD)
+        tile = s.tile(tiles.MIDDLE_BACKWARD)
         count = triton.cdiv(s.pixels, tile.pixels)
         per_program = tiles.per_program(s.height * s.width, tile)
         programs = triton.cdiv(count, per_program)
@@ -211,7 +215,7 @@ def bank_backward(bank: Bank, s: Shared, g: Gradients, x: Image, before: Image |
     if dx is None and not any(stage.geometry in TAPS for stage in bank.convolutions):
         return
     n, _, h, w = x[0].shape
-    tile = tiles.tile(channels_in, tiles.STATE_BACKWARD)
+    tile = tiles.tile(channels_in, h * w, dtype, tiles.STATE_BACKWARD)
     per_program = tiles.per_program(h * w, tile)
     programs = triton.cdiv(n * h * w, tile.pixels * per_program)
     rows, _, _ = stage_rows(bank.firsts, device)
@@ -281,7 +285,7 @@ def _stages_backward(
     shape = _input_shape(s, x, normalised)
     channels_in = shape["C_IN"]
     block_i = tiles.channel_block(channels_in)
-    tile = tiles.tile(s.channels, tiles.STAGE_BACKWARD)
+    tile = s.tile(tiles.STAGE_BACKWARD)
     parts = stage_backward_parts(s)
     rows, edges, groups = stage_rows(stages, x[0].device)
     launch(
@@ -311,7 +315,7 @@ def _stages_backward(
 
 def stage_backward_parts(s: Shared) -> int:
     """Parts of the pointwise weights' gradients."""
-    return triton.cdiv(s.pixels, tiles.tile(s.channels, tiles.STAGE_BACKWARD).pixels * tiles.STAGE_BACKWARD_TILES)
+    return triton.cdiv(s.pixels, s.tile(tiles.STAGE_BACKWARD).pixels * tiles.STAGE_BACKWARD_TILES)
 
 
 def finish_sums(s: Shared, g: Gradients, sums: Tensor, entries: list[tuple[int, int, int, int]]) -> None:

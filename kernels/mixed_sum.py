@@ -148,10 +148,11 @@ def _shared(
 
 def _depthwise_parts(s: Shared, sources: list[tuple[int, ...]]) -> int:
     """The most parts of depthwise weights' gradients that any launch leaves."""
-    state, middle = (tiles.tile(s.channels, elements) for elements in (tiles.STATE_BACKWARD, tiles.MIDDLE_BACKWARD))
+    middle = s.tile(tiles.MIDDLE_BACKWARD)
     programs = [triton.cdiv(s.pixels, middle.pixels * tiles.per_program(s.height * s.width, middle))]
     for n, height, width in sources:
         image = height * width
+        state = tiles.tile(s.channels, image, s.saved.dtype, tiles.STATE_BACKWARD)
         programs.append(triton.cdiv(n * image, state.pixels * tiles.per_program(image, state)))
     return max(programs)
 

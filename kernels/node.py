@@ -12,7 +12,7 @@ from fastdarts.kernels.tables import Term, constant
 
 def mix(terms: list[Term], node: int, s: Shared, inputs: list[Image], out: Tensor, weights: Tensor) -> None:
     """The node that these terms make, into its channels of `out`."""
-    tile = tiles.tile(s.channels, tiles.MIX)
+    tile = s.tile(tiles.MIX)
     launch(
         mix_forward_kernel,
         (triton.cdiv(s.pixels, tile.pixels), triton.cdiv(s.channels, tile.channels)),
@@ -35,7 +35,7 @@ def sum_terms(
     terms: list[Term], node: int, s: Shared, g: Gradients, inputs: list[Image], out: Tensor, gradient: Tensor
 ) -> None:
     """Gradients of a node's op weights, and the coefficients of the batch norms that enter it."""
-    tile = tiles.tile(s.channels, tiles.MIX)
+    tile = s.tile(tiles.MIX)
     if not terms:
         return
     count = triton.cdiv(s.pixels, tile.pixels)

@@ -1,7 +1,12 @@
 """Tile shapes: how many pixels and channels a program works on."""
 
+import json
+import os
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
+import torch
 import triton
 
 
@@ -14,15 +19,40 @@ class Tile:
     warps: int
 
 
+# Passes, and the elements and warps of their tiles. Small enough that two programs' registers fit a multiprocessor.
+STAGE_FORWARD, STAGE_BACKWARD, MIDDLE_BACKWARD, STATE_BACKWARD, MIX = (
+    "stage_forward", "stage_backward", "middle_backward", "state_backward", "mix",
+)  # fmt: skip
+SHIPPED = {
+    STAGE_FORWARD: (4096, 8),
+    STAGE_BACKWARD: (2048, 8),
+    MIDDLE_BACKWARD: (4096, 8),
+    STATE_BACKWARD: (2048, 8),
+    MIX: (4096, 8),
+}
+
+PARTIAL_SUMS = 2048
+SUM_PARTS = 256
+STAGE_BACKWARD_TILES = 8  # tiles a program takes one after another: fewer parts of gradients to add up
+
+Key = tuple[str, int, int, str]  # pass, channels, pixels of an image, dtype
+found: dict[Key, tuple[int, int]] | None = None
+"""What `fastdarts.kernels.autotune` has found for this GPU; None before its file was looked for."""
+
+
 def channel_block(channels: int) -> int:
     """At least what a matrix instruction takes, at most 64: more would not fit the registers."""
     return min(max(triton.next_power_of_2(channels), 16), 64)
 
 
-def tile(channels: int, elements: int) -> Tile:
-    """A tile of about `elements` elements for tensors of so many channels."""
+def tile(channels: int, image: int, dtype: torch.dtype, name: str) -> Tile:
+    """The tile of a pass over tensors of so many channels whose images have so many pixels."""
+    global found
+    if found is None:
+        found = load(file(), device_name())
+    elements, warps = found.get((name, channels, image, str(dtype)), SHIPPED[name])
     block = channel_block(channels)
-    return Tile(elements // block, block, 8)
+    return Tile(elements // block, block, warps)
 
 
 def per_program(image: int, tile: Tile) -> int:
@@ -30,12 +60,26 @@ def per_program(image: int, tile: Tile) -> int:
     return max(1, min(8, image // tile.pixels))
 
 
-# Elements of a tile in each pass. Small enough that with 8 warps two programs' registers fit a multiprocessor.
-STAGE_FORWARD = 4096
-STAGE_BACKWARD = 2048
-MIDDLE_BACKWARD = 4096
-STATE_BACKWARD = 2048
-MIX = 4096
-PARTIAL_SUMS = 2048
-SUM_PARTS = 256
-STAGE_BACKWARD_TILES = 8  # tiles a program takes one after another: fewer parts of gradients to add up
+def file() -> Path:
+    """Where autotuned tiles are kept: FASTDARTS_TILES, or tiles.json in the user's cache folder."""
+    cache_home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("FASTDARTS_TILES") or Path(cache_home) / "fastdarts" / "tiles.json")
+
+
+@cache
+def device_name() -> str:
+    """The GPU's name; "" without one."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+
+
+def load(path: Path, device: str) -> dict[Key, tuple[int, int]]:
+    """A device's (elements, warps) from a file that autotune wrote; ValueError if it is something else."""
+    if not device or not path.is_file():
+        return {}
+    try:
+        rows = json.loads(path.read_text()).get(device, [])
+        return {(str(n), int(c), int(i), str(d)): (int(e), int(w)) for n, c, i, d, e, w in rows}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} holds no tiles ({error}); delete it or run fastdarts.kernels.autotune again"
+        ) from error

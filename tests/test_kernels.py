@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from kernel_cases import EPS, Case, assert_no_worse, fused, make_case, plain
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves
 
 from fastdarts import ops
 from fastdarts.plan import MixedPlan, PlannedEdge, edge_ops
@@ -15,9 +17,10 @@ pytest.importorskip("triton", reason="the kernels need Triton")
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("with a GPU at hand test_kernels_gpu.py tests the compiled kernels", allow_module_level=True)
 
-from fastdarts.kernels import tiles
+from fastdarts.kernels import bank, node, tables, tiles
 from fastdarts.kernels.mixed_sum import mixed_sum, mixed_sum_backward
 from fastdarts.kernels.project import project, project_backward
+from fastdarts.kernels.tables import constant
 
 SMALL = ("none", "max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3")
 
@@ -25,7 +28,7 @@ SMALL = ("none", "max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3",
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """32 pixels, so that small images have several tiles, the last one not full."""
-    monkeypatch.setattr(tiles, "tile", lambda channels, _: tiles.Tile(32, tiles.channel_block(channels), 4))
+    monkeypatch.setattr(tiles, "tile", lambda channels, *_: tiles.Tile(32, tiles.channel_block(channels), 4))
 
 
 def check(case: Case, dtype: torch.dtype) -> None:
@@ -124,6 +127,42 @@ def test_wrong_sizes_are_refused(change, message: str) -> None:
         mixed_sum(case.states, case.weights, case.params, None, case.plan.encoded, EPS)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_gpu_is_never_waited_for(stride: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On fake CUDA tensors, which have no values to look at; the results are what the operators' fakes promise."""
+    started = []
+    monkeypatch.setattr(bank, "launch", lambda kernel, *_, **__: started.append(kernel))
+    monkeypatch.setattr(node, "launch", lambda kernel, *_, **__: started.append(kernel))
+    monkeypatch.setattr(bank, "constant", constant.__wrapped__)
+    monkeypatch.setattr(node, "constant", constant.__wrapped__)
+    monkeypatch.setattr(tables, "constant", constant.__wrapped__)
+    case = make_case(SMALL, inputs=2, nodes=2, stride=stride).to(dtype)
+    with FakeTensorMode():
+        on_gpu = [
+            torch.empty(t.shape, dtype=t.dtype, device="cuda") for t in (*case.states, case.weights, *case.params)
+        ]
+        states, weights, params = on_gpu[:2], on_gpu[2], on_gpu[3:]
+        args = states, weights, params
+        ours = mixed_sum(*args, None, case.plan.encoded, EPS)
+        _assert_alike(ours, torch.ops.fastdarts.mixed_sum(*args, None, case.plan.encoded, EPS))
+        grad = torch.empty(case.grad.shape, dtype=dtype, device="cuda")
+        rest = (grad, *args, *ours, case.plan.encoded, True, EPS, [1, 0], True)
+        _assert_alike(mixed_sum_backward(*rest), torch.ops.fastdarts.mixed_sum_backward(*rest))
+        halves = [torch.empty(4 // stride, 4, 1, 1, device="cuda") for _ in range(stride)]
+        ours = project(states[0], halves, None, EPS)
+        _assert_alike(ours, torch.ops.fastdarts.project(states[0], halves, None, EPS))
+        rest = (torch.empty_like(ours[0]), states[0], halves, *ours[1:], True, EPS, True, True)
+        _assert_alike(project_backward(*rest), torch.ops.fastdarts.project_backward(*rest))
+    assert len(started) > 20
+
+
+def _assert_alike(ours: object, promised: object) -> None:
+    for mine, theirs in zip(tree_leaves(ours), tree_leaves(promised), strict=True):
+        assert (mine.shape, mine.dtype, mine.device) == (theirs.shape, theirs.dtype, theirs.device)
+        assert mine.stride() == theirs.stride() or 1 in mine.shape or not mine.numel()
+
+
 def plain_projection(x: Tensor, params: list[Tensor], running: Tensor | None) -> Tensor:
     x = F.relu(x)
     if len(params) == 1:
@@ -162,7 +201,7 @@ def test_project(dtype: torch.dtype, stride: int, C_in: int, C: int, training: b
 def test_a_network_through_the_kernels_is_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     from fastdarts import SearchNetwork
 
-    monkeypatch.setattr(tiles, "tile", lambda channels, _: tiles.Tile(128, tiles.channel_block(channels), 4))
+    monkeypatch.setattr(tiles, "tile", lambda channels, *_: tiles.Tile(128, tiles.channel_block(channels), 4))
     kinds = {"C": 4, "num_classes": 3, "layers": 3, "steps": 2, "multiplier": 2, "primitives": SMALL}
     network = SearchNetwork(**kinds, backend="auto").double()
     reference = SearchNetwork(**kinds, backend="reference").double()

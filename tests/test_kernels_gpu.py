@@ -41,14 +41,15 @@ def test_mixed_precision_is_no_worse_than_the_plain_modules() -> None:
     network, reference, x = _networks()
     true = reference.double()(x.double()).detach()
     reference.float()
-    errors = []
+    outputs = []
     for net in (network, reference):
         with torch.autocast("cuda", torch.bfloat16):
-            errors.append((net(x).double() - true).abs().max().item())
-    assert errors[0] <= 2 * errors[1]
+            outputs.append({"logits": net(x).detach().double()})
+    assert_no_worse(*outputs, {"logits": true}, torch.finfo(torch.bfloat16).eps)
 
 
-def test_a_captured_step_is_the_eager_one() -> None:
+def test_a_captured_step_is_the_eager_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)  # of the stem, which is not ours
     network, _, x = _networks()
     inputs = [*network.arch_parameters(), *network.parameters()]
 

@@ -27,7 +27,7 @@ POISON = 77  # of integers
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiles, "tile", lambda channels, _: tiles.Tile(16, tiles.channel_block(channels), 4))
+    monkeypatch.setattr(tiles, "tile", lambda channels, *_: tiles.Tile(16, tiles.channel_block(channels), 4))
 
 
 @pytest.fixture(params=[1, 2], ids=["stride1", "stride2"])
@@ -81,7 +81,7 @@ def writers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
     def watched_store(ptrs: Any, value: Any, mask: Any, *args: Any) -> Any:
         program = interpreter_builder.grid_idx
-        for address in np.broadcast_to(ptrs.data, mask.data.shape)[mask.data].tolist():
+        for address in np.broadcast_to(ptrs.data, mask.data.shape)[mask.data.astype(bool)].tolist():
             assert written.setdefault(address, program) == program, (
                 f"{written[address]} and {program} write one element"
             )
@@ -127,9 +127,7 @@ def projected(stride: int, buffers: Buffers | None = None) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_preprocessing_writes_its_buffers_once_and_nothing_else(
-    stride: int, request: pytest.FixtureRequest
-) -> None:
+def test_preprocessing_writes_its_buffers_once_and_nothing_else(stride: int, request: pytest.FixtureRequest) -> None:
     true = projected(stride)
     buffers, writers = request.getfixturevalue("buffers"), request.getfixturevalue("writers")
     ours = projected(stride, buffers)

@@ -15,7 +15,8 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 from triton.runtime.interpreter import interpreter_builder
 
 from benchmarks.launch_traffic import traffic_of
-from benchmarks.traffic import WEIGHT, Search, fused as fused_steps, launches_to, plain, plain_step
+from benchmarks.traffic import WEIGHT, Search, launches_to, plain, plain_step
+from benchmarks.traffic import fused as fused_steps
 from fastdarts.kernels import bank, tiles
 
 OPS = ("max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3")
@@ -23,13 +24,13 @@ OPS = ("max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_launches_touch_what_the_model_says(stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiles, "tile", lambda channels, _: tiles.Tile(32, tiles.channel_block(channels), 4))
+    monkeypatch.setattr(tiles, "tile", lambda channels, *_: tiles.Tile(32, tiles.channel_block(channels), 4))
     touched: dict[tuple[int, ...], dict[int, int]] = {}
 
     def watch(ptrs: Any, mask: Any) -> None:
         element = ptrs.get_element_ty()
         if not str(element).startswith("int32"):  # tables are not counted
-            addresses = np.broadcast_to(ptrs.data, mask.data.shape)[mask.data]
+            addresses = np.broadcast_to(ptrs.data, mask.data.shape)[mask.data.astype(bool)]
             here = touched.setdefault(interpreter_builder.grid_idx, {})
             here |= dict.fromkeys(addresses.tolist(), element.primitive_bitwidth // 8)
 
