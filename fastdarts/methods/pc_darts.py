@@ -31,7 +31,7 @@ NAMES = ("betas_normal", "betas_reduce")
 class PCDartsOptions(MethodOptions):
     """The default is the paper's for CIFAR-10; for ImageNet it takes 2."""
 
-    k: int = hyper("K: 1/K of the channels go through the ops", 4, at_least=1)
+    k: int = hyper("K: 1/K of the channels go through the ops", 4, at_least=2)
 
 
 class PCDarts(Method):
@@ -89,9 +89,9 @@ class PartialCell(Cell):
 
     extra_columns = 1
 
-    def __init__(self, *args: Any, K: int) -> None:
+    def __init__(self, *args: Any, K: int, **named: Any) -> None:
         self.K = K
-        super().__init__(*args)
+        super().__init__(*args, **named)
         first = self._ops[0]
         assert isinstance(first, MixedOp)
         self.bypass = MixedOp(self.C - first.C, 1, ["skip_connect"], first.backend)

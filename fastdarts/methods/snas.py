@@ -60,7 +60,7 @@ class Snas(Method):
             assert isinstance(cell, Cell)
             drawn = self._drawn[cell.reduction]
             counts = [[sum(p.numel() for p in op.parameters()) / 1000 for op in edge._ops] for edge in cell.edges()]
-            costs.append((drawn * torch.tensor(counts).to(drawn)).sum())
+            costs.append((drawn * torch.tensor(counts, dtype=torch.float64).to(drawn)).sum())
         return self.options.resource * torch.stack(costs).sum()
 
     def derive(self, network: SearchNetwork, scores: Sequence[Tensor]) -> Genotype:

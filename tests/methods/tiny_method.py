@@ -8,6 +8,8 @@ from torch.nn.functional import cross_entropy
 
 from fastdarts.config import SearchConfig
 from fastdarts.data import ImageData
+from fastdarts.methods import find
+from fastdarts.network import SearchNetwork
 from fastdarts.search import _epoch_metrics
 from fastdarts.search_state import SearchState
 
@@ -47,3 +49,25 @@ def finish(state: SearchState) -> list[dict[str, Any]]:
     while state.epoch < state.config.epochs and state.method.stopped is None:
         epochs.append(finish_epoch(state))
     return epochs
+
+
+def paper_method(name: str, **fields: Any) -> Any:
+    """A method with the settings of its paper for CIFAR-10."""
+    return find(name)(SearchConfig(dataset="cifar10", method=name, **fields))
+
+
+def network_of(method: Any, **arguments: Any) -> SearchNetwork:
+    """A new network for a method, as a search makes it; by default tiny, in float64."""
+    small = {"C": 4, "num_classes": 2, "in_channels": 1, "layers": 3}
+    network = SearchNetwork(
+        **(small | {k: v for k, v in method.network_arguments().items() if k != "layers"} | arguments)
+    )
+    method.attach(network)
+    return network.double()
+
+
+def paper_size(method: Any) -> int:
+    """Weights of the method's search network with 16 channels, as a search on CIFAR-10 makes it."""
+    with torch.device("meta"):
+        network = SearchNetwork(C=16, **method.network_arguments())
+    return sum(p.numel() for p in network.parameters())
