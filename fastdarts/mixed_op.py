@@ -92,7 +92,8 @@ class MixedOp(nn.Module):
     ) -> Tensor:
         """The same by the plain modules, as the original computes it."""
         columns = range(len(self._ops)) if active is None else active
-        terms = [weights[column] * self._ops[column](x) for column in columns]
+        scalars = list(weights)  # of a tensor in one operation, not one for each
+        terms = [scalars[column] * self._ops[column](x) for column in columns]
         if not terms:
             return x.new_zeros(x.shape[:2] + tuple(-(-size // self.stride) for size in x.shape[2:]))
         total = terms[0]
