@@ -124,7 +124,7 @@ def pooled(x_ptr, q, h, w, exists, c, geometry, C: tl.constexpr, H: tl.constexpr
     total = tl.zeros((q.shape[0], BLOCK_C), ACC)
     count = tl.zeros((q.shape[0],), ACC)
     for dy in range(-1, 2):
-        for dx in tl.static_range(-1, 2):
+        for dx in range(-1, 2):
             inside = exists & (h + dy >= 0) & (h + dy < H) & (w + dx >= 0) & (w + dx < W)
             v = load_tile(x_ptr, (q + (dy * W + dx)) * PITCH, c, mask_of(inside, c, C, BLOCK_C), ACC)
             largest = tl.where(inside[:, None] & ((v > largest) | (v != v)), v, largest)

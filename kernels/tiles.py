@@ -19,7 +19,8 @@ class Tile:
     warps: int
 
 
-# Passes, and the elements and warps of their tiles. Small enough that two programs' registers fit a multiprocessor.
+# Passes, and the elements (of 16 bits; of wider ones fewer) and warps of their tiles. Small enough that two programs'
+# registers fit a multiprocessor.
 STAGE_FORWARD, STAGE_BACKWARD, MIDDLE_BACKWARD, STATE_BACKWARD, MIX = (
     "stage_forward", "stage_backward", "middle_backward", "state_backward", "mix",
 )  # fmt: skip
@@ -50,9 +51,11 @@ def tile(channels: int, image: int, dtype: torch.dtype, name: str) -> Tile:
     global found
     if found is None:
         found = load(file(), device_name())
-    elements, warps = found.get((name, channels, image, str(dtype)), SHIPPED[name])
+    elements, warps = SHIPPED[name]
+    wide = max(1, dtype.itemsize // 2)
+    elements, warps = found.get((name, channels, image, str(dtype)), (elements // wide, warps))
     block = channel_block(channels)
-    return Tile(elements // block, block, warps)
+    return Tile(max(elements // block, 16), block, warps)
 
 
 def per_program(image: int, tile: Tile) -> int:

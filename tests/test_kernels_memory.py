@@ -118,7 +118,7 @@ def projected(stride: int, buffers: Buffers | None = None) -> dict[str, Tensor]:
     """Output and gradients of a cell's preprocessing."""
     torch.manual_seed(1)
     weights = [torch.randn(6 // stride, 5, 1, 1).double() for _ in range(stride)]
-    x, grad = torch.randn(1, 5, 7, 5).double(), torch.randn(1, 6, -(-7 // stride), -(-5 // stride)).double()
+    x, grad = torch.randn(1, 5, 13, 11).double(), torch.randn(1, 6, -(-13 // stride), -(-11 // stride)).double()
     if buffers is not None:
         x, grad, weights = buffers.copy(x), buffers.copy(grad), [buffers.copy(w) for w in weights]
     out, saved, stats = project(x, weights, None, EPS)
