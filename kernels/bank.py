@@ -285,8 +285,8 @@ def _stages_backward(
     shape = _input_shape(s, x, normalised)
     channels_in = shape["C_IN"]
     block_i = tiles.channel_block(channels_in)
-    tile = s.tile(tiles.STAGE_BACKWARD)
-    parts = stage_backward_parts(s)
+    tile = _stage_backward_tile(s, channels_in)
+    parts = stage_backward_parts(s, channels_in)
     rows, edges, groups = stage_rows(stages, x[0].device)
     launch(
         stage_backward_kernel,
@@ -313,9 +313,16 @@ def _stages_backward(
             g.pw_parts.rows.append((stage.pw, 1, s.channels * channels_in, parts))
 
 
-def stage_backward_parts(s: Shared) -> int:
+def stage_backward_parts(s: Shared, channels_in: int) -> int:
     """Parts of the pointwise weights' gradients."""
-    return triton.cdiv(s.pixels, s.tile(tiles.STAGE_BACKWARD).pixels * tiles.STAGE_BACKWARD_TILES)
+    return triton.cdiv(s.pixels, _stage_backward_tile(s, channels_in).pixels * tiles.STAGE_BACKWARD_TILES)
+
+
+def _stage_backward_tile(s: Shared, channels_in: int) -> tiles.Tile:
+    """A tile of the outputs, of fewer pixels where there are more channels on the side of the inputs."""
+    tile = s.tile(tiles.STAGE_BACKWARD)
+    wider = max(1, tiles.channel_block(channels_in) // tile.channels)
+    return tiles.Tile(max(tile.pixels // wider, 16), tile.channels, tile.warps)
 
 
 def finish_sums(s: Shared, g: Gradients, sums: Tensor, entries: list[tuple[int, int, int, int]]) -> None:

@@ -82,7 +82,7 @@ def mixed_sum_backward(
         coefficients=stats.new_empty((t.norms, 3, c)),
         need_params=need_params,
         dw_parts=Parts(s.dw, _depthwise_parts(s, sources) if need_params else 0),
-        pw_parts=Parts(s.pw, stage_backward_parts(s) if need_params else 0),
+        pw_parts=Parts(s.pw, stage_backward_parts(s, c) if need_params else 0),
     )
     for node in reversed(range(len(t.nodes))):
         gradient = _node(grads, node, c)

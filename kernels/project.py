@@ -53,7 +53,7 @@ def project_backward(
         coefficients=stats.new_empty((1, 3, s.channels)),
         need_params=need_params,
         dw_parts=Parts(s.dw, 0),
-        pw_parts=Parts(s.pw, stage_backward_parts(s) if need_params else 0),
+        pw_parts=Parts(s.pw, stage_backward_parts(s, channels_in) if need_params else 0),
     )
     sum_terms(_TERMS, 0, s, g, [image], grads, grads)
     dx = new_image(x, *x.shape[1:]) if need_x else x.new_empty(0)
