@@ -50,7 +50,9 @@ class Daas(Method):
 
     def attach(self, network: SearchNetwork) -> None:
         super().attach(network)
-        start = 2 / in_degrees(network.steps)[2:]  # the first node keeps both of its edges, without betas
+        start = (
+            2 / in_degrees(network.steps, network.alphas_normal.detach())[2:]
+        )  # the first node keeps both of its edges, without betas
         for alpha, name in zip(network.alphas, NAMES, strict=True):
             alpha.data *= 0.1
             network.extra_alphas[name] = (start + 1e-4 * torch.randn(start.shape)).requires_grad_()
@@ -91,12 +93,12 @@ class Daas(Method):
 
     def relax(self, network: SearchNetwork, cell: int, alpha: Tensor) -> Mix:
         share, factor = phi(alpha).softmax(dim=-1), self._factor(network, cell)
-        return Mix(share * factor.to(share.device)[:, None])
+        return Mix(share * factor[:, None])
 
     def _factor(self, network: SearchNetwork, cell: int) -> Tensor:
         """[edges]: 1 for the first node's; n * softmax of psi(beta) for those of a node with n."""
         weights = self._edge_weights(network, cell)
-        factor = weights * in_degrees(network.steps).to(weights)
+        factor = weights * in_degrees(network.steps, weights)
         return torch.cat([torch.ones_like(factor[:2]), factor[2:]])
 
     def _edge_weights(self, network: SearchNetwork, cell: int) -> Tensor:

@@ -5,8 +5,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from fastdarts.genotype import edges_of
-
 
 def groups(steps: int) -> list[slice]:
     """The rows of the edges that enter each node."""
@@ -19,6 +17,6 @@ def softmax_by_node(beta: Tensor, steps: int) -> Tensor:
     return torch.cat([beta[rows].softmax(0) for rows in groups(steps)])
 
 
-def in_degrees(steps: int) -> Tensor:
-    """[edges]: how many edges enter the node that the edge enters."""
-    return torch.tensor([float(target) for _, target in edges_of(steps)])
+def in_degrees(steps: int, like: Tensor) -> Tensor:
+    """[edges]: how many edges enter the node that the edge enters; filled on the device, as a CUDA graph can."""
+    return torch.cat([like.new_full((node,), float(node)) for node in range(2, 2 + steps)])

@@ -68,7 +68,8 @@ class Method(StepRules):
         """The candidates [edges, ops] of both cell types that pruning has left, as booleans; None: all."""
         self.dropout = GroupDropout(config.op_dropout, self.generator) if config.op_dropout else None
         self.sparse = type(self).sparse or self.dropout is not None
-        self.capturable = type(self).capturable and not self.sparse
+        # Masks come from the host.
+        self.capturable = type(self).capturable and not self.sparse and not config.prune_below
 
     @classmethod
     def read_options(cls, values: Mapping[str, Any]) -> MethodOptions:

@@ -59,7 +59,7 @@ class RobustDarts(Method):
         self._genotypes: list[str] = []  # at each measurement, as JSON
         self._result: str | None = None
         self._trigger = -1  # the epoch at which the rule fired
-        self.capturable = not self.options.drop_path  # drawn on the host
+        self.capturable = self.capturable and not self.options.drop_path  # drawn on the host
         self._arguments = super().network_arguments()
         if self.options.drop_path:
             self._arguments["cell"] = partial(DropPathCell, self)
