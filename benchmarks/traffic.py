@@ -219,8 +219,8 @@ def _estimates(ours: dict[str, Traffic]) -> Iterator[str]:
     yield (
         "\nEstimated times of the fused steps in ms; nobody has measured them. "
         f"Memory and matrix units at {OF_PEAK:.0%} of their peaks; {TAP_SLOTS} issue slots for each tap of a depthwise "
-        f"convolution or a pool; {LAUNCH * 1e6:.0f} µs a launch, as in a CUDA graph. The sum is what it takes if nothing "
-        "overlaps, the longest part what it takes if all else hides behind it. "
+        f"convolution or a pool; {LAUNCH * 1e6:.0f} µs a launch, as in a CUDA graph. The sum is what it takes if "
+        "nothing overlaps, the longest part what it takes if all else hides behind it. "
         f"A search: {STEPS_IN_SEARCH:,} steps of both kinds (50 epochs, 25,000 + 25,000 images, batch 64).\n"
     )
     yield "| device | step | memory | matrix units | windows | launches | sum | GPU-hours: sum | longest part |"
