@@ -78,7 +78,7 @@ class Daas(Method):
         x = (epoch - start) / (epochs - start)  # constants below are the authors' for 50 epochs and a start at 8
         match self.options.schedule:
             case "log":
-                value = math.log(epoch - start + 1) / max(math.log(epochs - start), 1.0 if epochs - start < 3 else 0.0)
+                value = math.log(epoch - start + 1) / math.log(max(epochs - start, 2))
             case "linear":
                 value = x
             case "exp":

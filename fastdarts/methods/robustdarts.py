@@ -74,7 +74,7 @@ class RobustDarts(Method):
         return self._arguments
 
     def drop_path(self) -> float:
-        return float(self.options.drop_path * self.epoch / max(self.config.epochs - 1, 1))
+        return float(self.options.drop_path * min(self.epoch / max(self.config.epochs - 1, 1), 1.0))
 
     def end_epoch(self, state: "SearchState", metrics: dict[str, Any]) -> None:
         super().end_epoch(state, metrics)

@@ -74,11 +74,11 @@ def test_alphas_wait_and_betas_do_not(method):
 def test_two_edges_stay_near_one(method, network, betas):
     """The second term of L_E: (sum of positive betas - 2)^2."""
     beta = network.extra_alphas["betas_normal"]
-    before = float(method.entropies(network)[1])
+    before = method.entropies(network)[1].item()
     with torch.no_grad():
         beta[7:] = torch.tensor(betas)
-    change = float(method.entropies(network)[1]) - before
-    terms = float(entropy(beta[7:])) - math.log(5) + 0.2 * (sum(b for b in betas if b > 0) - 2) ** 2
+    change = method.entropies(network)[1].item() - before
+    terms = entropy(beta[7:]).item() - math.log(5) + 0.2 * (sum(b for b in betas if b > 0) - 2) ** 2
     assert change == pytest.approx(terms, abs=1e-9)
     gradient = torch.autograd.grad(method.entropies(network)[1], beta)[0]
     with torch.no_grad():
