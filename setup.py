@@ -20,7 +20,7 @@ from typing import Any
 from setuptools import find_packages, setup
 
 # -g0 undoes the -g that Python brings. No -march: the sources choose the instruction set at run time.
-CXX_FLAGS = ["-O3", "-g0", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno"]
+CXX_FLAGS = ["-O3", "-g0", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno", "-fno-predictive-commoning"]
 NVCC_FLAGS = ["-O3"]
 DEFAULT_CUDA_ARCHS = "8.0;9.0;10.0+PTX"
 BYTES_PER_COMPILER = 3 << 30  # a file with torch's headers takes up to this much

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <memory>
 #include <type_traits>
 #include <vector>
@@ -18,6 +19,7 @@
 namespace fastdarts {
 namespace {
 
+constexpr int64_t kGroupBytes = 8 << 20;  // of tensors that a group of branches reads twice in backward: a third-level cache's
 constexpr int64_t kTileBytes = 192 << 10;  // of one tensor's tile: with the others of a pass it stays in a 1 MiB L2
 
 struct Args {
@@ -50,16 +52,22 @@ struct BankSite {  // a bank and where its things come from; ops and branches st
   std::vector<Branch<A, T>> branches;
   std::vector<OpSite<A, T>> ops;
 
-  // visit(first op, one past the last, edge) for each edge, with the bank set to its branches. An edge's tensors are read again
-  // by its next pass, so edge after edge they may still be in the cache.
+  // visit(first op, one past the last, edge) for groups of an edge's ops, with the bank set to their branches. What a group's
+  // passes read again may still be in the cache: a group has at most `tensors` of those, or one branch.
   template <class F>
-  void over_edges(const F& visit) {
+  void over_groups(int64_t tensors, const F& visit) {
+    const auto tensors_of = [&](const OpSite<A, T>& o) { return o.branch < 0 ? 0 : branches[o.branch].separable ? 3 : 1; };
     int64_t branch = 0;
     for (size_t lo = 0, hi; lo < ops.size(); lo = hi) {
-      for (hi = lo; hi < ops.size() && ops[hi].edge == ops[lo].edge;) ++hi;
+      int64_t count = 0;
       bank.branches = branches.data() + branch;
-      bank.count = std::count_if(ops.begin() + lo, ops.begin() + hi, [](const auto& o) { return o.branch >= 0; });
-      branch += bank.count;
+      for (hi = lo; hi < ops.size() && ops[hi].edge == ops[lo].edge; ++hi) {
+        const int64_t more = tensors_of(ops[hi]);
+        if (count && more && count + more > tensors) break;
+        count += more;
+        branch += more > 0;
+      }
+      bank.count = branches.data() + branch - bank.branches;
       bank.starts = lo == 0;
       bank.finishes = hi == ops.size();
       visit(&ops[lo], &ops[lo] + (hi - lo), *ops[lo].edge);
@@ -316,7 +324,7 @@ class MixedSum {
     const Bank<A, T>& bank = site.bank;
     const int64_t size = ScratchLayout(bank.geo).total();
     Block<A> scratch(size * chunks_);
-    site.over_edges([&](OpSite<A, T>* begin, OpSite<A, T>* end, const Edge&) {
+    site.over_groups(std::numeric_limits<int64_t>::max(), [&](OpSite<A, T>* begin, OpSite<A, T>* end, const Edge&) {
       over_tiles(bank.geo, [&](int64_t lo, int64_t hi, int64_t chunk) {
         kernels_.first_forward(bank, lo, hi, chunk, scratch.data() + chunk * size);
       });
@@ -413,11 +421,7 @@ class MixedSum {
     }
     m.terms = terms.data();
     m.count = terms.size();
-    const int64_t size = m.geo.rows * wo_ * cp_;
-    Block<A> scratch(size * chunks_);
-    over_tiles(m.geo, [&](int64_t lo, int64_t hi, int64_t chunk) {
-      kernels_.term_sums(m, lo, hi, chunk, scratch.data() + chunk * size);
-    });
+    over_tiles(m.geo, [&](int64_t lo, int64_t hi, int64_t chunk) { kernels_.term_sums(m, lo, hi, chunk); });
   }
 
   void set_coefficients(const Stage<A, T>& s, int64_t c, double weight, double sum_g, double sum_gy) const {
@@ -461,13 +465,14 @@ class MixedSum {
     const auto separables = [&] {
       return std::count_if(bank.branches, bank.branches + bank.count, [](const auto& b) { return b.separable; });
     };
+    const int64_t tensors = kGroupBytes / (plane * int64_t(sizeof(T)));
     int64_t most = 0;
-    site.over_edges([&](OpSite<A, T>*, OpSite<A, T>*, const Edge&) { most = std::max<int64_t>(most, separables()); });
+    site.over_groups(tensors, [&](OpSite<A, T>*, OpSite<A, T>*, const Edge&) { most = std::max<int64_t>(most, separables()); });
     Block<A> dz(most * plane), dx_partial(need_x ? n_ * bank.geo.h * bank.geo.w * cp_ : 0);
     Block<A> scratch(size * chunks_), grads(need_params ? grads_size * chunks_ : 0);
     bank.dx_partial = dx_partial.data();
 
-    site.over_edges([&](OpSite<A, T>* begin, OpSite<A, T>* end, const Edge& edge) {
+    site.over_groups(tensors, [&](OpSite<A, T>* begin, OpSite<A, T>* end, const Edge& edge) {
       sum_terms(site, begin, end, g[edge.node]);
       A* row = pointer<A>(dweights) + begin->edge_index * dweights.size(1);
       for (const OpSite<A, T>* o = begin; o != end; ++o) {

@@ -31,7 +31,7 @@ class Project {
     s.y = pointer<T>(saved);
     s.mean = arena_.zeros(cp);
     s.rstd = arena_.zeros(cp);
-    scratch_ = rows * wo * 3 * std::max(s.k, cp);
+    scratch_ = (rows * wo + 1) * 3 * std::max(s.k, cp);
     pack();
   }
 
@@ -63,7 +63,7 @@ class Project {
     const Term<A, T> term = y_term(sum_gy);
     const Mix<A, T> m{node_geometry(), &term, 1, view_of<T>(grad_out), nullptr, sum_g};
     over_tiles(m.geo, chunks_, [&](int64_t lo, int64_t hi, int64_t chunk) {
-      kernels_.term_sums(m, lo, hi, chunk, scratch.data() + chunk * scratch_);
+      kernels_.term_sums(m, lo, hi, chunk);
     });
     s.from_g = arena_.zeros(g.cp);
     s.from_y = arena_.zeros(g.cp);

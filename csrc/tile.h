@@ -120,7 +120,7 @@ struct Kernels {
   void (*first_forward)(const Bank<A, T>&, int64_t lo, int64_t hi, int64_t chunk, A* scratch);
   void (*second_forward)(const Bank<A, T>&, int64_t lo, int64_t hi, int64_t chunk, A* scratch);
   void (*mix)(const Mix<A, T>&, int64_t lo, int64_t hi, int64_t chunk, A* scratch);
-  void (*term_sums)(const Mix<A, T>&, int64_t lo, int64_t hi, int64_t chunk, A* scratch);
+  void (*term_sums)(const Mix<A, T>&, int64_t lo, int64_t hi, int64_t chunk);
   void (*final_backward)(const Bank<A, T>&, int64_t lo, int64_t hi, int64_t chunk, A* scratch, A* grads);
   void (*first_backward)(const Bank<A, T>&, int64_t lo, int64_t hi, int64_t chunk, A* scratch, A* grads);
   // Scratch: three times a tile's pixels by the larger of k and cp.
@@ -128,18 +128,19 @@ struct Kernels {
   void (*project_backward)(const Projection<A, T>&, int64_t lo, int64_t hi, int64_t chunk, A* scratch, A* grads);
 };
 
-// A chunk's scratch: the padded source, a padded middle, depthwise outputs and their gradients, gradients of pointwise
-// outputs; each in elements of A.
+// A chunk's scratch: the padded source and its gradient, a padded middle and its gradient, depthwise outputs and their
+// gradients, gradients of pointwise outputs, sums; each in elements of A.
 struct ScratchLayout {
-  int64_t padded, padded2, d, dy;
+  int64_t source, middle, d, dy, sums;
   __attribute__((always_inline)) explicit ScratchLayout(const Geometry& g) {
-    const int64_t reach = 2 * g.pad, out = (g.rows + reach) * g.wo * g.cp;
-    const int64_t source = (g.stride * g.rows + reach) * (g.stride * g.wo + reach) * g.cp;
-    padded = padded2 = source;
+    const int64_t reach = 2 * g.pad, out = g.rows * g.wo * g.cp;
+    source = (g.stride * g.rows + reach) * (g.w + reach) * g.cp;
+    middle = (g.rows + reach) * (g.wo + reach) * g.cp;
     d = 2 * out;
     dy = out;
+    sums = 3 * g.cp;
   }
-  __attribute__((always_inline)) int64_t total() const { return padded + padded2 + 2 * d + dy; }
+  __attribute__((always_inline)) int64_t total() const { return 2 * (source + middle + d) + dy + sums; }
 };
 
 // The kernels for this machine's instruction set, or the one FASTDARTS_CPU names (avx512, avx2, portable).

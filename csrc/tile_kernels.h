@@ -127,6 +127,16 @@ FD_INLINE Vec<A> relu(Vec<A> v) {  // as PyTorch: NaN stays NaN
   return v < 0 ? Vec<A>{} : v;
 }
 
+// GCC would rather load a value again for each of its uses, which takes the loads that the other operands need.
+template <class V>
+FD_INLINE void in_register(V& v) {
+#if FASTDARTS_VECTOR_BYTES == 64
+  asm("" : "+v"(v));
+#elif FASTDARTS_VECTOR_BYTES == 32
+  asm("" : "+x"(v));
+#endif
+}
+
 // Large tensors pass through once: their lines are asked for ahead of time, far enough to cover a memory access.
 template <class T>
 FD_INLINE void prefetch(const T* p) {
@@ -285,13 +295,14 @@ template <class A, int K, int D, int S, int CP, int PB, bool ADD>
 FD_INLINE void depthwise_block(const A* in, int64_t in_row, const A* w, int64_t cp, A* out) {
   const int64_t px = CP ? CP : cp;
   Vec<A> acc[PB];
-  unroll<PB>([&](auto p) FD_LAMBDA { acc[p.value] = ADD ? load<A>(out + p.value * px) : Vec<A>{}; });
+  unroll<PB>([&](auto p) FD_LAMBDA { acc[p.value] = Vec<A>{}; });
 #pragma GCC unroll 1
   for (int ky = 0; ky < K; ++ky) {
     Vec<A> taps[K];
     unroll<K>([&](auto kx) FD_LAMBDA { taps[kx.value] = load<A>(w + (ky * K + kx.value) * px); });
     unroll<(PB - 1) * S + (K - 1) * D + 1>([&](auto q) FD_LAMBDA {
-      const Vec<A> v = load<A>(in + q.value * px);
+      Vec<A> v = load<A>(in + q.value * px);
+      in_register(v);
       unroll<K>([&](auto kx) FD_LAMBDA {
         constexpr int start = q.value - kx.value * D;
         if constexpr (start >= 0 && start % S == 0 && start / S < PB) acc[start / S] += taps[kx.value] * v;
@@ -299,7 +310,10 @@ FD_INLINE void depthwise_block(const A* in, int64_t in_row, const A* w, int64_t 
     });
     in += in_row * D;
   }
-  unroll<PB>([&](auto p) FD_LAMBDA { store(out + p.value * px, acc[p.value]); });
+  unroll<PB>([&](auto p) FD_LAMBDA {
+    A* o = out + p.value * px;
+    store(o, ADD ? load<A>(o) + acc[p.value] : acc[p.value]);
+  });
 }
 
 // out[r, c] (+)= sum_{ky, kx} w[ky, kx] * in[S r + D ky, S c + D kx]; row strides in elements.
@@ -346,6 +360,25 @@ DepthwiseTile<A> depthwise(int64_t kernel, int64_t dilation, int64_t cp) {
   return depthwise_of_channels<A, 5, 2, S, ADD>(cp);
 }
 
+// PB pixels of one row, KY kernel rows: each input pixel is loaded once per kernel row and serves every tap.
+template <class A, int K, int D, int S, int CP, int KY, int PB>
+FD_INLINE void depthwise_weight_block(const A* in, int64_t in_row, const A* dd, int64_t cp, Vec<A> (&acc)[KY][K]) {
+  const int64_t px = CP ? CP : cp;
+  Vec<A> g[PB];
+  unroll<PB>([&](auto p) FD_LAMBDA { g[p.value] = load<A>(dd + p.value * px); });
+  unroll<KY>([&](auto ky) FD_LAMBDA {
+    const A* in_k = in + ky.value * D * in_row;
+    unroll<(PB - 1) * S + (K - 1) * D + 1>([&](auto q) FD_LAMBDA {
+      Vec<A> v = load<A>(in_k + q.value * px);
+      in_register(v);
+      unroll<K>([&](auto kx) FD_LAMBDA {
+        constexpr int start = q.value - kx.value * D;
+        if constexpr (start >= 0 && start % S == 0 && start / S < PB) acc[ky.value][kx.value] += g[start / S] * v;
+      });
+    });
+  });
+}
+
 // dw[ky, kx] += sum_{r, c} dd[r, c] * in[S r + D ky, S c + D kx], KY kernel rows from ky at a time.
 template <class A, int K, int D, int S, int CP, int KY>
 FD_INLINE void depthwise_weight_rows(const A* in, int64_t in_row, const A* dd, int64_t dd_row, int64_t rows, int64_t columns,
@@ -356,13 +389,9 @@ FD_INLINE void depthwise_weight_rows(const A* in, int64_t in_row, const A* dd, i
   for (int64_t r = 0; r < rows; ++r) {
     const A* in_r = in + r * S * in_row;
     const A* dd_r = dd + r * dd_row;
-    for (int64_t i = 0; i < columns; ++i) {
-      const Vec<A> v = load<A>(dd_r + i * px);
-      unroll<KY>([&](auto ky) FD_LAMBDA {
-        const A* in_k = in_r + ky.value * D * in_row + i * S * px;
-        unroll<K>([&](auto kx) FD_LAMBDA { acc[ky.value][kx.value] += v * load<A>(in_k + kx.value * D * px); });
-      });
-    }
+    exact_blocks<4>(columns, [&](auto size, int64_t i) FD_LAMBDA {
+      depthwise_weight_block<A, K, D, S, CP, KY, size.value>(in_r + i * S * px, in_row, dd_r + i * px, cp, acc);
+    });
   }
   unroll<KY>([&](auto ky) FD_LAMBDA {
     unroll<K>([&](auto kx) FD_LAMBDA {
@@ -423,38 +452,98 @@ FD_INLINE Tile tile_at(const Geometry& geo, int64_t index) {
   return {index / geo.bands, begin, begin + geo.rows < geo.ho ? begin + geo.rows : geo.ho};
 }
 
-// A chunk's scratch; sizes in scratch_size().
+// A chunk's scratch; its sizes stand in ScratchLayout. The padded buffers keep their borders of zeros from tile to tile.
 template <class A>
 struct Scratch {
-  A *padded, *padded2, *d, *dy, *dd;
+  A *source, *d_source, *middle, *d_middle, *d, *dy, *dd, *sums;
   Scratch(const Geometry& geo, A* base) {
     const ScratchLayout layout(geo);
-    padded = base;
-    padded2 = padded + layout.padded;
-    d = padded2 + layout.padded2;
+    source = base;
+    d_source = source + layout.source;
+    middle = d_source + layout.source;
+    d_middle = middle + layout.middle;
+    d = d_middle + layout.middle;
     dy = d + layout.d;
     dd = dy + layout.dy;
+    sums = dd + layout.d;
+  }
+  // Before the first tile of a pass that uses them.
+  void clear_source(const Geometry& geo) const { clear(source, 2 * ScratchLayout(geo).source); }
+  void clear_middle(const Geometry& geo) const { clear(middle, 2 * ScratchLayout(geo).middle); }
+};
+
+// A padded image: of a state, or of what stands between a separable convolution's stages.
+struct Padded {
+  int64_t h, w, pad, row;  // of the image; elements from row to row
+  FD_INLINE Padded(const Geometry& g, bool middle) {
+    h = middle ? g.ho : g.h;
+    w = middle ? g.wo : g.w;
+    pad = g.pad;
+    row = (w + 2 * pad) * g.cp;
   }
 };
 
-// dst[row, W + 2 pad, cp] for rows [begin, end) of an image of h rows; outside the image zeros, inside value(row, column, c).
+// Rows [begin, end) of an image into dst: value(row, column, c) inside the borders, zeros in rows outside the image.
 template <class A, class F>
-FD_INLINE void fill_padded(A* dst, int64_t begin, int64_t end, int64_t h, int64_t w, int64_t pad, int64_t cp, const F& value) {
-  const int64_t row_size = (w + 2 * pad) * cp;
-  for (int64_t row = begin; row < end; ++row, dst += row_size) {
-    if (row < 0 || row >= h) {
-      for (int64_t i = 0; i < row_size; i += kLanes<A>) store(dst + i, Vec<A>{});
+FD_INLINE void fill_padded(A* dst, int64_t begin, int64_t end, const Padded& of, const Geometry& g, const F& value) {
+  for (int64_t row = begin; row < end; ++row, dst += of.row) {
+    if (row < 0 || row >= of.h) {
+      if (g.bands > 1) clear(dst, of.row);  // else nobody ever wrote there
       continue;
     }
-    for (int64_t i = 0; i < pad * cp; i += kLanes<A>) {
-      store(dst + i, Vec<A>{});
-      store(dst + row_size - pad * cp + i, Vec<A>{});
-    }
-    A* inside = dst + pad * cp;
-    for (int64_t column = 0; column < w; ++column)
-      for (int64_t c = 0; c < cp; c += kLanes<A>) store(inside + column * cp + c, value(row, column, c));
+    A* inside = dst + of.pad * g.cp;
+    for (int64_t column = 0; column < of.w; ++column)
+      for (int64_t c = 0; c < g.cp; c += kLanes<A>) store(inside + column * g.cp + c, value(row, column, c));
   }
 }
+
+// Rows of a strip: what passes from one step of a stage to the next stays in the first-level cache.
+template <class A>
+FD_INLINE int64_t strip_rows(const Geometry& g) {
+  const int64_t rows = (8 << 10) / (g.wo * g.cp * int64_t(sizeof(A)));
+  return rows < 1 ? 1 : rows;
+}
+
+// Memory that the next phase reads, asked for a little at a time while this one computes.
+class Ahead {
+ public:
+  // `count` pieces of `bytes`, `step` bytes apart.
+  FD_INLINE void add(const void* data, int64_t count, int64_t bytes, int64_t step) {
+    if (bytes == step) {
+      bytes *= count;
+      count = 1;
+    }
+    ranges_[size_++] = {static_cast<const char*>(data), count, bytes, step};
+    lines_ += count * ((bytes + 63) / 64);
+  }
+  // Rows of a tile.
+  template <class T>
+  FD_INLINE void add(const View<T>& v, int64_t image, int64_t begin, int64_t end, int64_t columns, int64_t channels) {
+    add(v.data + image * v.sn + begin * v.sh, (end - begin) * columns, channels * int64_t(sizeof(T)), v.sw * int64_t(sizeof(T)));
+  }
+  // From here on ask() is called so many times.
+  FD_INLINE void over(int64_t times) { share_ = (lines_ + times - 1) / times; }
+  FD_INLINE void ask() {
+    for (int64_t i = 0; i < share_ && now_ < size_; ++i) {
+      Range& r = ranges_[now_];
+      __builtin_prefetch(r.data + offset_, 0, 3);
+      offset_ += 64;
+      if (offset_ < r.bytes) continue;
+      offset_ = 0;
+      r.data += r.step;
+      if (--r.count == 0) ++now_;
+    }
+  }
+
+ private:
+  struct Range {
+    const char* data;
+    int64_t count, bytes, step;
+  };
+  static constexpr int kMost = 6;
+  Range ranges_[kMost];
+  int64_t size_ = 0, now_ = 0, offset_ = 0, lines_ = 0, share_ = 0;
+};
 
 // The rows of relu(x) that output rows [begin, end) of a bank read.
 template <class A, bool FULL, class T>
@@ -462,57 +551,58 @@ FD_INLINE void fill_source(const Bank<A, T>& bank, const Tile& tile, A* padded) 
   const Geometry& g = bank.geo;
   const T* image = bank.x.data + tile.image * bank.x.sn;
   const int64_t sh = bank.x.sh, sw = bank.x.sw, channels = g.c;
-  fill_padded(padded, tile.begin * g.stride - g.pad, (tile.end - 1) * g.stride + g.pad + 1, g.h, g.w, g.pad, g.cp,
+  fill_padded(padded, tile.begin * g.stride - g.pad, (tile.end - 1) * g.stride + g.pad + 1, Padded(g, false), g,
               [&](int64_t row, int64_t column, int64_t c) FD_LAMBDA {
-                prefetch(image + row * sh + column * sw + c);
                 return relu<A>(load_channels<A, FULL>(image + row * sh + column * sw, c, channels));
               });
 }
 
 // The rows of relu(batch norm(y)) that output rows [begin, end) of a second stage read.
 template <class A, class T>
-FD_INLINE void fill_normalised(const Geometry& g, const Stage<A, T>& first, int64_t pad, const Tile& tile, A* padded) {
+FD_INLINE void fill_middle(const Geometry& g, const Stage<A, T>& first, const Tile& tile, A* padded) {
   const int64_t wo = g.wo, cp = g.cp;
   const T* image = first.y + tile.image * g.ho * wo * cp;
   const A *mean = first.mean, *rstd = first.rstd;
-  fill_padded(padded, tile.begin - pad, tile.end + pad, g.ho, g.wo, pad, g.cp, [&](int64_t row, int64_t column, int64_t c) FD_LAMBDA {
-    prefetch(image + (row * wo + column) * cp + c);
+  fill_padded(padded, tile.begin - g.pad, tile.end + g.pad, Padded(g, true), g, [&](int64_t row, int64_t column, int64_t c) FD_LAMBDA {
     const Vec<A> y = load<A>(image + (row * wo + column) * cp + c);
     return relu<A>((y - load<A>(mean + c)) * load<A>(rstd + c));
   });
 }
 
-// d = depthwise(padded) or the gather of a factorised reduction, [rows * wo, stage.k]. `pad` is the padding of `padded`.
+// d = depthwise(padded) or the gather of a factorised reduction, [rows * wo, stage.k].
 template <class A, class T>
-FD_INLINE void depthwise_forward(const Stage<A, T>& stage, const Geometry& g, const A* padded, int64_t w, int64_t pad,
-                                 int64_t rows, A* d) {
-  const int64_t in_row = (w + 2 * pad) * g.cp;
-  const int64_t shift = pad - stage.pad;
-  const A* in = padded + shift * in_row + shift * g.cp;
+FD_INLINE void depthwise_forward(const Stage<A, T>& stage, const Geometry& g, const A* padded, const Padded& of, int64_t rows,
+                                 A* d) {
+  const int64_t shift = of.pad - stage.pad;
+  const A* in = padded + shift * of.row + shift * g.cp;
   if (stage.kernel) {
     const auto run = stage.stride == 1 ? depthwise<A, 1, false>(stage.kernel, stage.dilation, g.cp)
                                        : depthwise<A, 2, false>(stage.kernel, stage.dilation, g.cp);
-    run(in, in_row, stage.dw, d, g.wo * g.cp, rows, g.wo, g.cp);
+    run(in, of.row, stage.dw, d, g.wo * g.cp, rows, g.wo, g.cp);
     return;
   }
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t column = 0; column < g.wo; ++column, d += 2 * g.cp) {
-      const A* here = in + 2 * r * in_row + 2 * column * g.cp;
+      const A* here = in + 2 * r * of.row + 2 * column * g.cp;
       for (int64_t c = 0; c < g.cp; c += kLanes<A>) {
         store(d + c, load<A>(here + c));
-        store(d + g.cp + c, load<A>(here + in_row + g.cp + c));
+        store(d + g.cp + c, load<A>(here + of.row + g.cp + c));
       }
     }
 }
 
-// Joins the moments of y [pixels, cp] to those of the `before` values already seen (Chan et al.), in double. A tile's are taken
-// about its first pixel: exact for constants, no cancellation for a large mean. keep(i, y[i...]) stores what was read.
+// Sums of a tile's y and its square about the tile's first pixel (exact for constants, no cancellation for a large mean), strip
+// by strip into `sums` [3 (pixel, sum, sum of squares), cp]. keep(i, y[i...]) stores what was read.
 template <class A, class F>
-FD_INLINE void add_moments(const A* y, int64_t pixels, int64_t cp, int64_t before, double* mean, double* m2, const F& keep) {
-  const double per_pixel = 1.0 / pixels, share = double(pixels) / (before + pixels), joint = double(before) * share;
+FD_INLINE void sum_strip(const A* y, int64_t pixels, int64_t cp, bool starts, A* sums, const F& keep) {
   for (int64_t c = 0; c < cp; c += kLanes<A>) {
-    const Vec<A> origin = load<A>(y + c);
+    A *origin_at = sums + c, *sum_at = sums + cp + c, *square_at = sums + 2 * cp + c;
+    const Vec<A> origin = load<A>(starts ? y + c : origin_at);
     Vec<A> sum[4] = {}, square[4] = {};
+    if (!starts) {
+      sum[0] = load<A>(sum_at);
+      square[0] = load<A>(square_at);
+    }
     int64_t p = 0;
     for (; p + 4 <= pixels; p += 4)
       unroll<4>([&](auto i) FD_LAMBDA {
@@ -529,35 +619,59 @@ FD_INLINE void add_moments(const A* y, int64_t pixels, int64_t cp, int64_t befor
       sum[0] += v;
       square[0] += v * v;
     }
-    A origins[kLanes<A>], sums[kLanes<A>], squares[kLanes<A>];
-    store(origins, origin);
-    store(sums, (sum[0] + sum[1]) + (sum[2] + sum[3]));
-    store(squares, (square[0] + square[1]) + (square[2] + square[3]));
-    for (int lane = 0; lane < kLanes<A>; ++lane) {
-      const double shift = double(sums[lane]) * per_pixel;
-      const double tile_m2 = double(squares[lane]) - double(sums[lane]) * shift;
-      const double delta = double(origins[lane]) + shift - mean[c + lane];
-      mean[c + lane] += delta * share;
-      m2[c + lane] += (tile_m2 > 0 ? tile_m2 : 0) + delta * delta * joint;
-    }
+    store(origin_at, origin);
+    store(sum_at, (sum[0] + sum[1]) + (sum[2] + sum[3]));
+    store(square_at, (square[0] + square[1]) + (square[2] + square[3]));
   }
 }
 
-// y = pointwise(d): stored, and its moments added to the chunk's. Overwrites d.
+// Joins a tile's sums to the moments of the `before` values already seen (Chan et al.), in double.
+template <class A>
+FD_INLINE void join_moments(const A* sums, int64_t pixels, int64_t cp, int64_t before, double* mean, double* m2) {
+  const double per_pixel = 1.0 / pixels, share = double(pixels) / (before + pixels), joint = double(before) * share;
+  for (int64_t c = 0; c < cp; ++c) {
+    const double sum = sums[cp + c], shift = sum * per_pixel, tile_m2 = double(sums[2 * cp + c]) - sum * shift;
+    const double delta = double(sums[c]) + shift - mean[c];
+    mean[c] += delta * share;
+    m2[c] += (tile_m2 > 0 ? tile_m2 : 0) + delta * delta * joint;
+  }
+}
+
+// y = pointwise(d) of a strip from row `begin` on: stored, and added to the tile's sums. Overwrites d.
 template <class A, class T>
-FD_INLINE void pointwise_forward(const Stage<A, T>& stage, const Geometry& g, const Tile& tile, int64_t chunk, int64_t before,
-                                 A* d, A* y) {
-  const int64_t pixels = (tile.end - tile.begin) * g.wo;
+FD_INLINE void pointwise_forward(const Stage<A, T>& stage, const Geometry& g, int64_t image, int64_t begin, int64_t rows,
+                                 bool starts, A* d, A* y, A* sums) {
+  const int64_t pixels = rows * g.wo;
   if constexpr (kDots<T>)
     pointwise(pair_along_channels(d, pixels * stage.k, d), pixels, pairs(stage.pw_pairs), stage.k / 2, g.cp, y, g.cp);
   else
     pointwise(d, pixels, stage.pw, stage.k, g.cp, y, g.cp);
-  double *mean = stage.chunk_mean + chunk * g.cp, *m2 = stage.chunk_m2 + chunk * g.cp;
-  T* out = stage.y + (tile.image * g.ho + tile.begin) * g.wo * g.cp;
+  T* out = stage.y + (image * g.ho + begin) * g.wo * g.cp;
   if (stage.read_soon)
-    add_moments(y, pixels, g.cp, before, mean, m2, [&](int64_t i, Vec<A> v) FD_LAMBDA { store(out + i, v); });
+    sum_strip(y, pixels, g.cp, starts, sums, [&](int64_t i, Vec<A> v) FD_LAMBDA { store(out + i, v); });
   else
-    add_moments(y, pixels, g.cp, before, mean, m2, [&](int64_t i, Vec<A> v) FD_LAMBDA { stream(out + i, v); });
+    sum_strip(y, pixels, g.cp, starts, sums, [&](int64_t i, Vec<A> v) FD_LAMBDA { stream(out + i, v); });
+}
+
+// A stage of a tile, strip by strip, and its moments.
+template <class A, class T>
+FD_INLINE void stage_forward(const Stage<A, T>& stage, const Geometry& g, const Tile& tile, int64_t chunk, int64_t before,
+                             const A* padded, const Padded& of, const Scratch<A>& s, Ahead& ahead) {
+  const int64_t strip = strip_rows<A>(g);
+  for (int64_t r = tile.begin; r < tile.end; r += strip) {
+    const int64_t rows = r + strip < tile.end ? strip : tile.end - r;
+    depthwise_forward(stage, g, padded + (r - tile.begin) * stage.stride * of.row, of, rows, s.d);
+    pointwise_forward(stage, g, tile.image, r, rows, r == tile.begin, s.d, s.dy, s.sums);
+    ahead.ask();
+  }
+  join_moments(s.sums, (tile.end - tile.begin) * g.wo, g.cp, before, stage.chunk_mean + chunk * g.cp, stage.chunk_m2 + chunk * g.cp);
+}
+
+template <class A>
+FD_INLINE void add_lanes(double* into, Vec<A> v) {
+  A lanes[kLanes<A>];
+  store(lanes, v);
+  for (int lane = 0; lane < kLanes<A>; ++lane) into[lane] += double(lanes[lane]);
 }
 
 // ---- pools -----------------------------------------------------------------------------------------------------------
@@ -583,12 +697,13 @@ FD_INLINE void over_window(const Window& win, const F& f) {
 }
 
 template <class A, class T>
-FD_INLINE void store_pool(T* out, const A* y, int64_t pixels, int64_t cp, int64_t before, double* mean, double* m2) {
-  add_moments(y, pixels, cp, before, mean, m2, [&](int64_t i, Vec<A> v) FD_LAMBDA { store(out + i, v); });
+FD_INLINE void store_pool(T* out, const A* y, int64_t pixels, int64_t cp, int64_t before, A* sums, double* mean, double* m2) {
+  sum_strip(y, pixels, cp, true, sums, [&](int64_t i, Vec<A> v) FD_LAMBDA { store(out + i, v); });
+  join_moments(sums, pixels, cp, before, mean, m2);
 }
 
 template <class A, bool FULL, class T>
-FD_INLINE void pool_forward(const Bank<A, T>& bank, const Tile& tile, int64_t chunk, int64_t before, A* max_y, A* avg_y) {
+FD_INLINE void pool_forward(const Bank<A, T>& bank, const Tile& tile, int64_t chunk, int64_t before, A* max_y, A* avg_y, A* sums) {
   const Geometry g = bank.geo;
   const Pools<A, T>& pools = bank.pools;
   const T* image = bank.x.data + tile.image * bank.x.sn;
@@ -610,8 +725,10 @@ FD_INLINE void pool_forward(const Bank<A, T>& bank, const Tile& tile, int64_t ch
       }
     }
   const int64_t at = (tile.image * g.ho + tile.begin) * g.wo * g.cp, moments = chunk * g.cp;
-  if (pools.max_y) store_pool(pools.max_y + at, max_y, pixels, g.cp, before, pools.max_mean + moments, pools.max_m2 + moments);
-  if (pools.avg_y) store_pool(pools.avg_y + at, avg_y, pixels, g.cp, before, pools.avg_mean + moments, pools.avg_m2 + moments);
+  if (pools.max_y)
+    store_pool(pools.max_y + at, max_y, pixels, g.cp, before, sums, pools.max_mean + moments, pools.max_m2 + moments);
+  if (pools.avg_y)
+    store_pool(pools.avg_y + at, avg_y, pixels, g.cp, before, sums, pools.avg_mean + moments, pools.avg_m2 + moments);
 }
 
 // d pooled = sum_j from_g[j] * g_j + from_y * (y - mean) + offset for one row of outputs.
@@ -676,40 +793,99 @@ FD_INLINE void pool_backward(const Bank<A, T>& bank, int64_t image, int64_t begi
   }
 }
 
+// ---- what lies ahead -------------------------------------------------------------------------------------------------
+
+template <class A>
+FD_INLINE int64_t strips(const Geometry& g, const Tile& tile) {
+  return (tile.end - tile.begin + strip_rows<A>(g) - 1) / strip_rows<A>(g);
+}
+
+template <class A, class T>
+FD_INLINE void ahead_source(Ahead& ahead, const Bank<A, T>& bank, const Tile& tile) {
+  const Geometry& g = bank.geo;
+  const int64_t begin = tile.begin * g.stride, end = tile.end * g.stride < g.h ? tile.end * g.stride : g.h;
+  ahead.add(bank.x, tile.image, begin, end, g.w, g.c);
+}
+
+// Of a tensor [n, ho, wo, cp].
+template <class T>
+FD_INLINE void ahead_output(Ahead& ahead, const T* y, const Geometry& g, const Tile& tile) {
+  const int64_t bytes = g.wo * g.cp * int64_t(sizeof(T));
+  ahead.add(y + (tile.image * g.ho + tile.begin) * g.wo * g.cp, tile.end - tile.begin, bytes, bytes);
+}
+
+// The rows of dx that a tile adds to.
+template <class A, class T>
+FD_INLINE void ahead_dx(Ahead& ahead, const Bank<A, T>& bank, const Tile& tile) {
+  const Geometry& g = bank.geo;
+  const int64_t begin = tile.begin * g.stride, end = tile.end * g.stride < g.h ? tile.end * g.stride : g.h;
+  const int64_t bytes = g.w * g.cp * int64_t(sizeof(A));
+  if (bank.need_x && !bank.starts) ahead.add(bank.dx_partial + (tile.image * g.h + begin) * g.w * g.cp, end - begin, bytes, bytes);
+}
+
+// What final_backward reads for a branch, with the edge's part of it if the tile is new.
+template <class A, class T>
+FD_INLINE void ahead_final(Ahead& ahead, const Bank<A, T>& bank, const Branch<A, T>& branch, const Tile& tile, bool is_new) {
+  const Geometry& g = bank.geo;
+  if (is_new) {
+    ahead.add(branch.g, tile.image, tile.begin, tile.end, g.wo, g.c);
+    if (!branch.separable) {
+      ahead_source(ahead, bank, tile);
+      ahead_dx(ahead, bank, tile);
+    }
+  }
+  if (branch.separable) ahead_output(ahead, branch.first.y, g, tile);
+  ahead_output(ahead, branch.separable ? branch.second.y : branch.first.y, g, tile);
+}
+
+template <class A, class T>
+FD_INLINE void ahead_first(Ahead& ahead, const Branch<A, T>& branch, const Geometry& g, const Tile& tile) {
+  ahead_output(ahead, branch.first.y, g, tile);
+  ahead_output(ahead, branch.dz, g, tile);
+}
+
 // ---- passes ----------------------------------------------------------------------------------------------------------
 
 // First stages of an edge's branches, and the pools of its source with the first edge.
 template <class A, bool FULL, class T>
 FD_INLINE void first_forward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t chunk, A* base) {
-  const Scratch<A> scratch(bank.geo, base);
+  const Geometry& g = bank.geo;
+  const Scratch<A> s(g, base);
+  s.clear_source(g);
+  const Padded source(g, false);
   int64_t before = 0;
   for (int64_t index = lo; index < hi; ++index) {
-    const Tile tile = tile_at(bank.geo, index);
-    if (bank.count) fill_source<A, FULL>(bank, tile, scratch.padded);
-    for (int64_t b = 0; b < bank.count; ++b) {
-      const Stage<A, T>& stage = bank.branches[b].first;
-      depthwise_forward(stage, bank.geo, scratch.padded, bank.geo.w, bank.geo.pad, tile.end - tile.begin, scratch.d);
-      pointwise_forward(stage, bank.geo, tile, chunk, before, scratch.d, scratch.dy);
-    }
-    if (bank.starts && (bank.pools.max_y || bank.pools.avg_y)) pool_forward<A, FULL>(bank, tile, chunk, before, scratch.d, scratch.dy);
-    before += (tile.end - tile.begin) * bank.geo.wo;
+    const Tile tile = tile_at(g, index);
+    if (bank.count) fill_source<A, FULL>(bank, tile, s.source);
+    Ahead ahead;
+    if (index + 1 < hi) ahead_source(ahead, bank, tile_at(g, index + 1));
+    ahead.over(bank.count * strips<A>(g, tile));
+    for (int64_t b = 0; b < bank.count; ++b)
+      stage_forward(bank.branches[b].first, g, tile, chunk, before, s.source, source, s, ahead);
+    if (bank.starts && (bank.pools.max_y || bank.pools.avg_y)) pool_forward<A, FULL>(bank, tile, chunk, before, s.d, s.dy, s.sums);
+    before += (tile.end - tile.begin) * g.wo;
   }
 }
 
 // Second stages of an edge's separable convolutions.
 template <class A, class T>
 void second_forward(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t chunk, A* base) {
-  const Scratch<A> scratch(bank.geo, base);
+  const Geometry& g = bank.geo;
+  const Scratch<A> s(g, base);
+  s.clear_middle(g);
+  const Padded middle(g, true);
   for (int64_t b = 0; b < bank.count; ++b) {
-    if (!bank.branches[b].separable) continue;
-    const Stage<A, T>& stage = bank.branches[b].second;
+    const Branch<A, T>& branch = bank.branches[b];
+    if (!branch.separable) continue;
     int64_t before = 0;
     for (int64_t index = lo; index < hi; ++index) {
-      const Tile tile = tile_at(bank.geo, index);
-      fill_normalised(bank.geo, bank.branches[b].first, stage.pad, tile, scratch.padded2);
-      depthwise_forward(stage, bank.geo, scratch.padded2, bank.geo.wo, stage.pad, tile.end - tile.begin, scratch.d);
-      pointwise_forward(stage, bank.geo, tile, chunk, before, scratch.d, scratch.dy);
-      before += (tile.end - tile.begin) * bank.geo.wo;
+      const Tile tile = tile_at(g, index);
+      fill_middle(g, branch.first, tile, s.middle);
+      Ahead ahead;
+      if (index + 1 < hi) ahead_output(ahead, branch.first.y, g, tile_at(g, index + 1));
+      ahead.over(strips<A>(g, tile));
+      stage_forward(branch.second, g, tile, chunk, before, s.middle, middle, s, ahead);
+      before += (tile.end - tile.begin) * g.wo;
     }
   }
 }
@@ -751,9 +927,9 @@ FD_INLINE void mix_tiles(const Mix<A, T>& m, int64_t lo, int64_t hi, A* sum) {
     for (int64_t c = 0; c < g.cp; c += kLanes<A>) {
       const Vec<A> shift = load<A>(m.shift + c);
       for (int64_t i = 0; i < pixels; ++i) store(sum + i * g.cp + c, shift);
-      int64_t t = 0;
-      for (; t + 4 <= m.count; t += 4) mix_terms<A, FULL, 4>(m.terms + t, tile, c, g.wo, g.cp, sum);
-      for (; t < m.count; ++t) mix_terms<A, FULL, 1>(m.terms + t, tile, c, g.wo, g.cp, sum);
+      exact_blocks<4>(m.count, [&](auto size, int64_t t) FD_LAMBDA {
+        mix_terms<A, FULL, size.value>(m.terms + t, tile, c, g.wo, g.cp, sum);
+      });
     }
     const A* from = sum;
     for (int64_t r = tile.begin; r < tile.end; ++r)
@@ -764,55 +940,47 @@ FD_INLINE void mix_tiles(const Mix<A, T>& m, int64_t lo, int64_t hi, A* sum) {
   }
 }
 
-// sum g, and for every term sum g * (t - mean_t); `g_tile` holds a tile.
-template <class A, bool FULL, class T>
-FD_INLINE void term_sum_tiles(const Mix<A, T>& m, int64_t lo, int64_t hi, int64_t chunk, A* g_tile) {
-  const Geometry g = m.geo;
-  const View<T> node = m.node;
-  const auto add = [&](double* into, int64_t c, Vec<A> total) FD_LAMBDA {
-    A lanes[kLanes<A>];
-    store(lanes, total);
-    for (int lane = 0; lane < kLanes<A>; ++lane) into[chunk * g.cp + c + lane] += double(lanes[lane]);
-  };
-  for (int64_t index = lo; index < hi; ++index) {
-    const Tile tile = tile_at(g, index);
-    for (int64_t c = 0; c < g.cp; c += kLanes<A>) {
-      Vec<A> total = {};
-      A* to = g_tile + c;
-      for (int64_t r = tile.begin; r < tile.end; ++r)
-        for (int64_t column = 0; column < g.wo; ++column, to += g.cp) {
-          const T* pixel = node.data + tile.image * node.sn + r * node.sh + column * node.sw;
+// chunk_sum += sum g * (t - mean) for COUNT terms and a tile, and sum g with the first: several streams at once keep the memory
+// busy.
+template <class A, bool FULL, int COUNT, class T>
+FD_INLINE void sum_terms(const Mix<A, T>& m, int64_t t, const Tile& tile, int64_t chunk) {
+  const Geometry& g = m.geo;
+  for (int64_t c = 0; c < g.cp; c += kLanes<A>) {
+    const T *image[COUNT], *from = m.node.data + tile.image * m.node.sn;
+    int64_t sh[COUNT], sw[COUNT], channels[COUNT];
+    Vec<A> mean[COUNT], sum[COUNT], total = {};
+    unroll<COUNT>([&](auto i) FD_LAMBDA {
+      const Term<A, T>& term = m.terms[t + i.value];
+      image[i.value] = term.t.data + tile.image * term.t.sn;
+      sh[i.value] = term.t.sh;
+      sw[i.value] = term.t.sw;
+      channels[i.value] = term.channels;
+      mean[i.value] = load<A>(term.mean + c);
+      sum[i.value] = Vec<A>{};
+    });
+    for (int64_t r = tile.begin; r < tile.end; ++r)
+      for (int64_t column = 0; column < g.wo; ++column) {
+        const T* here = from + r * m.node.sh + column * m.node.sw;
+        prefetch(here + c);
+        const Vec<A> v = load_channels<A, FULL>(here, c, g.c);
+        total += v;
+        unroll<COUNT>([&](auto i) FD_LAMBDA {
+          const T* pixel = image[i.value] + r * sh[i.value] + column * sw[i.value];
           prefetch(pixel + c);
-          const Vec<A> v = load_channels<A, FULL>(pixel, c, g.c);
-          store(to, v);
-          total += v;
-        }
-      add(m.chunk_g, c, total);
-    }
-    for (int64_t t = 0; t < m.count; ++t) {
-      const Term<A, T> term = m.terms[t];
-      const T* image = term.t.data + tile.image * term.t.sn;
-      for (int64_t c = 0; c < g.cp; c += kLanes<A>) {
-        const Vec<A> mean = load<A>(term.mean + c);
-        const A* from = g_tile + c;
-        Vec<A> sum[4] = {};
-        for (int64_t r = tile.begin; r < tile.end; ++r) {
-          const T* row = image + r * term.t.sh;
-          const auto product = [&](int64_t column) FD_LAMBDA {
-            const T* pixel = row + column * term.t.sw;
-            prefetch(pixel + c);
-            return load<A>(from + column * g.cp) * (load_channels<A, FULL>(pixel, c, term.channels) - mean);
-          };
-          int64_t column = 0;
-          for (; column + 4 <= g.wo; column += 4)
-            unroll<4>([&](auto i) FD_LAMBDA { sum[i.value] += product(column + i.value); });
-          for (; column < g.wo; ++column) sum[0] += product(column);
-          from += g.wo * g.cp;
-        }
-        add(term.chunk_sum, c, (sum[0] + sum[1]) + (sum[2] + sum[3]));
+          sum[i.value] += v * (load_channels<A, FULL>(pixel, c, channels[i.value]) - mean[i.value]);
+        });
       }
-    }
+    unroll<COUNT>([&](auto i) FD_LAMBDA { add_lanes<A>(m.terms[t + i.value].chunk_sum + chunk * g.cp + c, sum[i.value]); });
+    if (t == 0) add_lanes<A>(m.chunk_g + chunk * g.cp + c, total);
   }
+}
+
+template <class A, bool FULL, class T>
+FD_INLINE void term_sum_tiles(const Mix<A, T>& m, int64_t lo, int64_t hi, int64_t chunk) {
+  for (int64_t index = lo; index < hi; ++index)
+    exact_blocks<4>(m.count, [&](auto size, int64_t t) FD_LAMBDA {
+      sum_terms<A, FULL, size.value>(m, t, tile_at(m.geo, index), chunk);
+    });
 }
 
 template <class A, class T>
@@ -824,11 +992,11 @@ void mix(const Mix<A, T>& m, int64_t lo, int64_t hi, int64_t, A* scratch) {
 }
 
 template <class A, class T>
-void term_sums(const Mix<A, T>& m, int64_t lo, int64_t hi, int64_t chunk, A* scratch) {
+void term_sums(const Mix<A, T>& m, int64_t lo, int64_t hi, int64_t chunk) {
   if (m.geo.c == m.geo.cp)
-    term_sum_tiles<A, true>(m, lo, hi, chunk, scratch);
+    term_sum_tiles<A, true>(m, lo, hi, chunk);
   else
-    term_sum_tiles<A, false>(m, lo, hi, chunk, scratch);
+    term_sum_tiles<A, false>(m, lo, hi, chunk);
 }
 
 // dw [k, cp] += d^T dy over a tile's pixels. Overwrites d; `spare` holds what dy does.
@@ -842,92 +1010,102 @@ FD_INLINE void weight_grad(A* d, int64_t pixels, const A* dy, int64_t cp, int64_
 }
 
 // From the gradient dn of a stage's normalised output to everything before it. `dn(row, column, c)` gives it for one image,
-// `padded` is the stage's padded input (width w, padding `pad`) for the tile's rows; dx [stride * rows, w, cp] is added to, or
-// written where not ADD.
+// `padded` is the stage's input for the tile's rows, `d_padded` has its size; dx [stride * rows, w, cp] is added to, or written
+// where not ADD. Asks three times a strip for what lies ahead.
 template <bool ADD, class A, class T, class F>
-FD_INLINE void stage_backward(const Stage<A, T>& stage, const Geometry& g, const Tile& tile, const A* padded, int64_t h,
-                              int64_t w, int64_t pad, bool need_params, bool need_x, A* grads, const Scratch<A>& s, const F& dn,
-                              A* dx) {
-  const int64_t cp = g.cp, wo = g.wo, S = stage.stride, rows = tile.end - tile.begin;
+FD_INLINE void stage_backward(const Stage<A, T>& stage, const Geometry& g, const Tile& tile, const A* padded, A* d_padded,
+                              const Padded& of, bool need_params, bool need_x, A* grads, const Scratch<A>& s, Ahead& ahead,
+                              const F& dn, A* dx) {
+  const int64_t cp = g.cp, wo = g.wo, S = stage.stride, strip = strip_rows<A>(g);
   // Input rows of this tile also see outputs of its neighbours; their dd is computed here once more.
   const int64_t reach = stage.kernel && need_x ? (stage.pad + S - 1) / S : 0;
   const int64_t first = tile.begin - reach < 0 ? 0 : tile.begin - reach;
   const int64_t last = tile.end + reach < g.ho ? tile.end + reach : g.ho;
-  const int64_t own = (tile.begin - first) * g.wo, all = (last - first) * g.wo;
   const T* y = stage.y + tile.image * g.ho * g.wo * cp;
 
-  for (int64_t c = 0; c < cp; c += kLanes<A>) {
-    const Vec<A> from_g = load<A>(stage.from_g + c), from_y = load<A>(stage.from_y + c), mean = load<A>(stage.mean + c),
-                 offset = load<A>(stage.offset + c);
-    A* out = s.dy + c;
-    for (int64_t r = first; r < last; ++r)
-      for (int64_t column = 0; column < wo; ++column, out += cp) {
-        prefetch(y + (r * wo + column) * cp + c);
-        store(out, from_g * dn(r, column, c) + (from_y * (load<A>(y + (r * wo + column) * cp + c) - mean) + offset));
-      }
-  }
-  if (need_params) {
-    depthwise_forward(stage, g, padded, w, pad, rows, s.d);
-    weight_grad<A, T>(s.d, rows * g.wo, s.dy + own * cp, cp, stage.k, grads + stage.grad, s.dd);
-  }
-  // From here on dy is only multiplied by the pointwise weights.
-  const A* dy = s.dy;
-  const Pair* dy_pairs = nullptr;
-  if constexpr (kDots<T>)
-    if (need_params || need_x) dy_pairs = pair_along_channels(s.dy, all * cp, s.d);
-  const auto times_weights = [&](int64_t pixel, int64_t count, A* out, int64_t out_stride) FD_LAMBDA {
-    if constexpr (kDots<T>)
-      pointwise(dy_pairs + pixel * cp / 2, count, pairs(stage.pw_t_pairs), cp / 2, stage.k, out, out_stride);
-    else
-      pointwise(dy + pixel * cp, count, stage.pw_t, cp, stage.k, out, out_stride);
-  };
-  if (!stage.kernel) {
-    if (!need_x) return;
-    times_weights(0, all, s.dd, stage.k);
-    const A* dd = s.dd;
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t column = 0; column < g.wo; ++column, dd += 2 * cp)
-        for (int64_t half = 0; half < 2; ++half) {
-          if (2 * (tile.begin + r) + half >= h || 2 * column + half >= w) continue;
-          A* o = dx + ((2 * r + half) * w + 2 * column + half) * cp;
-          for (int64_t c = 0; c < cp; c += kLanes<A>) store(o + c, load<A>(o + c) + load<A>(dd + half * cp + c));
-        }
-    return;
+  // The gradient dd of the depthwise convolution, spread to the input's resolution with zeros between and around.
+  const auto spread = [&](int64_t r) FD_LAMBDA { return d_padded + (S * (r - tile.begin) + of.pad) * of.row + of.pad * cp; };
+  const auto in_buffer = [&](int64_t r) FD_LAMBDA { return S * (r - tile.begin) + of.pad >= 0; };  // what lies before is not read
+  if (stage.kernel && g.bands > 1) {
+    for (int64_t r = tile.begin - reach; r < first; ++r)
+      if (in_buffer(r)) clear(spread(r) - of.pad * cp, of.row);
+    for (int64_t r = last; r < tile.end + reach; ++r) clear(spread(r) - of.pad * cp, of.row);
   }
 
-  // dd, spread to the input's resolution, inside a border of zeros: [S * rows + 2 p, w + 2 p].
-  const int64_t p = stage.pad, dd_row = (w + 2 * p) * cp, dd_rows = S * rows + 2 * p;
-  if (S == 2) clear(s.padded2, dd_rows * dd_row);
-  for (int64_t row = 0; S == 1 && row < dd_rows; ++row) {
-    A* here = s.padded2 + row * dd_row;
-    const int64_t r = tile.begin - p + row;
-    clear(here, r < first || r >= last ? dd_row : p * cp);
-    clear(here + dd_row - p * cp, p * cp);
-  }
-  for (int64_t r = first; r < last; ++r) {
-    const int64_t row = S * (r - tile.begin) + p;
-    if (row < 0 || row >= dd_rows) continue;
-    times_weights((r - first) * g.wo, g.wo, s.padded2 + row * dd_row + p * cp, S * cp);
-  }
-  const int64_t shift = pad - p, in_row = (w + 2 * pad) * cp;
-  if (need_params) {
-    const A* in = padded + shift * in_row + shift * cp;
-    A* dw = grads + stage.grad + stage.k * cp;
-    const A* dd = s.padded2 + p * dd_row + p * cp;
-    if (S == 1) {
-      depthwise_weight<A, 1>(stage.kernel, stage.dilation, cp)(in, in_row, dd, dd_row, dw, rows, g.wo, cp);
-    } else {
-      for (int64_t r = 0; r < rows; ++r)
-        for (int64_t column = 0; column < g.wo; ++column)
-          for (int64_t c = 0; c < cp; c += kLanes<A>)
-            store(s.dd + (r * g.wo + column) * cp + c, load<A>(dd + 2 * r * dd_row + 2 * column * cp + c));
-      depthwise_weight<A, 2>(stage.kernel, stage.dilation, cp)(in, in_row, s.dd, g.wo * cp, dw, rows, g.wo, cp);
+  const auto back = [&](int64_t begin, int64_t end, bool own) FD_LAMBDA {
+    const int64_t rows = end - begin, pixels = rows * wo;
+    for (int64_t c = 0; c < cp; c += kLanes<A>) {
+      const Vec<A> from_g = load<A>(stage.from_g + c), from_y = load<A>(stage.from_y + c), mean = load<A>(stage.mean + c),
+                   offset = load<A>(stage.offset + c);
+      A* out = s.dy + c;
+      for (int64_t r = begin; r < end; ++r)
+        for (int64_t column = 0; column < wo; ++column, out += cp)
+          store(out, from_g * dn(r, column, c) + (from_y * (load<A>(y + (r * wo + column) * cp + c) - mean) + offset));
     }
-  }
-  if (need_x) {
-    const int64_t in_rows = S * tile.begin + S * rows <= h ? S * rows : h - S * tile.begin;
-    depthwise<A, 1, ADD>(stage.kernel, stage.dilation, cp)(s.padded2, dd_row, stage.dw_flipped, dx, w * cp, in_rows, w, cp);
-  }
+    if (need_params && own) {
+      depthwise_forward(stage, g, padded + (begin - tile.begin) * S * of.row, of, rows, s.d);
+      weight_grad<A, T>(s.d, pixels, s.dy, cp, stage.k, grads + stage.grad, s.dd);
+    }
+    // From here on dy is only multiplied by the pointwise weights.
+    if (!need_x && !(need_params && stage.kernel)) return;
+    const Pair* dy_pairs = nullptr;
+    if constexpr (kDots<T>) dy_pairs = pair_along_channels(s.dy, pixels * cp, s.d);
+    const auto times_weights = [&](int64_t pixel, int64_t count, A* out, int64_t out_stride) FD_LAMBDA {
+      if constexpr (kDots<T>)
+        pointwise(dy_pairs + pixel * cp / 2, count, pairs(stage.pw_t_pairs), cp / 2, stage.k, out, out_stride);
+      else
+        pointwise(s.dy + pixel * cp, count, stage.pw_t, cp, stage.k, out, out_stride);
+    };
+    if (stage.kernel) {
+      for (int64_t r = begin; r < end; ++r)
+        if (in_buffer(r)) times_weights((r - begin) * wo, wo, spread(r), S * cp);
+      return;
+    }
+    times_weights(0, pixels, s.dd, stage.k);
+    const A* dd = s.dd;
+    for (int64_t r = begin - tile.begin; r < end - tile.begin; ++r)
+      for (int64_t column = 0; column < wo; ++column, dd += 2 * cp)
+        for (int64_t half = 0; half < 2; ++half) {
+          if (2 * (tile.begin + r) + half >= of.h || 2 * column + half >= of.w) continue;
+          A* o = dx + ((2 * r + half) * of.w + 2 * column + half) * cp;
+          for (int64_t c = 0; c < cp; c += kLanes<A>) store(o + c, load<A>(o + c) + load<A>(dd + half * cp + c));
+        }
+  };
+  const auto over_strips = [&](int64_t begin, int64_t end, const auto& f) FD_LAMBDA {
+    for (int64_t r = begin; r < end; r += strip) f(r, r + strip < end ? r + strip : end);
+  };
+  over_strips(first, tile.begin, [&](int64_t begin, int64_t end) FD_LAMBDA { back(begin, end, false); });
+  over_strips(tile.begin, tile.end, [&](int64_t begin, int64_t end) FD_LAMBDA {
+    back(begin, end, true);
+    ahead.ask();
+  });
+  over_strips(tile.end, last, [&](int64_t begin, int64_t end) FD_LAMBDA { back(begin, end, false); });
+  if (!stage.kernel) return;
+
+  // Both read the same rows of dd: strip by strip they do so from the first-level cache.
+  const int64_t shift = of.pad - stage.pad, end_row = S * tile.end < of.h ? S * tile.end : of.h;
+  const A *in = padded + shift * of.row + shift * cp, *from = d_padded + shift * of.row + shift * cp;
+  A* dw = grads + stage.grad + stage.k * cp;
+  over_strips(tile.begin, tile.end, [&](int64_t begin, int64_t end) FD_LAMBDA {
+    const int64_t row = S * (begin - tile.begin);
+    if (need_params && S == 1) {
+      depthwise_weight<A, 1>(stage.kernel, stage.dilation, cp)(in + row * of.row, of.row, spread(begin), of.row, dw, end - begin,
+                                                               wo, cp);
+    } else if (need_params) {
+      A* to = s.dd;
+      for (int64_t r = begin; r < end; ++r)
+        for (int64_t column = 0; column < wo; ++column, to += cp)
+          for (int64_t c = 0; c < cp; c += kLanes<A>) store(to + c, load<A>(spread(r) + 2 * column * cp + c));
+      depthwise_weight<A, 2>(stage.kernel, stage.dilation, cp)(in + row * of.row, of.row, s.dd, wo * cp, dw, end - begin, wo, cp);
+    }
+    ahead.ask();
+    if (need_x) {
+      const int64_t rows = (S * end < end_row ? S * end : end_row) - S * begin;
+      depthwise<A, 1, ADD>(stage.kernel, stage.dilation, cp)(from + row * of.row, of.row, stage.dw_flipped, dx + row * of.w * cp,
+                                                             of.w * cp, rows, of.w, cp);
+    }
+    ahead.ask();
+  });
 }
 
 // The last stage of every branch of an edge: weight gradients, the gradient of a separable convolution's middle (with the
@@ -936,6 +1114,9 @@ template <class A, bool FULL, class T>
 FD_INLINE void final_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t chunk, A* base, A* grads) {
   const Geometry g = bank.geo;
   const Scratch<A> s(g, base);
+  s.clear_source(g);
+  s.clear_middle(g);
+  const Padded source(g, false), middle(g, true);
   for (int64_t index = lo; index < hi; ++index) {
     const Tile tile = tile_at(g, index);
     const int64_t rows = tile.end - tile.begin;
@@ -947,22 +1128,27 @@ FD_INLINE void final_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t 
       const Branch<A, T>& branch = bank.branches[b];
       const T* gi = branch.g.data + tile.image * branch.g.sn;
       const int64_t sh = branch.g.sh, sw = branch.g.sw, channels = g.c;
+      Ahead ahead;
+      if (b + 1 < bank.count)
+        ahead_final(ahead, bank, bank.branches[b + 1], tile, false);
+      else if (index + 1 < hi)
+        ahead_final(ahead, bank, bank.branches[0], tile_at(g, index + 1), true);
+      ahead.over(3 * strips<A>(g, tile));
       const auto dn = [&](int64_t row, int64_t column, int64_t c) FD_LAMBDA {
-        prefetch(gi + row * sh + column * sw + c);
         return load_channels<A, FULL>(gi + row * sh + column * sw, c, channels);
       };
       if (!branch.separable) {
-        if (!filled && bank.need_params) fill_source<A, FULL>(bank, tile, s.padded);
+        if (!filled && bank.need_params) fill_source<A, FULL>(bank, tile, s.source);
         filled = true;
-        stage_backward<true>(branch.first, g, tile, s.padded, g.h, g.w, g.pad, bank.need_params, bank.need_x, grads, s, dn, dx);
+        stage_backward<true>(branch.first, g, tile, s.source, s.d_source, source, bank.need_params, bank.need_x, grads, s, ahead, dn,
+                             dx);
         continue;
       }
       const Stage<A, T>& second = branch.second;
-      // dz of the tile goes to its place in the image; the padded input shares scratch.padded with the source.
+      // dz of the tile goes to its place in the image.
       A* dz = branch.dz + (tile.image * g.ho + tile.begin) * g.wo * g.cp;
-      if (bank.need_params) fill_normalised(g, branch.first, second.pad, tile, s.padded);
-      filled = false;
-      stage_backward<false>(second, g, tile, s.padded, g.ho, g.wo, second.pad, bank.need_params, true, grads, s, dn, dz);
+      if (bank.need_params) fill_middle(g, branch.first, tile, s.middle);
+      stage_backward<false>(second, g, tile, s.middle, s.d_middle, middle, bank.need_params, true, grads, s, ahead, dn, dz);
       const T* y = branch.first.y + (tile.image * g.ho + tile.begin) * g.wo * g.cp;
       for (int64_t c = 0; c < g.cp; c += kLanes<A>) {
         const Vec<A> mean = load<A>(branch.first.mean + c);
@@ -979,10 +1165,8 @@ FD_INLINE void final_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t 
           one(i + 1, 1);
         }
         if (i < rows * g.wo) one(i, 0);
-        for (int lane = 0; lane < kLanes<A>; ++lane) {
-          branch.chunk_dz[chunk * g.cp + c + lane] += double(sum[0][lane]) + double(sum[1][lane]);
-          branch.chunk_dzy[chunk * g.cp + c + lane] += double(sum_y[0][lane]) + double(sum_y[1][lane]);
-        }
+        add_lanes<A>(branch.chunk_dz + chunk * g.cp + c, sum[0] + sum[1]);
+        add_lanes<A>(branch.chunk_dzy + chunk * g.cp + c, sum_y[0] + sum_y[1]);
       }
     }
   }
@@ -993,6 +1177,12 @@ template <class A, bool FULL, class T>
 FD_INLINE void first_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t hi, A* base, A* grads) {
   const Geometry g = bank.geo;
   const Scratch<A> s(g, base);
+  s.clear_source(g);
+  const Padded source(g, false);
+  const auto separable_from = [&](int64_t b) FD_LAMBDA {
+    while (b < bank.count && !bank.branches[b].separable) ++b;
+    return b;
+  };
   for (int64_t index = lo; index < hi; ++index) {
     const Tile tile = tile_at(g, index);
     const int64_t x_begin = tile.begin * g.stride, x_end = tile.end * g.stride < g.h ? tile.end * g.stride : g.h;
@@ -1001,15 +1191,24 @@ FD_INLINE void first_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t 
     for (int64_t b = 0; b < bank.count; ++b) {
       const Branch<A, T>& branch = bank.branches[b];
       if (!branch.separable) continue;
-      if (!filled && bank.need_params) fill_source<A, FULL>(bank, tile, s.padded);
+      if (!filled && bank.need_params) fill_source<A, FULL>(bank, tile, s.source);
       filled = true;
       const A* dz = branch.dz + tile.image * g.ho * g.wo * g.cp;
       const T* y = branch.first.y + tile.image * g.ho * g.wo * g.cp;
       const A* mean = branch.first.mean;
-      stage_backward<true>(branch.first, g, tile, s.padded, g.h, g.w, g.pad, bank.need_params, bank.need_x, grads, s,
+      Ahead ahead;
+      if (const int64_t next = separable_from(b + 1); next < bank.count) {
+        ahead_first(ahead, bank.branches[next], g, tile);
+      } else if (index + 1 < hi) {
+        const Tile after = tile_at(g, index + 1);
+        ahead_first(ahead, bank.branches[separable_from(0)], g, after);
+        ahead_source(ahead, bank, after);
+        ahead_dx(ahead, bank, after);
+      }
+      ahead.over(3 * strips<A>(g, tile));
+      stage_backward<true>(branch.first, g, tile, s.source, s.d_source, source, bank.need_params, bank.need_x, grads, s, ahead,
                            [&](int64_t row, int64_t column, int64_t c) FD_LAMBDA {
                              const int64_t at = (row * g.wo + column) * g.cp + c;
-                             prefetch(dz + at);
                              return load<A>(y + at) - load<A>(mean + c) > 0 ? load<A>(dz + at) : Vec<A>{};  // the relu
                            },
                            dx);
@@ -1061,13 +1260,16 @@ FD_INLINE void gather_source(const Projection<A, T>& p, const Tile& tile, A* d) 
 
 template <class A, bool FULL, class T>
 FD_INLINE void project_forward_tiles(const Projection<A, T>& p, int64_t lo, int64_t hi, int64_t chunk, A* d) {
-  const int64_t tile_pixels = p.geo.rows * p.geo.wo;
+  const Geometry& g = p.geo;
+  A *y = d + g.rows * g.wo * p.stage.k, *sums = y + g.rows * g.wo * g.cp;
   int64_t before = 0;
   for (int64_t index = lo; index < hi; ++index) {
-    const Tile tile = tile_at(p.geo, index);
+    const Tile tile = tile_at(g, index);
+    const int64_t rows = tile.end - tile.begin, pixels = rows * g.wo;
     gather_source<A, FULL>(p, tile, d);
-    pointwise_forward(p.stage, p.geo, tile, chunk, before, d, d + tile_pixels * p.stage.k);
-    before += (tile.end - tile.begin) * p.geo.wo;
+    pointwise_forward(p.stage, g, tile.image, tile.begin, rows, true, d, y, sums);
+    join_moments(sums, pixels, g.cp, before, p.stage.chunk_mean + chunk * g.cp, p.stage.chunk_m2 + chunk * g.cp);
+    before += pixels;
   }
 }
 
