@@ -522,7 +522,7 @@ class Ahead {
     add(v.data + image * v.sn + begin * v.sh, (end - begin) * columns, channels * int64_t(sizeof(T)), v.sw * int64_t(sizeof(T)));
   }
   // From here on ask() is called so many times.
-  FD_INLINE void over(int64_t times) { share_ = (lines_ + times - 1) / times; }
+  FD_INLINE void over(int64_t times) { share_ = times ? (lines_ + times - 1) / times : 0; }
   FD_INLINE void ask() {
     for (int64_t i = 0; i < share_ && now_ < size_; ++i) {
       Range& r = ranges_[now_];
@@ -591,13 +591,20 @@ FD_INLINE void depthwise_forward(const Stage<A, T>& stage, const Geometry& g, co
     }
 }
 
-// Sums of a tile's y and its square about the tile's first pixel (exact for constants, no cancellation for a large mean), strip
-// by strip into `sums` [3 (pixel, sum, sum of squares), cp]. keep(i, y[i...]) stores what was read.
+// The mean of eight pixels: near that of all, and exact for constants.
+template <class A>
+FD_INLINE Vec<A> origin_of(const A* y, int64_t pixels, int64_t cp) {
+  const auto at = [&](int64_t i) FD_LAMBDA { return load<A>(y + i * pixels / 8 * cp); };
+  return (((at(0) + at(1)) + (at(2) + at(3))) + ((at(4) + at(5)) + (at(6) + at(7)))) * A(0.125);
+}
+
+// Sums of a tile's y and its square about an origin (exact for constants, no cancellation for a large mean), strip by strip into
+// `sums` [3 (origin, sum, sum of squares), cp]. keep(i, y[i...]) stores what was read.
 template <class A, class F>
 FD_INLINE void sum_strip(const A* y, int64_t pixels, int64_t cp, bool starts, A* sums, const F& keep) {
   for (int64_t c = 0; c < cp; c += kLanes<A>) {
     A *origin_at = sums + c, *sum_at = sums + cp + c, *square_at = sums + 2 * cp + c;
-    const Vec<A> origin = load<A>(starts ? y + c : origin_at);
+    const Vec<A> origin = starts ? origin_of(y + c, pixels, cp) : load<A>(origin_at);
     Vec<A> sum[4] = {}, square[4] = {};
     if (!starts) {
       sum[0] = load<A>(sum_at);
@@ -948,7 +955,7 @@ FD_INLINE void sum_terms(const Mix<A, T>& m, int64_t t, const Tile& tile, int64_
   for (int64_t c = 0; c < g.cp; c += kLanes<A>) {
     const T *image[COUNT], *from = m.node.data + tile.image * m.node.sn;
     int64_t sh[COUNT], sw[COUNT], channels[COUNT];
-    Vec<A> mean[COUNT], sum[COUNT], total = {};
+    Vec<A> mean[COUNT], sum[COUNT][4], total[4] = {};  // four partial sums: less rounding, no waiting for the one before
     unroll<COUNT>([&](auto i) FD_LAMBDA {
       const Term<A, T>& term = m.terms[t + i.value];
       image[i.value] = term.t.data + tile.image * term.t.sn;
@@ -956,22 +963,25 @@ FD_INLINE void sum_terms(const Mix<A, T>& m, int64_t t, const Tile& tile, int64_
       sw[i.value] = term.t.sw;
       channels[i.value] = term.channels;
       mean[i.value] = load<A>(term.mean + c);
-      sum[i.value] = Vec<A>{};
+      unroll<4>([&](auto j) FD_LAMBDA { sum[i.value][j.value] = Vec<A>{}; });
     });
+    const auto joined = [](const Vec<A>(&v)[4]) FD_LAMBDA { return (v[0] + v[1]) + (v[2] + v[3]); };
     for (int64_t r = tile.begin; r < tile.end; ++r)
-      for (int64_t column = 0; column < g.wo; ++column) {
-        const T* here = from + r * m.node.sh + column * m.node.sw;
-        prefetch(here + c);
-        const Vec<A> v = load_channels<A, FULL>(here, c, g.c);
-        total += v;
-        unroll<COUNT>([&](auto i) FD_LAMBDA {
-          const T* pixel = image[i.value] + r * sh[i.value] + column * sw[i.value];
-          prefetch(pixel + c);
-          sum[i.value] += v * (load_channels<A, FULL>(pixel, c, channels[i.value]) - mean[i.value]);
+      exact_blocks<4>(g.wo, [&](auto size, int64_t column) FD_LAMBDA {
+        unroll<size.value>([&](auto j) FD_LAMBDA {
+          const T* here = from + r * m.node.sh + (column + j.value) * m.node.sw;
+          prefetch(here + c);
+          const Vec<A> v = load_channels<A, FULL>(here, c, g.c);
+          total[j.value] += v;
+          unroll<COUNT>([&](auto i) FD_LAMBDA {
+            const T* pixel = image[i.value] + r * sh[i.value] + (column + j.value) * sw[i.value];
+            prefetch(pixel + c);
+            sum[i.value][j.value] += v * (load_channels<A, FULL>(pixel, c, channels[i.value]) - mean[i.value]);
+          });
         });
-      }
-    unroll<COUNT>([&](auto i) FD_LAMBDA { add_lanes<A>(m.terms[t + i.value].chunk_sum + chunk * g.cp + c, sum[i.value]); });
-    if (t == 0) add_lanes<A>(m.chunk_g + chunk * g.cp + c, total);
+      });
+    unroll<COUNT>([&](auto i) FD_LAMBDA { add_lanes<A>(m.terms[t + i.value].chunk_sum + chunk * g.cp + c, joined(sum[i.value])); });
+    if (t == 0) add_lanes<A>(m.chunk_g + chunk * g.cp + c, joined(total));
   }
 }
 
