@@ -6,22 +6,22 @@ edge finds other features in the first C/K. Softmax weights beta over each node'
 As the authors' code, but that no mixed edge is computed twice on large images.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import max_pool2d
 
 from fastdarts import fused
 from fastdarts.cell import Cell
 from fastdarts.config import SearchConfig
 from fastdarts.genotype import Genotype, edges_of
-from fastdarts.methods.edges import softmax_by_node
+from fastdarts.methods.edges import groups, softmax_by_node
 from fastdarts.methods.method import Method, MethodOptions, Settings, hyper
-from fastdarts.mixed_op import Active, MixedOp
+from fastdarts.mixed_op import Active
 from fastdarts.network import Mix, SearchNetwork
 
 NAMES = ("betas_normal", "betas_reduce")
@@ -92,9 +92,6 @@ class PartialCell(Cell):
     def __init__(self, *args: Any, K: int, **named: Any) -> None:
         self.K = K
         super().__init__(*args, **named)
-        first = self._ops[0]
-        assert isinstance(first, MixedOp)
-        self.bypass = MixedOp(self.C - first.C, 1, ["skip_connect"], first.backend)
 
     def _edge_channels(self, C: int) -> int:
         if C % self.K:
@@ -109,19 +106,17 @@ class PartialCell(Cell):
             mine, rest = self._split(state)
             first.append(mine)
             others.append(max_pool2d(rest, 2, ceil_mode=True) if self.reduction else rest)
-        ends = edges_of(self.steps)
-        for node in range(2, 2 + self.steps):
-            here = [e for e, (_, target) in enumerate(ends) if target == node]
-            rows, bypass = weights[here, :-1], weights[here, -1:]
-            columns = None if active is None else [active[e] for e in here]
+        for node, here in enumerate(groups(self.steps), start=2):
+            rows, factors = weights[here, :-1], weights[here, -1]
+            columns = None if active is None else active[here]
             if edges is None:
-                ops = [self._ops[e] for e in here]
-                mixed = _sum(ops, first, rows, columns)
-                passed = _sum([self.bypass] * node, others, bypass, None)
+                ops = self.edges()[here]
+                runs = [None] * node if columns is None else columns
+                mixed = _sum(op(x, row, run) for op, x, row, run in zip(ops, first, rows, runs, strict=True))
             else:
                 into = [(source, node) for source in range(node)]
-                mixed = fused.mixed_nodes([edges[e] for e in here], into, first, rows, columns)
-                passed = fused.mixed_nodes([fused.read(self.bypass)] * node, into, others, bypass)
+                mixed = fused.mixed_nodes(edges[here], into, first, rows, columns)
+            passed = _sum(factor * x for factor, x in zip(factors.to(mixed.dtype), others, strict=True))
             state = shuffle(mixed, passed)
             nodes.append(state)
             for part, kind in zip(self._split(state), (first, others), strict=True):
@@ -133,15 +128,14 @@ class PartialCell(Cell):
         return state.split([C // self.K, C - C // self.K], dim=1)
 
 
-def _sum(ops: list[nn.Module], states: list[Tensor], weights: Tensor, active: Active | None) -> Tensor:
-    rows = range(len(ops))
-    terms = [ops[i](states[i], weights[i], None if active is None else active[i]) for i in rows]
-    return sum(terms[1:], terms[0])
+def _sum(terms: Iterable[Tensor]) -> Tensor:
+    first, *others = terms
+    return sum(others, first)
 
 
 def shuffle(mixed: Tensor, passed: Tensor) -> Tensor:
     """[N, C/K, H, W] and [N, C - C/K, H, W]: channel j of the K groups' g-th becomes channel j * K + g."""
     rows, others = mixed.permute(0, 2, 3, 1), passed.permute(0, 2, 3, 1)
     N, H, W, size = rows.shape
-    groups = others.reshape(N, H, W, -1, size).transpose(3, 4)
-    return torch.cat([rows[..., None], groups], dim=-1).reshape(N, H, W, -1).permute(0, 3, 1, 2)
+    rest = others.reshape(N, H, W, -1, size).transpose(3, 4)
+    return torch.cat([rows[..., None], rest], dim=-1).reshape(N, H, W, -1).permute(0, 3, 1, 2)
