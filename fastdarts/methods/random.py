@@ -5,13 +5,15 @@ ranked by their accuracy with the shared weights. With `--epochs 1 --method-opti
 random cell.
 """
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from fastdarts.config import SearchConfig
+from fastdarts.data import ImageData
 from fastdarts.genotype import Genotype, Pairs, edges_of
 from fastdarts.methods.method import Method, MethodOptions, Settings, hyper
 from fastdarts.network import Mix, SearchNetwork
@@ -64,13 +66,14 @@ class Random(Method):
         generator.set_state(self.generator.get_state())
         some = images.subset(torch.arange(min(options.batches * state.config.batch_size, len(images))))
 
-        def accuracy(genotype: Genotype, data: Any) -> float:
+        def score(genotype: Genotype, data: ImageData) -> float:
             with state.network.mixing(self.discrete(state.network, genotype)):
-                return state.measure(data, lambda: None)[1]
+                loss, accuracy = state.measure(data, lambda: None)
+            return -loss if math.isnan(accuracy) else accuracy  # targets that are no classes
 
         cells = [draw(state.network, generator) for _ in range(options.cells)]
-        ranked = sorted(cells, key=lambda genotype: -accuracy(genotype, some))
-        return max(ranked[: options.finalists], key=lambda genotype: accuracy(genotype, images))
+        ranked = sorted(cells, key=lambda genotype: -score(genotype, some))
+        return max(ranked[: options.finalists], key=lambda genotype: score(genotype, images))
 
 
 def draw(network: SearchNetwork, generator: torch.Generator) -> Genotype:
