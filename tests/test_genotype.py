@@ -159,7 +159,12 @@ PAIRS = [["skip_connect", 0], ["skip_connect", 1]]
         ({"normal": [["skip", 0], ["skip_connect", 1]]}, "unknown primitive 'skip'; allowed are none,"),
         ({"normal": PAIRS[:1]}, "genotype.normal must hold two (primitive, predecessor) pairs a node"),
         ({"normal": []}, "genotype.normal must hold two (primitive, predecessor) pairs a node"),
-        ({"normal": [PAIRS, []]}, "genotype.normal must hold two (primitive, predecessor) pairs a node"),
+        ({"normal": [[], []]}, "genotype.normal must hold two (primitive, predecessor) pairs a node"),
+        ({"normal": [PAIRS, []], "normal_concat": [2, 3]}, "normal_concat must name states that have ops; got [2, 3]"),
+        (
+            {"normal": [PAIRS, [], [["skip_connect", 3]]]},
+            "('skip_connect', 3) of state 4 has a predecessor without ops",
+        ),
         ({"reduce": [["skip_connect", 0], ["skip_connect", 2]]}, "of state 2 must have a predecessor in 0..1"),
         ({"reduce": [["skip_connect", 0], ["skip_connect", -1]]}, "('skip_connect', -1) of state 2"),
         ({"reduce": "skip_connect"}, "genotype.reduce must be a list of [primitive, predecessor] pairs"),
