@@ -339,9 +339,10 @@ void depthwise_tile(const A* in, int64_t in_row, const A* w, A* out, int64_t out
 template <class A>
 using DepthwiseTile = void (*)(const A*, int64_t, const A*, A*, int64_t, int64_t, int64_t, int64_t);
 
+// The usual channel counts are known when compiling, so that addresses need no arithmetic.
 template <class A, int K, int D, int S, bool ADD>
 DepthwiseTile<A> depthwise_of_channels(int64_t cp) {
-  if constexpr (sizeof(A) == 4) {
+  if constexpr (sizeof(A) == 4 && S == 1) {
     if (cp == 16) return depthwise_tile<A, K, D, S, 16, ADD>;
     if (cp == 32) return depthwise_tile<A, K, D, S, 32, ADD>;
     if (cp == 64) return depthwise_tile<A, K, D, S, 64, ADD>;
@@ -422,7 +423,7 @@ using DepthwiseWeightTile = void (*)(const A*, int64_t, const A*, int64_t, A*, i
 
 template <class A, int K, int D, int S>
 DepthwiseWeightTile<A> depthwise_weight_of_channels(int64_t cp) {
-  if constexpr (sizeof(A) == 4) {
+  if constexpr (sizeof(A) == 4 && S == 1) {
     if (cp == 16) return depthwise_weight_tile<A, K, D, S, 16>;
     if (cp == 32) return depthwise_weight_tile<A, K, D, S, 32>;
     if (cp == 64) return depthwise_weight_tile<A, K, D, S, 64>;
@@ -1081,23 +1082,21 @@ FD_INLINE void stage_backward(const Stage<A, T>& stage, const Geometry& g, const
           for (int64_t c = 0; c < cp; c += kLanes<A>) store(o + c, load<A>(o + c) + load<A>(dd + half * cp + c));
         }
   };
-  const auto over_strips = [&](int64_t begin, int64_t end, const auto& f) FD_LAMBDA {
-    for (int64_t r = begin; r < end; r += strip) f(r, r + strip < end ? r + strip : end);
-  };
-  over_strips(first, tile.begin, [&](int64_t begin, int64_t end) FD_LAMBDA { back(begin, end, false); });
-  over_strips(tile.begin, tile.end, [&](int64_t begin, int64_t end) FD_LAMBDA {
-    back(begin, end, true);
-    ahead.ask();
-  });
-  over_strips(tile.end, last, [&](int64_t begin, int64_t end) FD_LAMBDA { back(begin, end, false); });
+  for (int64_t begin = first, end; begin < last; begin = end) {
+    const bool own = begin >= tile.begin && begin < tile.end;
+    const int64_t limit = begin < tile.begin ? tile.begin : own ? tile.end : last;
+    end = begin + strip < limit ? begin + strip : limit;
+    back(begin, end, own);
+    if (own) ahead.ask();
+  }
   if (!stage.kernel) return;
 
   // Both read the same rows of dd: strip by strip they do so from the first-level cache.
   const int64_t shift = of.pad - stage.pad, end_row = S * tile.end < of.h ? S * tile.end : of.h;
   const A *in = padded + shift * of.row + shift * cp, *from = d_padded + shift * of.row + shift * cp;
   A* dw = grads + stage.grad + stage.k * cp;
-  over_strips(tile.begin, tile.end, [&](int64_t begin, int64_t end) FD_LAMBDA {
-    const int64_t row = S * (begin - tile.begin);
+  for (int64_t begin = tile.begin; begin < tile.end; begin += strip) {
+    const int64_t end = begin + strip < tile.end ? begin + strip : tile.end, row = S * (begin - tile.begin);
     if (need_params && S == 1) {
       depthwise_weight<A, 1>(stage.kernel, stage.dilation, cp)(in + row * of.row, of.row, spread(begin), of.row, dw, end - begin,
                                                                wo, cp);
@@ -1115,7 +1114,7 @@ FD_INLINE void stage_backward(const Stage<A, T>& stage, const Geometry& g, const
                                                              of.w * cp, rows, of.w, cp);
     }
     ahead.ask();
-  });
+  }
 }
 
 // The last stage of every branch of an edge: weight gradients, the gradient of a separable convolution's middle (with the
