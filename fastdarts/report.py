@@ -75,7 +75,7 @@ def write_report(out_dir: Path) -> Path:
     """
     run = _read(out_dir)
     path = out_dir / "report.html"
-    write_atomically(path, _template().render(_page(run)))
+    write_atomically(path, template("report.html").render(_page(run)))
     return path
 
 
@@ -371,8 +371,13 @@ def _percent(fraction: float | None) -> str:
 
 
 @cache
-def _template() -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+    """One of the package's pages."""
     settings = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    return settings.from_string(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
+    return settings.get_template(name)

@@ -56,6 +56,8 @@ class SearchResult:
         alphas_normal, alphas_reduce: [edges, ops], raw, on the CPU; -inf where an edge has not (any more) that op.
         out_dir: the folder with everything else.
         metrics: a dict per epoch, as the lines of metrics.jsonl.
+        seconds: of all epochs and of what the method does after the last.
+        peak_bytes: largest memory, see `resources.peak_bytes`; of a resumed search, since it went on.
         stopped: the method's reason to end before the last epoch, if it did.
     """
 
@@ -64,6 +66,8 @@ class SearchResult:
     alphas_reduce: Tensor
     out_dir: Path
     metrics: list[Metrics]
+    seconds: float
+    peak_bytes: int
     stopped: str | None = None
 
 
@@ -108,10 +112,13 @@ def search(
             progress.say(forecast_line(state, forecast, device))
             with out_of_memory_explained(forecast, config.batch_size, device):
                 _run_epochs(state, progress, keeper, callbacks)
+    start = time.monotonic()
     genotype = state.method.result(state)
+    seconds = sum(metrics["seconds"] for metrics in state.metrics) + time.monotonic() - start
+    peak = resources.peak_bytes(device)
     _write_results(state, genotype, out)
     normal, reduce = state.alphas()
-    return SearchResult(genotype, normal, reduce, out, state.metrics, state.method.stopped)
+    return SearchResult(genotype, normal, reduce, out, state.metrics, seconds, peak, state.method.stopped)
 
 
 def _run_epochs(state: SearchState, progress: Progress, keeper: Keeper, callbacks: Sequence[Callback]) -> None:

@@ -1,0 +1,319 @@
+"""Search methods side by side: `python -m fastdarts.compare --methods darts,gdas --seeds 4`, or `compare(...)`.
+
+The paper's protocol (Liu et al., ICLR 2019, section 3.1) for each method: some searches that differ in their seed, a
+short training from scratch of each cell that was found, and the best by validation. The test images play no part.
+"""
+
+import dataclasses
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from fastdarts import data
+from fastdarts.compare_report import Record, summaries, write_comparison
+from fastdarts.config import Config, Dataset, SearchConfig, check_names, differences, option, run_cli
+from fastdarts.eval_config import EvalConfig
+from fastdarts.evaluate import evaluate
+from fastdarts.files import write_atomically
+from fastdarts.genotype import Genotype
+from fastdarts.interrupt import Interrupted, stop_requests
+from fastdarts.methods import NAMES, find
+from fastdarts.methods.derivation import skips
+from fastdarts.progress import duration
+from fastdarts.run import choose_device, out_dir
+from fastdarts.search import search
+
+_PROGRAM = "python -m fastdarts.compare"
+_CHILD = "import sys; from fastdarts.compare import work; sys.exit(work(*sys.argv[1:]))"
+_SIZES = ("image_size", "epochs", "init_channels", "layers", "batch_size", "order")
+_SEARCH_OWN = {*_SIZES, "dataset", "data", "method", "seed", "device", "deterministic", "out", "resume"}
+_SELECT_OWN = {"dataset", "data", "image_size", "epochs", "seed", "device", "deterministic", "out", "resume"} | {
+    "test_only",
+    "checkpoint",
+    "export",
+}
+_MAY_DIFFER = ("methods", "seeds", "processes", "data", "device", "out", "resume")  # when a comparison goes on
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(Config):
+    """Everything that decides a comparison. What is not given is each method's own default for the data set.
+
+    Raises: ValueError or TypeError that names the field (and the method that cannot take it).
+    """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        name: {"select_epochs": 20 if name == "digits" else 100, "search": {}, "select": {}}
+        for name in typing.get_args(Dataset)
+    }
+
+    dataset: Dataset = option("data", "data set and its preset", "digits")
+    data: Path = option("data", "folder of the data set", Path("data"), metavar="DIR")
+    image_size: tuple[int, int] | None = option(
+        "data", "resize images to this (default: as they are)", None, metavar="SIZE|HxW", at_least=1
+    )
+
+    methods: str = option("comparison", "names of methods with commas between", ",".join(NAMES), metavar="NAME,...")
+    seeds: int = option("comparison", "searches of each method, with the seeds 0, 1, ...", 4, at_least=1)
+    select_epochs: int = option("comparison", "epochs of the training of each found cell from scratch", at_least=1)
+
+    epochs: int | None = option("searches", "epochs (default: each method's)", None, at_least=1)
+    init_channels: int | None = option("searches", "channels of the first cells (default: each method's)", None)
+    layers: int | None = option("searches", "number of cells (default: each method's)", None)
+    batch_size: int | None = option("searches", "images in a step (default: each method's)", None)
+    order: int | None = option("searches", "1 or 2 (default: each method's)", None)
+    search: dict[str, Any] = option("searches", "other options of fastdarts.search", metavar="NAME=VALUE")
+    select: dict[str, Any] = option(
+        "comparison", "options of fastdarts.evaluate for these trainings", metavar="NAME=VALUE"
+    )
+
+    device: str = option("run", "auto (CUDA where there is some), cpu, cuda or cuda:N", "auto", metavar="DEVICE")
+    deterministic: bool = option("run", "the same bits in each run on the same machine", False)
+    processes: int = option("run", "runs at a time; they share out the threads of the CPU", 1, at_least=1)
+    out: Path | None = option(
+        "run", "folder of the results (default: runs/comparison-DATASET-TIME)", None, metavar="DIR"
+    )
+    resume: bool = option("run", "continue the comparison in --out; methods and seeds may be added", False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dataset == "custom":
+            raise ValueError("dataset must be one that can be read from files; custom is for search() and evaluate()")
+        if self.resume and self.out is None:
+            raise ValueError("resume needs out, the folder of the comparison to continue")
+        for field, config_type, own in (("search", SearchConfig, _SEARCH_OWN), ("select", EvalConfig, _SELECT_OWN)):
+            values = getattr(self, field)
+            check_names(config_type, values, field)
+            if taken := sorted(own & values.keys()):
+                raise ValueError(f"{field} must not set {', '.join(taken)}; a comparison decides that by other means")
+        names = self.method_names()
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"methods names {name!r} more than once")
+            find(name)
+            try:
+                self.search_config(name, 0, Path())
+            except (ValueError, TypeError) as error:
+                raise type(error)(f"{name}: {error}") from None
+        self.select_config(0, Path())
+
+    def method_names(self) -> list[str]:
+        return [name.strip() for name in self.methods.split(",")]
+
+    def search_config(self, method: str, seed: int, out: Path) -> SearchConfig:
+        """Of one search."""
+        given = {name: value for name in _SIZES if (value := getattr(self, name)) is not None}
+        return SearchConfig(**{**given, **self.search, **self._common(seed, out), "method": method, "data": self.data})
+
+    def select_config(self, seed: int, out: Path) -> EvalConfig:
+        """Of the training that a found cell is judged by."""
+        return EvalConfig(**{**self.select, **self._common(seed, out), "epochs": self.select_epochs})
+
+    def _common(self, seed: int, out: Path) -> dict[str, Any]:
+        return {
+            "dataset": self.dataset,
+            "seed": seed,
+            "device": self.device,
+            "deterministic": self.deterministic,
+            "out": out,
+            "resume": (out / "config.json").is_file(),
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was compared.
+
+    Attributes:
+        methods: a summary of each, see `compare_report.summaries`.
+        runs: what each run's result.json holds.
+        failures: what failed, and why; resuming tries it again.
+        out_dir: the folder with results.json, report.html and a folder for each run.
+    """
+
+    methods: list[Record]
+    runs: list[Record]
+    failures: dict[str, str]
+    out_dir: Path
+
+
+def compare(config: CompareConfig) -> Comparison:
+    """Run what is not done yet, each method's search and short training of one seed in a process of its own.
+
+    Raises:
+        ValueError, TypeError, FileNotFoundError: input that cannot be used, before any run starts.
+        Interrupted: SIGINT or SIGTERM came; the runs have saved their states.
+    """
+    choose_device(config.device)
+    out = out_dir(config, "comparison")
+    if config.resume:
+        before = CompareConfig.load(out / "config.json")
+        if changed := differences(config, before, ignore=_MAY_DIFFER):
+            free = ", ".join(_MAY_DIFFER)
+            raise ValueError(f"resume: {out} has another config ({'; '.join(changed)}); only {free} may change")
+    data.load(config.dataset, config.data, "train", config.image_size)  # says what is wrong with the images
+    config = dataclasses.replace(config, out=out)
+    config.save(out / "config.json")
+    tasks = [(method, seed) for seed in range(config.seeds) for method in config.method_names()]
+    failures: dict[str, str] = {}
+    try:
+        _run(config, out, [task for task in tasks if _result(out, *task) is None], failures)
+    finally:  # of an interrupted comparison, too
+        runs = [result for task in tasks if (result := _result(out, *task)) is not None]
+        write_comparison(out, runs, failures)
+    return Comparison(summaries(runs), runs, failures, out)
+
+
+def run_one(config: CompareConfig, method: str, seed: int) -> Record:
+    """One search and the short training of its cell, or what is left of them; the record in its result.json.
+
+    Its folder has `search/` and `select/`, as fastdarts.search and fastdarts.evaluate write them. `select` trains on
+    the part of the training images that a search's weights get and is measured on the other, the same for all runs.
+    """
+    assert config.out is not None  # compare() sets it
+    folder = _folder(config.out, method, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one that a killed comparison has left behind is waited for
+        if (result := _result(config.out, method, seed)) is not None:
+            return result
+        search_config = config.search_config(method, seed, folder / "search")
+        found = _read(folder / "search.json")
+        if found is None:
+            searched = search(search_config)
+            found = {
+                "search_seconds": searched.seconds,
+                "peak_bytes": searched.peak_bytes,
+                "search_epochs": len(searched.metrics),
+                "stopped": searched.stopped,
+            }
+            write_atomically(folder / "search.json", json.dumps(found, indent=2) + "\n")
+        genotype = Genotype.load(folder / "search" / "genotype.json")
+        images = data.load(config.dataset, config.data, "train", config.image_size)
+        train, validation = data.split(images, search_config.train_portion, seed=0)
+        trained = evaluate(genotype, config.select_config(seed, folder / "select"), train, validation)
+        record: Record = {
+            "method": method,
+            "seed": seed,
+            "accuracy": trained.test_accuracy,
+            "parameters": trained.parameters,
+            "multiply_adds": trained.multiply_adds,
+            "skips_normal": skips(genotype.nodes("normal")),
+            "skips_reduce": skips(genotype.nodes("reduce")),
+            **found,
+            "select_seconds": sum(metrics["seconds"] for metrics in trained.metrics),
+            "folder": folder.name,
+        }
+        write_atomically(folder / "result.json", json.dumps(record, indent=2) + "\n")
+        return record
+
+
+def work(out: str, method: str, seed: str) -> int:
+    """`run_one` of the comparison in a folder, as a process; returns its exit code."""
+
+    def run(config: CompareConfig) -> int:
+        run_one(config, method, int(seed))
+        return 0
+
+    return run_cli(CompareConfig, run, ["--resume", "--out", out], _PROGRAM, "")
+
+
+def _run(config: CompareConfig, out: Path, tasks: Sequence[tuple[str, int]], failures: dict[str, str]) -> None:
+    """Run the tasks, some at a time; says in `failures` which failed, and why."""
+    waiting = list(tasks)
+    running: dict[tuple[str, int], subprocess.Popen[bytes]] = {}
+    with stop_requests() as stop:
+        try:
+            while running or waiting:
+                while waiting and len(running) < config.processes:
+                    task = waiting.pop(0)
+                    running[task] = _start(config, out, *task)
+                time.sleep(0.1)
+                if stop.signum:
+                    raise Interrupted(stop.signum, f"stopped; to continue: {_PROGRAM} --resume --out {out}")
+                for task in [task for task, process in running.items() if process.poll() is not None]:
+                    del running[task]
+                    name = f"{task[0]}, seed {task[1]}"
+                    if (result := _result(out, *task)) is not None:
+                        print(f"{name}: {_words(result)}", flush=True)
+                    else:
+                        failures[name] = _last_line(_log(out, *task))
+                        print(f"{name} failed: {failures[name]}", flush=True)
+        finally:
+            for process in running.values():
+                process.send_signal(stop.signum or signal.SIGTERM)
+            for process in running.values():
+                process.wait()
+
+
+def _start(config: CompareConfig, out: Path, method: str, seed: int) -> subprocess.Popen[bytes]:
+    """Its own session: the terminal's Ctrl-C reaches this process alone, which passes it on once."""
+    _folder(out, method, seed).mkdir(parents=True, exist_ok=True)
+    threads = max(torch.get_num_threads() // config.processes, 1)
+    with _log(out, method, seed).open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-c", _CHILD, str(out), method, str(seed)],
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def _folder(out: Path, method: str, seed: int) -> Path:
+    return out / f"{method.replace(':', '.')}-{seed}"
+
+
+def _log(out: Path, method: str, seed: int) -> Path:
+    return _folder(out, method, seed) / "log.txt"
+
+
+def _result(out: Path, method: str, seed: int) -> Record | None:
+    return _read(_folder(out, method, seed) / "result.json")
+
+
+def _read(path: Path) -> Record | None:
+    """What was written there, if it was."""
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _last_line(path: Path) -> str:
+    lines = path.read_text(errors="replace").split("\n")
+    return next((line for line in reversed(lines) if line.strip()), "it said nothing") + f" ({path})"
+
+
+def _words(run: Record) -> str:
+    return (
+        f"validation accuracy {100 * run['accuracy']:.2f} %, search {duration(run['search_seconds'])}, "
+        f"training {duration(run['select_seconds'])}"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_cli(CompareConfig, _main, argv, _PROGRAM, (__doc__ or "").replace("`", "'"))
+
+
+def _main(config: CompareConfig) -> int:
+    comparison = compare(config)
+    for row in comparison.methods:
+        print(f"{row['method']}: {row['text']}")
+    print(f"results: {comparison.out_dir} (report.html, results.json)")
+    for name, why in comparison.failures.items():
+        print(f"{name} failed: {why}", file=sys.stderr)
+    return 1 if comparison.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

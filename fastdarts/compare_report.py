@@ -1,0 +1,174 @@
+"""What a comparison of methods writes: results.json, accuracy.png and report.html, one self-contained page."""
+
+import base64
+import io
+import json
+import shlex
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from fastdarts.draw import MUTED, STATE, draw_cells
+from fastdarts.files import write_atomically
+from fastdarts.genotype import Genotype
+from fastdarts.progress import duration
+from fastdarts.report import environment, template
+
+Record = dict[str, Any]
+
+_DOT = "#2f6fdf"
+
+
+def summaries(runs: Sequence[Record]) -> list[Record]:
+    """One record a method, in the order of their best accuracy: `accuracy_mean` and `accuracy_std` (of the sample; None
+    for one seed), `best` (its run with the best accuracy), `search_seconds` (mean), `peak_bytes` (largest), `text`."""
+    found = []
+    for method in dict.fromkeys(run["method"] for run in runs):
+        ours = [run for run in runs if run["method"] == method]
+        accuracies = [run["accuracy"] for run in ours]
+        mean, std = statistics.fmean(accuracies), statistics.stdev(accuracies) if len(ours) > 1 else None
+        spread = "" if std is None else f" ± {100 * std:.2f}"
+        best = max(ours, key=lambda run: run["accuracy"])
+        found.append(
+            {
+                "method": method,
+                "seeds": len(ours),
+                "accuracy_mean": mean,
+                "accuracy_std": std,
+                "best": best,
+                "search_seconds": statistics.fmean(run["search_seconds"] for run in ours),
+                "peak_bytes": max(run["peak_bytes"] for run in ours),
+                "text": f"{100 * mean:.2f}{spread} % ({len(ours)} seeds), best {100 * best['accuracy']:.2f} %",
+            }
+        )
+    return sorted(found, key=lambda row: -row["best"]["accuracy"])
+
+
+def write_comparison(out: Path, runs: Sequence[Record], failures: dict[str, str]) -> None:
+    """Write the three files into the comparison's folder, which has its config.json."""
+    config = json.loads((out / "config.json").read_text())
+    methods = summaries(runs)
+    everything = {
+        "config": config,
+        "environment": environment(),
+        "methods": methods,
+        "runs": list(runs),
+        "failures": failures,
+    }
+    write_atomically(out / "results.json", json.dumps(everything, indent=2) + "\n")
+    picture = accuracy_png(methods, runs) if runs else None
+    if picture is not None:
+        write_atomically(out / "accuracy.png", picture)
+    page = {
+        "title": f"fastdarts comparison on {config['dataset']}",
+        "folder": str(out),
+        "table": [_row(method) for method in methods],
+        "all_runs": [_run_row(run) for run in sorted(runs, key=lambda run: (run["method"], run["seed"]))],
+        "cells": [
+            (f"{run['method']}, seed {run['seed']}", Markup(draw_cells(Genotype.load(_genotype(out, run)))))
+            for run in runs
+        ],
+        "commands": [shlex.join(_command(config, _genotype(out, method["best"]))) for method in methods],
+        "failures": failures,
+        "picture": base64.b64encode(picture).decode() if picture else None,
+        "config": [(name, str(value)) for name, value in config.items()],
+        "environment": [(name, str(value)) for name, value in everything["environment"].items()],
+    }
+    write_atomically(out / "report.html", template("compare.html").render(page))
+
+
+_COUNTS = ("parameters", "multiply_adds")
+
+
+def _row(method: Record) -> list[str]:
+    best = method["best"]
+    spread = "" if method["accuracy_std"] is None else f" ± {100 * method['accuracy_std']:.2f}"
+    return [
+        method["method"],
+        f"{100 * method['accuracy_mean']:.2f}{spread} %",
+        str(method["seeds"]),
+        f"{100 * best['accuracy']:.2f} %",
+        *(f"{best[key]:,}" for key in _COUNTS),
+        f"{best['skips_normal']} + {best['skips_reduce']}",
+        duration(method["search_seconds"]),
+        _mib(method["peak_bytes"]),
+    ]
+
+
+def _run_row(run: Record) -> list[str]:
+    return [
+        run["method"],
+        str(run["seed"]),
+        f"{100 * run['accuracy']:.2f} %",
+        *(f"{run[key]:,}" for key in _COUNTS),
+        f"{run['skips_normal']} + {run['skips_reduce']}",
+        f"{run['search_epochs']}" + (f" ({run['stopped']})" if run["stopped"] else ""),
+        duration(run["search_seconds"]),
+        duration(run["select_seconds"]),
+        _mib(run["peak_bytes"]),
+    ]
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:,.0f} MiB"
+
+
+def _genotype(out: Path, run: Record) -> Path:
+    return out / run["folder"] / "search" / "genotype.json"
+
+
+def _command(config: Record, genotype: Path) -> list[str]:
+    """How the best cell of a method is trained in full."""
+    size = config["image_size"]
+    where = [] if config["dataset"] == "digits" else ["--data", config["data"]]
+    sized = ["--image-size", "x".join(map(str, size))] if size else []
+    words = ["python", "-m", "fastdarts.evaluate", "--dataset", config["dataset"], *where, *sized]
+    return [*words, "--genotype", str(genotype)]
+
+
+def accuracy_png(methods: Sequence[Record], runs: Sequence[Record]) -> bytes:
+    """Accuracy against search time as a PNG file's bytes: a large dot with its ± a method, a small one a run; the names
+    stand in a column at the right, each joined to its dot."""
+    height = max(3.5, 0.27 * len(methods) + 1.2)
+    figure = Figure(figsize=(8, height), dpi=150, facecolor="white")
+    axes = figure.add_axes((0.09, 0.6 / height, 0.68, 1 - 0.95 / height))
+    axes.set_xscale("log")
+    axes.scatter(
+        [run["search_seconds"] for run in runs],
+        [100 * run["accuracy"] for run in runs],
+        s=8,
+        color=STATE.line,
+        zorder=2,
+    )
+    for method in methods:
+        x, y = method["search_seconds"], 100 * method["accuracy_mean"]
+        axes.errorbar(x, y, yerr=100 * (method["accuracy_std"] or 0), color=_DOT, elinewidth=1, capsize=2, zorder=3)
+        axes.plot([x], [y], "o", color=_DOT, markersize=6, zorder=4)
+    ordered = sorted(methods, key=lambda method: method["accuracy_mean"])
+    for place, method in enumerate(ordered):
+        axes.annotate(
+            f"{method['method']}  {100 * method['accuracy_mean']:.1f} %",
+            (method["search_seconds"], 100 * method["accuracy_mean"]),
+            (1.03, (place + 0.5) / len(ordered)),
+            textcoords="axes fraction",
+            va="center",
+            size=8,
+            color=STATE.text,
+            arrowprops={"arrowstyle": "-", "color": "#c3cad3", "linewidth": 0.6, "shrinkB": 4},
+            zorder=1,
+        )
+    axes.set_title("Accuracy of the found cells against search time", loc="left", size=10, weight="bold")
+    axes.set_xlabel("seconds of a search (logarithmic)", size=8, color=MUTED)
+    axes.set_ylabel("validation accuracy after the short training (%)", size=8, color=MUTED)
+    axes.tick_params(which="both", labelsize=8, labelcolor=MUTED, color=STATE.line)
+    axes.grid(color="#e5e8ec", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(STATE.line)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
