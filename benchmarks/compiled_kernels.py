@@ -1,6 +1,6 @@
 """Compiles the Triton kernels ahead of time, without a GPU, and reads registers and spills off the machine code.
 
-    python -m benchmarks.compiled_kernels benchmarks/compiled_kernels.md [--targets sm_90 gfx942] [--channels 16 64]
+    python -m benchmarks.compiled_kernels benchmarks/compiled_kernels.md [--targets sm_90 gfx942] [--shapes 16/1 64/2]
 
 writes the table that stands beside this file.
 """
@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from fastdarts.space import PRIMITIVES
 
 TARGETS = {f"sm_{cc}": GPUTarget("cuda", cc, 32) for cc in (80, 90, 100)} | {"gfx942": GPUTarget("hip", "gfx942", 64)}
 SIZES = {16: 32, 32: 16, 64: 8}  # channels and image sizes of a CIFAR search
+SHAPES = [f"{C}/{stride}" for C in SIZES for stride in (1, 2)]  # channels/stride
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int32: "*i32", torch.int8: "*i8"}
 Launch = tuple[Any, tuple[Any, ...], dict[str, Any]]
 
@@ -106,6 +108,7 @@ def machine_code(kernel: Any, target: GPUTarget, warps: int) -> MachineCode:
         text = kernel.asm["amdgcn"]
         names = "vgpr_count", "vgpr_spill_count"
         registers, spilled = (int(re.search(rf"\.{name}:\s*(\d+)", text)[1]) for name in names)  # type: ignore[index]
+        spilled *= 4
         wide, matrix = r"global_load_dwordx4|buffer_load_dwordx4", "v_mfma"
     else:
         tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -149,42 +152,30 @@ def inspected(target: str, C: int, stride: int) -> Iterator[tuple[str, dict[str,
             )
 
 
-def rows(targets: list[str], channels: list[int], strides: list[int]) -> Iterator[str]:
+def rows(targets: list[str], shapes: list[str]) -> Iterator[str]:
     yield (
         "| target | kernel | C | stride | tile | warps | registers | spilled bytes | shared bytes | 128-bit loads "
         "| MMA | occupancy |"
     )
     yield "| --- " * 12 + "|"
-    for target in targets:
-        for C in channels:
-            for stride in strides:
-                for name, constants, code in inspected(target, C, stride):
-                    tile = (
-                        f"{constants.get('BLOCK_P', '')} x {constants.get('BLOCK_C') or constants.get('BLOCK_O', '')}"
-                    )
-                    numbers = [
-                        constants["num_warps"],
-                        code.registers,
-                        code.spilled,
-                        code.shared,
-                        code.wide,
-                        code.matrix,
-                    ]
-                    cells = [target, name, C, stride, tile.strip(" x"), *numbers, f"{code.occupancy:.0%}"]
-                    yield "| " + " | ".join(map(str, cells)) + " |"
-                    print(*cells, file=sys.stderr, flush=True)
+    for target, (C, stride) in product(targets, [tuple(map(int, shape.split("/"))) for shape in shapes]):
+        for name, constants, code in inspected(target, C, stride):
+            tile = f"{constants.get('BLOCK_P', '')} x {constants.get('BLOCK_C') or constants.get('BLOCK_O', '')}"
+            numbers = [constants["num_warps"], code.registers, code.spilled, code.shared, code.wide, code.matrix]
+            cells = [target, name, C, stride, tile.strip(" x"), *numbers, f"{code.occupancy:.0%}"]
+            yield "| " + " | ".join(map(str, cells)) + " |"
+            print(*cells, file=sys.stderr, flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("out", type=Path)
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
-    parser.add_argument("--channels", nargs="+", type=int, choices=SIZES, default=list(SIZES))
-    parser.add_argument("--strides", nargs="+", type=int, choices=(1, 2), default=[1, 2])
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=SHAPES, metavar="C/STRIDE")
     args = parser.parse_args()
     command = " ".join(["python -m benchmarks.compiled_kernels", *sys.argv[1:]])
     head = f"Made by `{command}` with Triton {triton.__version__}; bfloat16. No GPU was used.\n\n"
-    write_atomically(args.out, (head + "\n".join(rows(args.targets, args.channels, args.strides)) + "\n"))
+    write_atomically(args.out, (head + "\n".join(rows(args.targets, args.shapes)) + "\n"))
 
 
 if __name__ == "__main__":

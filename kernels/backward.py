@@ -15,15 +15,12 @@ from fastdarts.kernels.parts import (
     relu,
     statistics,
     store_tile,
+    window,
 )
 from fastdarts.kernels.tables import (
     AVG,
     CONV_3,
-    CONV_5,
-    CONV_7,
     DD,
-    DILATED_3,
-    DILATED_5,
     DW,
     DZ,
     EDGE_NODE,
@@ -126,19 +123,17 @@ def stage_backward_kernel(
         pw = pw_ptr + column(rows_ptr, row, PW)
         dd_out = dd_ptr + column(rows_ptr, row, DD) * dd_plane
         d_pw = tl.zeros((BLOCK_O, BLOCK_I), ACC)
-        for step in range(TILES):
-            p = (part * TILES + step) * BLOCK_P + tl.arange(0, BLOCK_P)
-            exists = p < pixels
-            h, w = (p // WO) % HO * STRIDE, p % WO * STRIDE
-            q = ((p // (HO * WO) * H + h) * W + w).to(tl.int64)
-            p = p.to(tl.int64)
-            if (MAX | AVG) & GEOMETRIES:
-                if ((geometry == MAX) | (geometry == AVG)) & (o_block == 0):
-                    pool_gradient(x_ptr, grad_ptr, own_ptr, dd_out, largest_ptr, stats_ptr, coefficients_ptr,
-                                  rows_ptr, edges_ptr, row, geometry, p, q, h, w, exists, i,
+        if (MAX | AVG) & GEOMETRIES:  # a loop over tiles for each kind: one for all takes more registers
+            if ((geometry == MAX) | (geometry == AVG)) & (o_block == 0):
+                for step in range(TILES):
+                    p, exists, q, h, w = pixels_of(part * TILES + step, pixels, H, W, HO, WO, STRIDE, BLOCK_P)
+                    pool_gradient(x_ptr, grad_ptr, own_ptr, dd_out, largest_ptr, stats_ptr, coefficients_ptr, rows_ptr,
+                                  edges_ptr, row, geometry, p, q, h, w, exists, i,
                                   C_IN, H, W, X_PITCH, PITCH, G_PITCH, BLOCK_I, ACC)  # fmt: skip
-            if GATHER & GEOMETRIES:
-                if geometry == GATHER:
+        if GATHER & GEOMETRIES:
+            if geometry == GATHER:
+                for step in range(TILES):
+                    p, exists, q, h, w = pixels_of(part * TILES + step, pixels, H, W, HO, WO, STRIDE, BLOCK_P)
                     dy = stage_gradient(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, saved_ptr, coefficients_ptr,
                                         stats_ptr, p, exists, o, pixels, C_OUT, PITCH, G_PITCH, BLOCK_O,
                                         ACC)  # fmt: skip
@@ -155,15 +150,17 @@ def stage_backward_kernel(
                                          stats_ptr, pw, dy, p, exists, i, half, pixels, C_IN, C_OUT, PITCH, G_PITCH,
                                          STRIDE, BLOCK_O, ACC, DOT)  # fmt: skip
                             store_tile(dd_out + half * dd_plane, p * DD_PITCH, i, dd, mask_of(exists, i, C_IN, BLOCK_I))
-            if CONV_3 <= GEOMETRIES:
-                if geometry >= CONV_3:
+        if CONV_3 <= GEOMETRIES:
+            if geometry >= CONV_3:
+                for step in range(TILES):
+                    p, exists, q, h, w = pixels_of(part * TILES + step, pixels, H, W, HO, WO, STRIDE, BLOCK_P)
                     if NEED_PARAMS:
                         mean, rstd = 0.0, 1.0
                         if NORMALISED:
                             mean, rstd = statistics(stats_ptr, column(rows_ptr, row, X_NORM), i, C_IN, EPS)
                         d = depthwise(geometry, in_ptr, q, h, w, exists, i, mean, rstd,
-                                      dw_ptr + column(rows_ptr, row, DW), C_IN, H, W, X_PITCH, NORMALISED, BLOCK_I, ACC,
-                                      GEOMETRIES).to(T).to(DOT)  # fmt: skip
+                                      dw_ptr + column(rows_ptr, row, DW), C_IN, H, W, X_PITCH, NORMALISED, BLOCK_I,
+                                      ACC).to(T).to(DOT)  # fmt: skip
                     if NEED_PARAMS and C_IN <= BLOCK_I and C_OUT <= BLOCK_O:  # y = W d costs less than reading it back
                         mask = mask_of(exists, o, C_OUT, BLOCK_O)
                         g = incoming(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, p, o, mask, plane, C_OUT, PITCH, G_PITCH,
@@ -187,6 +184,16 @@ def stage_backward_kernel(
             if (geometry == GATHER) | (geometry >= CONV_3):
                 at = d_pw_ptr + part.to(tl.int64) * pw_size + column(rows_ptr, row, PW)
                 tl.store(at + o[:, None] * C_IN + i[None, :], d_pw, mask=(o < C_OUT)[:, None] & (i < C_IN)[None, :])
+
+
+@triton.jit
+def pixels_of(tile, pixels, H: tl.constexpr, W: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr,
+              BLOCK_P: tl.constexpr):  # fmt: skip
+    """A tile's output pixels p and whether they exist; the input pixels q that their windows' centres see, at (h, w)."""
+    p = tile * BLOCK_P + tl.arange(0, BLOCK_P)
+    h, w = (p // WO) % HO * STRIDE, p % WO * STRIDE
+    q = ((p // (HO * WO) * H + h) * W + w).to(tl.int64)
+    return p.to(tl.int64), p < pixels, q, h, w
 
 
 @triton.jit
@@ -226,7 +233,7 @@ def pool_gradient(x_ptr, grad_ptr, own_ptr, dd_ptr, largest_ptr, stats_ptr, coef
         best = tl.full((p.shape[0], BLOCK), float("-inf"), ACC)
         place = tl.full((p.shape[0], BLOCK), -1, tl.int32)
         for dy in range(-1, 2):
-            for dx in tl.static_range(-1, 2):
+            for dx in range(-1, 2):
                 inside = exists & (h + dy >= 0) & (h + dy < H) & (w + dx >= 0) & (w + dx < W)
                 v = load_tile(x_ptr, (q + (dy * W + dx)) * X_PITCH, c, mask_of(inside, c, C, BLOCK), ACC)
                 better = inside[:, None] & ((v > best) | (v != v) | (place < 0))
@@ -241,16 +248,18 @@ def pool_gradient(x_ptr, grad_ptr, own_ptr, dd_ptr, largest_ptr, stats_ptr, coef
 
 
 @triton.jit
-def taps_backward(dd_ptr, dw_ptr, d_dw_ptr, step, source, image, h, w, exists, c, C: tl.constexpr, HO: tl.constexpr,
-                  WO: tl.constexpr, PITCH: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr, NEED_X: tl.constexpr,
-                  NEED_PARAMS: tl.constexpr, K: tl.constexpr, D: tl.constexpr, S: tl.constexpr):  # fmt: skip
+def depthwise_backward(geometry, dd_ptr, dw_ptr, d_dw_ptr, step, source, image, h, w, exists, c, C: tl.constexpr,
+                       HO: tl.constexpr, WO: tl.constexpr, PITCH: tl.constexpr, BLOCK_C: tl.constexpr,
+                       ACC: tl.constexpr, NEED_X: tl.constexpr, NEED_PARAMS: tl.constexpr,
+                       S: tl.constexpr):  # fmt: skip
     """A depthwise convolution backwards at input pixels (image, h, w); adds the tile's sums for its weights to d_dw.
 
     Before step 0 there is nothing to add to.
     """
+    K, D = window(geometry)
     d = tl.zeros((h.shape[0], BLOCK_C), ACC)
     for ky in range(K):
-        for kx in range(K):  # unrolled it would not fit the registers
+        for kx in range(K):
             up, left = (
                 h - (ky - K // 2) * D,
                 w - (kx - K // 2) * D,
@@ -267,36 +276,6 @@ def taps_backward(dd_ptr, dw_ptr, d_dw_ptr, step, source, image, h, w, exists, c
                 to = d_dw_ptr + (ky * K + kx) * C + c
                 before = tl.load(to, mask=(c < C) & (step > 0), other=0.0)
                 tl.store(to, before + tl.sum(v * source, 0), mask=c < C)
-    return d
-
-
-@triton.jit
-def depthwise_backward(geometry, dd_ptr, dw_ptr, d_dw_ptr, step, source, image, h, w, exists, c, C: tl.constexpr,
-                       HO: tl.constexpr, WO: tl.constexpr, PITCH: tl.constexpr, BLOCK_C: tl.constexpr,
-                       ACC: tl.constexpr, NEED_X: tl.constexpr, NEED_PARAMS: tl.constexpr, S: tl.constexpr,
-                       GEOMETRIES: tl.constexpr):  # fmt: skip
-    """`taps_backward` of a stage's geometry."""
-    d = tl.zeros((h.shape[0], BLOCK_C), ACC)
-    if CONV_3 & GEOMETRIES:
-        if geometry == CONV_3:
-            d = taps_backward(dd_ptr, dw_ptr, d_dw_ptr, step, source, image, h, w, exists, c, C, HO, WO, PITCH, BLOCK_C,
-                              ACC, NEED_X, NEED_PARAMS, 3, 1, S)  # fmt: skip
-    if CONV_5 & GEOMETRIES:
-        if geometry == CONV_5:
-            d = taps_backward(dd_ptr, dw_ptr, d_dw_ptr, step, source, image, h, w, exists, c, C, HO, WO, PITCH, BLOCK_C,
-                              ACC, NEED_X, NEED_PARAMS, 5, 1, S)  # fmt: skip
-    if CONV_7 & GEOMETRIES:
-        if geometry == CONV_7:
-            d = taps_backward(dd_ptr, dw_ptr, d_dw_ptr, step, source, image, h, w, exists, c, C, HO, WO, PITCH, BLOCK_C,
-                              ACC, NEED_X, NEED_PARAMS, 7, 1, S)  # fmt: skip
-    if DILATED_3 & GEOMETRIES:
-        if geometry == DILATED_3:
-            d = taps_backward(dd_ptr, dw_ptr, d_dw_ptr, step, source, image, h, w, exists, c, C, HO, WO, PITCH, BLOCK_C,
-                              ACC, NEED_X, NEED_PARAMS, 3, 2, S)  # fmt: skip
-    if DILATED_5 & GEOMETRIES:
-        if geometry == DILATED_5:
-            d = taps_backward(dd_ptr, dw_ptr, d_dw_ptr, step, source, image, h, w, exists, c, C, HO, WO, PITCH, BLOCK_C,
-                              ACC, NEED_X, NEED_PARAMS, 5, 2, S)  # fmt: skip
     return d
 
 
@@ -343,7 +322,7 @@ def middle_backward_tile(
     dz = depthwise_backward(
         column(rows_ptr, row, GEOMETRY), dd_ptr + column(rows_ptr, row, DD) * (pixels.to(tl.int64) * DD_PITCH),
         dw_ptr + dw, d_dw_ptr + dw, step, source, p // (HO * WO), (p // WO) % HO, p % WO,
-        exists, c, C, HO, WO, DD_PITCH, BLOCK_C, ACC, True, NEED_PARAMS, 1, GEOMETRIES,
+        exists, c, C, HO, WO, DD_PITCH, BLOCK_C, ACC, True, NEED_PARAMS, 1,
     )  # fmt: skip
     dz = tl.where(mask & (source > 0), dz, 0.0)
     store_tile(dz_ptr + column(rows_ptr, row, DZ) * plane, at, c, dz, mask)
@@ -410,7 +389,7 @@ def state_backward_tile(
                 dw = column(rows_ptr, row, DW)
                 dx += depthwise_backward(
                     geometry, dd, dw_ptr + dw, d_dw_ptr + dw, step, source, image, h, w,
-                    exists, c, C, HO, WO, DD_PITCH, BLOCK_C, ACC, NEED_X, NEED_PARAMS, STRIDE, GEOMETRIES,
+                    exists, c, C, HO, WO, DD_PITCH, BLOCK_C, ACC, NEED_X, NEED_PARAMS, STRIDE,
                 )  # fmt: skip
     if NEED_X:
         dx = tl.where(x > 0, dx, 0.0)
@@ -418,7 +397,7 @@ def state_backward_tile(
             geometry = column(rows_ptr, row, GEOMETRY)
             dd = dd_ptr + column(rows_ptr, row, DD) * dd_plane
             for dy in range(-1, 2):
-                for dx_ in tl.static_range(-1, 2):
+                for dx_ in range(-1, 2):
                     up, left = h - dy, w - dx_
                     inside = exists & (up >= 0) & (up < HO * STRIDE) & (left >= 0) & (left < WO * STRIDE)
                     if STRIDE > 1:

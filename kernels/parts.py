@@ -4,7 +4,6 @@ import triton
 import triton.language as tl
 
 from fastdarts.kernels.tables import (
-    CONV_3,
     CONV_5,
     CONV_7,
     DILATED_3,
@@ -68,41 +67,24 @@ def neighbour(ptr, q, h, w, dy, dx, exists, c, mean, rstd, C: tl.constexpr, H: t
 
 
 @triton.jit
-def taps(ptr, q, h, w, exists, c, mean, rstd, dw_ptr, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
-         PITCH: tl.constexpr, NORMALISED: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr, K: tl.constexpr,
-         D: tl.constexpr):  # fmt: skip
-    """A depthwise convolution at pixels q."""
-    d = tl.zeros((q.shape[0], BLOCK_C), ACC)
-    for ky in range(K):
-        for kx in range(K):  # unrolled it would not fit the registers
-            v = neighbour(ptr, q, h, w, (ky - K // 2) * D, (kx - K // 2) * D, exists, c, mean, rstd,
-                          C, H, W, PITCH, NORMALISED, BLOCK_C, ACC)  # fmt: skip
-            weight = tl.load(dw_ptr + c * (K * K) + (ky * K + kx), mask=c < C, other=0.0)
-            d += v * weight[None, :]
-    return d
+def window(geometry):
+    """Kernel size and dilation of a convolution's geometry."""
+    kernel = tl.where(geometry == CONV_7, 7, tl.where((geometry == CONV_5) | (geometry == DILATED_5), 5, 3))
+    return kernel, tl.where(geometry >= DILATED_3, 2, 1)
 
 
 @triton.jit
 def depthwise(geometry, ptr, q, h, w, exists, c, mean, rstd, dw_ptr, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
-              PITCH: tl.constexpr, NORMALISED: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
-              GEOMETRIES: tl.constexpr):  # fmt: skip
-    """The depthwise convolution of a stage's geometry."""
+              PITCH: tl.constexpr, NORMALISED: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+    """The depthwise convolution of a stage's geometry at pixels q: one loop for all, a loop each takes more registers."""
+    K, D = window(geometry)
     d = tl.zeros((q.shape[0], BLOCK_C), ACC)
-    if CONV_3 & GEOMETRIES:
-        if geometry == CONV_3:
-            d = taps(ptr, q, h, w, exists, c, mean, rstd, dw_ptr, C, H, W, PITCH, NORMALISED, BLOCK_C, ACC, 3, 1)
-    if CONV_5 & GEOMETRIES:
-        if geometry == CONV_5:
-            d = taps(ptr, q, h, w, exists, c, mean, rstd, dw_ptr, C, H, W, PITCH, NORMALISED, BLOCK_C, ACC, 5, 1)
-    if CONV_7 & GEOMETRIES:
-        if geometry == CONV_7:
-            d = taps(ptr, q, h, w, exists, c, mean, rstd, dw_ptr, C, H, W, PITCH, NORMALISED, BLOCK_C, ACC, 7, 1)
-    if DILATED_3 & GEOMETRIES:
-        if geometry == DILATED_3:
-            d = taps(ptr, q, h, w, exists, c, mean, rstd, dw_ptr, C, H, W, PITCH, NORMALISED, BLOCK_C, ACC, 3, 2)
-    if DILATED_5 & GEOMETRIES:
-        if geometry == DILATED_5:
-            d = taps(ptr, q, h, w, exists, c, mean, rstd, dw_ptr, C, H, W, PITCH, NORMALISED, BLOCK_C, ACC, 5, 2)
+    for ky in range(K):
+        for kx in range(K):
+            v = neighbour(ptr, q, h, w, (ky - K // 2) * D, (kx - K // 2) * D, exists, c, mean, rstd,
+                          C, H, W, PITCH, NORMALISED, BLOCK_C, ACC)  # fmt: skip
+            weight = tl.load(dw_ptr + c * (K * K) + (ky * K + kx), mask=c < C, other=0.0)
+            d += v * weight[None, :]
     return d
 
 

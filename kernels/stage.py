@@ -80,7 +80,7 @@ def stage_tile(
                 if NORMALISED:
                     mean, rstd = statistics(stats_ptr, column(rows_ptr, row, X_NORM), i, C_IN, EPS)
                 d = depthwise(geometry, in_ptr, q, h, w, exists, i, mean, rstd, dw_ptr + column(rows_ptr, row, DW),
-                              C_IN, H, W, X_PITCH, NORMALISED, BLOCK_I, ACC, GEOMETRIES)  # fmt: skip
+                              C_IN, H, W, X_PITCH, NORMALISED, BLOCK_I, ACC)  # fmt: skip
                 weight = pointwise_weight(pw, o, i, 0, C_IN, C_OUT, 1, T, DOT)
                 y += tl.dot(d.to(T).to(DOT), weight, input_precision="ieee", out_dtype=ACC)
     if (geometry != MAX) & (geometry != AVG):

@@ -23,6 +23,7 @@ from fastdarts.kernels.project import project, project_backward
 from fastdarts.kernels.tables import constant
 
 SMALL = ("none", "max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3")
+FEW = ("none", "max_pool_3x3", "skip_connect", "sep_conv_3x3")  # of many edges: a pool, a skip connection, two stages
 
 
 @pytest.fixture(autouse=True)
@@ -45,11 +46,11 @@ def test_an_edge_with_every_op(dtype: torch.dtype, stride: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_cell(stride: int) -> None:
-    check(make_case(SMALL, inputs=2, nodes=3, stride=stride), torch.float64)
+    check(make_case(FEW, inputs=2, nodes=3, stride=stride, size=(1, 7, 6)), torch.float64)
 
 
 def test_running_statistics() -> None:
-    check(make_case(SMALL, nodes=2, stride=2, training=False), torch.float64)
+    check(make_case(SMALL, stride=2, training=False), torch.float64)
 
 
 @pytest.mark.parametrize("C", [2, 3, 17, 70])
@@ -97,7 +98,7 @@ def test_edges_may_differ_in_their_ops_and_layouts() -> None:
 
 
 def test_only_what_is_needed() -> None:
-    case = make_case(SMALL, inputs=2, nodes=2).to(torch.float64)
+    case = make_case(FEW, inputs=2, nodes=2, size=(1, 7, 6)).to(torch.float64)
     out, saved, stats = mixed_sum(case.states, case.weights, case.params, None, case.plan.encoded, EPS)
     rest = case.states, case.weights, case.params, out, saved, stats, case.plan.encoded, True, EPS
     true = plain(case, torch.float64)
@@ -202,7 +203,7 @@ def test_a_network_through_the_kernels_is_the_reference(monkeypatch: pytest.Monk
     from fastdarts import SearchNetwork
 
     monkeypatch.setattr(tiles, "tile", lambda channels, *_: tiles.Tile(128, tiles.channel_block(channels), 4))
-    kinds = {"C": 4, "num_classes": 3, "layers": 3, "steps": 2, "multiplier": 2, "primitives": SMALL}
+    kinds = {"C": 4, "num_classes": 3, "layers": 3, "steps": 1, "multiplier": 1, "primitives": FEW}
     network = SearchNetwork(**kinds, backend="auto").double()
     reference = SearchNetwork(**kinds, backend="reference").double()
     reference.load_state_dict(network.state_dict())

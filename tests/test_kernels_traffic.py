@@ -19,20 +19,20 @@ from benchmarks.traffic import WEIGHT, Search, launches_to, plain, plain_step
 from benchmarks.traffic import fused as fused_steps
 from fastdarts.kernels import bank, tiles
 
-OPS = ("max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3")
+OPS = ("max_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3")
 
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_launches_touch_what_the_model_says(stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "tile", lambda channels, *_: tiles.Tile(32, tiles.channel_block(channels), 4))
-    touched: dict[tuple[int, ...], dict[int, int]] = {}
+    touched: dict[tuple[int, ...], list[np.ndarray]] = {}  # by program: addresses, and in their last digits widths
 
     def watch(ptrs: Any, mask: Any) -> None:
         element = ptrs.get_element_ty()
         if not str(element).startswith("int32"):  # tables are not counted
             addresses = np.broadcast_to(ptrs.data, mask.data.shape)[mask.data.astype(bool)]
-            here = touched.setdefault(interpreter_builder.grid_idx, {})
-            here |= dict.fromkeys(addresses.tolist(), element.primitive_bitwidth // 8)
+            width = element.primitive_bitwidth // 8
+            touched.setdefault(interpreter_builder.grid_idx, []).append(addresses.astype(np.int64) * 16 + width)
 
     load, store = interpreter_builder.create_masked_load, interpreter_builder.create_masked_store
     monkeypatch.setattr(
@@ -48,12 +48,12 @@ def test_launches_touch_what_the_model_says(stride: int, monkeypatch: pytest.Mon
         started(kernel, grid, *args, **constants)
         name = kernel.fn.__name__
         names.add(name)
-        real = sum(sum(sizes.values()) for sizes in touched.values())
+        real = sum(int((np.unique(np.concatenate(keys)) % 16).sum()) for keys in touched.values())
         said = traffic_of(name, grid, dict(zip(kernel.arg_names, args, strict=False)) | constants)
         if abs(said.bytes[name] - real) > 0.15 * real:
             wrong.append(f"{name} {grid}: {said.bytes[name]} said, {real} touched")
 
-    case = make_case(OPS, inputs=1, nodes=1, stride=stride, C=16, size=(2, 8 * stride, 8 * stride)).to(torch.bfloat16)
+    case = make_case(OPS, inputs=1, nodes=1, stride=stride, C=16, size=(1, 8 * stride, 8 * stride)).to(torch.bfloat16)
     with launches_to(launch):
         fused(case)
     assert not wrong, "\n".join(wrong)
