@@ -189,7 +189,7 @@ def stage_backward_kernel(
 @triton.jit
 def pixels_of(tile, pixels, H: tl.constexpr, W: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr,
               BLOCK_P: tl.constexpr):  # fmt: skip
-    """A tile's output pixels p and whether they exist; the input pixels q that their windows' centres see, at (h, w)."""
+    """Output pixels p of a tile, whether they exist, and the input pixels q, at (h, w), amid their windows."""
     p = tile * BLOCK_P + tl.arange(0, BLOCK_P)
     h, w = (p // WO) % HO * STRIDE, p % WO * STRIDE
     q = ((p // (HO * WO) * H + h) * W + w).to(tl.int64)

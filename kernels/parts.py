@@ -76,7 +76,7 @@ def window(geometry):
 @triton.jit
 def depthwise(geometry, ptr, q, h, w, exists, c, mean, rstd, dw_ptr, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
               PITCH: tl.constexpr, NORMALISED: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
-    """The depthwise convolution of a stage's geometry at pixels q: one loop for all, a loop each takes more registers."""
+    """The depthwise convolution of a stage's geometry at pixels q: a loop for each geometry takes more registers."""
     K, D = window(geometry)
     d = tl.zeros((q.shape[0], BLOCK_C), ACC)
     for ky in range(K):
