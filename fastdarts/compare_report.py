@@ -11,6 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from fastdarts.draw import MUTED, STATE, draw_cells
 from fastdarts.files import write_atomically
@@ -32,6 +33,7 @@ def summaries(runs: Sequence[Record]) -> list[Record]:
         accuracies = [run["accuracy"] for run in ours]
         mean, std = statistics.fmean(accuracies), statistics.stdev(accuracies) if len(ours) > 1 else None
         spread = "" if std is None else f" ± {100 * std:.2f}"
+        seeds = "1 seed" if len(ours) == 1 else f"{len(ours)} seeds"
         best = max(ours, key=lambda run: run["accuracy"])
         found.append(
             {
@@ -42,7 +44,7 @@ def summaries(runs: Sequence[Record]) -> list[Record]:
                 "best": best,
                 "search_seconds": statistics.fmean(run["search_seconds"] for run in ours),
                 "peak_bytes": max(run["peak_bytes"] for run in ours),
-                "text": f"{100 * mean:.2f}{spread} % ({len(ours)} seeds), best {100 * best['accuracy']:.2f} %",
+                "text": f"{100 * mean:.2f}{spread} % ({seeds}), best {100 * best['accuracy']:.2f} %",
             }
         )
     return sorted(found, key=lambda row: -row["best"]["accuracy"])
@@ -136,7 +138,12 @@ def accuracy_png(methods: Sequence[Record], runs: Sequence[Record]) -> bytes:
     height = max(3.5, 0.27 * len(methods) + 1.2)
     figure = Figure(figsize=(8, height), dpi=150, facecolor="white")
     axes = figure.add_axes((0.09, 0.6 / height, 0.68, 1 - 0.95 / height))
+    times = [run["search_seconds"] for run in runs]
     axes.set_xscale("log")
+    axes.set_xlim(min(times) / 1.6, max(times) * 1.6)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.scatter(
         [run["search_seconds"] for run in runs],
         [100 * run["accuracy"] for run in runs],
@@ -158,12 +165,14 @@ def accuracy_png(methods: Sequence[Record], runs: Sequence[Record]) -> bytes:
             va="center",
             size=8,
             color=STATE.text,
-            arrowprops={"arrowstyle": "-", "color": "#c3cad3", "linewidth": 0.6, "shrinkB": 4},
+            arrowprops={"arrowstyle": "-", "color": "#c3cad3", "linewidth": 0.6, "shrinkB": 4, "relpos": (0, 0.5)},
             zorder=1,
         )
-    axes.set_title("Accuracy of the found cells against search time", loc="left", size=10, weight="bold")
+    axes.set_title(
+        "Accuracy of the found cells after a short training, against search time", loc="left", size=10, weight="bold"
+    )
     axes.set_xlabel("seconds of a search (logarithmic)", size=8, color=MUTED)
-    axes.set_ylabel("validation accuracy after the short training (%)", size=8, color=MUTED)
+    axes.set_ylabel("validation accuracy (%)", size=8, color=MUTED)
     axes.tick_params(which="both", labelsize=8, labelcolor=MUTED, color=STATE.line)
     axes.grid(color="#e5e8ec", linewidth=0.6)
     axes.set_axisbelow(True)

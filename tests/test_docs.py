@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from fastdarts.compare import CompareConfig
 from fastdarts.config import parse_cli
 from fastdarts.evaluate import _Command as EvalCommand
 from fastdarts.search import SearchConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-CONFIGS = {"fastdarts.search": SearchConfig, "fastdarts.evaluate": EvalCommand}
+CONFIGS = {"fastdarts.search": SearchConfig, "fastdarts.evaluate": EvalCommand, "fastdarts.compare": CompareConfig}
 
 
 def blocks(page: Path, language: str) -> list[str]:
