@@ -17,6 +17,7 @@ KNOWN_SPILLS: dict[tuple[str, str, str], int] = {
     ("sm_80", "stage_backward_kernel", "64"): 16,
     ("gfx942", "stage_backward_kernel", "64"): 412,
 }
+NARROW = [("gfx942", "stage_backward_kernel", "32 x 16")]  # of preprocessing: an element for each of 512 threads
 
 
 def report(tmp_path: Path, *options: str) -> list[dict[str, str]]:
@@ -34,7 +35,7 @@ def check(rows: list[dict[str, str]]) -> None:
     for row in rows:
         assert int(row["spilled bytes"]) <= KNOWN_SPILLS.get((row["target"], row["kernel"], row["C"]), 0), row
         assert int(row["occupancy"].removesuffix("%")) >= 25, row
-        if row["kernel"] in READS_STATES:
+        if row["kernel"] in READS_STATES and (row["target"], row["kernel"], row["tile"]) not in NARROW:
             assert int(row["128-bit loads"]) > 0, row
         if row["kernel"] in MULTIPLIES:
             assert int(row["MMA"]) > 0, row
