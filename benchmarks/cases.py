@@ -311,7 +311,7 @@ def between_passes(case: Case, variant: str, device: torch.device) -> Run:
             )
         )
 
-        def no_pass(batch: object, inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        def no_pass(batch: object, inputs: Sequence[Tensor], *_: object) -> tuple[Tensor, list[Tensor]]:
             return torch.zeros((), device=device), [ready[t] for t in inputs]
 
         architect._gradients = no_pass  # type: ignore[method-assign]
