@@ -46,7 +46,7 @@ def test_an_edge_with_every_op(dtype: torch.dtype, stride: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_cell(stride: int) -> None:
-    check(make_case(FEW, inputs=2, nodes=3, stride=stride, size=(1, 7, 6)), torch.float64)
+    check(make_case(SMALL, inputs=2, nodes=3, stride=stride), torch.float64)
 
 
 def test_running_statistics() -> None:
