@@ -77,8 +77,10 @@ def write_comparison(out: Path, runs: Sequence[Record], failures: dict[str, str]
         "commands": [shlex.join(_command(config, _genotype(out, method["best"]))) for method in methods],
         "failures": failures,
         "picture": base64.b64encode(picture).decode() if picture else None,
-        "config": [(name, str(value)) for name, value in config.items()],
-        "environment": [(name, str(value)) for name, value in everything["environment"].items()],
+        "tables": {
+            name: [(key, str(value)) for key, value in rows.items()]
+            for name, rows in (("Configuration", config), ("Environment", everything["environment"]))
+        },
     }
     write_atomically(out / "report.html", template("compare.html").render(page))
 
