@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-# Twelve independent chains of multiply-adds in registers: more than the latency times the ports of any present core.
+# Twelve independent chains of multiply-adds in registers: more than the latency times the ports of any present core. Each
+# starts from a value of its own: a compiler makes one chain of chains that are alike.
 _FMA_SOURCE = """
 #if defined(__AVX512F__)
 typedef float vec __attribute__((vector_size(64)));
@@ -27,9 +28,13 @@ typedef float vec __attribute__((vector_size(16)));
 #define CHAINS 12
 int lanes(void) { return CHAINS * sizeof(vec) / sizeof(float); }
 float spin(long rounds) {
-  vec a[CHAINS] = {{0}}, b, c;
+  vec a[CHAINS], b, c;
   float sum = 0;
-  for (int i = 0; i < (int)(sizeof(vec) / sizeof(float)); ++i) { b[i] = 0.999f; c[i] = 0.001f * i; }
+  for (int i = 0; i < (int)(sizeof(vec) / sizeof(float)); ++i) {
+    b[i] = 0.999f;
+    c[i] = 0.001f * i;
+    for (int k = 0; k < CHAINS; ++k) a[k][i] = i + 0.1f * k;
+  }
   for (long r = 0; r < rounds; ++r)
     for (int k = 0; k < CHAINS; ++k) a[k] = a[k] * b + c;
   for (int k = 0; k < CHAINS; ++k) sum += a[k][0] + a[k][1];
