@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from tiny_method import network_of, paper_method, tiny_state
+from tiny_method import finish_epoch, network_of, paper_method, tiny_state
 
 from fastdarts.methods import gumbel
 from fastdarts.network import Mix
@@ -79,6 +79,57 @@ def test_alphas_learn_from_the_chosen_op_alone():
     assert not dweights[chosen == 0].any()
     expected = dweights.gather(1, k) * z.gather(1, k) * (chosen - z) / method.tau()
     torch.testing.assert_close(dalpha, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("reduction", [False, True])
+def test_samples_of_the_other_ops_are_zeros_with_a_gradient(reduction, backend):
+    """y = h_k op_k(x) + sum of h_m, m != k, on every edge, from the same noise; the value is that of the drawn op."""
+    method = paper_method("gdas", method_options={"others": "samples"})
+    network = network_of(method, backend=backend)
+    network.train()
+    cell = network.cells[int(reduction)]
+    noise = method.generator.get_state()
+    mix = network.op_weights()[reduction]
+    s0, s1 = (torch.randn(2, C, 6, 6, dtype=torch.float64) for C in (cell.C_prev_prev, cell.C_prev))
+    drawn = [p for (k,), edge in zip(mix.active, cell._ops, strict=True) for p in edge._ops[k].parameters()]
+    inputs, g = [network.alphas[reduction], *drawn], None
+
+    def gradients(y):
+        return torch.autograd.grad(y, inputs, g, retain_graph=True)
+
+    ours = cell(s0, s1, *mix)
+    g = torch.randn_like(ours)
+    of_ours = gradients(ours)
+    without = cell(s0, s1, torch.cat([mix.weights[:, :8], torch.zeros(14, 1, dtype=torch.float64)], 1), mix.active)
+    assert torch.equal(ours, without)
+    of_without = gradients(without)
+
+    generator = torch.Generator()
+    generator.set_state(noise)
+    for alpha in network.alphas[: reduction + 1]:
+        h = gumbel.one_hot(gumbel.sample(alpha, method.tau(), generator))
+    states, e = [cell.preprocess0(s0), cell.preprocess1(s1)], 0
+    for _ in range(4):
+        terms = []
+        for x in states:
+            k = int(h[e].argmax())
+            terms.append(h[e, k] * cell._ops[e]._ops[k](x) + sum(h[e, m] for m in range(8) if m != k))
+            e += 1
+        states.append(sum(terms))
+    plain = torch.cat(states[2:], dim=1)
+    torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-9)
+    for a, b in zip(of_ours, gradients(plain), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(of_without[0], of_ours[0])
+
+
+def test_an_epoch_with_the_samples_of_the_other_ops():
+    state = tiny_state("gdas", method_options={"others": "samples"}, prune_below=0.2)
+    before = state.network.alphas_normal.clone()
+    metrics = finish_epoch(state)
+    assert math.isfinite(metrics["discretisation_error"])
+    assert not (before == state.network.alphas_normal).any()
 
 
 def test_edges_whose_op_is_none_contribute_nothing():
