@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-# Twelve independent chains of multiply-adds in registers: more than the latency times the ports of any present core. Each
-# starts from a value of its own: a compiler makes one chain of chains that are alike.
+# Twelve independent chains of multiply-adds in registers: more than the latency times the ports of any present core.
+# Each starts from a value of its own: a compiler makes one chain of chains that are alike.
 _FMA_SOURCE = """
 #if defined(__AVX512F__)
 typedef float vec __attribute__((vector_size(64)));

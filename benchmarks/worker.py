@@ -22,6 +22,9 @@ from fastdarts.resources import peak_bytes, reset_peak
 WARM_UP = 2
 """Steps before timing: in the first ones libraries make primitives and the allocator faults its pages in."""
 
+LEAST = 0.1
+"""Seconds of a turn: it repeats shorter steps, as a search does, whose steps find threads awake and caches filled."""
+
 
 @dataclass
 class Measurement:
@@ -69,7 +72,12 @@ class Worker:
         self._pipe.close()
 
     def step(self, limit: float | None = None) -> float:
-        """Seconds of one step. TimeoutError after `limit` seconds; RuntimeError with the reason if it fails."""
+        """Seconds of one step, the mean of a turn's.
+
+        Raises:
+            TimeoutError: after `limit` seconds.
+            RuntimeError: with the reason if it fails.
+        """
         seconds: float = self._ask("step", limit)
         return seconds
 
@@ -146,10 +154,12 @@ def _serve(pipe: Connection, case: Case, variant: str, device: torch.device, thr
                 on_gpu = device.type == "cuda"
                 pipe.send((peak_bytes(device) - (0 if on_gpu else rest), rest))
                 continue
-            start = time.perf_counter()
-            run()
-            synchronize(device)
-            pipe.send(time.perf_counter() - start)
+            start, steps = time.perf_counter(), 0
+            while steps == 0 or time.perf_counter() - start < LEAST:
+                run()
+                synchronize(device)
+                steps += 1
+            pipe.send((time.perf_counter() - start) / steps)
     except EOFError:
         return
     except Exception as error:
