@@ -56,6 +56,8 @@ class Augment:
         self.crop_padding = crop_padding
         self.flip = flip
         self.cutout = cutout
+        self.cutout_share = 1.0
+        """Of the images, those that lose a square; may be set at any time."""
         self.generator = torch.Generator(device)
         self.generator.manual_seed(generator_seed)
         self._mean = torch.tensor(mean, device=device)
@@ -69,7 +71,11 @@ class Augment:
         """Choices for `images`, of which only the shape matters."""
         count, _, height, width = images.shape
         limits = (2 * self.crop_padding + 1, 2 * self.crop_padding + 1, 2 if self.flip else 1, height, width)
-        return Draw(*(torch.randint(n, (count,), generator=self.generator, device=images.device) for n in limits))
+        draw = Draw(*(torch.randint(n, (count,), generator=self.generator, device=images.device) for n in limits))
+        if not self.cutout or self.cutout_share >= 1:
+            return draw
+        cut = torch.rand(count, generator=self.generator, device=images.device) < self.cutout_share
+        return draw._replace(cutout_row=draw.cutout_row.masked_fill(~cut, -self.cutout))  # all of the square outside
 
     def apply(self, images: Tensor, draw: Draw) -> Tensor:
         """What a call does, with given choices."""

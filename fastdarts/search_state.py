@@ -42,6 +42,7 @@ class SearchState(RunState):
     program = "python -m fastdarts.search"
 
     network: SearchNetwork
+    augment: Augment
 
     def __init__(
         self,
@@ -117,6 +118,7 @@ class SearchState(RunState):
         self.method.begin_epoch(self.epoch)
         if self.method.network_arguments() != self._arguments:
             self._build()
+        self.augment.cutout_share = self.method.cutout_share()
         finite = self.method.level_now() != "weights"  # else there is no alpha step to measure
         for part in ("valid_loss", "alpha_gradient_norm"):
             self._parts[part] = _PARTS[part] if finite else None
@@ -152,8 +154,9 @@ class SearchState(RunState):
 
     def train_batches(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         """The search step on the weights' batch and, at two levels, the alphas' batch."""
+        decay = self.architect.w_weight_decay = self.method.weight_decay()
         for group in self.w_optimizer.param_groups:
-            group["lr"] = self.learning_rate()
+            group["lr"], group["weight_decay"] = self.learning_rate(), decay
         rates = self.method.arch_learning_rates()
         for group, rate in zip(self.architect.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
@@ -183,6 +186,7 @@ class SearchState(RunState):
         super().next_epoch(metrics)
         self.history.append(self.architecture())
         self._begin_epoch()
+        self.method.between_epochs(self)
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {

@@ -149,6 +149,15 @@ def test_cut_out_area_is_that_of_clipped_squares() -> None:
     assert cut == pytest.approx(areas.mean(), abs=5 * areas.std() / 4000**0.5)
 
 
+def test_cutout_of_a_share_of_the_images() -> None:
+    augment = Augment((0.0,), (1.0,), crop_padding=0, flip=False, cutout=4)
+    augment.cutout_share = 0.3
+    cut = (augment(torch.ones(2000, 1, 8, 8)) == 0).flatten(1).any(1)
+    assert abs(cut.double().mean().item() - 0.3) <= 5 * (0.21 / 2000) ** 0.5
+    augment.cutout_share = 0.0
+    assert augment(torch.ones(50, 1, 8, 8)).all()
+
+
 def test_without_flip_nothing_is_mirrored() -> None:
     images = torch.arange(8, dtype=torch.uint8).expand(500, 1, 8, 8)
     out = Augment((0.5,), (0.5,), crop_padding=0, flip=False)(images)

@@ -136,6 +136,14 @@ class Method(StepRules):
         """Of the weights."""
         return cosine(self.config.lr, self.config.lr_min, self.epoch, self.config.epochs)
 
+    def weight_decay(self) -> float:
+        """Of the weights, in this epoch."""
+        return self.config.weight_decay
+
+    def cutout_share(self) -> float:
+        """Of the training images, that cutout takes in this epoch."""
+        return 1.0
+
     def arch_learning_rates(self) -> Sequence[float]:
         """Of the architecture parameters, for each group of their optimizer."""
         return [self.config.arch_lr]
@@ -209,6 +217,9 @@ class Method(StepRules):
         limit = self.config.prune_below * (self.epoch + 1) / self.config.epochs
         if limit and self.alphas_move():
             self.kept = prune(self.kept, self.scores(state.network), state.network.candidates, limit)
+
+    def between_epochs(self, state: SearchState) -> None:
+        """Look at the search where the next epoch is about to begin; may load a state of before."""
 
     def metrics(self, network: SearchNetwork) -> dict[str, Any]:
         """Numbers (or lists of them, one an edge) for metrics.jsonl and the report."""

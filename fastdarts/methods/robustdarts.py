@@ -2,14 +2,17 @@
 
 The largest eigenvalue of the Hessian of the validation loss in the alphas grows when DARTS begins to fail. It is
 measured every other epoch; when its mean over five measurements has risen by a factor, the search ends with the cells
-of the epoch before the rise. Stronger regularisation keeps it small: `--weight-decay`, or drop path in the search
-network.
+of the epoch before the rise (DARTS-ES), or goes back to that epoch and on with stronger regularisation, as often as
+that can grow (`early_stop=adapt`, DARTS-ADA). From the start, `--weight-decay` (R-DARTS(L2)) or drop path in the search
+network (R-DARTS(DP)) keeps the eigenvalue small; with drop path, `--cutout` takes a share of the images that grows
+alike.
 
 Of the authors' code it differs so: the eigenvalue comes from exact Hessian-vector products by Lanczos iterations
 (theirs: all rows and an unsymmetric solver), always of the same images, and tracking cannot be left out while
-stopping is on.
+stopping is on; after going back, epochs before that one are no longer gone back to.
 """
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -33,19 +36,25 @@ if TYPE_CHECKING:
 
 WINDOW = 5  # measurements in a mean
 BEFORE = 4  # measurements between the means that are compared
+BACK = BEFORE + WINDOW // 2  # measurements from the one before the rise to that which shows it
 
 
 @dataclass(frozen=True, kw_only=True)
 class RobustDartsOptions(MethodOptions):
     """Defaults are the authors'."""
 
-    early_stop: Literal["on", "simulate", "off"] = hyper("simulate: say when, but go on", "on")
+    early_stop: Literal["on", "adapt", "simulate", "off"] = hyper(
+        "when the eigenvalue rises; adapt: go back and regularise more; simulate: say when, but go on", "on"
+    )
     every: int = hyper("epochs between two measurements", 2, at_least=1)
     factor: float = hyper("rise of the mean eigenvalue that ends the search", 1.3, above=1)
     first: int = hyper("first epoch, from 0, whose cells may be the result of a stop", 10, at_least=0)
     images: int = hyper("that the eigenvalue is measured on (0: a batch)", 0, at_least=0)
     iterations: int = hyper("of Lanczos, one Hessian-vector product each", 30, at_least=1)
     drop_path: float = hyper("probability, at the end, to drop a sample on an edge", 0.0, at_least=0, below=1)
+    strengthen: Literal["weight-decay", "drop-path"] = hyper("adapt: what grows", "weight-decay")
+    growth: float = hyper("adapt: by which factor", 10.0, above=1)
+    strongest: float = hyper("adapt: its largest value, at which the search goes on to its end", 0.03, above=0)
 
 
 class RobustDarts(Method):
@@ -58,7 +67,10 @@ class RobustDarts(Method):
         self._values: list[float] = []
         self._genotypes: list[str] = []  # at each measurement, as JSON
         self._result: str | None = None
-        self._trigger = -1  # the epoch at which the rule fired
+        self._marks: dict[str, int] = {}  # epochs of the rise and before it, from 1, for the report
+        self._start = 0  # the first measurement whose epoch may be gone back to
+        self._level = self._first_level()
+        self._snapshots: list[dict[str, Any]] = []  # the search after each of the latest measured epochs
         self.capturable = self.capturable and not self.options.drop_path  # drawn on the host
         self._arguments = super().network_arguments()
         if self.options.drop_path:
@@ -69,16 +81,43 @@ class RobustDarts(Method):
         super().check(config)
         if config.order == 2 and config.method_options["drop_path"]:
             raise ValueError("drop_path has no second order: its difference needs passes that drop the same samples")
+        options = config.method_options
+        if options["early_stop"] == "adapt":
+            paths = options["strengthen"] == "drop-path"
+            name, value = ("drop_path", options["drop_path"]) if paths else ("weight_decay", config.weight_decay)
+            if not 0 < value < options["strongest"]:
+                raise ValueError(
+                    f"{name} must be above 0 and below strongest = {options['strongest']} to grow; got {value}"
+                )
+            if paths and options["strongest"] >= 1:
+                raise ValueError(f"strongest must be below 1 for drop_path; got {options['strongest']}")
+
+    def _first_level(self) -> float:
+        paths = self.options.strengthen == "drop-path"
+        return float(self.options.drop_path if paths else self.config.weight_decay)
 
     def network_arguments(self) -> dict[str, Any]:
         return self._arguments
 
     def drop_path(self) -> float:
-        return float(self.options.drop_path * min(self.epoch / max(self.config.epochs - 1, 1), 1.0))
+        level = self._level if self.options.strengthen == "drop-path" else self.options.drop_path
+        return float(level * self._ramp())
+
+    def weight_decay(self) -> float:
+        return self._level if self.options.strengthen == "weight-decay" else super().weight_decay()
+
+    def cutout_share(self) -> float:
+        return self._ramp() if self.options.drop_path else super().cutout_share()
+
+    def _ramp(self) -> float:
+        return min(self.epoch / max(self.config.epochs - 1, 1), 1.0)
+
+    def _measures(self, epoch: int) -> bool:
+        return epoch % self.options.every == 0 or epoch == self.config.epochs - 1
 
     def end_epoch(self, state: "SearchState", metrics: dict[str, Any]) -> None:
         super().end_epoch(state, metrics)
-        if self.epoch % self.options.every and self.epoch != self.config.epochs - 1:
+        if not self._measures(self.epoch):
             return
         self._values.append(self.eigenvalue(state))
         self._genotypes.append(self.genotype(state.network).to_json())
@@ -87,18 +126,39 @@ class RobustDarts(Method):
 
     def _look(self) -> None:
         """Compare the latest whole mean with the one `BEFORE` measurements earlier."""
-        centre = len(self._values) - 1 - WINDOW // 2
-        target = centre - BEFORE
-        if target < 0 or target * self.options.every < self.options.first:
+        options, target = self.options, len(self._values) - 1 - BACK
+        if target < self._start or target * options.every < options.first:
             return
-        now, then = smoothed(self._values)[centre], smoothed(self._values)[target]
-        if then > 0 and now / then > self.options.factor:
-            self._result, self._trigger = self._genotypes[target], self.epoch
-            if self.options.early_stop == "on":
-                self.stopped = (
-                    f"the mean eigenvalue has risen from {then:.4g} in epoch {target * self.options.every + 1} to "
-                    f"{now:.4g}; the cells are those of that epoch"
-                )
+        means = smoothed(self._values)
+        then, now = means[target], means[target + BEFORE]
+        if then <= 0 or now / then <= options.factor:
+            return
+        if options.early_stop == "adapt" and self._level >= options.strongest:
+            return
+        self._result, before = self._genotypes[target], target * options.every + 1
+        adapt = options.early_stop == "adapt"
+        self._marks = {"back_to_epoch": before} if adapt else {"cells_epoch": before, "stop_epoch": self.epoch + 1}
+        if options.early_stop == "on":
+            self.stopped = (
+                f"the mean eigenvalue has risen from {then:.4g} in epoch {before} to {now:.4g}; "
+                f"the cells are those of that epoch"
+            )
+
+    def between_epochs(self, state: "SearchState") -> None:
+        """Keep the search as it is after a measured epoch, or go back to the epoch before the rise."""
+        options = self.options
+        if options.early_stop != "adapt" or not self._measures(state.epoch - 1):
+            return
+        if self._result is None:
+            now = state.state_dict()
+            now["method"]["snapshots"] = []
+            self._snapshots = [*self._snapshots[1 - BACK :], copy.deepcopy(now)]
+        else:
+            before, metrics = self._snapshots[0], state.metrics
+            level = min(self._level * options.growth, options.strongest)
+            state.load_state_dict(copy.deepcopy(before))  # of this method, too
+            state.metrics = metrics  # what was measured on the way that is given up
+            self._level, self._start, self._snapshots = level, len(self._values) - 1, [before]
 
     def eigenvalue(self, state: "SearchState") -> float:
         """The largest of the validation loss's Hessian in the architecture parameters, with Adam's weight decay on its
@@ -127,20 +187,30 @@ class RobustDarts(Method):
 
     def metrics(self, network: SearchNetwork) -> dict[str, Any]:
         own: dict[str, Any] = {"eigenvalue": self._values[-1], "eigenvalue_mean": smoothed(self._values)[-1]}
-        if self._result is not None:
-            own["stop_epoch"] = self._trigger + 1
-        if self.options.drop_path:
+        own |= self._marks
+        options = self.options
+        if options.drop_path:
             own["drop_path"] = self.drop_path()
+        if options.early_stop == "adapt":
+            own["weight_decay"] = self.weight_decay()
         return super().metrics(network) | own
 
     def state_dict(self) -> dict[str, Any]:
-        own = {"values": self._values, "genotypes": self._genotypes, "result": self._result, "trigger": self._trigger}
-        return super().state_dict() | own
+        return super().state_dict() | {
+            "values": list(self._values),
+            "genotypes": list(self._genotypes),
+            "result": self._result,
+            "marks": self._marks,
+            "start": self._start,
+            "level": self._level,
+            "snapshots": self._snapshots,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self._values, self._genotypes = list(state["values"]), list(state["genotypes"])
-        self._result, self._trigger = state["result"], state["trigger"]
+        self._result, self._marks = state["result"], state["marks"]
+        self._start, self._level, self._snapshots = state["start"], state["level"], list(state["snapshots"])
 
 
 def smoothed(values: list[float]) -> list[float]:

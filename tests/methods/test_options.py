@@ -121,7 +121,7 @@ def test_options_of_a_method_on_the_command_line(tmp_path, capsys):
     assert config.order == 1
     config.save(tmp_path / "config.json")
     again = parse_cli(SearchConfig, ["--config", str(tmp_path / "config.json"), "--method-options", "tau_max=7"])
-    assert again.method_options == {"tau_max": 7.0, "tau_min": 0.5}
+    assert again.method_options == {"tau_max": 7.0, "tau_min": 0.5, "others": "nothing"}
     assert json.loads((tmp_path / "config.json").read_text())["method_options"] == config.method_options
     with pytest.raises(SystemExit):
         parse_cli(SearchConfig, ["--method", "gdas", "--help"])

@@ -4,9 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_method import network_of, paper_method, tiny_state
+from tiny_method import finish, finish_epoch, network_of, paper_method, tiny_state
 
+from fastdarts import checkpoint
 from fastdarts.genotype import Genotype
+from fastdarts.methods import find
 from fastdarts.methods.lanczos import largest_eigenvalue
 from fastdarts.methods.robustdarts import smoothed
 
@@ -100,6 +102,100 @@ def test_simulating_goes_on(monkeypatch):
     monkeypatch.setattr(type(method), "eigenvalue", lambda self, state: 2.0 if self.epoch >= 20 else 1.0)
     assert watched(method, network, [lambda network: None] * 30) is None
     assert method.metrics(network)["stop_epoch"] == 23
+
+
+ADAPT = {"early_stop": "adapt", "every": 1, "first": 0}
+
+
+def rising(monkeypatch):
+    """Measurements 1, from epoch 7 on 2 as long as the regularisation is the first one: epoch 8 shows the rise, and
+    epoch 2 is the one before it."""
+    eigenvalue = lambda self, state: 2.0 if self.epoch >= 7 and self._level == self._first_level() else 1.0  # noqa: E731
+    monkeypatch.setattr(find("robustdarts"), "eigenvalue", eigenvalue)
+
+
+def adapting(**fields):
+    return tiny_state("robustdarts", **({"method_options": ADAPT, "space": "s2", "order": 1, "epochs": 11} | fields))
+
+
+def test_adapting_goes_back_before_the_rise_and_decays_more(monkeypatch):
+    rising(monkeypatch)
+    state = adapting()
+    weights, decays, epochs = [], [], []
+    while state.epoch < state.config.epochs:
+        epochs.append(finish_epoch(state))
+        weights.append({name: tensor.clone() for name, tensor in state.network.state_dict().items()})
+        decays.append(state.w_optimizer.param_groups[0]["weight_decay"])
+    assert [metrics["epoch"] for metrics in epochs] == [*range(9), *range(3, 11)]
+    assert [metrics["epoch"] for metrics in state.metrics] == [*range(9), *range(3, 11)]
+    assert all(torch.equal(tensor, weights[2][name]) for name, tensor in weights[8].items())
+    assert any(not torch.equal(tensor, weights[3][name]) for name, tensor in weights[9].items())
+    assert decays[:9] == [3e-4] * 9
+    assert decays[9:] == pytest.approx([3e-3] * 8)
+    assert state.architect.w_weight_decay == decays[-1]
+    assert [m["method"].get("back_to_epoch") for m in epochs] == [None] * 8 + [3] + [None] * 8
+    assert len(state.history) == 12
+    assert state.method.stopped is None
+    assert state.method.result(state) == state.method.genotype(state.network)
+
+
+def test_adapting_ends_at_the_strongest(monkeypatch):
+    """Every measurement is 1.2 times the one before: a rise whenever there are enough of them."""
+    monkeypatch.setattr(find("robustdarts"), "eigenvalue", lambda self, state: 1.2**self.epoch)
+    state = adapting(space="s3", method_options=ADAPT | {"strongest": 0.02}, epochs=9)
+    epochs = [metrics["epoch"] for metrics in finish(state)]
+    # Seven measurements from the one that was gone back to, and none before it: 3e-4, 3e-3, 0.02 and on to the end.
+    assert epochs == [*range(7), *range(1, 7), *range(1, 9)]
+    assert state.method.weight_decay() == 0.02
+
+
+@pytest.mark.parametrize("killed_after", [7, 9])
+def test_adapting_resumes_bit_for_bit(monkeypatch, tmp_path, killed_after):
+    """Killed before it goes back, when the state to go back to comes from the checkpoint; and after."""
+    torch.use_deterministic_algorithms(True)
+    rising(monkeypatch)
+    whole, resumed = adapting(), adapting()
+    for _ in range(killed_after):
+        finish_epoch(whole)
+    whole.read()
+    checkpoint.save(tmp_path / "checkpoint.pt", whole.kind, whole.state_dict())
+    resumed.load_state_dict(checkpoint.load(tmp_path / "checkpoint.pt", resumed.kind))
+    assert finish(resumed) == finish(whole)
+    theirs = whole.network.state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in resumed.network.state_dict().items())
+    assert all(torch.equal(a, b) for a, b in zip(resumed.network.alphas, whole.network.alphas, strict=True))
+
+
+def test_drop_path_grows_instead_and_cutout_with_the_epochs(monkeypatch):
+    rising(monkeypatch)
+    options = ADAPT | {"strengthen": "drop-path", "drop_path": 0.1, "growth": 3, "strongest": 0.5}
+    state = adapting(method_options=options, cutout=4)
+    shares = []
+    while state.epoch < state.config.epochs:
+        shares.append((state.augment.cutout_share, state.method.drop_path()))
+        finish_epoch(state)
+    ramp = [*range(9), *range(3, 11)]
+    assert [share for share, _ in shares] == pytest.approx([epoch / 10 for epoch in ramp])
+    rates = [0.1 * epoch / 10 for epoch in ramp[:9]] + [0.3 * epoch / 10 for epoch in ramp[9:]]
+    assert [rate for _, rate in shares] == pytest.approx(rates)
+    assert state.w_optimizer.param_groups[0]["weight_decay"] == 3e-4
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"weight_decay": 0.0}, "weight_decay must be above 0 and below strongest = 0.03 to grow; got 0.0"),
+        ({"weight_decay": 0.1}, "weight_decay must be above 0 and below strongest"),
+        ({"method_options": ADAPT | {"strengthen": "drop-path"}}, "drop_path must be above 0"),
+        (
+            {"method_options": ADAPT | {"strengthen": "drop-path", "drop_path": 0.1, "strongest": 1.0}},
+            "strongest must be below 1 for drop_path",
+        ),
+    ],
+)
+def test_what_cannot_grow_is_refused(fields, reason):
+    with pytest.raises(ValueError, match=reason):
+        adapting(**fields)
 
 
 def test_largest_eigenvalue_of_a_known_matrix():
