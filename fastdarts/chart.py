@@ -16,7 +16,8 @@ LEFT, RIGHT, TOP, BOTTOM = 50, 12, 10, 34
 
 @dataclass(frozen=True)
 class Chart:
-    """Series over epochs. `percent` shows fractions as %, `integer` wants whole ticks, `zero` starts the axis at 0."""
+    """Series over epochs. `percent` shows fractions as %, `integer` wants whole ticks, `zero` starts the axis at 0;
+    `marks` names single epochs."""
 
     title: str
     epochs: Sequence[int]
@@ -24,6 +25,7 @@ class Chart:
     percent: bool = False
     integer: bool = False
     zero: bool = False
+    marks: Sequence[tuple[int, str]] = ()
 
     def last(self, name: str) -> str:
         """The last value of a series as text."""
@@ -34,7 +36,7 @@ class Chart:
         return f"{100 * value:.2f} %" if self.percent else f"{value:.4g}"
 
     def svg(self) -> Markup:
-        """The lines and axes; the page brings title, legend and the classes `grid`, `tick` and `s0`, `s1`, ...
+        """The lines and axes; the page brings title, legend and the classes `grid`, `mark`, `tick`, `s0`, `s1`, ...
 
         Values that are missing or not finite are left out and their neighbours joined.
         """
@@ -75,6 +77,11 @@ class Chart:
             x = x_of(tick)
             yield f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{tick:g}</text>'
         yield f'<text class="tick" x="{WIDTH - RIGHT}" y="{HEIGHT - 3}" text-anchor="end">epoch</text>'
+        for epoch, name in self.marks:
+            x = x_of(epoch)
+            beside, anchor = (x - 4, "end") if x > (LEFT + WIDTH - RIGHT) / 2 else (x + 4, "start")
+            yield f'<path class="mark" d="M{x:.1f} {TOP}V{HEIGHT - BOTTOM}"/>'
+            yield f'<text class="tick" x="{beside:.1f}" y="{TOP + 10}" text-anchor="{anchor}">{escape(name)}</text>'
         for number, line in enumerate(points.values()):
             if len(line) > 1:
                 path = " ".join(f"{x_of(epoch):.1f},{y_of(value):.1f}" for epoch, value in line)

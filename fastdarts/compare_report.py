@@ -2,7 +2,9 @@
 
 import base64
 import io
+import itertools
 import json
+import math
 import shlex
 import statistics
 from collections.abc import Sequence
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -21,7 +24,7 @@ from fastdarts.report import environment, template
 
 Record = dict[str, Any]
 
-_DOT = "#2f6fdf"
+_DOT, _BAR = "#2f6fdf", "#a9c3ef"
 
 
 def summaries(runs: Sequence[Record]) -> list[Record]:
@@ -71,8 +74,14 @@ def write_comparison(out: Path, runs: Sequence[Record], failures: dict[str, str]
         "table": [_row(method) for method in methods],
         "all_runs": [_run_row(run) for run in sorted(runs, key=lambda run: (run["method"], run["seed"]))],
         "cells": [
-            (f"{run['method']}, seed {run['seed']}", Markup(draw_cells(Genotype.load(_genotype(out, run)))))
-            for run in runs
+            (
+                f"{run['method']}, seed {run['seed']}: {100 * run['accuracy']:.2f} %",
+                run is method["best"],
+                Markup(draw_cells(Genotype.load(_genotype(out, run)))),
+            )
+            for method in methods
+            for run in sorted(runs, key=lambda run: -run["accuracy"])
+            if run["method"] == method["method"]
         ],
         "commands": [shlex.join(_command(config, _genotype(out, method["best"]))) for method in methods],
         "failures": failures,
@@ -135,41 +144,20 @@ def _command(config: Record, genotype: Path) -> list[str]:
 
 
 def accuracy_png(methods: Sequence[Record], runs: Sequence[Record]) -> bytes:
-    """Accuracy against search time as a PNG file's bytes: a large dot with its ± a method, a small one a run; the names
-    stand in a column at the right, each joined to its dot."""
-    height = max(3.5, 0.27 * len(methods) + 1.2)
-    figure = Figure(figsize=(8, height), dpi=150, facecolor="white")
-    axes = figure.add_axes((0.09, 0.6 / height, 0.68, 1 - 0.95 / height))
+    """Accuracy against search time as a PNG file's bytes: a large dot with its ± a method, a small one a run."""
+    figure = Figure(figsize=(8, 5.5), dpi=150, facecolor="white")
+    axes = figure.add_axes((0.09, 0.11, 0.89, 0.82))
     times = [run["search_seconds"] for run in runs]
     axes.set_xscale("log")
     axes.set_xlim(min(times) / 1.6, max(times) * 1.6)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.scatter(
-        [run["search_seconds"] for run in runs],
-        [100 * run["accuracy"] for run in runs],
-        s=8,
-        color=STATE.line,
-        zorder=2,
-    )
+    axes.scatter(times, [100 * run["accuracy"] for run in runs], s=8, color=STATE.line, zorder=2)
     for method in methods:
         x, y = method["search_seconds"], 100 * method["accuracy_mean"]
-        axes.errorbar(x, y, yerr=100 * (method["accuracy_std"] or 0), color=_DOT, elinewidth=1, capsize=2, zorder=3)
+        axes.errorbar(x, y, yerr=100 * (method["accuracy_std"] or 0), color=_BAR, elinewidth=1, capsize=2, zorder=1)
         axes.plot([x], [y], "o", color=_DOT, markersize=6, zorder=4)
-    ordered = sorted(methods, key=lambda method: method["accuracy_mean"])
-    for place, method in enumerate(ordered):
-        axes.annotate(
-            f"{method['method']}  {100 * method['accuracy_mean']:.1f} %",
-            (method["search_seconds"], 100 * method["accuracy_mean"]),
-            (1.03, (place + 0.5) / len(ordered)),
-            textcoords="axes fraction",
-            va="center",
-            size=8,
-            color=STATE.text,
-            arrowprops={"arrowstyle": "-", "color": "#c3cad3", "linewidth": 0.6, "shrinkB": 4, "relpos": (0, 0.5)},
-            zorder=1,
-        )
     axes.set_title(
         "Accuracy of the found cells after a short training, against search time", loc="left", size=10, weight="bold"
     )
@@ -180,6 +168,45 @@ def accuracy_png(methods: Sequence[Record], runs: Sequence[Record]) -> bytes:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(STATE.line)
+    _write_names(axes, methods, runs)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
+
+
+def _write_names(axes: Axes, methods: Sequence[Record], runs: Sequence[Record]) -> None:
+    """Each method's name in the free place nearest to its dot, with a line to it where that is not beside it. Boxes are
+    (left, bottom, right, top) in points."""
+    axes.autoscale_view()  # sets the limits that `transData` knows
+    size, dot = 8.0, 5.0
+    scale = 72 / 150  # of the pixels that matplotlib places by
+    centres = [(method["search_seconds"], method["accuracy_mean"]) for method in methods]
+    centres += [(run["search_seconds"], run["accuracy"]) for run in runs]
+    spots = [axes.transData.transform((seconds, 100 * accuracy)) * scale for seconds, accuracy in centres]
+    left, bottom, right, top = (edge * scale for edge in axes.get_window_extent().extents)
+    radii = [dot] * len(methods) + [2.5] * len(runs)
+    taken = [(x - r, y - r, x + r, y + r) for (x, y), r in zip(spots, radii, strict=True)]
+    for method, (x, y) in sorted(zip(methods, spots, strict=False), key=lambda pair: -pair[1][1]):
+        half, rise = 0.3 * size * len(method["method"]) + 1, 0.6 * size
+        for reach, part in itertools.product(range(0, 400, 4), range(24)):
+            turn = math.tau * part / 24
+            at, up = x + (reach + dot + half) * math.cos(turn), y + (reach + dot + rise) * math.sin(turn)
+            box = (at - half, up - rise, at + half, up + rise)
+            fits = box[0] > left and box[1] > bottom and box[2] < right and box[3] < top
+            if fits and not any(box[0] < t[2] and t[0] < box[2] and box[1] < t[3] and t[1] < box[3] for t in taken):
+                break
+        taken.append(box)
+        line = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 3}
+        axes.annotate(
+            method["method"],
+            (x / scale, y / scale),
+            (at / scale, up / scale),
+            xycoords="figure pixels",
+            textcoords="figure pixels",
+            ha="center",
+            va="center",
+            size=size,
+            color=STATE.text,
+            arrowprops=line if reach > 8 else None,
+            zorder=5,
+        )

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import jinja2
@@ -23,7 +24,7 @@ from markupsafe import Markup
 from fastdarts.chart import Chart
 from fastdarts.draw import alphas_png, draw_cells, read_alphas
 from fastdarts.files import write_atomically
-from fastdarts.genotype import Genotype
+from fastdarts.genotype import Genotype, Pairs
 from fastdarts.progress import duration
 
 Record = dict[str, Any]
@@ -50,7 +51,8 @@ class Run:
 
     Attributes:
         config, environment: what config.json and environment.json hold.
-        epochs: the "epoch" lines of metrics.jsonl, in order.
+        epochs: the "epoch" lines of metrics.jsonl, in order, without those that the search has gone back behind.
+        given_up: the other ones.
         genotype: what the search found or the evaluation trained.
         result: what result.json holds; None for a search.
         alphas: `alphas.png` as bytes; None for an evaluation.
@@ -60,6 +62,7 @@ class Run:
     config: Record
     environment: Record
     epochs: list[Record]
+    given_up: list[Record]
     genotype: Genotype
     result: Record | None
     alphas: bytes | None
@@ -132,11 +135,19 @@ def _commit() -> str | None:
 
 def _read(folder: Path) -> Run:
     evaluation = (folder / "result.json").is_file()
+    config, environment = (_read_object(folder / f"{name}.json") for name in ("config", "environment"))
+    epochs: list[Record] = []
+    given_up: list[Record] = []
+    for line in _read_epochs(folder / "metrics.jsonl", _EVALUATION_KEYS if evaluation else _SEARCH_KEYS):
+        while epochs and epochs[-1]["epoch"] >= line["epoch"]:
+            given_up.append(epochs.pop())
+        epochs.append(line)
     return Run(
         folder=folder,
-        config=_read_object(folder / "config.json"),
-        environment=_read_object(folder / "environment.json"),
-        epochs=_read_epochs(folder / "metrics.jsonl", _EVALUATION_KEYS if evaluation else _SEARCH_KEYS),
+        config=config,
+        environment=environment,
+        epochs=epochs,
+        given_up=given_up,
         genotype=_read_genotype(folder / "genotype.json"),
         result=_read_result(folder / "result.json") if evaluation else None,
         alphas=None if evaluation else alphas_png(*read_alphas(folder / "alphas.npz")),
@@ -212,6 +223,7 @@ def _page(run: Run) -> dict[str, Any]:
         "title": f"fastdarts {'evaluation' if run.result else _search_words(run)} on {dataset}",
         "folder": str(run.folder),
         "tiles": _evaluation_tiles(run, run.result) if run.result else _search_tiles(run),
+        "stopped": _stopped(run),
         "commands": _commands(run),
         "cells": Markup(draw_cells(run.genotype)),
         "genotype": run.genotype.to_json(),
@@ -233,10 +245,14 @@ def _search_words(run: Run) -> str:
 
 
 def _method_rows(run: Run) -> list[tuple[str, str]]:
-    """What the method measured last, and why it ended the search."""
+    """What the method measured last."""
+    return _rows(run.epochs[-1].get("method") or {})
+
+
+def _stopped(run: Run) -> tuple[int, str] | None:
+    """The epoch after which the method ended the search, and why."""
     last = run.epochs[-1]
-    rows = _rows(last.get("method") or {})
-    return [*rows, ("stopped", str(last["stopped"]))] if last.get("stopped") else rows
+    return (last["epoch"] + 1, str(last["stopped"])) if last.get("stopped") else None
 
 
 def _search_tiles(run: Run) -> list[tuple[str, str]]:
@@ -246,9 +262,13 @@ def _search_tiles(run: Run) -> list[tuple[str, str]]:
         ("validation loss", "–" if last["valid_loss"] is None else f"{last['valid_loss']:.4g}"),
         ("epochs", f"{len(run.epochs)} of {_shown(run.config.get('epochs'))}"),
         ("time", duration(_seconds(run))),
-        ("skips, normal cell", _shown(last["skips_normal"])),
-        ("skips, reduction cell", _shown(last["skips_reduce"])),
+        ("skips, normal cell", _skips(run.genotype.nodes("normal"))),
+        ("skips, reduction cell", _skips(run.genotype.nodes("reduce"))),
     ]
+
+
+def _skips(nodes: Sequence[Pairs]) -> str:
+    return str(sum(op == "skip_connect" for node in nodes for op, _ in node))
 
 
 def _evaluation_tiles(run: Run, result: Record) -> list[tuple[str, str]]:
@@ -271,7 +291,7 @@ def _commands(run: Run) -> list[tuple[str, list[str]]]:
     python = ["python", "-m", "fastdarts.search" if run.result is None else "fastdarts.evaluate"]
     commands = []
     left = config["epochs"] - len(run.epochs) if isinstance(config.get("epochs"), int) else 0
-    if left > 0:
+    if left > 0 and _stopped(run) is None:
         commands.append((f"Continue for the {left} epochs that are left", [*python, "--resume", "--out", str(out)]))
     genotype = ["--genotype", str(out / "genotype.json")]
     if run.result is None:
@@ -294,7 +314,7 @@ def _commands(run: Run) -> list[tuple[str, list[str]]]:
 def _charts(run: Run) -> list[Chart]:
     """Those with a value in at least one epoch."""
     epochs = [record["epoch"] + 1 for record in run.epochs]
-    wanted: list[tuple[str, dict[str, str], dict[str, bool]]] = [
+    wanted: list[tuple[str, dict[str, str], dict[str, Any]]] = [
         ("Loss", {"training": "train_loss", "validation": "valid_loss", "test": "test_loss"}, {}),
         (
             "Accuracy",
@@ -317,18 +337,31 @@ def _charts(run: Run) -> list[Chart]:
 
 
 def _method_charts(run: Run, epochs: list[int]) -> list[Chart]:
-    """The numbers a method adds; those whose names begin with the same word share a chart."""
+    """The numbers a method adds; those whose names begin with the same word share a chart. A number called NAME_epoch
+    marks that epoch in all of them."""
     records = [record.get("method") or {} for record in run.epochs]
-    names = dict.fromkeys(name for record in records for name, value in record.items() if type(value) in (int, float))
-    series: dict[str, dict[str, list[float | None]]] = {}
-    for name in names:
-        first, _, _ = name.partition("_")
-        series.setdefault(first, {})[name.replace("_", " ")] = [record.get(name) for record in records]
-    return [Chart(first.capitalize(), epochs, lines) for first, lines in series.items()]
+    everything = [*records, *(record.get("method") or {} for record in run.given_up)]
+    marks = dict.fromkeys(
+        (value, name.removesuffix("_epoch").replace("_", " "))
+        for record in everything
+        for name, value in record.items()
+        if name.endswith("_epoch")
+    )
+    groups: dict[str, dict[str, list[float | None]]] = {}
+    for name in dict.fromkeys(name for record in records for name in record):
+        values = [record.get(name) for record in records]
+        if not name.endswith("_epoch") and all(type(value) in (int, float, NoneType) for value in values):
+            groups.setdefault(name.partition("_")[0], {})[name.replace("_", " ")] = values
+    charts = []
+    for first, series in groups.items():
+        title = first if len(series) > 1 else next(iter(series))
+        whole = all(type(value) is not float for values in series.values() for value in values)
+        charts.append(Chart(title.capitalize(), epochs, series, integer=whole, marks=list(marks)))
+    return charts
 
 
 def _seconds(run: Run) -> float:
-    return math.fsum(record["seconds"] or 0 for record in run.epochs)
+    return math.fsum(record["seconds"] or 0 for record in (*run.epochs, *run.given_up))
 
 
 def _time_rows(run: Run) -> list[tuple[str, str]]:

@@ -146,6 +146,37 @@ def test_search(search_folder: Path) -> None:
     assert page.tags.count("svg") == 1 + 6  # the cells and six charts
 
 
+def test_what_a_method_adds(search_folder: Path) -> None:
+    """Charts of its numbers, its marks of epochs in them, and why it ended the search."""
+    epochs: list[dict[str, Any]] = []
+    for epoch in range(4):
+        method = {"stage": epoch // 2, "eigenvalue": 0.1 * epoch, "eigenvalue_mean": 0.1, "betas_normal": [1.0, 2.0]}
+        epochs.append(search_epoch(epoch) | {"method": method, "stopped": None})
+    epochs[-1]["method"] |= {"stop_epoch": 4, "cells_epoch": 2}
+    epochs[-1]["stopped"] = "it has <risen>"
+    write_lines(search_folder / "metrics.jsonl", epochs)
+    path = write_report(search_folder)
+    page = Page(path)
+    for shown in ("Ended after epoch 4: it has <risen>.", "Stage", "Eigenvalue", "eigenvalue mean", "stop", "1, 2"):
+        assert shown in page.text, shown
+    assert path.read_text().count('class="mark"') == 2 * 2
+    assert "--resume" not in page.text
+
+
+def test_epochs_that_were_given_up_count_as_time_alone(search_folder: Path) -> None:
+    epochs = [search_epoch(epoch) for epoch in (0, 1, 2, 3, 2, 3, 4, 5)]
+    epochs[3]["method"] = {"back_to_epoch": 2}
+    epochs[5]["method"] = {"drop_path": 0.25}
+    write_lines(search_folder / "metrics.jsonl", epochs)
+    path = write_report(search_folder)
+    page = Page(path)
+    assert "6 of 6" in page.text
+    assert "2 min 40 s" in page.text
+    assert "back to" in page.text
+    assert "Drop path" in page.text
+    assert path.read_text().count('class="mark"') == 1
+
+
 def test_search_that_was_stopped(search_folder: Path) -> None:
     write_lines(search_folder / "metrics.jsonl", [search_epoch(0)])
     page = Page(write_report(search_folder))
