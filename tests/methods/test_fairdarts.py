@@ -39,6 +39,11 @@ def published(normal: str, reduce: str) -> Genotype:
             "skip 2<-0, dil3 2<-1, skip 3<-0, dil3 3<-1, mp 4<-0, sep3 4<-1, skip 5<-2, mp 5<-0",
             3_407_878,
         ),
+        (
+            "sep3 2<-0, sep5 2<-1, dil3 3<-1, mp 3<-0, dil3 4<-0, dil3 4<-1, sep3 5<-0, dil5 5<-1",
+            "mp 2<-0, sep5 2<-1, ap 3<-0, dil5 3<-2, dil3 4<-3, ap 4<-0, ap 5<-0, skip 5<-3",
+            3_365_542,
+        ),
     ],
 )
 def test_published_cells(normal, reduce, weights):

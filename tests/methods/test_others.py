@@ -157,6 +157,8 @@ def test_stages_of_p_darts(stage, depth):
 def test_sizes_of_p_darts():
     method = paper_method("p-darts")
     assert paper_size(method) == 1_275_834
+    method.begin_epoch(25)
+    assert paper_size(method) == 2_585_146
     method.begin_epoch(74)
     method.candidates = [(("skip_connect", "sep_conv_3x3", "dil_conv_3x3"),) * 14] * 2
     assert paper_size(method) == 1_861_402
