@@ -32,6 +32,17 @@ def test_its_temperature_falls(example):
     assert temperatures == pytest.approx([1, 0.1**0.5, 0.1])
 
 
-def test_the_page_names_all_methods():
-    for name in methods.NAMES:
-        assert f"| `{name}` |" in PAGE.read_text()
+def steps_of(page):
+    """The column `step` of the table of methods, by name; a row may be of several methods."""
+    costs = {}
+    for line in page.read_text().splitlines():
+        columns = [column.split(", ") for column in line.strip("| ").split(" | ")]
+        if line.startswith("| `") and columns[0][0].strip("`") in methods.NAMES:
+            costs |= dict(zip((name.strip("`") for name in columns[0]), columns[2], strict=True))
+    return costs
+
+
+def test_the_tables_name_all_methods_with_the_same_costs():
+    costs = steps_of(PAGE)
+    assert sorted(costs) == sorted(methods.NAMES)
+    assert steps_of(PAGE.parents[1] / "README.md") == costs

@@ -1,0 +1,80 @@
+"""What `from fastdarts import MixedOp` gains in code written for the original DARTS: `python -m benchmarks.drop_in`.
+
+The code is the tests' miniature of the original: softmax in the network's forward, a model made anew for the virtual
+weights, an alpha step of second order by loops over parameters. It runs with its own MixedOp and with ours, in turns,
+so that what disturbs the machine hits both alike.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+import fastdarts
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from drop_in import original
+
+OWN, OURS = "its own MixedOp", "fastdarts.MixedOp"
+
+
+def in_turns(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each round's call of each variant, after one that is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for turn in range(rounds + 1):
+        for name, call in variants.items():
+            start = time.perf_counter()
+            call()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def steps(C: int, layers: int, batch: int, size: int) -> dict[str, dict[str, Callable[[], object]]]:
+    """The weight step and the whole search step of both variants, from the same seed."""
+    images, classes = torch.randn(2, batch, 1, size, size), torch.randint(10, (2, batch))
+    train, valid = zip(images, classes, strict=True)
+    found: dict[str, dict[str, Callable[[], object]]] = {"weight step": {}, "search step, second order": {}}
+    for name, mixed_op in ((OWN, original.MixedOp), (OURS, fastdarts.MixedOp)):
+        torch.manual_seed(0)
+        search = original.Search(original.Network(mixed_op, C, layers))
+
+        def weight_step(search: original.Search = search) -> None:
+            search.sgd.zero_grad()
+            search.model._loss(train).backward()
+            search.sgd.step()
+
+        found["weight step"][name] = weight_step
+        found["search step, second order"][name] = lambda search=search: search.step(train, valid)  # type: ignore[misc]
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.drop_in", description=(__doc__ or "").split("\n")[0])
+    for name, default, text in (
+        ("init-channels", 16, "channels of the first cells"),
+        ("layers", 8, "cells, of two nodes each"),
+        ("batch-size", 32, "images in a step"),
+        ("image-size", 32, "pixels"),
+        ("rounds", 5, "steps of each variant"),
+        ("threads", 1, "of the CPU"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default: {default})")
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(arguments.threads)
+    size = arguments.init_channels, arguments.layers, arguments.batch_size, arguments.image_size
+    for step, variants in steps(*size).items():
+        seconds = in_turns(variants, arguments.rounds)
+        own, ours = (statistics.median(seconds[name]) for name in (OWN, OURS))
+        ratios = [a / b for a, b in zip(seconds[OWN], seconds[OURS], strict=True)]
+        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+        print(f"{step}: {own:.3f} s with {OWN}, {ours:.3f} s with {OURS}: {own / ours:.2f} times as fast ({spread})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
