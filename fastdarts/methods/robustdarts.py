@@ -3,9 +3,9 @@
 The largest eigenvalue of the Hessian of the validation loss in the alphas grows when DARTS begins to fail. It is
 measured every other epoch; when its mean over five measurements has risen by a factor, the search ends with the cells
 of the epoch before the rise (DARTS-ES), or goes back to that epoch and on with stronger regularisation, as often as
-that can grow (`early_stop=adapt`, DARTS-ADA). From the start, `--weight-decay` (R-DARTS(L2)) or drop path in the search
-network (R-DARTS(DP)) keeps the eigenvalue small; with drop path, `--cutout` takes a share of the images that grows
-alike.
+that can grow (`early_stop=adapt`, DARTS-ADA; its checkpoints hold the states that it may go back to). From the start,
+`--weight-decay` (R-DARTS(L2)) or drop path in the search network (R-DARTS(DP)) keeps the eigenvalue small; with drop
+path, `--cutout` takes a share of the images that grows alike.
 
 Of the authors' code it differs so: the eigenvalue comes from exact Hessian-vector products by Lanczos iterations
 (theirs: all rows and an unsymmetric solver), always of the same images, and tracking cannot be left out while
