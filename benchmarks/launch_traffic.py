@@ -23,22 +23,25 @@ from fastdarts.kernels.tables import (
     DZ,
     EDGE_NODE,
     EDGE_OWN,
-    EDGES,
-    FIRST_EDGE,
     GATHER,
     GEOMETRY,
     MAX,
     NODE,
     OWN,
     POOL,
+    SKIP,
     SLOT,
     SOURCE,
     TAPS,
 )  # fmt: skip
 
 HALO = {CONV_3.value: 1, CONV_5.value: 2, CONV_7.value: 3, DILATED_3.value: 2, DILATED_5.value: 4}
-HALO |= {MAX.value: 1, AVG.value: 1, GATHER.value: 0}
+HALO |= {MAX.value: 1, AVG.value: 1, GATHER.value: 0, SKIP.value: 0}
 POOL_TAPS = 9
+# Issue slots that a tap takes for each element: instructions in the loops of the machine code for sm_90 with 16
+# channels in bfloat16, over the elements of a thread. Of a state, and of a first stage's y, normalised as read.
+FORWARD, AGAIN, BACK, WEIGHTS = (5.2, 7.2), (6.8, 8.4), (4.8, 6.0), (10.2, 11.6)
+POOLED, POOL_MIXED, POOL_BACK = 5.0, 6.0, 11.3
 
 
 @dataclass
@@ -47,7 +50,7 @@ class Traffic:
 
     bytes: Counter[str] = field(default_factory=Counter)
     launches: Counter[str] = field(default_factory=Counter)
-    taps: int = 0  # elements taken up in windows: multiply-adds of depthwise convolutions, comparisons of pools
+    slots: float = 0  # issue slots of windows: depthwise convolutions and pools
     products: int = 0  # multiply-adds of matrix instructions
 
     def add(self, name: str, size: int) -> None:
@@ -57,15 +60,15 @@ class Traffic:
     def __iadd__(self, other: Traffic) -> Traffic:
         self.bytes.update(other.bytes)
         self.launches.update(other.launches)
-        self.taps += other.taps
+        self.slots += other.slots
         self.products += other.products
         return self
 
 
 def traffic_of(name: str, grid: tuple[int, ...], a: dict[str, Any]) -> Traffic:
     """Of a launch with arguments `a` by name."""
-    size, taps, products = COUNTS[name](grid, a)
-    return Traffic(Counter({name: size}), Counter({name: 1}), taps, products)
+    size, slots, products = COUNTS[name](grid, a)
+    return Traffic(Counter({name: size}), Counter({name: 1}), slots, products)
 
 
 @cache
@@ -109,130 +112,130 @@ def _is_pool(row: list[int]) -> bool:
     return row[GEOMETRY.value] in (MAX.value, AVG.value)
 
 
-def _inputs(a: dict[str, Any], group: list[list[int]], step: int) -> int:
-    """Elements a group's stages read: each its own saved tensor, or all the state."""
-    halos = [_halo(row) for row in group]
-    halos = halos if a["NORMALISED"] else [max(halos)]
-    scale = a["STRIDE"]
-    return a["C_IN"] * sum(touched(a["pixels"], step, a["HO"], a["WO"], scale, halo) for halo in halos)
+def _has_matrix(row: list[int]) -> bool:
+    return row[GEOMETRY.value] not in (MAX.value, AVG.value, SKIP.value)
 
 
-def _weights(a: dict[str, Any], group: list[list[int]]) -> int:
-    return sum((_taps(row) + a["C_OUT"]) * a["C_IN"] for row in group if not _is_pool(row))
+def _inputs(a: dict[str, Any], group: list[list[int]]) -> int:
+    """Elements a group's stages read: each its own saved tensor, or all the state. Programs take whole images."""
+    if any(map(_halo, group)):
+        pixels = a["pixels"] // (a["HO"] * a["WO"]) * a["H"] * a["W"]
+    else:
+        pixels = a["pixels"] * a["STRIDE"]
+    return pixels * a["C_IN"] * (len(group) if a["NORMALISED"] else 1)
 
 
-def stage_forward(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, int, int]:
+def _weights(a: dict[str, Any], row: list[int]) -> int:
+    """Bytes of a stage's weights."""
+    depthwise = _taps(row) * a["C_IN"] * a["dw_ptr"].element_size()
+    return depthwise + (a["C_OUT"] * a["C_IN"] * a["pw_ptr"].element_size() if _has_matrix(row) else 0)
+
+
+def stage_forward(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, float, int]:
     element, compute = a["saved_ptr"].element_size(), a["stats_ptr"].element_size()
-    size = taps = products = 0
+    size = products = 0
+    slots = 0.0
+    tiles = grid[0] * -(-a["IMAGES"] * a["HO"] * a["WO"] // a["BLOCK_P"])
     for group in _groups(a):
-        size += grid[2] * _inputs(a, group, a["TILES"] * a["BLOCK_P"]) * element
+        size += grid[2] * _inputs(a, group) * element
         size += sum(not _is_pool(row) for row in group) * a["pixels"] * a["C_OUT"] * element
-        size += len(group) * a["tiles"] * 2 * a["C_OUT"] * compute + grid[0] * _weights(a, group) * compute
+        size += len(group) * tiles * 2 * a["C_OUT"] * compute + grid[0] * sum(_weights(a, row) for row in group)
         for row in group:
-            taps += grid[2] * a["pixels"] * a["C_IN"] * (POOL_TAPS if _is_pool(row) else _taps(row))
+            tap = POOLED * POOL_TAPS if _is_pool(row) else FORWARD[a["NORMALISED"]] * _taps(row)
+            slots += grid[2] * a["pixels"] * a["C_IN"] * tap
             products += 0 if _is_pool(row) else a["pixels"] * a["C_IN"] * a["C_OUT"]
-    return size, taps, products
+    return size, slots, products
 
 
-def join_moments(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, int, int]:
+def join_moments(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, float, int]:
     return grid[0] * 2 * (a["tiles"] + 1) * a["C"] * a["stats_ptr"].element_size(), 0, 0
 
 
-def mix_forward(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, int, int]:
+def mix_forward(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, float, int]:
     element, compute = a["saved_ptr"].element_size(), a["stats_ptr"].element_size()
-    elements, taps, seen = a["pixels"] * a["C"], 0, {}
+    elements, slots, seen = a["pixels"] * a["C"], 0.0, {}
     for term in a["terms_ptr"].tolist():
         source, slot, pool = term[SOURCE.value], term[SLOT.value], term[POOL.value]
         height = a["HO"] if source < 2 else a["STATES"][source - 2][1]
         halo = HALO.get(pool, 0)
         pixels = touched(a["pixels"], a["BLOCK_P"], a["HO"], a["WO"], 1 if height == a["HO"] else 2, halo)
         seen[source, slot] = max(seen.get((source, slot), 0), pixels * a["C"])  # a state is read once for all its terms
-        taps += POOL_TAPS * elements if pool else 0
-    return (sum(seen.values()) + elements) * element + grid[0] * a["terms"] * 2 * a["C"] * compute, taps, 0
+        slots += POOL_MIXED * POOL_TAPS * elements if pool else 0
+    return (sum(seen.values()) + elements) * element + grid[0] * a["terms"] * 2 * a["C"] * compute, slots, 0
 
 
-def term_sums(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, int, int]:
-    size, taps, products = mix_forward(grid, a)
-    return size + a["sums_ptr"].numel() * a["sums_ptr"].element_size(), taps, products
+def term_sums(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, float, int]:
+    size, slots, products = mix_forward(grid, a)
+    return size + a["sums_ptr"].numel() * a["sums_ptr"].element_size(), slots, products
 
 
-def finish_sums(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, int, int]:
+def finish_sums(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, float, int]:
     return grid[0] * (2 * a["tiles"] + 5) * a["C"] * a["sums_ptr"].element_size(), 0, 0
 
 
-def _gradients(a: dict[str, Any], group: list[list[int]]) -> int:
+def _gradients(group: list[list[int]]) -> int:
     """Gradients that enter a group's stages: those of nodes, and of what follows them."""
-    wanted = set()
-    edges = a["edges_ptr"].tolist()
-    for row in group:
-        if _is_pool(row):
-            first = row[FIRST_EDGE.value]
-            wanted |= {
-                (edge[EDGE_NODE.value], edge[EDGE_OWN.value]) for edge in edges[first : first + row[EDGES.value]]
-            }
-        elif row[NODE.value] >= 0:
-            wanted.add((row[NODE.value], row[OWN.value]))
-        else:
-            wanted.add((-1, row[DZ.value]))
-    return len(wanted)
+    return len({(row[NODE.value], row[OWN.value] if row[NODE.value] >= 0 else row[DZ.value]) for row in group})
 
 
 def _reads_y(a: dict[str, Any], row: list[int]) -> bool:
     """Where it is not computed again."""
     again = a["NEED_PARAMS"] and a["C_IN"] <= a["BLOCK_I"] and a["C_OUT"] <= a["BLOCK_O"]
-    return not (_is_pool(row) or (again and _taps(row)))
+    return _has_matrix(row) and not (again and _taps(row))
 
 
-def stage_backward(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, int, int]:
+def stage_backward(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, float, int]:
     element, compute = a["saved_ptr"].element_size(), a["stats_ptr"].element_size()
-    size = taps = products = 0
-    pixels, out = a["pixels"], a["pixels"] * a["C_OUT"] * a["saved_ptr"].element_size()
+    size = products = 0
+    slots = 0.0
+    pixels, normalised, params = a["pixels"], a["NORMALISED"], a["NEED_PARAMS"]
+    windows = pixels * a["C_IN"]
+    inputs = pixels // (a["HO"] * a["WO"]) * a["H"] * a["W"] * a["C_IN"]
     for group in _groups(a):
-        pools = any(map(_is_pool, group))
-        size += grid[2] * out * (_gradients(a, group) + sum(_reads_y(a, row) for row in group))
-        if a["NEED_PARAMS"] or pools:
-            size += grid[2] * _inputs(a, group, a["TILES"] * a["BLOCK_P"]) * element
-        size += grid[0] * _weights(a, group) * compute
+        size += grid[2] * pixels * a["C_OUT"] * element * (_gradients(group) + sum(_reads_y(a, r) for r in group))
+        if any(row[GEOMETRY.value] != SKIP.value for row in group):
+            size += _inputs(a, group) * element
+        if any(map(_taps, group)):  # dd, which the group's stages use one after another
+            size += windows * element
+        if normalised:
+            size += len(group) * (windows * element + grid[0] * 2 * a["C_IN"] * compute)
+        elif a["NEED_X"]:
+            size += inputs * element
         for row in group:
-            size += pixels * a["C_IN"] * element * (a["STRIDE"] if row[GEOMETRY.value] == GATHER.value else 1)
-            size += pixels * a["C_IN"] if row[GEOMETRY.value] == MAX.value else 0
-            if a["NEED_PARAMS"] and not pools:
-                size += grid[0] * a["C_IN"] * a["C_OUT"] * compute
-                taps += grid[2] * pixels * a["C_IN"] * _taps(row)
-            taps += POOL_TAPS * pixels * a["C_IN"] * (2 if row[GEOMETRY.value] == MAX.value else pools)
-            products += 0 if pools else (1 + a["NEED_PARAMS"]) * pixels * a["C_IN"] * a["C_OUT"]
-    return size, taps, products
+            size += grid[0] * _weights(a, row)
+            if params and _has_matrix(row):
+                size += grid[0] * (_taps(row) + a["C_OUT"]) * a["C_IN"] * compute
+            tap = params * (AGAIN[normalised] * -(-a["C_OUT"] // a["BLOCK_O"]) + WEIGHTS[normalised])
+            slots += _taps(row) * (tap * windows + BACK[normalised] * (inputs if normalised or a["NEED_X"] else 0))
+            products += (1 + 2 * params) * windows * a["C_OUT"] if _has_matrix(row) else 0
+    return size, slots, products
 
 
-def middle_backward(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, int, int]:
+def reduction_backward(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, float, int]:
     element, compute = a["saved_ptr"].element_size(), a["stats_ptr"].element_size()
-    step, size, taps = a["TILES"] * a["BLOCK_P"], 0, 0
-    for row in _rows(a):
-        windows = touched(a["pixels"], step, a["HO"], a["WO"], 1, _halo(row))
-        size += (windows + 2 * a["pixels"]) * a["C"] * element
-        size += grid[0] * _taps(row) * a["C"] * compute * (1 + a["NEED_PARAMS"])
-        taps += (1 + a["NEED_PARAMS"]) * a["pixels"] * a["C"] * _taps(row)
-    return size + a["sums_ptr"].numel() * compute, taps, 0
+    rows, matrix = a["rows_ptr"].shape[0], a["C_IN"] * a["C_OUT"]
+    inputs = a["pixels"] * a["C_IN"]
+    size = (2 * grid[2] * a["pixels"] * a["C_OUT"] + a["STRIDE"] * inputs) * element
+    size += grid[0] * matrix * (a["NEED_X"] * a["pw_ptr"].element_size() + a["NEED_PARAMS"] * compute)
+    if a["NEED_X"]:
+        size += a["STRIDE"] ** 2 * inputs * element
+    return rows * size, 0, rows * (a["NEED_X"] + a["NEED_PARAMS"]) * inputs * a["C_OUT"]
 
 
-def state_backward(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, int, int]:
-    element, compute = a["dd_ptr"].element_size(), a["dw_ptr"].element_size()
-    step, scale, size, taps = a["TILES"] * a["BLOCK_P"], a["STRIDE"], 0, 0
-    pixels, C = a["pixels"], a["C"]
-    for row in _rows(a)[: a["convolutions"] + a["pools"]]:
-        # Programs step over the input here, and their windows over the output.
-        out = max(1, step // scale**2)
-        windows = touched(a["out_pixels"], out, a["HO"], a["WO"], 1, -(-_halo(row) // scale)) * C
-        needed = a["NEED_X"] or _taps(row)
-        size += windows * (element + (row[GEOMETRY.value] == MAX.value)) if needed else 0
-        size += windows * element if row[GEOMETRY.value] == GATHER.value and scale == 2 else 0
-        size += grid[0] * _taps(row) * C * compute * (1 + a["NEED_PARAMS"])
-        taps += (POOL_TAPS if _is_pool(row) else _taps(row) * (a["NEED_X"] + a["NEED_PARAMS"])) * a["out_pixels"] * C
-    tensors = 1 + a["skips"] + a["HAS_BEFORE"] + 1 if a["NEED_X"] else 1
-    return size + tensors * pixels * C * element, taps, 0
+def pool_backward(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, float, int]:
+    windows, element = a["pixels"] * a["C"], a["dx_ptr"].element_size()
+    inputs = a["pixels"] // (a["HO"] * a["WO"]) * a["H"] * a["W"] * a["C"]
+    nodes = {(edge[EDGE_NODE.value], edge[EDGE_OWN.value]) for edge in a["edges_ptr"].tolist()}
+    has_largest = any(row[GEOMETRY.value] == MAX.value for row in _rows(a))
+    size = (2 * inputs + (len(nodes) + 1) * windows) * element + has_largest * windows
+    return size, a["rows"] * POOL_TAPS * POOL_BACK * windows, 0
 
 
-def sum_parts(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, int, int]:
+def join_gradients(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, float, int]:
+    return (a["parts"] + a["HAS_BEFORE"] + 1) * a["pixels"] * a["C"] * a["dx_ptr"].element_size(), 0, 0
+
+
+def sum_parts(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, float, int]:
     table: Tensor = a["weights_ptr"]
     return sum(length * (parts + 1) for _, _, length, parts in table.tolist()) * a["parts_ptr"].element_size(), 0, 0
 
@@ -240,7 +243,7 @@ def sum_parts(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, int, int]:
 COUNTS = {
     f"{count.__name__}_kernel": count
     for count in (
-        stage_forward, join_moments, mix_forward, term_sums, finish_sums, stage_backward, middle_backward,
-        state_backward, sum_parts,
+        stage_forward, join_moments, mix_forward, term_sums, finish_sums, stage_backward, reduction_backward,
+        pool_backward, join_gradients, sum_parts,
     )
 }  # fmt: skip

@@ -176,7 +176,6 @@ DEVICES = (
     Device("H200", 4.8e12, 989e12, 67e12),
 )
 OF_PEAK = 0.7  # what memory and matrix units reach of their peaks
-TAP_SLOTS = 5  # issue slots that one tap takes in our kernels: load, convert, mask, multiply-add
 LAUNCH = 2e-6  # seconds from one kernel of a CUDA graph to the next
 STEPS_IN_SEARCH = 50 * (25_000 // 64 + 1)
 
@@ -186,7 +185,7 @@ def seconds(t: Traffic, device: Device) -> tuple[float, float, float, float]:
     return (
         t.bytes.total() / (OF_PEAK * device.bandwidth),
         2 * t.products / (OF_PEAK * device.matrix),
-        t.taps * TAP_SLOTS / (device.vector / 2),
+        t.slots / (device.vector / 2),
         t.launches.total() * LAUNCH,
     )
 
@@ -218,9 +217,10 @@ def report(search: Search, command: str) -> Iterator[str]:
 def _estimates(ours: dict[str, Traffic]) -> Iterator[str]:
     yield (
         "\nEstimated times of the fused steps in ms; nobody has measured them. "
-        f"Memory and matrix units at {OF_PEAK:.0%} of their peaks; {TAP_SLOTS} issue slots for each tap of a depthwise "
-        f"convolution or a pool; {LAUNCH * 1e6:.0f} µs a launch, as in a CUDA graph. The sum is what it takes if "
-        "nothing overlaps, the longest part what it takes if all else hides behind it. "
+        f"Memory and matrix units at {OF_PEAK:.0%} of their peaks; windows of depthwise convolutions and pools at the "
+        "issue slots a tap that benchmarks/launch_traffic.py gives, counted in the machine code for sm_90 (what lies "
+        f"around their loops is left out); {LAUNCH * 1e6:.0f} µs a launch, as in a CUDA graph. The sum is what it "
+        "takes if nothing overlaps, the longest part what it takes if all else hides behind it. "
         f"A search: {STEPS_IN_SEARCH:,} steps of both kinds (50 epochs, 25,000 + 25,000 images, batch 64).\n"
     )
     yield "| device | step | memory | matrix units | windows | launches | sum | GPU-hours: sum | longest part |"

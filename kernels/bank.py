@@ -9,21 +9,21 @@ from torch import Tensor
 
 from fastdarts.kernels import tiles
 from fastdarts.kernels.backward import (
-    middle_backward_kernel,
+    join_gradients_kernel,
+    pool_backward_kernel,
+    reduction_backward_kernel,
     stage_backward_kernel,
-    state_backward_kernel,
     sum_parts_kernel,
 )
 from fastdarts.kernels.launch import (
     accumulator,
-    compute_dtype,
     dot_type,
     launch,
     padded_channels,
 )
 from fastdarts.kernels.mix import finish_sums_kernel
 from fastdarts.kernels.stage import join_moments_kernel, stage_forward_kernel
-from fastdarts.kernels.tables import POOLS, TAPS, Bank, Stage, constant, geometries, stage_rows
+from fastdarts.kernels.tables import TAPS, Bank, Stage, constant, geometries, stage_rows
 
 Image = tuple[Tensor, int]  # [N, C, H, W] and the elements from pixel to pixel
 
@@ -32,8 +32,8 @@ Image = tuple[Tensor, int]  # [N, C, H, W] and the elements from pixel to pixel
 class Shared:
     """What all banks of a call work with."""
 
-    dw: Tensor  # flat depthwise weights
-    pw: Tensor  # flat pointwise weights
+    dw: Tensor  # flat depthwise weights, [taps, C], in the compute type
+    pw: Tensor  # flat pointwise weights, as stored
     saved: Tensor  # [tensors, pixels, padded channels]
     stats: Tensor  # [norms, 2, C]
     images: int
@@ -55,17 +55,18 @@ class Shared:
         """Of a pass over the outputs."""
         return tiles.tile(self.channels, self.height * self.width, self.saved.dtype, name)
 
+    def chunk(self, elements: int, tile: tiles.Tile) -> int:
+        """Whole images of about so many elements, which a program takes."""
+        return min(max(elements // (self.height * self.width * tile.channels), 1), self.images)
+
     @property
     def constants(self) -> dict[str, Any]:
         return {"EPS": self.eps, "ACC": accumulator(self.saved.dtype)}
 
 
-def flat(params: list[Tensor], like: Tensor) -> Tensor:
-    """Parameters one after another, in the compute type."""
-    dtype = compute_dtype(like.dtype)
-    if not params:
-        return like.new_zeros(1, dtype=dtype)
-    return torch.cat([p.reshape(-1) for p in params]).to(dtype)
+def flat(params: list[Tensor], dtype: torch.dtype, like: Tensor) -> Tensor:
+    """Parameters one after another: what they give when they are viewed as rows."""
+    return torch.cat(params).to(dtype) if params else like.new_zeros((1, 1), dtype=dtype)
 
 
 def bank_forward(bank: Bank, s: Shared, x: Image) -> None:
@@ -79,21 +80,23 @@ def _stages_forward(stages: list[Stage], s: Shared, x: Image, stride: int, norma
         return
     shape = _input_shape(s, x, normalised)
     tile = s.tile(tiles.STAGE_FORWARD)
-    count = triton.cdiv(s.pixels, tile.pixels)
+    images = s.chunk(tiles.FORWARD_CHUNK, tile)
+    count = triton.cdiv(s.images, images)
     rows, _, groups = stage_rows(stages, x[0].device)
-    per_program = tiles.per_program(s.height * s.width, tile)
-    moments = s.stats.new_empty((len(stages) if s.training else 0, count, 2, s.channels))
+    chunk = images * s.height * s.width
+    parts = count * triton.cdiv(chunk, tile.pixels)
+    moments = s.stats.new_empty((len(stages) if s.training else 0, parts, 2, s.channels))
     launch(
         stage_forward_kernel,
-        (triton.cdiv(count, per_program), len(groups), triton.cdiv(s.channels, tile.channels)),
-        *(x[0], s.saved, s.dw, s.pw, s.stats, moments, rows, groups, s.pixels, count),
+        (count, len(groups), triton.cdiv(s.channels, tile.channels)),
+        *(x[0], s.saved, s.dw, s.pw, s.stats, moments, rows, groups, s.pixels),
         **shape,
         **s.constants,
         STRIDE=stride,
         GEOMETRIES=geometries(stages),
         NORMALISED=normalised,
         TRAINING=s.training,
-        TILES=per_program,
+        IMAGES=images,
         BLOCK_P=tile.pixels,
         BLOCK_I=tiles.channel_block(shape["C_IN"]),
         BLOCK_O=tile.channels,
@@ -105,8 +108,9 @@ def _stages_forward(stages: list[Stage], s: Shared, x: Image, stride: int, norma
         launch(
             join_moments_kernel,
             (len(pairs), triton.cdiv(s.channels, tile.channels)),
-            *(moments, s.stats, constant(tuple(pairs), x[0].device), s.pixels, count),
+            *(moments, s.stats, constant(tuple(pairs), x[0].device), s.pixels, parts),
             C=s.channels,
+            CHUNK=chunk,
             BLOCK_P=tile.pixels,
             BLOCK_T=tiles.PARTIAL_SUMS // tile.channels,
             BLOCK_C=tile.channels,
@@ -136,8 +140,8 @@ def _input_shape(s: Shared, x: Image, normalised: bool) -> dict[str, int]:
 class Parts:
     """Shares of weights' gradients, [parts, size], that one launch at the end adds up in a fixed order."""
 
-    def __init__(self, flat_weights: Tensor, parts: int) -> None:
-        self.buffer = flat_weights.new_empty((parts, flat_weights.numel()))
+    def __init__(self, flat_weights: Tensor, parts: int, dtype: torch.dtype) -> None:
+        self.buffer = flat_weights.new_empty((parts, flat_weights.numel()), dtype=dtype)
         self.rows: list[tuple[int, int, int, int]] = []  # (offset, taps, length, parts) of each weight
 
     def total(self) -> Tensor:
@@ -174,98 +178,74 @@ def bank_backward(bank: Bank, s: Shared, g: Gradients, x: Image, before: Image |
     """Gradients of what leaves a state, with `before` what it has from elsewhere; dx None: not wanted."""
     if dx is None and not g.need_params:
         return
-    dtype, device = s.saved.dtype, s.saved.device
-    channels_in = x[0].shape[1]
-    dd_pitch = padded_channels(channels_in, dtype)
-    dd = s.saved.new_empty((bank.dd_slots, s.pixels, dd_pitch))
     dz = s.saved.new_empty((len(bank.seconds), s.pixels, s.pitch))
-    largest = torch.empty((s.pixels, s.pitch) if bank.pools else (0,), dtype=torch.int8, device=device)
-
     if bank.seconds:
-        _stages_backward(bank.seconds, s, g, x, dz, dd, largest, 1, normalised=True)
-        tile = s.tile(tiles.MIDDLE_BACKWARD)
-        count = triton.cdiv(s.pixels, tile.pixels)
-        per_program = tiles.per_program(s.height * s.width, tile)
-        programs = triton.cdiv(count, per_program)
-        rows, _, _ = stage_rows(bank.seconds, device)
-        sums = s.stats.new_empty((count, 2 * len(bank.seconds), s.channels))
+        sums = s.stats.new_empty((backward_parts(s, s.channels), 2 * len(bank.seconds), s.channels))
+        _stages_backward(bank.seconds, s, g, x, dz, dz, s.pitch, sums, 1, need_x=True)
+        finish_sums(s, g, sums, [(2 * i, 2 * i + 1, second.x_norm, -1) for i, second in enumerate(bank.seconds)])
+    n, c, h, w = x[0].shape
+    if dx is None:
+        _stages_backward(bank.convolutions, s, g, x, dz, dz, s.pitch, None, bank.stride, need_x=False)
+        _reductions_backward(bank.reductions, s, g, x, dz, s.pitch, bank.stride, need_x=False)
+        return
+    edges = len({stage.target for stage in bank.edges})
+    count = edges + len(bank.reductions) + bool(bank.pools)
+    parts, pitch = dx
+    if count > 1 or before is not None:
+        pitch = padded_channels(c, s.saved.dtype)
+        parts = s.saved.new_empty((count, n * h * w, pitch))
+    _stages_backward(bank.edges, s, g, x, dz, parts, pitch, None, bank.stride, need_x=True)
+    _reductions_backward(bank.reductions, s, g, x, parts[edges:], pitch, bank.stride, need_x=True)
+    _pools_backward(bank.pools, s, g, x, parts[count - 1 :], pitch, bank.stride)
+    if parts is not dx[0]:
+        tile = tiles.tile(c, h * w, s.saved.dtype, tiles.JOIN)
         launch(
-            middle_backward_kernel,
-            (programs, len(bank.seconds), triton.cdiv(s.channels, tile.channels)),
-            *(s.saved, dd, dz, s.dw, g.dw_parts.buffer, s.stats, sums, rows),
-            *(s.pixels, len(bank.seconds), count, s.dw.numel()),
-            **s.constants,
-            C=s.channels,
-            PITCH=s.pitch,
-            DD_PITCH=dd_pitch,
-            HO=s.height,
-            WO=s.width,
-            GEOMETRIES=geometries(bank.seconds),
-            NEED_PARAMS=g.need_params,
-            TILES=per_program,
+            join_gradients_kernel,
+            (triton.cdiv(n * h * w, tile.pixels), triton.cdiv(c, tile.channels)),
+            *(parts, before[0] if before else parts, dx[0], n * h * w, count),
+            C=c,
+            PITCH=pitch,
+            BEFORE_PITCH=before[1] if before else 0,
+            DX_PITCH=dx[1],
+            HAS_BEFORE=before is not None,
             BLOCK_P=tile.pixels,
             BLOCK_C=tile.channels,
+            ACC=s.constants["ACC"],
             num_warps=tile.warps,
         )
-        finish_sums(s, g, sums, [(2 * i, 2 * i + 1, second.x_norm, -1) for i, second in enumerate(bank.seconds)])
-        _expect_depthwise(bank.seconds, g, programs, s.channels)
 
-    _stages_backward(bank.firsts if dx else bank.convolutions, s, g, x, dz, dd, largest, bank.stride, normalised=False)
 
-    if dx is None and not any(stage.geometry in TAPS for stage in bank.convolutions):
+def _pools_backward(
+    stages: list[Stage], s: Shared, g: Gradients, x: Image, dx: Tensor, pitch: int, stride: int
+) -> None:
+    if not stages:
         return
-    n, _, h, w = x[0].shape
-    tile = tiles.tile(channels_in, h * w, dtype, tiles.STATE_BACKWARD)
-    per_program = tiles.per_program(h * w, tile)
-    programs = triton.cdiv(n * h * w, tile.pixels * per_program)
-    rows, _, _ = stage_rows(bank.firsts, device)
+    (_, c, h, w), x_pitch = x[0].shape, x[1]
+    tile = s.tile(tiles.POOL_BACKWARD)
+    images = s.chunk(tiles.BACKWARD_CHUNK, tile)
+    rows, edges, _ = stage_rows(stages, x[0].device)
+    dd = s.saved.new_empty((s.pixels, s.pitch))
     launch(
-        state_backward_kernel,
-        (programs, triton.cdiv(channels_in, tile.channels)),
-        *(
-            x[0],
-            g.nodes[0],
-            g.own,
-            before[0] if before else x[0],
-            dx[0] if dx else x[0],
-            dd,
-            largest,
-            s.dw,
-            g.dw_parts.buffer,
-            g.weights,
-        ),
-        *(rows, constant(tuple(bank.skips), device), n * h * w, len(bank.convolutions), len(bank.pools)),
-        *(len(bank.skips), s.pixels, s.dw.numel()),
-        C=channels_in,
-        X_PITCH=x[1],
+        pool_backward_kernel,
+        (triton.cdiv(s.images, images), triton.cdiv(c, tile.channels)),
+        *(x[0], g.nodes[0], g.own, dx, dd, torch.empty(dd.shape, dtype=torch.int8, device=dd.device), s.stats),
+        *(g.coefficients, rows, edges, s.pixels, len(stages)),
+        C=c,
+        X_PITCH=x_pitch,
+        PITCH=s.pitch,
+        DX_PITCH=pitch,
         G_PITCH=g.nodes[1],
-        BEFORE_PITCH=before[1] if before else 0,
-        DX_PITCH=dx[1] if dx else 0,
-        DD_PITCH=dd_pitch,
         H=h,
         W=w,
         HO=s.height,
         WO=s.width,
-        STRIDE=bank.stride,
-        GEOMETRIES=geometries(bank.firsts),
-        HAS_BEFORE=before is not None,
-        NEED_X=dx is not None,
-        NEED_PARAMS=g.need_params,
-        TILES=per_program,
+        STRIDE=stride,
+        IMAGES=images,
         BLOCK_P=tile.pixels,
         BLOCK_C=tile.channels,
         ACC=s.constants["ACC"],
         num_warps=tile.warps,
     )
-    _expect_depthwise(bank.convolutions, g, programs, s.channels)
-
-
-def _expect_depthwise(stages: list[Stage], g: Gradients, parts: int, channels: int) -> None:
-    """Notes which depthwise weights a launch has left its parts for."""
-    for stage in stages:
-        if stage.geometry in TAPS:
-            taps = TAPS[stage.geometry]
-            g.dw_parts.rows.append((stage.dw, taps, taps * channels, parts))
 
 
 def _stages_backward(
@@ -274,34 +254,79 @@ def _stages_backward(
     g: Gradients,
     x: Image,
     dz: Tensor,
-    dd: Tensor,
-    largest: Tensor,
+    dx: Tensor,
+    dx_pitch: int,
+    sums: Tensor | None,
     stride: int,
-    normalised: bool,
+    need_x: bool,
 ) -> None:
-    """dd of every stage, and parts of the pointwise weights' gradients."""
+    """First stages' dx, or with `sums` second stages' dz; and parts of the weights' gradients."""
     if not stages:
         return
+    normalised = sums is not None
     shape = _input_shape(s, x, normalised)
     channels_in = shape["C_IN"]
     block_i = tiles.channel_block(channels_in)
-    tile = _stage_backward_tile(s, channels_in)
-    parts = stage_backward_parts(s, channels_in)
-    rows, edges, groups = stage_rows(stages, x[0].device)
+    tile = _backward_tile(s, channels_in)
+    parts = backward_parts(s, channels_in)
+    rows, _, groups = stage_rows(stages, x[0].device)
+    dd_pitch = padded_channels(channels_in, s.saved.dtype)
+    dd = s.saved.new_empty((len(groups), s.pixels, dd_pitch))
     launch(
         stage_backward_kernel,
-        (parts, len(groups), triton.cdiv(channels_in, block_i) * triton.cdiv(s.channels, tile.channels)),
-        *(x[0], g.nodes[0], g.own, s.saved, dz, dd, largest, s.dw, s.pw, s.stats, g.coefficients),
-        *(g.pw_parts.buffer, rows, groups, edges, s.pixels, s.pw.numel()),
+        (parts, len(groups), triton.cdiv(channels_in, block_i)),
+        *(x[0], g.nodes[0], g.own, s.saved, dz, dx, dd, s.dw, s.pw, s.stats, g.coefficients, g.weights),
+        *(g.pw_parts.buffer, g.dw_parts.buffer, s.stats if sums is None else sums, rows, groups),
+        *(s.pixels, len(stages), s.pw.numel(), s.dw.numel()),
         **shape,
         **s.constants,
-        DD_PITCH=dd.shape[2],
+        DX_PITCH=dx_pitch,
+        DD_PITCH=dd_pitch,
         G_PITCH=g.nodes[1],
         STRIDE=stride,
         GEOMETRIES=geometries(stages),
         NORMALISED=normalised,
+        NEED_X=need_x,
         NEED_PARAMS=g.need_params,
-        TILES=tiles.STAGE_BACKWARD_TILES,
+        IMAGES=s.chunk(tiles.BACKWARD_CHUNK, tile),
+        BLOCK_P=tile.pixels,
+        WINDOW_P=2 * tile.pixels,
+        BLOCK_I=block_i,
+        BLOCK_O=tile.channels,
+        DOT=dot_type(s.saved.dtype),
+        num_warps=tile.warps,
+    )
+    for stage in stages:
+        if stage.geometry in TAPS:
+            taps = TAPS[stage.geometry]
+            g.dw_parts.rows.append((stage.dw * s.channels, taps, taps * s.channels, parts))
+            _expect_pointwise(stage, s, g, channels_in, parts)
+
+
+def _reductions_backward(
+    stages: list[Stage], s: Shared, g: Gradients, x: Image, dx: Tensor, dx_pitch: int, stride: int, need_x: bool
+) -> None:
+    """dx of stages without windows, and parts of their weights' gradients."""
+    if not stages:
+        return
+    shape = _input_shape(s, x, False)
+    channels_in = shape["C_IN"]
+    block_i = tiles.channel_block(channels_in)
+    tile = _backward_tile(s, channels_in)
+    parts = backward_parts(s, channels_in)
+    launch(
+        reduction_backward_kernel,
+        (parts, len(stages), triton.cdiv(channels_in, block_i)),
+        *(x[0], g.nodes[0], g.own, s.saved, dx, s.pw, s.stats, g.coefficients, g.pw_parts.buffer),
+        *(stage_rows(stages, x[0].device)[0], s.pixels, s.pw.numel()),
+        **shape,
+        ACC=s.constants["ACC"],
+        DX_PITCH=dx_pitch,
+        G_PITCH=g.nodes[1],
+        STRIDE=stride,
+        NEED_X=need_x,
+        NEED_PARAMS=g.need_params,
+        IMAGES=s.chunk(tiles.BACKWARD_CHUNK, tile),
         BLOCK_P=tile.pixels,
         BLOCK_I=block_i,
         BLOCK_O=tile.channels,
@@ -309,16 +334,21 @@ def _stages_backward(
         num_warps=tile.warps,
     )
     for stage in stages:
-        if stage.geometry not in POOLS:
-            g.pw_parts.rows.append((stage.pw, 1, s.channels * channels_in, parts))
+        _expect_pointwise(stage, s, g, channels_in, parts)
 
 
-def stage_backward_parts(s: Shared, channels_in: int) -> int:
-    """Parts of the pointwise weights' gradients."""
-    return triton.cdiv(s.pixels, _stage_backward_tile(s, channels_in).pixels * tiles.STAGE_BACKWARD_TILES)
+def _expect_pointwise(stage: Stage, s: Shared, g: Gradients, channels_in: int, parts: int) -> None:
+    """Notes for which pointwise weight a launch has left its parts."""
+    matrix = s.channels * channels_in
+    g.pw_parts.rows.append((stage.pw * matrix, 1, matrix, parts))
 
 
-def _stage_backward_tile(s: Shared, channels_in: int) -> tiles.Tile:
+def backward_parts(s: Shared, channels_in: int) -> int:
+    """Programs that share a backward's images, and so parts of the weights' gradients."""
+    return triton.cdiv(s.images, s.chunk(tiles.BACKWARD_CHUNK, _backward_tile(s, channels_in)))
+
+
+def _backward_tile(s: Shared, channels_in: int) -> tiles.Tile:
     """A tile of the outputs, of fewer pixels where there are more channels on the side of the inputs."""
     tile = s.tile(tiles.STAGE_BACKWARD)
     wider = max(1, tiles.channel_block(channels_in) // tile.channels)

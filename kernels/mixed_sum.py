@@ -3,19 +3,17 @@
 from collections.abc import Sequence
 
 import torch
-import triton
 from torch import Tensor
 
-from fastdarts.kernels import tiles
 from fastdarts.kernels.bank import (
     Gradients,
     Image,
     Parts,
     Shared,
+    backward_parts,
     bank_backward,
     bank_forward,
     flat,
-    stage_backward_parts,
 )
 from fastdarts.kernels.launch import channels_last, compute_dtype, dense_channels_last, new_image, padded_channels
 from fastdarts.kernels.node import mix, sum_terms
@@ -31,7 +29,7 @@ def mixed_sum(
     x = states[0]
     n, c = x.shape[:2]
     _check(states, weights, params, plan)
-    t = tables(tuple(plan), c, weights.shape[1])
+    t = tables(tuple(plan), weights.shape[1])
     inputs = [channels_last(state) for state in states]
     source, stride = t.entry
     height, width = (-(-size // stride) for size in states[source].shape[2:])
@@ -66,14 +64,14 @@ def mixed_sum_backward(
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Gradients of op weights, states and parameters; empty tensors where none is needed."""
     c = states[0].shape[1]
-    t = tables(tuple(plan), c, weights.shape[1])
+    t = tables(tuple(plan), weights.shape[1])
     s = _shared(t, params, saved, stats, out, training, eps)
     inputs = [channels_last(state) for state in states]
     grads = dense_channels_last(grad_out.to(out.dtype))
     has_banks = any(t.banks_of(t.inputs + node) for node in range(len(t.nodes)))
     own = new_image(out, *out.shape[1:]) if has_banks else grads
     d_weights = torch.zeros(weights.shape, dtype=stats.dtype, device=weights.device)
-    sources = [(s.images, *size) for size in ((s.height, s.width), *(state.shape[2:] for state in states))]
+    parts = backward_parts(s, c) if need_params else 0
     g = Gradients(
         nodes=(grads, grads.shape[1]),
         own=own,
@@ -81,8 +79,8 @@ def mixed_sum_backward(
         d_weights=d_weights,
         coefficients=stats.new_empty((t.norms, 3, c)),
         need_params=need_params,
-        dw_parts=Parts(s.dw, _depthwise_parts(s, sources) if need_params else 0),
-        pw_parts=Parts(s.pw, stage_backward_parts(s, c) if need_params else 0),
+        dw_parts=Parts(s.dw, parts, stats.dtype),
+        pw_parts=Parts(s.pw, parts, stats.dtype),
     )
     for node in reversed(range(len(t.nodes))):
         gradient = _node(grads, node, c)
@@ -141,20 +139,10 @@ def _shared(
 ) -> Shared:
     n, _, height, width = out.shape
     c = stats.shape[2]
-    dw = flat([p for p, is_depthwise in zip(params, t.is_depthwise, strict=True) if is_depthwise], out)
-    pw = flat([p for p, is_depthwise in zip(params, t.is_depthwise, strict=True) if not is_depthwise], out)
+    depthwise = [p.flatten(1).t() for p, is_depthwise in zip(params, t.is_depthwise, strict=True) if is_depthwise]
+    pointwise = [p.reshape(-1) for p, is_depthwise in zip(params, t.is_depthwise, strict=True) if not is_depthwise]
+    dw, pw = flat(depthwise, stats.dtype, out), flat(pointwise, out.dtype, out)
     return Shared(dw, pw, saved, stats, n, c, height, width, training, eps)
-
-
-def _depthwise_parts(s: Shared, sources: list[tuple[int, ...]]) -> int:
-    """The most parts of depthwise weights' gradients that any launch leaves."""
-    middle = s.tile(tiles.MIDDLE_BACKWARD)
-    programs = [triton.cdiv(s.pixels, middle.pixels * tiles.per_program(s.height * s.width, middle))]
-    for n, height, width in sources:
-        image = height * width
-        state = tiles.tile(s.channels, image, s.saved.dtype, tiles.STATE_BACKWARD)
-        programs.append(triton.cdiv(n * image, state.pixels * tiles.per_program(image, state)))
-    return max(programs)
 
 
 def _node(nodes: Tensor, node: int, channels: int) -> Image:

@@ -22,7 +22,7 @@ def column(rows_ptr, row, name: tl.constexpr):
 @triton.jit
 def relu(v):
     """NaN stays NaN, as in PyTorch."""
-    return tl.where(v < 0, 0.0, v)
+    return tl.maximum(v, 0.0, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -35,14 +35,14 @@ def mask_of(pixels, c, C: tl.constexpr, BLOCK_C: tl.constexpr):
 
 
 @triton.jit
-def load_tile(ptr, offset, c, mask, ACC: tl.constexpr):
-    """[pixels, channels] from element offsets of pixels (64-bit)."""
-    return tl.load(ptr + offset[:, None] + c[None, :], mask=mask, other=0.0).to(ACC)
+def load_tile(ptr, offset, c, mask, ACC: tl.constexpr, OTHER: tl.constexpr = 0.0):
+    """[pixels, channels] from element offsets of pixels (64-bit); OTHER where there is none."""
+    return tl.load(ptr + (offset[:, None] + c[None, :]), mask=mask, other=OTHER).to(ACC)
 
 
 @triton.jit
 def store_tile(ptr, offset, c, value, mask):
-    tl.store(ptr + offset[:, None] + c[None, :], value.to(ptr.dtype.element_ty), mask=mask)
+    tl.store(ptr + (offset[:, None] + c[None, :]), value.to(ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -55,15 +55,32 @@ def statistics(stats_ptr, norm, c, C: tl.constexpr, EPS: tl.constexpr):
 
 
 @triton.jit
-def neighbour(ptr, q, h, w, dy, dx, exists, c, mean, rstd, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
+def normaliser(stats_ptr, norm, c, C: tl.constexpr, EPS: tl.constexpr):
+    """Factor and offset of a batch norm's channels: one multiply-add normalises."""
+    mean, rstd = statistics(stats_ptr, norm, c, C, EPS)
+    return rstd, -mean * rstd
+
+
+@triton.jit
+def pixels_of(step, count, H: tl.constexpr, W: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr,
+              BLOCK_P: tl.constexpr):  # fmt: skip
+    """A tile of whole images: output pixels p, whether they exist, and the input pixels q, at (h, w), amid windows."""
+    p = step * BLOCK_P + tl.arange(0, BLOCK_P)
+    h, w = (p // WO) % HO * STRIDE, p % WO * STRIDE
+    return p, p < count, (p // (HO * WO) * H + h) * W + w, h, w
+
+
+@triton.jit
+def neighbour(ptr, q, h, w, dy, dx, exists, c, scale, shift, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
               PITCH: tl.constexpr, NORMALISED: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
     """relu of the input, or of its normalised values, (dy, dx) away from pixels q at (h, w); zero outside the image."""
     inside = exists & (h + dy >= 0) & (h + dy < H) & (w + dx >= 0) & (w + dx < W)
     mask = mask_of(inside, c, C, BLOCK_C)
-    v = load_tile(ptr, (q + (dy * W + dx)) * PITCH, c, mask, ACC)
-    if NORMALISED:
-        v = tl.where(mask, (v - mean[None, :]) * rstd[None, :], 0.0)
-    return relu(v)
+    offset = (q + (dy * W + dx)) * PITCH
+    if NORMALISED:  # of minus infinity the relu is zero, whatever the offset
+        return relu(load_tile(ptr, offset, c, mask, ACC, float("-inf")) * scale[None, :] + shift[None, :])
+    else:
+        return relu(load_tile(ptr, offset, c, mask, ACC))
 
 
 @triton.jit
@@ -74,16 +91,17 @@ def window(geometry):
 
 
 @triton.jit
-def depthwise(geometry, ptr, q, h, w, exists, c, mean, rstd, dw_ptr, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
-              PITCH: tl.constexpr, NORMALISED: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+def depthwise(geometry, ptr, q, h, w, exists, c, scale, shift, dw_ptr, C: tl.constexpr, H: tl.constexpr,
+              W: tl.constexpr, PITCH: tl.constexpr, NORMALISED: tl.constexpr, BLOCK_C: tl.constexpr,
+              ACC: tl.constexpr):  # fmt: skip
     """The depthwise convolution of a stage's geometry at pixels q: a loop for each geometry takes more registers."""
     K, D = window(geometry)
     d = tl.zeros((q.shape[0], BLOCK_C), ACC)
     for ky in range(K):
         for kx in range(K):
-            v = neighbour(ptr, q, h, w, (ky - K // 2) * D, (kx - K // 2) * D, exists, c, mean, rstd,
+            v = neighbour(ptr, q, h, w, (ky - K // 2) * D, (kx - K // 2) * D, exists, c, scale, shift,
                           C, H, W, PITCH, NORMALISED, BLOCK_C, ACC)  # fmt: skip
-            weight = tl.load(dw_ptr + c * (K * K) + (ky * K + kx), mask=c < C, other=0.0)
+            weight = tl.load(dw_ptr + (ky * K + kx) * C + c, mask=c < C, other=0.0)
             d += v * weight[None, :]
     return d
 
@@ -95,25 +113,39 @@ def pointwise_weight(pw_ptr, o, i, part, C_IN: tl.constexpr, C_OUT: tl.constexpr
     mask = (i < C_IN)[:, None] & (o < C_OUT)[None, :]
     if PARTS > 1:
         mask = mask & (o * PARTS // C_OUT == part)[None, :]
-    return tl.load(pw_ptr + o[None, :] * C_IN + i[:, None], mask=mask, other=0.0).to(T).to(DOT)
+    return tl.load(pw_ptr + (o[None, :] * C_IN + i[:, None]), mask=mask, other=0.0).to(T).to(DOT)
 
 
 @triton.jit
 def pooled(x_ptr, q, h, w, exists, c, geometry, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, PITCH: tl.constexpr,
            BLOCK_C: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
     """Maximum (of which NaN is one) or mean of the 3x3 window's pixels inside the image."""
-    largest = tl.full((q.shape[0], BLOCK_C), float("-inf"), ACC)
-    total = tl.zeros((q.shape[0], BLOCK_C), ACC)
-    count = tl.zeros((q.shape[0],), ACC)
-    for dy in range(-1, 2):
-        for dx in range(-1, 2):
-            inside = exists & (h + dy >= 0) & (h + dy < H) & (w + dx >= 0) & (w + dx < W)
-            v = load_tile(x_ptr, (q + (dy * W + dx)) * PITCH, c, mask_of(inside, c, C, BLOCK_C), ACC)
-            largest = tl.where(inside[:, None] & ((v > largest) | (v != v)), v, largest)
-            total += v
-            count += inside.to(ACC)
+    y = tl.zeros((q.shape[0], BLOCK_C), ACC)
     if geometry == MAX:
-        y = largest
+        y += float("-inf")
+        for tap in range(9):
+            _, v = pool_tap(x_ptr, q, h, w, tap, exists, c, C, H, W, PITCH, BLOCK_C, ACC, float("-inf"))
+            y = tl.maximum(y, v, propagate_nan=tl.PropagateNan.ALL)
     else:
-        y = total / tl.maximum(count, 1.0)[:, None]
-    return tl.where(exists[:, None], y, 0.0)
+        for tap in range(9):
+            _, v = pool_tap(x_ptr, q, h, w, tap, exists, c, C, H, W, PITCH, BLOCK_C, ACC, 0.0)
+            y += v
+        y = y / window_size(h, w, H, W).to(ACC)[:, None]
+    return tl.where(mask_of(exists, c, C, BLOCK_C), y, 0.0)
+
+
+@triton.jit
+def pool_tap(x_ptr, q, h, w, tap, exists, c, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, PITCH: tl.constexpr,
+             BLOCK_C: tl.constexpr, ACC: tl.constexpr, OTHER: tl.constexpr):  # fmt: skip
+    """Which pixels of a 3x3 window's tap, 0 to 8, are inside the image, and their values."""
+    dy, dx = tap // 3 - 1, tap % 3 - 1
+    inside = exists & (h + dy >= 0) & (h + dy < H) & (w + dx >= 0) & (w + dx < W)
+    return inside, load_tile(x_ptr, (q + (dy * W + dx)) * PITCH, c, mask_of(inside, c, C, BLOCK_C), ACC, OTHER)
+
+
+@triton.jit
+def window_size(h, w, H: tl.constexpr, W: tl.constexpr):
+    """Pixels of the 3x3 window around (h, w) that are inside the image."""
+    rows = tl.minimum(h + 2, H) - tl.maximum(h - 1, 0)
+    columns = tl.minimum(w + 2, W) - tl.maximum(w - 1, 0)
+    return rows * columns

@@ -5,7 +5,7 @@ Relu, 1x1 convolution (one weight) or factorised reduction (two), batch norm: a 
 
 from torch import Tensor
 
-from fastdarts.kernels.bank import Gradients, Parts, Shared, bank_backward, bank_forward, flat, stage_backward_parts
+from fastdarts.kernels.bank import Gradients, Parts, Shared, backward_parts, bank_backward, bank_forward, flat
 from fastdarts.kernels.launch import channels_last, compute_dtype, dense_channels_last, new_image, padded_channels
 from fastdarts.kernels.node import mix, sum_terms
 from fastdarts.kernels.tables import projection
@@ -52,8 +52,8 @@ def project_backward(
         d_weights=stats.new_empty(0),
         coefficients=stats.new_empty((1, 3, s.channels)),
         need_params=need_params,
-        dw_parts=Parts(s.dw, 0),
-        pw_parts=Parts(s.pw, stage_backward_parts(s, channels_in) if need_params else 0),
+        dw_parts=Parts(s.dw, 0, stats.dtype),
+        pw_parts=Parts(s.pw, backward_parts(s, channels_in) if need_params else 0, stats.dtype),
     )
     sum_terms(_TERMS, 0, s, g, [image], grads, grads)
     dx = new_image(x, *x.shape[1:]) if need_x else x.new_empty(0)
@@ -66,4 +66,5 @@ def project_backward(
 
 def _shared(params: list[Tensor], saved: Tensor, stats: Tensor, out: Tensor, training: bool, eps: float) -> Shared:
     n, channels, height, width = out.shape
-    return Shared(flat([], out), flat(list(params), out), saved, stats, n, channels, height, width, training, eps)
+    pw = flat([p.reshape(-1) for p in params], out.dtype, out)
+    return Shared(flat([], stats.dtype, out), pw, saved, stats, n, channels, height, width, training, eps)

@@ -8,9 +8,10 @@ from fastdarts.kernels.parts import (
     depthwise,
     mask_of,
     neighbour,
+    normaliser,
+    pixels_of,
     pointwise_weight,
     pooled,
-    statistics,
     store_tile,
 )
 from fastdarts.kernels.tables import AVG, CONV_3, DW, GATHER, GEOMETRY, MAX, PW, X_NORM, X, Y
@@ -18,106 +19,122 @@ from fastdarts.kernels.tables import AVG, CONV_3, DW, GATHER, GEOMETRY, MAX, PW,
 
 @triton.jit
 def stage_forward_kernel(
-    x_ptr, saved_ptr, dw_ptr, pw_ptr, stats_ptr, moments_ptr, rows_ptr, groups_ptr, pixels, tiles,
+    x_ptr, saved_ptr, dw_ptr, pw_ptr, stats_ptr, moments_ptr, rows_ptr, groups_ptr, pixels,
     C_IN: tl.constexpr, C_OUT: tl.constexpr, X_PITCH: tl.constexpr, PITCH: tl.constexpr,
     H: tl.constexpr, W: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr,
     GEOMETRIES: tl.constexpr, NORMALISED: tl.constexpr, TRAINING: tl.constexpr, EPS: tl.constexpr,
-    TILES: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_O: tl.constexpr, ACC: tl.constexpr,
+    IMAGES: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_O: tl.constexpr, ACC: tl.constexpr,
     DOT: tl.constexpr,
 ):  # fmt: skip
-    """One program makes TILES tiles of BLOCK_P pixels x BLOCK_O channels of a group's stages' y, and their moments.
+    """One program makes BLOCK_O channels of a group's stages' y for IMAGES images, and their moments.
 
     x: the state, or with NORMALISED the first stages' y in `saved`, normalised here. saved: [tensors, pixels, PITCH].
-    moments: [rows, tiles, 2 (mean, sum of squares about it), C_OUT].
+    moments: [rows, tiles of all programs, 2 (mean, sum of squares about it), C_OUT].
     """
+    TILES: tl.constexpr = (IMAGES * HO * WO + BLOCK_P - 1) // BLOCK_P
+    part = tl.program_id(0)
+    begin = part.to(tl.int64) * (IMAGES * HO * WO)
+    count = tl.minimum(pixels - begin, IMAGES * HO * WO).to(tl.int32)
+    plane = pixels.to(tl.int64) * PITCH
+    out_ptr = saved_ptr + begin * PITCH
+    x_ptr += part.to(tl.int64) * (IMAGES * H * W * X_PITCH)
+    o = tl.program_id(2) * BLOCK_O + tl.arange(0, BLOCK_O)
     group = groups_ptr + tl.program_id(1) * 2
     for row in range(tl.load(group), tl.load(group + 1)):
+        in_ptr = x_ptr
+        if NORMALISED:
+            in_ptr = out_ptr + column(rows_ptr, row, X) * plane
+        geometry = column(rows_ptr, row, GEOMETRY)
         for step in range(TILES):
-            stage_tile(x_ptr, saved_ptr, dw_ptr, pw_ptr, stats_ptr, moments_ptr, rows_ptr, pixels, tiles, row,
-                       tl.program_id(0) * TILES + step, tl.program_id(2), C_IN, C_OUT, X_PITCH, PITCH, H, W, HO, WO,
-                       STRIDE, GEOMETRIES, NORMALISED, TRAINING, EPS, BLOCK_P, BLOCK_I, BLOCK_O, ACC, DOT)  # fmt: skip
+            p, exists, q, h, w = pixels_of(step, count, H, W, HO, WO, STRIDE, BLOCK_P)
+            y = stage_output(in_ptr, dw_ptr, pw_ptr, stats_ptr, rows_ptr, row, geometry, q, h, w, exists, o,
+                             C_IN, C_OUT, X_PITCH, H, W, STRIDE, GEOMETRIES, NORMALISED, EPS, BLOCK_I, BLOCK_O, ACC,
+                             DOT, saved_ptr.dtype.element_ty)  # fmt: skip
+            if (geometry != MAX) & (geometry != AVG):
+                mask = mask_of(exists, o, C_OUT, BLOCK_O)
+                store_tile(out_ptr + column(rows_ptr, row, Y) * plane, p * PITCH, o, y, mask)
+            if TRAINING:
+                values = tl.maximum(tl.minimum(count - step * BLOCK_P, BLOCK_P), 1).to(ACC)
+                mean = tl.sum(y, 0) / values  # of pixels that do not exist y is 0
+                centred = tl.where(exists[:, None], y - mean[None, :], 0.0)
+                tile = row * (tl.num_programs(0) * TILES) + part * TILES + step
+                at = moments_ptr + tile.to(tl.int64) * (2 * C_OUT) + o
+                tl.store(at, mean, mask=o < C_OUT)
+                tl.store(at + C_OUT, tl.sum(centred * centred, 0), mask=o < C_OUT)
 
 
 @triton.jit
-def stage_tile(
-    x_ptr, saved_ptr, dw_ptr, pw_ptr, stats_ptr, moments_ptr, rows_ptr, pixels, tiles, row, tile, block,
-    C_IN: tl.constexpr, C_OUT: tl.constexpr, X_PITCH: tl.constexpr, PITCH: tl.constexpr,
-    H: tl.constexpr, W: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr,
-    GEOMETRIES: tl.constexpr, NORMALISED: tl.constexpr, TRAINING: tl.constexpr, EPS: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_O: tl.constexpr, ACC: tl.constexpr, DOT: tl.constexpr,
+def stage_output(
+    in_ptr, dw_ptr, pw_ptr, stats_ptr, rows_ptr, row, geometry, q, h, w, exists, o,
+    C_IN: tl.constexpr, C_OUT: tl.constexpr, X_PITCH: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
+    STRIDE: tl.constexpr, GEOMETRIES: tl.constexpr, NORMALISED: tl.constexpr, EPS: tl.constexpr,
+    BLOCK_I: tl.constexpr, BLOCK_O: tl.constexpr, ACC: tl.constexpr, DOT: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
-    """A tile of a stage."""
-    geometry = column(rows_ptr, row, GEOMETRY)
-    p = tile * BLOCK_P + tl.arange(0, BLOCK_P)
-    exists = p < pixels
-    h, w = (p // WO) % HO * STRIDE, p % WO * STRIDE
-    q = ((p // (HO * WO) * H + h) * W + w).to(tl.int64)
-    o = block * BLOCK_O + tl.arange(0, BLOCK_O)
-    T = saved_ptr.dtype.element_ty
-    y = tl.zeros((BLOCK_P, BLOCK_O), ACC)
-    plane = pixels.to(tl.int64) * PITCH
+    """A tile of a stage's y; 0 where there is no pixel."""
+    y = tl.zeros((q.shape[0], BLOCK_O), ACC)
     if (MAX | AVG) & GEOMETRIES:
         if (geometry == MAX) | (geometry == AVG):
-            y = pooled(x_ptr, q, h, w, exists, o, geometry, C_IN, H, W, X_PITCH, BLOCK_O, ACC)
-    in_ptr = x_ptr
-    if NORMALISED:
-        in_ptr = saved_ptr + column(rows_ptr, row, X) * plane
-    pw = pw_ptr + column(rows_ptr, row, PW)
+            y = pooled(in_ptr, q, h, w, exists, o, geometry, C_IN, H, W, X_PITCH, BLOCK_O, ACC)
+    pw_ptr += column(rows_ptr, row, PW) * (C_IN * C_OUT)
     if GATHER & GEOMETRIES:
         if geometry == GATHER:
             for i0 in range(0, C_IN, BLOCK_I):
                 i = i0 + tl.arange(0, BLOCK_I)
                 for part in tl.static_range(STRIDE):
-                    v = neighbour(in_ptr, q, h, w, part, part, exists, i, 0.0, 1.0,
+                    v = neighbour(in_ptr, q, h, w, part, part, exists, i, 1.0, 0.0,
                                   C_IN, H, W, X_PITCH, False, BLOCK_I, ACC)  # fmt: skip
-                    weight = pointwise_weight(pw, o, i, part, C_IN, C_OUT, STRIDE, T, DOT)
+                    weight = pointwise_weight(pw_ptr, o, i, part, C_IN, C_OUT, STRIDE, T, DOT)
                     y += tl.dot(v.to(T).to(DOT), weight, input_precision="ieee", out_dtype=ACC)
     if CONV_3 <= GEOMETRIES:
         if geometry >= CONV_3:
             for i0 in range(0, C_IN, BLOCK_I):
                 i = i0 + tl.arange(0, BLOCK_I)
-                mean, rstd = 0.0, 1.0
+                scale, shift = 1.0, 0.0
                 if NORMALISED:
-                    mean, rstd = statistics(stats_ptr, column(rows_ptr, row, X_NORM), i, C_IN, EPS)
-                d = depthwise(geometry, in_ptr, q, h, w, exists, i, mean, rstd, dw_ptr + column(rows_ptr, row, DW),
+                    scale, shift = normaliser(stats_ptr, column(rows_ptr, row, X_NORM), i, C_IN, EPS)
+                d = depthwise(geometry, in_ptr, q, h, w, exists, i, scale, shift,
+                              dw_ptr + column(rows_ptr, row, DW) * C_IN,
                               C_IN, H, W, X_PITCH, NORMALISED, BLOCK_I, ACC)  # fmt: skip
-                weight = pointwise_weight(pw, o, i, 0, C_IN, C_OUT, 1, T, DOT)
+                weight = pointwise_weight(pw_ptr, o, i, 0, C_IN, C_OUT, 1, T, DOT)
                 y += tl.dot(d.to(T).to(DOT), weight, input_precision="ieee", out_dtype=ACC)
-    if (geometry != MAX) & (geometry != AVG):
-        mask = mask_of(exists, o, C_OUT, BLOCK_O)
-        store_tile(saved_ptr + column(rows_ptr, row, Y) * plane, p.to(tl.int64) * PITCH, o, y, mask)
-    if TRAINING:
-        count = tl.maximum(tl.minimum(pixels - tile * BLOCK_P, BLOCK_P), 1).to(ACC)
-        mean = tl.sum(y, 0) / count  # of pixels that do not exist y is 0
-        centred = tl.where(exists[:, None], y - mean[None, :], 0.0)
-        at = moments_ptr + (row * tiles + tile).to(tl.int64) * (2 * C_OUT) + o
-        tl.store(at, mean, mask=(o < C_OUT) & (tile < tiles))
-        tl.store(at + C_OUT, tl.sum(centred * centred, 0), mask=(o < C_OUT) & (tile < tiles))
+    return y
 
 
 @triton.jit
-def join_moments_kernel(moments_ptr, stats_ptr, pairs_ptr, pixels, tiles, C: tl.constexpr, BLOCK_P: tl.constexpr,
-                        BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
-    """One program joins the tiles' moments of one batch norm (Chan et al.): pairs (row of moments, batch norm)."""
+def join_moments_kernel(moments_ptr, stats_ptr, pairs_ptr, pixels, tiles, C: tl.constexpr, CHUNK: tl.constexpr,
+                        BLOCK_P: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
+                        ACC: tl.constexpr):  # fmt: skip
+    """One program joins the tiles' moments of one batch norm (Chan et al.): pairs (row of moments, batch norm).
+
+    CHUNK: pixels of the programs that made them, each in tiles of BLOCK_P.
+    """
     row = tl.load(pairs_ptr + tl.program_id(0) * 2)
     norm = tl.load(pairs_ptr + tl.program_id(0) * 2 + 1)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     at = moments_ptr + (row * tiles).to(tl.int64) * (2 * C)
-    values = pixels.to(ACC)
     mean = tl.zeros((BLOCK_C,), ACC)
     for t0 in range(0, tiles, BLOCK_T):
         t = t0 + tl.arange(0, BLOCK_T)
         mask = (t < tiles)[:, None] & (c < C)[None, :]
-        share = tl.minimum(pixels - t * BLOCK_P, BLOCK_P).to(ACC) / values
+        share = tile_share(t, pixels, CHUNK, BLOCK_P, ACC)
         mean += tl.sum(share[:, None] * tl.load(at + t[:, None] * (2 * C) + c[None, :], mask=mask, other=0.0), 0)
     variance = tl.zeros((BLOCK_C,), ACC)
     for t0 in range(0, tiles, BLOCK_T):
         t = t0 + tl.arange(0, BLOCK_T)
         mask = (t < tiles)[:, None] & (c < C)[None, :]
-        share = tl.minimum(pixels - t * BLOCK_P, BLOCK_P).to(ACC) / values
+        share = tile_share(t, pixels, CHUNK, BLOCK_P, ACC)
         here = at + t[:, None] * (2 * C) + c[None, :]
         delta = tl.load(here, mask=mask, other=0.0) - mean[None, :]
-        squares = tl.load(here + C, mask=mask, other=0.0) / values
+        squares = tl.load(here + C, mask=mask, other=0.0) / pixels.to(ACC)
         variance += tl.sum(tl.where(mask, squares + share[:, None] * delta * delta, 0.0), 0)
     tl.store(stats_ptr + norm * (2 * C) + c, mean, mask=c < C)
     tl.store(stats_ptr + norm * (2 * C) + C + c, variance, mask=c < C)
+
+
+@triton.jit
+def tile_share(t, pixels, CHUNK: tl.constexpr, BLOCK_P: tl.constexpr, ACC: tl.constexpr):
+    """A tile's share of all pixels."""
+    TILES: tl.constexpr = (CHUNK + BLOCK_P - 1) // BLOCK_P
+    before = t % TILES * BLOCK_P
+    values = tl.minimum(tl.minimum(pixels - t // TILES * CHUNK, CHUNK) - before, BLOCK_P)
+    return tl.maximum(values, 0).to(ACC) / pixels.to(ACC)

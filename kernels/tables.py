@@ -12,15 +12,17 @@ from torch import Tensor
 from fastdarts.plan import PlannedEdge, decode
 from fastdarts.space import Candidate
 
-# What a stage does before its pointwise product; a pool has none. Bits: a kernel is compiled for the set that occurs.
-GATHER, MAX, AVG, CONV_3, CONV_5, CONV_7, DILATED_3, DILATED_5 = (tl.constexpr(1 << i) for i in range(8))
+# What a stage does before its pointwise product; pools and skip connections have none. Bits: a kernel is compiled for
+# the set that occurs.
+GATHER, SKIP, MAX, AVG = (tl.constexpr(1 << i) for i in range(4))
+CONV_3, CONV_5, CONV_7, DILATED_3, DILATED_5 = (tl.constexpr(1 << i) for i in range(4, 9))
 _CONVOLUTIONS = {(3, 1): CONV_3, (5, 1): CONV_5, (7, 1): CONV_7, (3, 2): DILATED_3, (5, 2): DILATED_5}
 
 TAPS = {geometry.value: kernel**2 for (kernel, _), geometry in _CONVOLUTIONS.items()}
-POOLS = (MAX.value, AVG.value)
 
 # Columns of a stage's row.
-GEOMETRY, Y, NORM, DW, PW, X, X_NORM, NODE, OWN, DD, DZ, FIRST_EDGE, EDGES = (tl.constexpr(i) for i in range(13))
+GEOMETRY, Y, NORM, DW, PW, X, X_NORM = (tl.constexpr(i) for i in range(7))
+NODE, OWN, DZ, OP_WEIGHT, FIRST_EDGE, EDGES = (tl.constexpr(i) for i in range(7, 13))
 ROW = tl.constexpr(16)
 # Columns of a term's row. SOURCE: 0 a saved tensor, 1 a node, 2 + i input state i; SLOT: which saved tensor or node;
 # POOL: 0, or the geometry of the pool that the state goes through.
@@ -38,14 +40,14 @@ Term = tuple[int, int, int, int, int]
 
 @dataclass
 class Stage:
-    """A row. y and x count tensors in `saved`, dd and dz in scratch; dw and pw are offsets in the flat weights.
+    """A row. y and x count tensors in `saved`, dz in scratch; dw counts taps and pw [C, C] matrices of flat weights.
 
     A pool's y is never stored: nine values of a state that is read anyway cost less than reading it back. Its place in
     `saved` stays empty; the operators' fakes, which serve CPUs too, count it.
     """
 
     geometry: int
-    target: int  # the node it leads to; pools: -1
+    target: int  # the node it leads to; pools and reductions: -1
     y: int
     norm: int
     dw: int = 0
@@ -54,8 +56,8 @@ class Stage:
     x_norm: int = 0
     node: int = -1  # -1: the gradient comes from dz
     own: int = 0
-    dd: int = 0
     dz: int = 0
+    weight: int = -1  # of a skip connection
     edges: list[tuple[int, int, int, int]] = field(default_factory=list)  # pools: the edges that use them
 
 
@@ -66,18 +68,20 @@ class Bank:
     source: int
     stride: int
     convolutions: list[Stage] = field(default_factory=list)
+    reductions: list[Stage] = field(default_factory=list)
     pools: list[Stage] = field(default_factory=list)
     seconds: list[Stage] = field(default_factory=list)
-    skips: list[tuple[int, int, int, int]] = field(default_factory=list)
-    dd_slots: int = 0
-
-    def take_dd(self, count: int) -> int:
-        self.dd_slots += count
-        return self.dd_slots - count
+    skips: list[Stage] = field(default_factory=list)
 
     @property
     def firsts(self) -> list[Stage]:
-        return self.convolutions + self.pools
+        """What a forward computes from the state."""
+        return self.convolutions + self.reductions + self.pools
+
+    @property
+    def edges(self) -> list[Stage]:
+        """What brings the state a gradient along one edge, edge by edge."""
+        return sorted(self.convolutions + self.skips, key=lambda stage: stage.target)
 
 
 @dataclass
@@ -90,8 +94,8 @@ class Tables:
     nodes: list[list[Term]]  # the terms of each
     saved: int
     norms: int
-    depthwise_size: int  # of the flat weights
-    pointwise_size: int
+    taps: int  # of the flat depthwise weights, [taps, C]
+    matrices: int  # of the flat pointwise weights, [matrices, C, C]
     is_depthwise: list[bool]  # of each parameter
 
     def banks_of(self, state: int) -> list[Bank]:
@@ -109,9 +113,8 @@ class Tables:
 
 
 class _Builder:
-    def __init__(self, code: Sequence[int], channels: int) -> None:
+    def __init__(self, code: Sequence[int]) -> None:
         self.plan = decode(list(code))
-        self.channels = channels
         entry = next((edge.source, edge.stride) for edge in self.plan.edges if edge.source < self.plan.inputs)
         self.tables = Tables(self.plan.inputs, entry, [], [[] for _ in range(self.plan.nodes)], 0, 0, 0, 0, [])
         self.has_bank = {edge.source for edge in self.plan.edges if edge.ops}
@@ -138,42 +141,42 @@ class _Builder:
         state = (2 + edge.source, 0) if edge.source < self.plan.inputs else (1, edge.source - self.plan.inputs)
         if c.kind == "skip" and edge.stride == 1:
             terms.append((*state, -1, weight, 0))
-            bank.skips.append((node, own, -1, weight))
+            bank.skips.append(Stage(SKIP.value, node, 0, 0, node=node, own=own, weight=weight))
             return
         if c.is_pool:
             t.norms += 1
             geometry = (MAX if c.kind == "max_pool" else AVG).value
             pool = next((p for p in bank.pools if p.geometry == geometry), None)
             if pool is None:
-                pool = Stage(geometry, -1, self._saved(), norm, dd=bank.take_dd(1))
+                pool = Stage(geometry, -1, self._saved(), norm)
                 bank.pools.append(pool)
             pool.edges.append((node, own, norm, weight))
             terms.append((*state, norm, weight, geometry))
             return
         if c.kind == "skip":  # at stride 2 a factorised reduction
-            last = Stage(GATHER.value, node, self._saved(), norm, pw=t.pointwise_size, dd=bank.take_dd(2))
-            t.pointwise_size += self.channels**2
+            last = Stage(GATHER.value, -1, self._saved(), norm, pw=t.matrices)
+            t.matrices += 1
             t.is_depthwise += [False, False]
-            bank.convolutions.append(last)
+            bank.reductions.append(last)
             t.norms += 1
         else:
-            last = self._stage(c, node, bank.take_dd(1))
+            last = self._stage(c, node)
             bank.convolutions.append(last)
             if c.kind == "sep_conv":
-                first, last = last, self._stage(c, node, last.dd)
+                first, last = last, self._stage(c, node)
                 last.x, last.x_norm = first.y, first.norm
                 first.dz = last.dz = len(bank.seconds)
                 bank.seconds.append(last)
         last.node, last.own = node, own
         terms.append((0, last.y, last.norm, weight, 0))
 
-    def _stage(self, c: Candidate, node: int, dd: int) -> Stage:
-        t, taps = self.tables, c.kernel**2
+    def _stage(self, c: Candidate, node: int) -> Stage:
+        t = self.tables
         geometry = _CONVOLUTIONS[c.kernel, c.dilation].value
-        stage = Stage(geometry, node, self._saved(), t.norms, dw=t.depthwise_size, pw=t.pointwise_size, dd=dd)
+        stage = Stage(geometry, node, self._saved(), t.norms, dw=t.taps, pw=t.matrices)
         t.norms += 1
-        t.depthwise_size += self.channels * taps
-        t.pointwise_size += self.channels**2
+        t.taps += c.kernel**2
+        t.matrices += 1
         t.is_depthwise += [True, False]
         return stage
 
@@ -183,15 +186,15 @@ class _Builder:
 
 
 @lru_cache(maxsize=1024)
-def tables(code: tuple[int, ...], channels: int, columns: int) -> Tables:
-    """The tables of an encoded plan for `channels` channels and `columns` columns of op weights."""
-    return _Builder(code, channels).build(columns)
+def tables(code: tuple[int, ...], columns: int) -> Tables:
+    """The tables of an encoded plan for `columns` columns of op weights."""
+    return _Builder(code).build(columns)
 
 
 @lru_cache(maxsize=256)
 def projection(stride: int) -> Bank:
     """A cell's preprocessing as a bank of its own: one gather of `stride` pixels."""
-    return Bank(0, stride, [Stage(GATHER.value, 0, 0, 0, node=0)], dd_slots=stride)
+    return Bank(0, stride, reductions=[Stage(GATHER.value, -1, 0, 0, node=0)])
 
 
 def geometries(stages: Sequence[Stage]) -> int:
@@ -205,7 +208,8 @@ def geometries(stages: Sequence[Stage]) -> int:
 def stage_rows(stages: Sequence[Stage], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """The rows of `stages`, those of the edges their pools refer to, and groups (first, last + 1) of rows.
 
-    A program works off one group: the stages of one edge, which share a state and a gradient, or the pools.
+    A program works off one group: the stages of one edge, which share a state and a gradient; the pools of a state and
+    the reductions.
     """
     rows: list[Any] = []
     edges: list[Any] = []
@@ -214,7 +218,8 @@ def stage_rows(stages: Sequence[Stage], device: torch.device) -> tuple[Tensor, T
         if i == 0 or s.target != stages[i - 1].target:
             groups.append([i, i])
         groups[-1][1] = i + 1
-        row = [s.geometry, s.y, s.norm, s.dw, s.pw, s.x, s.x_norm, s.node, s.own, s.dd, s.dz, len(edges), len(s.edges)]
+        row = [s.geometry, s.y, s.norm, s.dw, s.pw, s.x, s.x_norm, s.node, s.own, s.dz, s.weight]
+        row += [len(edges), len(s.edges)]
         rows.append(tuple(row + [0] * (ROW.value - len(row))))
         edges += s.edges
     return constant(tuple(rows), device), constant(tuple(edges), device), constant(tuple(map(tuple, groups)), device)

@@ -21,20 +21,23 @@ class Tile:
 
 # Passes, and the elements (of 16 bits; of wider ones fewer) and warps of their tiles. Small enough that two programs'
 # registers fit a multiprocessor.
-STAGE_FORWARD, STAGE_BACKWARD, MIDDLE_BACKWARD, STATE_BACKWARD, MIX = (
-    "stage_forward", "stage_backward", "middle_backward", "state_backward", "mix",
+STAGE_FORWARD, STAGE_BACKWARD, POOL_BACKWARD, JOIN, MIX = (
+    "stage_forward", "stage_backward", "pool_backward", "join", "mix",
 )  # fmt: skip
 SHIPPED = {
     STAGE_FORWARD: (4096, 8),
     STAGE_BACKWARD: (2048, 8),
-    MIDDLE_BACKWARD: (2048, 8),
-    STATE_BACKWARD: (2048, 8),
+    POOL_BACKWARD: (2048, 8),
+    JOIN: (2048, 8),
     MIX: (2048, 8),
 }
 
 PARTIAL_SUMS = 2048
 SUM_PARTS = 256
-STAGE_BACKWARD_TILES = 8  # tiles a program takes one after another: fewer parts of gradients to add up
+# Elements of an edge that a program takes one tile after another, in whole images, so that it shares no windows with
+# others: the more, the fewer parts of sums and gradients to add up.
+FORWARD_CHUNK = 8192
+BACKWARD_CHUNK = 16384
 
 Key = tuple[str, int, int, str]  # pass, channels, pixels of an image, dtype
 found: dict[Key, tuple[int, int]] | None = None
@@ -56,11 +59,6 @@ def tile(channels: int, image: int, dtype: torch.dtype, name: str) -> Tile:
     elements, warps = found.get((name, channels, image, str(dtype)), (elements // wide, warps))
     block = channel_block(channels)
     return Tile(max(elements // block, 16), block, warps)
-
-
-def per_program(image: int, tile: Tile) -> int:
-    """Tiles that one program takes one after another: those of an image, so that it shares no edges with others."""
-    return max(1, min(8, image // tile.pixels))
 
 
 def file() -> Path:
