@@ -150,8 +150,16 @@ def _read(folder: Path) -> Run:
         given_up=given_up,
         genotype=_read_genotype(folder / "genotype.json"),
         result=_read_result(folder / "result.json") if evaluation else None,
-        alphas=None if evaluation else alphas_png(*read_alphas(folder / "alphas.npz")),
+        alphas=None if evaluation else _alphas(folder / "alphas.npz"),
     )
+
+
+def _alphas(path: Path) -> bytes:
+    """The picture beside the file, if it is not older, or drawn anew."""
+    drawn = path.with_suffix(".png")
+    if drawn.is_file() and path.is_file() and drawn.stat().st_mtime_ns >= path.stat().st_mtime_ns:
+        return drawn.read_bytes()
+    return alphas_png(*read_alphas(path))
 
 
 def _read_text(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""DARTS' bilevel step as the paper has it: one parameter at a time, every set of weights in a copy of the model."""
+"""DARTS' bilevel step as the paper has it: one parameter at a time, other weights than the model's in a copy of it."""
 
 import copy
 
@@ -29,22 +29,21 @@ def plain_alpha_gradients(
     """Second order (equations 7 and 8); `momentum_buffers` in the parameters' order, None before the first step."""
     weights = list(network.parameters())
     buffers = momentum_buffers or [torch.zeros_like(w) for w in weights]
-    at_w, at_virtual = copy.deepcopy(network), copy.deepcopy(network)
-    gradients = torch.autograd.grad(loss_of(at_w, train), list(at_w.parameters()))
+    other = copy.deepcopy(network)
+    gradients = torch.autograd.grad(loss_of(other, train), list(other.parameters()))
     with torch.no_grad():
-        for w, g, buffer, original in zip(at_virtual.parameters(), gradients, buffers, weights, strict=True):
+        for w, g, buffer, original in zip(other.parameters(), gradients, buffers, weights, strict=True):
             w -= xi * (momentum * buffer + g + weight_decay * original)
-    alphas = at_virtual.arch_parameters()
-    both = torch.autograd.grad(loss_of(at_virtual, valid), [*alphas, *at_virtual.parameters()])
+    alphas = other.arch_parameters()
+    both = torch.autograd.grad(loss_of(other, valid), [*alphas, *other.parameters()])
     direct, v = both[: len(alphas)], both[len(alphas) :]
     epsilon = r / sum(float((t.double() ** 2).sum()) for t in v) ** 0.5
     ends = []
     for sign in (1, -1):
-        shifted = copy.deepcopy(network)
         with torch.no_grad():
-            for w, direction in zip(shifted.parameters(), v, strict=True):
-                w += sign * epsilon * direction
-        ends.append(torch.autograd.grad(loss_of(shifted, train), shifted.arch_parameters()))
+            for w, original, direction in zip(other.parameters(), weights, v, strict=True):
+                w.copy_(original + sign * epsilon * direction)
+        ends.append(torch.autograd.grad(loss_of(other, train), alphas))
     return [a - xi * (p - m) / (2 * epsilon) for a, p, m in zip(direct, *ends, strict=True)]
 
 

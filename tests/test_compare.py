@@ -97,6 +97,8 @@ def lasting(record: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_run_goes_on_where_it_stopped(tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped in the search, then in the training: the same record as of a run that never was."""
+    monkeypatch.setattr("fastdarts.search.draw_alphas", lambda path: None)  # takes longer than these searches
+    monkeypatch.setattr("fastdarts.report.write_report", lambda out: None)
     whole = run_one(CompareConfig(**tiny), "darts", 0)
     assert 0 <= whole["accuracy"] <= 1
     assert whole["search_seconds"] > 0

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -18,21 +19,30 @@ from fastdarts.search import main, search
 # Three steps an epoch.
 DIGITS = "--layers 1 --init-channels 2 --epochs 2 --batch-size 256 --device cpu --deterministic --save-every-steps 1"
 
-# Runs the command line, and kills itself at the given fsync: every file that is written makes one before it is moved
-# to its place and one after, every line of metrics.jsonl makes one.
+# For each line [at, arguments] that comes in: a process that runs the command line and kills itself at the given fsync,
+# whose exit code goes out. Every file that is written makes one fsync before it is moved to its place and one after,
+# every line of metrics.jsonl makes one. The processes are forks of one that has imported all and computed nothing.
 KILLED = """
-import os, signal, sys, torch
+import json, os, signal, sys, torch
+import sklearn.datasets, torch.utils.tensorboard  # the search does so late, and each fork again
 torch.set_num_threads(int(sys.argv[1]))
 from fastdarts.search import main
-calls, fsync = 0, os.fsync
-def counting(descriptor):
-    global calls
-    calls += 1
-    if calls == int(sys.argv[2]):
-        os.kill(os.getpid(), signal.SIGKILL)
-    fsync(descriptor)
-os.fsync = counting
-sys.exit(main(sys.argv[3:]))
+def killed(at, arguments):
+    calls, fsync = 0, os.fsync
+    def counting(descriptor):
+        nonlocal calls
+        calls += 1
+        if calls == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        fsync(descriptor)
+    os.fsync = counting
+    os.dup2(2, 1)
+    os._exit(main(arguments))
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        killed(*json.loads(line))
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
@@ -42,9 +52,19 @@ def no_pictures(monkeypatch):
     monkeypatch.setattr(search_module, "_write_results", lambda state, genotype, out: None)
 
 
-def run_killed(at, argv):
-    command = [sys.executable, "-c", KILLED, str(torch.get_num_threads()), str(at), *argv]
-    return subprocess.run(command, capture_output=True, text=True)
+@contextmanager
+def killing(log):
+    """A function that runs the command line, killed at an fsync, and returns its exit code; `log` gets what it says."""
+    command = [sys.executable, "-c", KILLED, str(torch.get_num_threads())]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with log.open("w") as errors, subprocess.Popen(command, stderr=errors, **pipes) as program:
+
+        def run(at, arguments):
+            program.stdin.write(json.dumps([at, arguments]) + "\n")
+            program.stdin.flush()
+            return int(program.stdout.readline())
+
+        yield run
 
 
 def alphas_of(folder):
@@ -70,11 +90,12 @@ def test_killed_three_times_equals_never_killed(tmp_path):
         (8 + 2 * 2 + 1 + 1, "epoch 1 has its line in metrics.jsonl, not yet a checkpoint", (0, 3)),
         (8 + 1 + 2 + 2 + 2, "the checkpoint of epoch 2, step 1 has just come to its place", (1, 1)),
     ]
-    for index, (at, where, saved) in enumerate(kills):
-        done = run_killed(at, [*DIGITS.split(), *arguments] if index == 0 else ["--resume", *arguments])
-        assert done.returncode == -signal.SIGKILL, f"{where}: {done.stderr}"
-        state = torch.load(out / "checkpoint.pt", weights_only=True)
-        assert (state["epoch"], state["step"]) == saved, where
+    with killing(tmp_path / "log") as run:
+        for index, (at, where, saved) in enumerate(kills):
+            code = run(at, [*DIGITS.split(), *arguments] if index == 0 else ["--resume", *arguments])
+            assert code == -signal.SIGKILL, f"{where}: {(tmp_path / 'log').read_text()}"
+            state = torch.load(out / "checkpoint.pt", weights_only=True)
+            assert (state["epoch"], state["step"]) == saved, where
     assert main(["--resume", *arguments]) == 0
 
     for name, expected in alphas_of(tmp_path / "whole").items():
