@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "block_cache.h"
+#include "fold.h"
 #include "plan.h"
 #include "schedule.h"
 #include "tile.h"
@@ -23,7 +24,7 @@ constexpr int64_t kGroupBytes = 8 << 20;  // of tensors that a group of branches
 constexpr int64_t kTileBytes = 192 << 10;  // of one tensor's tile: with the others of a pass it stays in a 1 MiB L2
 
 struct Args {
-  at::TensorList states;
+  at::TensorList states;  // folded (fold.h), as out and all gradients of images
   const at::Tensor& weights;
   at::TensorList params;
   const Plan& plan;
@@ -83,6 +84,7 @@ class MixedSum {
     const at::Tensor& x = args.states[0];
     n_ = x.size(0);
     c_ = x.size(1);
+    channels_ = stats.size(2);
     cp_ = padded_channels<A>(c_);
     ho_ = out.size(2);
     wo_ = out.size(3);
@@ -235,6 +237,12 @@ class MixedSum {
     return {n_, h, w, ho_, wo_, c_, cp_, stride, pad, rows, ceil_div(ho_, rows)};
   }
 
+  // body(first lane) for the images that stand side by side in the lanes: the same weights for each.
+  template <class F>
+  void over_images(const F& body) const {
+    for (int64_t at = 0; at < c_; at += channels_) body(at);
+  }
+
   // Weights in the layouts the kernels read.
   void pack(bool for_backward) {
     std::vector<std::pair<BankSite<A, T>*, OpSite<A, T>*>> work;
@@ -276,35 +284,41 @@ class MixedSum {
     A *dw = const_cast<A*>(s.dw), *flipped = const_cast<A*>(s.dw_flipped);
     for (int64_t tap = 0; tap < taps; ++tap)
       for (int64_t c = 0; c < cp_; ++c) {
-        const A v = c < c_ ? d[c * taps + tap] : A(0);
+        const A v = c < c_ ? d[c % channels_ * taps + tap] : A(0);
         dw[tap * cp_ + c] = v;
         if (flipped) flipped[(taps - 1 - tap) * cp_ + c] = v;
       }
     const A* p = pointer<A>(pointwise);
     if (A* pw = const_cast<A*>(s.pw)) {
       std::fill(pw, pw + s.k * cp_, A(0));
-      for (int64_t o = 0; o < c_; ++o)
-        for (int64_t i = 0; i < c_; ++i) pw[i * cp_ + o] = p[o * c_ + i];
+      over_images([&](int64_t at) {
+        for (int64_t o = 0; o < channels_; ++o)
+          for (int64_t i = 0; i < channels_; ++i) pw[(at + i) * cp_ + at + o] = p[o * channels_ + i];
+      });
     }
     if (A* pw_t = const_cast<A*>(s.pw_t)) {
       std::fill(pw_t, pw_t + s.k * cp_, A(0));
-      for (int64_t o = 0; o < c_; ++o) std::copy(p + o * c_, p + o * c_ + c_, pw_t + o * s.k);
+      over_images([&](int64_t at) {
+        for (int64_t o = 0; o < channels_; ++o) std::copy_n(p + o * channels_, channels_, pw_t + (at + o) * s.k + at);
+      });
     }
   }
 
   // A factorised reduction as one product: the first half of the outputs from one pixel, the second from its neighbour.
   void pack_reduce(const Stage<A, T>& s, const at::Tensor& conv_1, const at::Tensor& conv_2) const {
-    const int64_t half = c_ / 2;
+    const int64_t half = channels_ / 2;
     A *pw = const_cast<A*>(s.pw), *pw_t = const_cast<A*>(s.pw_t);
     if (pw) std::fill(pw, pw + s.k * cp_, A(0));
     if (pw_t) std::fill(pw_t, pw_t + s.k * cp_, A(0));
     for (int64_t part = 0; part < 2; ++part) {
       const A* p = pointer<A>(part ? conv_2 : conv_1);
-      for (int64_t o = 0; o < half; ++o)
-        for (int64_t i = 0; i < c_; ++i) {
-          if (pw) pw[(part * cp_ + i) * cp_ + part * half + o] = p[o * c_ + i];
-          if (pw_t) pw_t[(part * half + o) * s.k + part * cp_ + i] = p[o * c_ + i];
-        }
+      over_images([&](int64_t at) {
+        for (int64_t o = 0; o < half; ++o)
+          for (int64_t i = 0; i < channels_; ++i) {
+            if (pw) pw[(part * cp_ + at + i) * cp_ + at + part * half + o] = p[o * channels_ + i];
+            if (pw_t) pw_t[(at + part * half + o) * s.k + part * cp_ + at + i] = p[o * channels_ + i];
+          }
+      });
     }
   }
 
@@ -317,7 +331,7 @@ class MixedSum {
 
   void finish_norm(const Geometry& geo, int64_t norm, const double* chunk_mean, const double* chunk_m2, A* mean, A* rstd) const {
     if (args_.training) norms_.join(geo, chunks_, cp_, norm, chunk_mean, chunk_m2);
-    norms_.read(norm, mean, rstd);
+    norms_.read(norm, c_, mean, rstd);
   }
 
   void run_bank(BankSite<A, T>& site) {
@@ -395,15 +409,22 @@ class MixedSum {
       for (OpSite<A, T>& o : site.ops) {
         if (o.branch >= 0 && site.branches[o.branch].separable) {
           const Branch<A, T>& b = site.branches[o.branch];
-          norms_.read(o.op->norm, b.first.mean, b.first.rstd);
-          norms_.read(o.op->norm + 1, b.second.mean, b.second.rstd);
+          norms_.read(o.op->norm, c_, b.first.mean, b.first.rstd);
+          norms_.read(o.op->norm + 1, c_, b.second.mean, b.second.rstd);
         } else if (o.y) {
-          norms_.read(o.op->norm, o.mean, o.rstd);
+          norms_.read(o.op->norm, c_, o.mean, o.rstd);
         }
       }
   }
 
-  double total(const double* chunk_sums, int64_t c) const { return sum_chunks(chunk_sums, chunks_, cp_, c); }
+  // Of a lane's channel, over all images.
+  double total(const double* chunk_sums, int64_t lane) const {
+    double sum = 0;
+    over_images([&](int64_t at) { sum += sum_chunks(chunk_sums, chunks_, cp_, at + lane % channels_); });
+    return sum;
+  }
+
+  double values() const { return double(n_ * (c_ / channels_) * ho_ * wo_); }  // that a batch norm averages over
 
   // Sums over a node's gradient: what alpha and every last batch norm of an edge need.
   void sum_terms(const BankSite<A, T>& site, OpSite<A, T>* begin, OpSite<A, T>* end, const View<T>& g) {
@@ -425,7 +446,7 @@ class MixedSum {
   }
 
   void set_coefficients(const Stage<A, T>& s, int64_t c, double weight, double sum_g, double sum_gy) const {
-    fastdarts::set_coefficients(s, c, weight, sum_g, sum_gy, args_.training ? double(n_ * ho_ * wo_) : 0);
+    fastdarts::set_coefficients(s, c, weight, sum_g, sum_gy, args_.training ? values() : 0);
   }
 
   void give_coefficients(Stage<A, T>& s) {
@@ -477,7 +498,7 @@ class MixedSum {
       A* row = pointer<A>(dweights) + begin->edge_index * dweights.size(1);
       for (const OpSite<A, T>* o = begin; o != end; ++o) {
         double sum = 0;
-        for (int64_t c = 0; c < c_; ++c) sum += total(o->sum, c) * (o->y ? double(o->rstd[c]) : 1);
+        for (int64_t c = 0; c < channels_; ++c) sum += total(o->sum, c) * (o->y ? double(o->rstd[c]) : 1);
         row[o->op->column] = A(sum);
       }
       if (!need_x && !need_params) return;
@@ -538,8 +559,8 @@ class MixedSum {
           mean[c] = o.mean[c];
           from_g[e * cp_ + c] += A(scale);  // an edge may hold the same pool twice
           if (!args_.training) continue;
-          from_y[c] += A(-scale * rstd * rstd * total(o.sum, c) / double(n_ * ho_ * wo_));
-          offset[c] += A(-scale * total(o.sum_g, c) / double(n_ * ho_ * wo_));
+          from_y[c] += A(-scale * rstd * rstd * total(o.sum, c) / values());
+          offset[c] += A(-scale * total(o.sum_g, c) / values());
         }
       }
       const bool is_max = kind == Kind::max_pool;
@@ -552,25 +573,27 @@ class MixedSum {
 
   // Adds the chunks' weight gradients, in order, into the parameters' layouts.
   void collect_grads(const BankSite<A, T>& site, const A* grads, int64_t size, std::vector<at::Tensor>& dparams) const {
-    const auto sum = [&](int64_t at) {
+    const auto sum = [&](int64_t first, int64_t step) {  // step: from a lane's number to the next one's
       A s = 0;
-      for (int64_t chunk = 0; chunk < chunks_; ++chunk) s += grads[chunk * size + at];
+      over_images([&](int64_t at) {
+        for (int64_t chunk = 0; chunk < chunks_; ++chunk) s += grads[chunk * size + first + at * step];
+      });
       return s;
     };
     const auto collect = [&](const Stage<A, T>& s, int64_t param) {
       A *depthwise = pointer<A>(dparams[param]), *pointwise = pointer<A>(dparams[param + 1]);
-      const int64_t taps = s.kernel * s.kernel, half = c_ / 2;
+      const int64_t taps = s.kernel * s.kernel, half = channels_ / 2, diagonal = cp_ + 1;
       if (!s.kernel) {
-        for (int64_t o = 0; o < c_; ++o) {
-          A* row = (o < half ? depthwise : pointwise) + o % half * c_;
-          for (int64_t i = 0; i < c_; ++i) row[i] = sum(s.grad + (o / half * cp_ + i) * cp_ + o);
+        for (int64_t o = 0; o < channels_; ++o) {
+          A* row = (o < half ? depthwise : pointwise) + o % half * channels_;
+          for (int64_t i = 0; i < channels_; ++i) row[i] = sum(s.grad + (o / half * cp_ + i) * cp_ + o, diagonal);
         }
         return;
       }
-      for (int64_t i = 0; i < c_; ++i)
-        for (int64_t o = 0; o < c_; ++o) pointwise[o * c_ + i] = sum(s.grad + i * cp_ + o);
+      for (int64_t i = 0; i < channels_; ++i)
+        for (int64_t o = 0; o < channels_; ++o) pointwise[o * channels_ + i] = sum(s.grad + i * cp_ + o, diagonal);
       for (int64_t tap = 0; tap < taps; ++tap)
-        for (int64_t c = 0; c < c_; ++c) depthwise[c * taps + tap] = sum(s.grad + (s.k + tap) * cp_ + c);
+        for (int64_t c = 0; c < channels_; ++c) depthwise[c * taps + tap] = sum(s.grad + (s.k + tap) * cp_ + c, 1);
     };
     at::parallel_for(0, site.ops.size(), 1, [&](int64_t lo, int64_t hi) {
       for (const OpSite<A, T>* o = &site.ops[lo]; o != &site.ops[lo] + (hi - lo); ++o) {
@@ -592,6 +615,7 @@ class MixedSum {
   at::Tensor out_;
   Norms<A> norms_;
   int64_t n_, c_, cp_, ho_, wo_, chunks_;
+  int64_t channels_;  // of one image; c_ / channels_ images stand side by side
   Arena<A> arena_;
   Arena<double> doubles_;
   std::vector<BankSite<A, T>> banks_;
@@ -604,6 +628,12 @@ class MixedSum {
 struct Shape {
   int64_t n, c, ho, wo;
 };
+
+std::vector<at::Tensor> all_folded(at::TensorList states, int64_t images) {
+  std::vector<at::Tensor> result;
+  for (const at::Tensor& t : states) result.push_back(fold(t, 1, images));
+  return result;
+}
 
 // What keeps the kernels inside the tensors; the callers' words for mistakes stand in fastdarts/ops.py.
 Shape check(const Plan& plan, at::TensorList states, const at::Tensor& weights, at::TensorList params) {
@@ -650,10 +680,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> mixed_sum(at::TensorList states, 
   const Plan plan(code);
   const Shape shape = check(plan, states, weights, params);
   const at::ScalarType dtype = states[0].scalar_type(), compute = compute_type(dtype);
-  const auto xs = all_channels_last(states);
+  const int64_t images = images_in_line(dtype, shape.n, shape.c), n = shape.n / images, c = shape.c * images;
+  const auto xs = all_folded(states, images);
   const auto ps = in_compute_type(params, compute);
   const at::Tensor ws = weights.to(compute);
-  const at::Tensor out = empty_image_in_block({shape.n, plan.nodes * shape.c, shape.ho, shape.wo}, dtype);
+  const at::Tensor out = empty_image_in_block({n, plan.nodes * c, shape.ho, shape.wo}, dtype);
   const at::Tensor stats =
       running ? running->to(compute).clone(at::MemoryFormat::Contiguous) : at::empty({plan.norms, 2, shape.c}, states[0].options().dtype(compute));
   TORCH_CHECK_VALUE(stats.dim() == 3 && stats.size(0) == plan.norms && stats.size(2) == shape.c,
@@ -662,10 +693,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> mixed_sum(at::TensorList states, 
   const Args args{xs, ws, ps, plan, !running, eps};
   dispatch(dtype, [&](auto a, auto t) {
     using Sum = MixedSum<decltype(a), decltype(t)>;
-    saved = empty_in_block({Sum::saved_size(plan, shape.n, shape.c, shape.ho, shape.wo)}, dtype);
+    saved = empty_in_block({Sum::saved_size(plan, n, c, shape.ho, shape.wo)}, dtype);
     Sum(args, out, saved, stats).forward();
   });
-  return {out, saved, stats};
+  return {unfold(out, plan.nodes, images), saved, stats};
 }
 
 std::tuple<at::Tensor, std::vector<at::Tensor>, std::vector<at::Tensor>> mixed_sum_backward(
@@ -677,9 +708,12 @@ std::tuple<at::Tensor, std::vector<at::Tensor>, std::vector<at::Tensor>> mixed_s
   const at::ScalarType dtype = states[0].scalar_type(), compute = compute_type(dtype);
   TORCH_CHECK_VALUE(grad_out.sizes() == out.sizes() && int64_t(need_states.size()) == plan.inputs,
                     "mixed_sum_backward: grad_out must have the output's shape ", out.sizes(), "; got ", grad_out.sizes());
-  const auto xs = all_channels_last(states);
+  const int64_t images = images_in_line(dtype, shape.n, shape.c), n = shape.n / images, c = shape.c * images;
+  const bool reads_nodes = std::any_of(plan.edges.begin(), plan.edges.end(), [&](const Edge& e) { return e.source >= plan.inputs; });
+  const auto xs = all_folded(states, images);
   const auto ps = in_compute_type(params, compute);
-  const at::Tensor ws = weights.to(compute), g = channels_last(grad_out.to(dtype));
+  const at::Tensor ws = weights.to(compute), g = fold(grad_out.to(dtype), plan.nodes, images);
+  const at::Tensor nodes = reads_nodes ? fold(out, plan.nodes, images) : out;
   at::Tensor dweights = at::zeros_like(ws, at::MemoryFormat::Contiguous);
   std::vector<at::Tensor> dparams, dstates;
   std::vector<bool> need;
@@ -691,9 +725,11 @@ std::tuple<at::Tensor, std::vector<at::Tensor>, std::vector<at::Tensor>> mixed_s
   const Args args{xs, ws, ps, plan, training, eps};
   dispatch(dtype, [&](auto a, auto t) {
     using Sum = MixedSum<decltype(a), decltype(t)>;
-    TORCH_CHECK_VALUE(saved.numel() == Sum::saved_size(plan, shape.n, shape.c, shape.ho, shape.wo), "mixed_sum_backward: saved");
-    Sum(args, out, saved, stats).backward(g, need_params, need, dweights, dparams, dstates);
+    TORCH_CHECK_VALUE(saved.numel() == Sum::saved_size(plan, n, c, shape.ho, shape.wo), "mixed_sum_backward: saved");
+    Sum(args, nodes, saved, stats).backward(g, need_params, need, dweights, dparams, dstates);
   });
+  for (size_t i = 0; i < xs.size(); ++i)
+    if (need[i]) dstates[i] = unfold(dstates[i], 1, images);
   for (size_t i = 0; need_params && i < ps.size(); ++i) dparams[i] = dparams[i].to(params[i].scalar_type());
   return {dweights.to(weights.scalar_type()), dstates, dparams};
 }

@@ -44,7 +44,7 @@ class Project {
       kernels_.project_forward(p_, lo, hi, chunk, scratch.data() + chunk * scratch_);
     });
     if (training_) norms_.join(g, chunks_, g.cp, 0, p_.stage.chunk_mean, p_.stage.chunk_m2);
-    norms_.read(0, p_.stage.mean, p_.stage.rstd);
+    norms_.read(0, p_.geo.c, p_.stage.mean, p_.stage.rstd);
     A* shift = arena_.zeros(g.cp);
     for (int64_t c = 0; c < g.c; ++c) shift[c] = -p_.stage.mean[c] * p_.stage.rstd[c];
     const Term<A, T> term = y_term(nullptr);
@@ -57,7 +57,7 @@ class Project {
   void backward(const at::Tensor& grad_out, bool need_x, bool need_params, at::Tensor& dx, std::vector<at::Tensor>& dparams) {
     const Geometry& g = p_.geo;
     Stage<A, T>& s = p_.stage;
-    norms_.read(0, s.mean, s.rstd);
+    norms_.read(0, p_.geo.c, s.mean, s.rstd);
     double *sum_g = doubles_.zeros(chunks_ * g.cp), *sum_gy = doubles_.zeros(chunks_ * g.cp);
     Block<A> scratch(scratch_ * chunks_), grads(s.k * g.cp * chunks_);
     const Term<A, T> term = y_term(sum_gy);

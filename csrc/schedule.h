@@ -95,7 +95,8 @@ inline double sum_chunks(const double* sums, int64_t chunks, int64_t cp, int64_t
   return sum;
 }
 
-// The statistics of a call's batch norms: [norms, 2 (mean, biased variance), channels].
+// The statistics of a call's batch norms: [norms, 2 (mean, biased variance), channels]. Folded images (fold.h) have theirs in
+// common: lane l is of channel l % channels.
 template <class A>
 class Norms {
  public:
@@ -110,22 +111,23 @@ class Norms {
         counts[chunk] += double(std::min(geo.rows, geo.ho - t % geo.bands * geo.rows) * geo.wo);
     for (int64_t c = 0; c < c_; ++c) {
       double seen = 0, mean = 0, m2 = 0;
-      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-        if (counts[chunk] == 0) continue;
-        const double delta = chunk_mean[chunk * cp + c] - mean, total = seen + counts[chunk];
-        mean += delta * (counts[chunk] / total);
-        m2 += chunk_m2[chunk * cp + c] + delta * delta * (seen * counts[chunk] / total);
-        seen = total;
-      }
+      for (int64_t lane = c; lane < geo.c; lane += c_)
+        for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+          if (counts[chunk] == 0) continue;
+          const double delta = chunk_mean[chunk * cp + lane] - mean, total = seen + counts[chunk];
+          mean += delta * (counts[chunk] / total);
+          m2 += chunk_m2[chunk * cp + lane] + delta * delta * (seen * counts[chunk] / total);
+          seen = total;
+        }
       data_[2 * norm * c_ + c] = A(mean);
       data_[(2 * norm + 1) * c_ + c] = A(m2 / seen);
     }
   }
 
-  void read(int64_t norm, A* mean, A* rstd) const {
-    for (int64_t c = 0; c < c_; ++c) {
-      mean[c] = data_[2 * norm * c_ + c];
-      rstd[c] = A(1 / std::sqrt(double(data_[(2 * norm + 1) * c_ + c]) + eps_));
+  void read(int64_t norm, int64_t lanes, A* mean, A* rstd) const {
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      mean[lane] = data_[2 * norm * c_ + lane % c_];
+      rstd[lane] = A(1 / std::sqrt(double(data_[(2 * norm + 1) * c_ + lane % c_]) + eps_));
     }
   }
 
@@ -146,12 +148,6 @@ void set_coefficients(const Stage<A, T>& s, int64_t c, double weight, double sum
 
 inline at::Tensor channels_last(const at::Tensor& t) {
   return t.stride(1) == 1 || t.size(1) == 1 ? t : t.contiguous(at::MemoryFormat::ChannelsLast);
-}
-
-inline std::vector<at::Tensor> all_channels_last(at::TensorList states) {
-  std::vector<at::Tensor> result;
-  for (const at::Tensor& t : states) result.push_back(channels_last(t));
-  return result;
 }
 
 inline std::vector<at::Tensor> in_compute_type(at::TensorList params, at::ScalarType dtype) {

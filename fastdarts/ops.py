@@ -139,10 +139,21 @@ def _compute_dtype(storage: torch.dtype) -> torch.dtype:
     return torch.float64 if storage == torch.float64 else torch.float32
 
 
+def _line(storage: torch.dtype) -> int:
+    """Numbers in a cache line of the type computed in."""
+    return 64 // _compute_dtype(storage).itemsize
+
+
 def _padded_channels(storage: torch.dtype, C: int) -> int:
-    """Channels of a saved tensor: whole cache lines of the type computed in."""
-    line = 64 // _compute_dtype(storage).itemsize
-    return -(-C // line) * line
+    """Channels of a saved tensor: whole cache lines."""
+    return -(-C // _line(storage)) * _line(storage)
+
+
+def _images_in_line(x: Tensor) -> int:
+    """Images that share a cache line's padded channels: on CPUs as many as fit and divide N (csrc/fold.h)."""
+    N, C = x.shape[:2]
+    most = max(_line(x.dtype) // C, 1) if x.device.type == "cpu" else 1
+    return max(images for images in range(1, most + 1) if N % images == 0)
 
 
 def _empty_image(x: Tensor, C: int, H: int, W: int) -> Tensor:
@@ -164,7 +175,9 @@ def _(
     N, C = x.shape[:2]
     H, W = (-(-size // source.stride) for size in states[source.source].shape[2:])
     norms = sum(norm_count(c, edge.stride) for edge in decoded.edges for _, c in edge.ops)
-    saved = x.new_empty((_saved_tensors(decoded) * N * H * W * _padded_channels(x.dtype, C),))
+    images = _images_in_line(x)
+    pixels = N // images * H * W
+    saved = x.new_empty((_saved_tensors(decoded) * pixels * _padded_channels(x.dtype, C * images),))
     return _empty_image(x, decoded.nodes * C, H, W), saved, x.new_empty((norms, 2, C), dtype=_compute_dtype(x.dtype))
 
 
