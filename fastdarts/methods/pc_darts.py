@@ -101,27 +101,47 @@ class PartialCell(Cell):
     def _nodes(
         self, states: list[Tensor], weights: Tensor, active: Active | None, edges: list[fused.ReadEdge] | None
     ) -> Tensor:
-        first, others, nodes = [], [], []
-        for state in states:
+        arriving: list[list[Tensor]] = [[] for _ in range(self.steps)]  # at each node, what its edges' ops give
+        passing: list[Tensor] = []  # of each state, the other channels
+        nodes: list[Tensor] = []
+
+        def send(source: int, state: Tensor) -> None:
             mine, rest = self._split(state)
-            first.append(mine)
-            others.append(max_pool2d(rest, 2, ceil_mode=True) if self.reduction else rest)
-        for node, here in enumerate(groups(self.steps), start=2):
-            rows, factors = weights[here, :-1], weights[here, -1]
-            columns = None if active is None else active[here]
-            if edges is None:
-                ops = self.edges()[here]
-                runs = [None] * node if columns is None else columns
-                mixed = _sum(op(x, row, run) for op, x, row, run in zip(ops, first, rows, runs, strict=True))
-            else:
-                into = [(source, node) for source in range(node)]
-                mixed = fused.mixed_nodes(edges[here], into, first, rows, columns)
-            passed = _sum(factor * x for factor, x in zip(factors.to(mixed.dtype), others, strict=True))
-            state = shuffle(mixed, passed)
-            nodes.append(state)
-            for part, kind in zip(self._split(state), (first, others), strict=True):
-                kind.append(part)
+            leaving = [e for e, (start, _) in enumerate(edges_of(self.steps)) if start == source]
+            sent = self._through_ops(mine, leaving, weights, active, edges)
+            for terms, term in zip(arriving[-len(leaving) :], sent, strict=True):
+                terms.append(term)
+            halved = self.reduction and source < 2
+            passing.append(max_pool2d(rest, 2, ceil_mode=True) if halved else rest)
+
+        for source, state in enumerate(states):
+            send(source, state)
+        for node, here in enumerate(groups(self.steps)):
+            mixed = _sum(arriving[node])
+            factors = weights[here, -1].to(mixed.dtype)
+            passed = _sum(factor * x for factor, x in zip(factors, passing, strict=True))
+            nodes.append(shuffle(mixed, passed))
+            if node + 1 < self.steps:
+                send(2 + node, nodes[-1])
         return torch.cat(nodes, dim=1)
+
+    def _through_ops(
+        self,
+        x: Tensor,
+        leaving: list[int],
+        weights: Tensor,
+        active: Active | None,
+        edges: list[fused.ReadEdge] | None,
+    ) -> Sequence[Tensor]:
+        """What the ops of each edge that leaves a state make of its first channels: all edges share a state's pools."""
+        rows = [weights[e, :-1] for e in leaving]
+        runs = None if active is None else [active[e] for e in leaving]
+        if edges is None:
+            ops = self.edges()
+            return [ops[e](x, row, runs and runs[i]) for i, (e, row) in enumerate(zip(leaving, rows, strict=True))]
+        ends = [(0, 1 + i) for i in range(len(leaving))]
+        nodes = fused.mixed_nodes([edges[e] for e in leaving], ends, [x], torch.stack(rows), runs)
+        return nodes.chunk(len(leaving), dim=1)
 
     def _split(self, state: Tensor) -> tuple[Tensor, Tensor]:
         C = state.shape[1]
