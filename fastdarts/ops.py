@@ -6,6 +6,7 @@ the one edge of a `MixedOp`. Op weights are given numbers, whatever relaxation m
 
 import importlib
 import importlib.util
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -234,12 +235,20 @@ def _like_param(p: Tensor, needed: bool) -> Tensor:
     return torch.empty_like(p, memory_format=torch.contiguous_format) if needed else p.new_empty((0,))
 
 
+@lru_cache(maxsize=1024)
+def _reads_nodes(plan: tuple[int, ...]) -> bool:
+    decoded = decode(list(plan))
+    return any(edge.source >= decoded.inputs for edge in decoded.edges)
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     states, weights, params, running, plan, eps = inputs
     out, saved, stats = output
     ctx.mark_non_differentiable(saved, stats)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(weights, out, saved, stats, *states, *params)
+    # Without edges from nodes the backward asks the output its shape alone: nothing but that stays alive.
+    nodes = out if _reads_nodes(tuple(plan)) else out.new_empty(()).expand(out.shape)
+    ctx.save_for_backward(weights, nodes, saved, stats, *states, *params)
     ctx.inputs, ctx.plan, ctx.eps, ctx.training = len(states), plan, eps, running is None
 
 

@@ -6,7 +6,7 @@ edge finds other features in the first C/K. Softmax weights beta over each node'
 As the authors' code, but that no mixed edge is computed twice on large images.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
-from fastdarts import fused
+from fastdarts import fused, shuffled_sum
 from fastdarts.cell import Cell
 from fastdarts.config import SearchConfig
 from fastdarts.genotype import Genotype, edges_of
@@ -31,7 +31,7 @@ NAMES = ("betas_normal", "betas_reduce")
 class PCDartsOptions(MethodOptions):
     """The default is the paper's for CIFAR-10; for ImageNet it takes 2."""
 
-    k: int = hyper("K: 1/K of the channels go through the ops", 4, at_least=2)
+    k: int = hyper("K: 1/K of the channels go through the ops", 4, at_least=1)
 
 
 class PCDarts(Method):
@@ -101,6 +101,9 @@ class PartialCell(Cell):
     def _nodes(
         self, states: list[Tensor], weights: Tensor, active: Active | None, edges: list[fused.ReadEdge] | None
     ) -> Tensor:
+        if self.K == 1:
+            return super()._nodes(states, weights[:, :-1], active, edges)
+        join = shuffled_sum.plain if edges is None else shuffled_sum.shuffled_sum
         arriving: list[list[Tensor]] = [[] for _ in range(self.steps)]  # at each node, what its edges' ops give
         passing: list[Tensor] = []  # of each state, the other channels
         nodes: list[Tensor] = []
@@ -117,10 +120,7 @@ class PartialCell(Cell):
         for source, state in enumerate(states):
             send(source, state)
         for node, here in enumerate(groups(self.steps)):
-            mixed = _sum(arriving[node])
-            factors = weights[here, -1].to(mixed.dtype)
-            passed = _sum(factor * x for factor, x in zip(factors, passing, strict=True))
-            nodes.append(shuffle(mixed, passed))
+            nodes.append(join(arriving[node], passing, weights[here, -1]))
             if node + 1 < self.steps:
                 send(2 + node, nodes[-1])
         return torch.cat(nodes, dim=1)
@@ -146,16 +146,3 @@ class PartialCell(Cell):
     def _split(self, state: Tensor) -> tuple[Tensor, Tensor]:
         C = state.shape[1]
         return state.split([C // self.K, C - C // self.K], dim=1)
-
-
-def _sum(terms: Iterable[Tensor]) -> Tensor:
-    first, *others = terms
-    return sum(others, first)
-
-
-def shuffle(mixed: Tensor, passed: Tensor) -> Tensor:
-    """[N, C/K, H, W] and [N, C - C/K, H, W]: channel j of the K groups' g-th becomes channel j * K + g."""
-    rows, others = mixed.permute(0, 2, 3, 1), passed.permute(0, 2, 3, 1)
-    N, H, W, size = rows.shape
-    rest = others.reshape(N, H, W, -1, size).transpose(3, 4)
-    return torch.cat([rows[..., None], rest], dim=-1).reshape(N, H, W, -1).permute(0, 3, 1, 2)

@@ -8,7 +8,8 @@ from torch.nn.functional import max_pool2d
 
 from fastdarts.genotype import edges_of
 from fastdarts.methods.edges import groups, softmax_by_node
-from fastdarts.methods.pc_darts import PartialCell, shuffle
+from fastdarts.methods.pc_darts import PartialCell
+from fastdarts.shuffled_sum import shuffled_sum
 
 
 def test_sizes():
@@ -20,7 +21,7 @@ def test_sizes():
 
 def test_channel_map():
     x = torch.arange(16.0).reshape(1, 16, 1, 1)
-    order = shuffle(x[:, :4], x[:, 4:]).flatten().tolist()
+    order = shuffled_sum([x[:, :4]], [x[:, 4:]], torch.ones(1)).flatten().tolist()
     assert order == [0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15]
 
 
