@@ -34,11 +34,11 @@ def reduction_cell(primitives: tuple[str, ...]) -> MixedPlan:
 
 
 def arguments(
-    plan: MixedPlan, C: int, size: tuple[int, int], dtype: torch.dtype, training: bool, columns: int = 8
+    plan: MixedPlan, C: int, size: tuple[int, int], dtype: torch.dtype, training: bool, columns: int = 8, N: int = 2
 ) -> tuple[list[Tensor], Tensor, list[Tensor], Tensor | None]:
     """states, weights, params, running of a plan."""
     compute = torch.promote_types(dtype, torch.float32)
-    states = [torch.randn(2, C, *size).to(dtype) for _ in range(plan.inputs)]
+    states = [torch.randn(N, C, *size).to(dtype) for _ in range(plan.inputs)]
     params: list[Tensor] = []
     for edge in plan.edges:
         for _, c in edge.ops:
@@ -212,6 +212,24 @@ def test_statistics_of_project() -> None:
     torch.testing.assert_close(stats, torch.stack([y.mean((0, 2, 3)), y.var((0, 2, 3), correction=0)])[None])
     _, kept = ops.project(x, [w], stats + 1)
     assert torch.equal(kept, stats + 1)
+
+
+@TRAINING
+@pytest.mark.parametrize(("C", "N", "images"), [(4, 2, 2), (2, 3, 3), (2, 8, 4), (1, 5, 5), (4, 3, 1), (5, 4, 1)])
+def test_images_that_share_the_lanes(C: int, N: int, images: int, training: bool) -> None:
+    """A line has 8 numbers in float64: where channels leave room for more of N images, these stand side by side."""
+    plan = reduction_cell(PRIMITIVES if C % 2 == 0 else tuple(name for name in PRIMITIVES if name != "skip_connect"))
+    states, weights, params, running = arguments(plan, C, (5, 4), torch.float64, training, N=N)
+    tensors = 4 + 2 * 2 + sum(norm_count(c, edge.stride) for edge in plan.edges for _, c in edge.ops if not c.is_pool)
+    _, saved, _ = torch.ops.fastdarts.mixed_sum(states, weights, params, running, plan.encoded, 1e-5)
+    assert saved.numel() == tensors * N // images * 3 * 2 * 8
+    leaves = [*learned(states), weights.requires_grad_(), *learned(params)]
+    out, _ = ops.mixed_sum(leaves[:2], leaves[2], leaves[3:], running, plan)
+    want = functional.mixed_sum(leaves[:2], leaves[2], leaves[3:], running, plan, 1e-5)
+    torch.testing.assert_close(out, want, rtol=1e-10, atol=1e-10)
+    g = torch.randn_like(out)
+    for a, b in zip(torch.autograd.grad(out, leaves, g), torch.autograd.grad(want, leaves, g), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-7 if C == 1 else 1e-9)  # one channel: gradients cancel
 
 
 def test_running_statistics_of_any_layout() -> None:

@@ -6,6 +6,7 @@ from tiny_method import finish_epoch, network_of, paper_method, paper_size, tiny
 from torch import nn
 from torch.nn.functional import max_pool2d
 
+from fastdarts.cell import Cell
 from fastdarts.genotype import edges_of
 from fastdarts.methods.edges import groups, softmax_by_node
 from fastdarts.methods.pc_darts import PartialCell
@@ -76,6 +77,17 @@ def test_none_passes_the_other_channels(stride):
     )
 
 
+@pytest.mark.parametrize("reduction", [False, True])
+def test_all_channels_through_the_ops(reduction):
+    """K = 1: a plain cell under the products of op weights and edge weights."""
+    cell = PartialCell(3, 3, 6, 6, 4, reduction, False, K=1).double()
+    plain = Cell(3, 3, 6, 6, 4, reduction, False).double()
+    plain.load_state_dict(cell.state_dict())
+    s0, s1 = torch.randn(2, 2, 6, 6, 6, dtype=torch.float64)
+    weights, beta = torch.rand(9, 8, dtype=torch.float64), torch.rand(9, 1, dtype=torch.float64)
+    assert torch.equal(cell(s0, s1, torch.cat([weights * beta, beta], dim=1)), plain(s0, s1, weights * beta))
+
+
 def test_edge_weights_sum_to_one_and_do_not_see_a_shift():
     beta = torch.randn(14, dtype=torch.float64)
     weights = softmax_by_node(beta, 4)
@@ -105,6 +117,13 @@ def test_alphas_and_betas_wait():
     assert all(torch.equal(a, b) for a, b in zip(before, state.network.arch_parameters(), strict=True))
     state.train_step()
     assert not any(torch.equal(a, b) for a, b in zip(before, state.network.arch_parameters(), strict=True))
+
+
+def test_a_search_with_k_1():
+    state = tiny_state("pc-darts", method_options={"k": 1})
+    finish_epoch(state)
+    state.train_step()
+    assert all(alpha.isfinite().all() for alpha in state.network.arch_parameters())
 
 
 def test_channels_must_divide():
