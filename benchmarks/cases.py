@@ -12,9 +12,10 @@ from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.original import Batch, OriginalSearch, autocast
-from fastdarts import DARTS_V2, Architect, EvalNetwork, MixedOp, SearchNetwork, ops
+from fastdarts import DARTS_V2, Architect, EvalNetwork, MixedOp, SearchNetwork, methods, ops
 from fastdarts.augment import Augment
 from fastdarts.cell import Cell
+from fastdarts.config import SearchConfig
 from fastdarts.data import BatchStream, ImageData
 from fastdarts.flat import FlatSGD
 from fastdarts.genotype import edges_of
@@ -30,6 +31,8 @@ PLAIN = (NCHW, CHANNELS_LAST, AUTOCAST)
 """The plain modules as the original code runs them (float32, NCHW), in channels_last, and that with bf16 autocast."""
 
 BASELINE = NCHW
+METHODS = ("darts", "gdas", "pc-darts")
+"""Those whose gain is speed, beside the one they are measured against; all fused."""
 
 
 ALPHA_STEP, SEARCH_STEP = "alpha step, second order", "search step, second order"
@@ -40,7 +43,10 @@ BETWEEN_PASSES, SAMPLING = "alpha step without its passes", "sampling and augmen
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to measure. `kind` is a key of BUILDERS; C, batch, size and layers are its geometry."""
+    """One thing to measure. `kind` is a key of BUILDERS; C, batch, size and layers are its geometry.
+
+    Variants are ways to compute the same, but of a "method_step" search methods.
+    """
 
     name: str
     kind: str
@@ -85,6 +91,7 @@ def suite(full: bool) -> list[Case]:
         search(ALPHA_STEP, "alpha_step", order=2),
         search("search step, first order", "search_step", order=1),
         search(SEARCH_STEP, "search_step", order=2),
+        search("weight step by method", "method_step", METHODS, batch=256 if full else 8),
     ]
     if not full:  # quick enough where fused, and what the rows at the end are shares of
         cases += [
@@ -267,6 +274,14 @@ def weight_step(case: Case, variant: str, device: torch.device) -> Run:
     return partial(search(case, variant, device).weight_step, images(case, variant, device))
 
 
+def method_step(case: Case, variant: str, device: torch.device) -> Run:
+    config = SearchConfig(dataset="cifar10", method=variant, init_channels=case.C, layers=case.layers, order=1)
+    method = methods.find(variant)(config)
+    network = SearchNetwork(case.C, **method.network_arguments())
+    method.attach(network)
+    return partial(FusedSearch(laid_out(network, FUSED, device)).weight_step, images(case, FUSED, device))
+
+
 def alpha_step(case: Case, variant: str, device: torch.device) -> Run:
     train, valid = (images(case, variant, device) for _ in range(2))
     return partial(search(case, variant, device).alpha_step, train, valid, case.order)
@@ -367,7 +382,7 @@ def data(case: Case, variant: str, device: torch.device) -> Run:
 BUILDERS: dict[str, Callable[[Case, str, torch.device], Run]] = {
     builder.__name__: builder
     for builder in (
-        *(mixed_op, cell, weight_step, alpha_step, search_step, evaluation_step),
+        *(mixed_op, cell, weight_step, method_step, alpha_step, search_step, evaluation_step),
         *(between_passes, clip_sgd, data),
     )
 }

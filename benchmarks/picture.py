@@ -5,7 +5,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.cases import AUTOCAST, CHANNELS_LAST, COMPILED, FUSED, FUSED_AMP, NCHW
+from benchmarks.cases import AUTOCAST, CHANNELS_LAST, COMPILED, FUSED, FUSED_AMP, METHODS, NCHW
 from benchmarks.results import Results, Row
 
 COLOURS = {
@@ -15,6 +15,7 @@ COLOURS = {
     CHANNELS_LAST: "#8d90a8",
     AUTOCAST: "#c4a35a",
     COMPILED: "#b5543a",
+    **dict(zip(METHODS, ("#1a7a4c", "#3c78a8", "#8e5aa8"), strict=True)),
 }
 
 

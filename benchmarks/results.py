@@ -16,6 +16,7 @@ from benchmarks.cases import (
     BETWEEN_PASSES,
     FUSED,
     FUSED_AMP,
+    METHODS,
     SAMPLING,
     SEARCH_STEP,
     Case,
@@ -138,15 +139,16 @@ class Results:
             f"matrix product {peaks.matmul_flops / 1e9:.0f} GFLOP/s, "
             f"memory {peaks.traffic / 1e9:.1f} GB/s (c = a + b)",
             "Medians of steps that the variants make in turns, after two steps of warm-up each; speed and ratio of",
-            f"memory against {BASELINE}. Memory: the peak of a process less what it holds with libraries loaded; on a",
-            "GPU, what torch allocated. GFLOP/s and share of the peak: useful FLOPs, 3 forwards for a weight step.",
+            f"memory against {BASELINE}, among methods {METHODS[0]}. Memory: the peak of a process less what it",
+            "holds with libraries loaded; on a GPU, what torch allocated. GFLOP/s and share of the peak: useful FLOPs,",
+            "3 forwards for a weight step.",
             "",
             f"{'':<22}{'median':>11}{'[p20, p80]':>24}{'speed':>9}{'images/s':>11}"
             f"{'memory':>10}{'ratio':>8}{'GFLOP/s':>9}{'peak':>6}",
         ]
         for case in dict.fromkeys(row.case for row in self.rows):
             rows = [row for row in self.rows if row.case == case]
-            baseline = next((r for r in rows if r.variant == BASELINE and not r.error), None)
+            baseline = next((r for r in rows if r.variant in (BASELINE, METHODS[0]) and not r.error), None)
             lines += [case, *(self._line(row, baseline) for row in rows)]
         lines += self._shares()
         projections = self.of_kind("search_step")

@@ -19,7 +19,7 @@ _library.define(
 def shuffled_sum(mixed: Sequence[Tensor], passing: Sequence[Tensor], factors: Tensor) -> Tensor:
     """The sum of `mixed` and, weighted with `factors`, that of `passing`, as K groups of channels that are shuffled.
 
-    Channel j of group g becomes channel j * K + g: group 0 is the sum of `mixed`, the other K - 1 are that of `passing`.
+    Channel j of group g becomes channel j * K + g; group 0 is the sum of `mixed`, the others are that of `passing`.
 
     Args:
         mixed: [N, C/K, H, W] each.
@@ -97,7 +97,8 @@ def _differentiable_backward(
     size = grad.shape[1] - passing[0].shape[1]
     groups = grad.unflatten(1, (size, -1)).transpose(1, 2).flatten(1, 2)
     d_mixed, d = groups[:, :size], groups[:, size:]
-    return d_mixed, [f.to(d.dtype) * d for f in factors], torch.stack([(d * x).sum() for x in passing]).to(factors.dtype)
+    d_factors = torch.stack([(d * x).sum() for x in passing])
+    return d_mixed, [f.to(d.dtype) * d for f in factors], d_factors.to(factors.dtype)
 
 
 torch.library.register_autograd("fastdarts::shuffled_sum", _backward, setup_context=_setup_context, lib=_library)

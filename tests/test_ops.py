@@ -220,7 +220,8 @@ def test_images_that_share_the_lanes(C: int, N: int, images: int, training: bool
     """A line has 8 numbers in float64: where channels leave room for more of N images, these stand side by side."""
     plan = reduction_cell(PRIMITIVES if C % 2 == 0 else tuple(name for name in PRIMITIVES if name != "skip_connect"))
     states, weights, params, running = arguments(plan, C, (5, 4), torch.float64, training, N=N)
-    tensors = 4 + 2 * 2 + sum(norm_count(c, edge.stride) for edge in plan.edges for _, c in edge.ops if not c.is_pool)
+    pools = 3 * 2  # of three states
+    tensors = pools + sum(norm_count(c, edge.stride) for edge in plan.edges for _, c in edge.ops if not c.is_pool)
     _, saved, _ = torch.ops.fastdarts.mixed_sum(states, weights, params, running, plan.encoded, 1e-5)
     assert saved.numel() == tensors * N // images * 3 * 2 * 8
     leaves = [*learned(states), weights.requires_grad_(), *learned(params)]

@@ -33,8 +33,8 @@ def test_values_and_gradients(K: int, size: int, dtype: torch.dtype) -> None:
     exact = [[t.detach().double().requires_grad_() for t in group] for group in ours]
     y, want = shuffled_sum(ours[0], ours[1], ours[2][0]), plain(exact[0], exact[1], exact[2][0])
     g = torch.randn_like(y)
-    got = [y, *torch.autograd.grad(y, sum(ours, []), g)]
-    true = [want, *torch.autograd.grad(want, sum(exact, []), g.double())]
+    got = [y, *torch.autograd.grad(y, [*ours[0], *ours[1], *ours[2]], g)]
+    true = [want, *torch.autograd.grad(want, [*exact[0], *exact[1], *exact[2]], g.double())]
     eps = torch.finfo(dtype).eps
     for a, b in zip(got, true, strict=True):
         assert a.dtype == dtype
