@@ -492,6 +492,9 @@ class MixedSum {
     Block<A> dz(most * plane), dx_partial(need_x ? n_ * bank.geo.h * bank.geo.w * cp_ : 0);
     Block<A> scratch(size * chunks_), grads(need_params ? grads_size * chunks_ : 0);
     bank.dx_partial = dx_partial.data();
+    at::parallel_for(0, need_params ? chunks_ : 0, 1, [&](int64_t lo, int64_t hi) {
+      std::fill(grads.data() + lo * grads_size, grads.data() + hi * grads_size, A(0));
+    });
 
     site.over_groups(tensors, [&](OpSite<A, T>* begin, OpSite<A, T>* end, const Edge& edge) {
       sum_terms(site, begin, end, g[edge.node]);
@@ -517,15 +520,11 @@ class MixedSum {
         b.chunk_dz = doubles_.zeros(chunks_ * cp_);
         b.chunk_dzy = doubles_.zeros(chunks_ * cp_);
       }
-      over_tiles(bank.geo, [&](int64_t lo, int64_t hi, int64_t chunk) {
-        A* mine = grads.data() + chunk * grads_size;
-        if (need_params && bank.starts) std::fill(mine, mine + grads_size, A(0));
-        kernels_.final_backward(bank, lo, hi, chunk, scratch.data() + chunk * size, mine);
-      });
-      if (bank.finishes)
-        set_pools(site, g);
-      else if (separables() == 0)
-        return;
+      if (separables() > 0)
+        over_tiles(bank.geo, [&](int64_t lo, int64_t hi, int64_t chunk) {
+          kernels_.second_backward(bank, lo, hi, chunk, scratch.data() + chunk * size, grads.data() + chunk * grads_size);
+        });
+      if (bank.finishes) set_pools(site, g);
       for (Branch<A, T>* b = bank.branches; b != bank.branches + bank.count; ++b) {
         if (!b->separable) continue;
         give_coefficients(b->first);

@@ -75,7 +75,7 @@ struct Bank {  // everything that leaves one state at one stride; a pass runs ov
   bool starts, finishes;      // whether this is the bank's first edge, and its last
   // backward
   bool need_params, need_x;
-  A* dx_partial;              // [n, h, w, cp]: what final_backward leaves for first_backward
+  A* dx_partial;              // [n, h, w, cp]: the sum over the edges so far
   const View<T>* skip_g;      // [skips] stride-1 skip connections
   const A* skip_weight;       // [skips]
   int64_t skips;
@@ -121,7 +121,7 @@ struct Kernels {
   void (*second_forward)(const Bank<A, T>&, int64_t lo, int64_t hi, int64_t chunk, A* scratch);
   void (*mix)(const Mix<A, T>&, int64_t lo, int64_t hi, int64_t chunk, A* scratch);
   void (*term_sums)(const Mix<A, T>&, int64_t lo, int64_t hi, int64_t chunk);
-  void (*final_backward)(const Bank<A, T>&, int64_t lo, int64_t hi, int64_t chunk, A* scratch, A* grads);
+  void (*second_backward)(const Bank<A, T>&, int64_t lo, int64_t hi, int64_t chunk, A* scratch, A* grads);
   void (*first_backward)(const Bank<A, T>&, int64_t lo, int64_t hi, int64_t chunk, A* scratch, A* grads);
   // Scratch: three times a tile's pixels by the larger of k and cp.
   void (*project_forward)(const Projection<A, T>&, int64_t lo, int64_t hi, int64_t chunk, A* scratch);

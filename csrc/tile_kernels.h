@@ -831,25 +831,27 @@ FD_INLINE void ahead_dx(Ahead& ahead, const Bank<A, T>& bank, const Tile& tile) 
   if (bank.need_x && !bank.starts) ahead.add(bank.dx_partial + (tile.image * g.h + begin) * g.w * g.cp, end - begin, bytes, bytes);
 }
 
-// What final_backward reads for a branch, with the edge's part of it if the tile is new.
+// What second_backward reads for a separable branch, with the edge's part of it if the tile is new.
 template <class A, class T>
-FD_INLINE void ahead_final(Ahead& ahead, const Bank<A, T>& bank, const Branch<A, T>& branch, const Tile& tile, bool is_new) {
-  const Geometry& g = bank.geo;
-  if (is_new) {
-    ahead.add(branch.g, tile.image, tile.begin, tile.end, g.wo, g.c);
-    if (!branch.separable) {
-      ahead_source(ahead, bank, tile);
-      ahead_dx(ahead, bank, tile);
-    }
-  }
-  if (branch.separable) ahead_output(ahead, branch.first.y, g, tile);
-  ahead_output(ahead, branch.separable ? branch.second.y : branch.first.y, g, tile);
+FD_INLINE void ahead_second(Ahead& ahead, const Branch<A, T>& branch, const Geometry& g, const Tile& tile, bool is_new) {
+  if (is_new) ahead.add(branch.g, tile.image, tile.begin, tile.end, g.wo, g.c);
+  ahead_output(ahead, branch.first.y, g, tile);
+  ahead_output(ahead, branch.second.y, g, tile);
 }
 
+// What first_backward reads for a branch, with the edge's part of it if the tile is new.
 template <class A, class T>
-FD_INLINE void ahead_first(Ahead& ahead, const Branch<A, T>& branch, const Geometry& g, const Tile& tile) {
+FD_INLINE void ahead_first(Ahead& ahead, const Bank<A, T>& bank, const Branch<A, T>& branch, const Tile& tile, bool is_new) {
+  const Geometry& g = bank.geo;
+  if (is_new) {
+    ahead_source(ahead, bank, tile);
+    ahead_dx(ahead, bank, tile);
+  }
   ahead_output(ahead, branch.first.y, g, tile);
-  ahead_output(ahead, branch.dz, g, tile);
+  if (branch.separable)
+    ahead_output(ahead, branch.dz, g, tile);
+  else
+    ahead.add(branch.g, tile.image, tile.begin, tile.end, g.wo, g.c);
 }
 
 // ---- passes ----------------------------------------------------------------------------------------------------------
@@ -1117,48 +1119,40 @@ FD_INLINE void stage_backward(const Stage<A, T>& stage, const Geometry& g, const
   }
 }
 
-// The last stage of every branch of an edge: weight gradients, the gradient of a separable convolution's middle (with the
-// sums its batch norm needs), and what the other branches give to dx.
+// The second stages of an edge's separable convolutions: weight gradients, and the gradient of the middle with the sums that
+// its batch norm needs.
 template <class A, bool FULL, class T>
-FD_INLINE void final_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t chunk, A* base, A* grads) {
+FD_INLINE void second_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t chunk, A* base, A* grads) {
   const Geometry g = bank.geo;
   const Scratch<A> s(g, base);
-  s.clear_source(g);
   s.clear_middle(g);
-  const Padded source(g, false), middle(g, true);
+  const Padded middle(g, true);
+  const auto separable_from = [&](int64_t b) FD_LAMBDA {
+    while (b < bank.count && !bank.branches[b].separable) ++b;
+    return b;
+  };
   for (int64_t index = lo; index < hi; ++index) {
     const Tile tile = tile_at(g, index);
-    const int64_t rows = tile.end - tile.begin;
-    const int64_t x_begin = tile.begin * g.stride, x_end = tile.end * g.stride < g.h ? tile.end * g.stride : g.h;
-    bool filled = false;
-    A* dx = bank.need_x ? bank.dx_partial + (tile.image * g.h + x_begin) * g.w * g.cp : nullptr;
-    if (bank.need_x && bank.starts) clear(dx, (x_end - x_begin) * g.w * g.cp);
-    for (int64_t b = 0; b < bank.count; ++b) {
+    for (int64_t b = separable_from(0); b < bank.count; b = separable_from(b + 1)) {
       const Branch<A, T>& branch = bank.branches[b];
       const T* gi = branch.g.data + tile.image * branch.g.sn;
       const int64_t sh = branch.g.sh, sw = branch.g.sw, channels = g.c;
       Ahead ahead;
-      if (b + 1 < bank.count)
-        ahead_final(ahead, bank, bank.branches[b + 1], tile, false);
+      if (const int64_t next = separable_from(b + 1); next < bank.count)
+        ahead_second(ahead, bank.branches[next], g, tile, false);
       else if (index + 1 < hi)
-        ahead_final(ahead, bank, bank.branches[0], tile_at(g, index + 1), true);
+        ahead_second(ahead, bank.branches[separable_from(0)], g, tile_at(g, index + 1), true);
       ahead.over(3 * strips<A>(g, tile));
-      const auto dn = [&](int64_t row, int64_t column, int64_t c) FD_LAMBDA {
-        return load_channels<A, FULL>(gi + row * sh + column * sw, c, channels);
-      };
-      if (!branch.separable) {
-        if (!filled && bank.need_params) fill_source<A, FULL>(bank, tile, s.source);
-        filled = true;
-        stage_backward<true>(branch.first, g, tile, s.source, s.d_source, source, bank.need_params, bank.need_x, grads, s, ahead, dn,
-                             dx);
-        continue;
-      }
-      const Stage<A, T>& second = branch.second;
       // dz of the tile goes to its place in the image.
       A* dz = branch.dz + (tile.image * g.ho + tile.begin) * g.wo * g.cp;
       if (bank.need_params) fill_middle(g, branch.first, tile, s.middle);
-      stage_backward<false>(second, g, tile, s.middle, s.d_middle, middle, bank.need_params, true, grads, s, ahead, dn, dz);
+      stage_backward<false>(branch.second, g, tile, s.middle, s.d_middle, middle, bank.need_params, true, grads, s, ahead,
+                            [&](int64_t row, int64_t column, int64_t c) FD_LAMBDA {
+                              return load_channels<A, FULL>(gi + row * sh + column * sw, c, channels);
+                            },
+                            dz);
       const T* y = branch.first.y + (tile.image * g.ho + tile.begin) * g.wo * g.cp;
+      const int64_t pixels = (tile.end - tile.begin) * g.wo;
       for (int64_t c = 0; c < g.cp; c += kLanes<A>) {
         const Vec<A> mean = load<A>(branch.first.mean + c);
         Vec<A> sum[2] = {}, sum_y[2] = {};
@@ -1169,11 +1163,11 @@ FD_INLINE void final_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t 
           sum_y[lane] += v * centred;
         };
         int64_t i = 0;
-        for (; i + 2 <= rows * g.wo; i += 2) {
+        for (; i + 2 <= pixels; i += 2) {
           one(i, 0);
           one(i + 1, 1);
         }
-        if (i < rows * g.wo) one(i, 0);
+        if (i < pixels) one(i, 0);
         add_lanes<A>(branch.chunk_dz + chunk * g.cp + c, sum[0] + sum[1]);
         add_lanes<A>(branch.chunk_dzy + chunk * g.cp + c, sum_y[0] + sum_y[1]);
       }
@@ -1181,46 +1175,46 @@ FD_INLINE void final_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t 
   }
 }
 
-// The first stage of an edge's separable convolutions; with the bank's last edge the state's whole gradient.
+// The first stages of an edge's branches; with the bank's last edge the state's whole gradient.
 template <class A, bool FULL, class T>
 FD_INLINE void first_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t hi, A* base, A* grads) {
   const Geometry g = bank.geo;
   const Scratch<A> s(g, base);
   s.clear_source(g);
   const Padded source(g, false);
-  const auto separable_from = [&](int64_t b) FD_LAMBDA {
-    while (b < bank.count && !bank.branches[b].separable) ++b;
-    return b;
-  };
   for (int64_t index = lo; index < hi; ++index) {
     const Tile tile = tile_at(g, index);
     const int64_t x_begin = tile.begin * g.stride, x_end = tile.end * g.stride < g.h ? tile.end * g.stride : g.h;
     A* dx = bank.need_x ? bank.dx_partial + (tile.image * g.h + x_begin) * g.w * g.cp : nullptr;
-    bool filled = false;
+    if (bank.need_x && bank.starts) clear(dx, (x_end - x_begin) * g.w * g.cp);
+    if (bank.count && bank.need_params) fill_source<A, FULL>(bank, tile, s.source);
     for (int64_t b = 0; b < bank.count; ++b) {
       const Branch<A, T>& branch = bank.branches[b];
-      if (!branch.separable) continue;
-      if (!filled && bank.need_params) fill_source<A, FULL>(bank, tile, s.source);
-      filled = true;
-      const A* dz = branch.dz + tile.image * g.ho * g.wo * g.cp;
-      const T* y = branch.first.y + tile.image * g.ho * g.wo * g.cp;
-      const A* mean = branch.first.mean;
       Ahead ahead;
-      if (const int64_t next = separable_from(b + 1); next < bank.count) {
-        ahead_first(ahead, bank.branches[next], g, tile);
-      } else if (index + 1 < hi) {
-        const Tile after = tile_at(g, index + 1);
-        ahead_first(ahead, bank.branches[separable_from(0)], g, after);
-        ahead_source(ahead, bank, after);
-        ahead_dx(ahead, bank, after);
-      }
+      if (b + 1 < bank.count)
+        ahead_first(ahead, bank, bank.branches[b + 1], tile, false);
+      else if (index + 1 < hi)
+        ahead_first(ahead, bank, bank.branches[0], tile_at(g, index + 1), true);
       ahead.over(3 * strips<A>(g, tile));
-      stage_backward<true>(branch.first, g, tile, s.source, s.d_source, source, bank.need_params, bank.need_x, grads, s, ahead,
-                           [&](int64_t row, int64_t column, int64_t c) FD_LAMBDA {
-                             const int64_t at = (row * g.wo + column) * g.cp + c;
-                             return load<A>(y + at) - load<A>(mean + c) > 0 ? load<A>(dz + at) : Vec<A>{};  // the relu
-                           },
-                           dx);
+      const auto back = [&](const auto& dn) FD_LAMBDA {
+        stage_backward<true>(branch.first, g, tile, s.source, s.d_source, source, bank.need_params, bank.need_x, grads, s, ahead, dn,
+                             dx);
+      };
+      if (branch.separable) {
+        const A* dz = branch.dz + tile.image * g.ho * g.wo * g.cp;
+        const T* y = branch.first.y + tile.image * g.ho * g.wo * g.cp;
+        const A* mean = branch.first.mean;
+        back([&](int64_t row, int64_t column, int64_t c) FD_LAMBDA {
+          const int64_t at = (row * g.wo + column) * g.cp + c;
+          return load<A>(y + at) - load<A>(mean + c) > 0 ? load<A>(dz + at) : Vec<A>{};  // the relu
+        });
+      } else {
+        const T* gi = branch.g.data + tile.image * branch.g.sn;
+        const int64_t sh = branch.g.sh, sw = branch.g.sw, channels = g.c;
+        back([&](int64_t row, int64_t column, int64_t c) FD_LAMBDA {
+          return load_channels<A, FULL>(gi + row * sh + column * sw, c, channels);
+        });
+      }
     }
     if (!bank.need_x || !bank.finishes) continue;
     const T* x = bank.x.data + tile.image * bank.x.sn;
@@ -1356,11 +1350,11 @@ void first_forward(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t chunk
 }
 
 template <class A, class T>
-void final_backward(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t chunk, A* scratch, A* grads) {
+void second_backward(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t chunk, A* scratch, A* grads) {
   if (bank.geo.c == bank.geo.cp)
-    final_backward_tiles<A, true>(bank, lo, hi, chunk, scratch, grads);
+    second_backward_tiles<A, true>(bank, lo, hi, chunk, scratch, grads);
   else
-    final_backward_tiles<A, false>(bank, lo, hi, chunk, scratch, grads);
+    second_backward_tiles<A, false>(bank, lo, hi, chunk, scratch, grads);
 }
 
 template <class A, class T>
@@ -1373,7 +1367,7 @@ void first_backward(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t, A* 
 
 template <class A, class T>
 constexpr Kernels<A, T> table() {
-  return {kDots<T>, first_forward<A, T>, second_forward<A, T>, mix<A, T>, term_sums<A, T>, final_backward<A, T>,
+  return {kDots<T>, first_forward<A, T>, second_forward<A, T>, mix<A, T>, term_sums<A, T>, second_backward<A, T>,
           first_backward<A, T>, project_forward<A, T>, project_backward<A, T>};
 }
 
