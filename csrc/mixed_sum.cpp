@@ -286,8 +286,9 @@ class MixedSum {
       for (int64_t c = 0; c < cp_; ++c) {
         const A v = c < c_ ? d[c % channels_ * taps + tap] : A(0);
         dw[tap * cp_ + c] = v;
-        if (flipped) flipped[(taps - 1 - tap) * cp_ + c] = v;
+        if (flipped && s.stride == 1) flipped[(taps - 1 - tap) * cp_ + c] = v;
       }
+    if (flipped && s.stride == 2) pack_phases(s, flipped);
     const A* p = pointer<A>(pointwise);
     if (A* pw = const_cast<A*>(s.pw)) {
       std::fill(pw, pw + s.k * cp_, A(0));
@@ -301,6 +302,16 @@ class MixedSum {
       over_images([&](int64_t at) {
         for (int64_t o = 0; o < channels_; ++o) std::copy_n(p + o * channels_, channels_, pw_t + (at + o) * s.k + at);
       });
+    }
+  }
+
+  void pack_phases(const Stage<A, T>& s, A* flipped) const {
+    for (int64_t part = 0; part < 4; ++part) {
+      const Phase down(s.kernel, s.dilation, s.pad, part / 2), across(s.kernel, s.dilation, s.pad, part % 2);
+      for (int64_t i = 0; i < down.taps * across.taps; ++i, flipped += cp_) {
+        const int64_t ky = down.last - down.step * (i / across.taps), kx = across.last - across.step * (i % across.taps);
+        std::copy(s.dw + (ky * s.kernel + kx) * cp_, s.dw + (ky * s.kernel + kx + 1) * cp_, flipped);
+      }
     }
   }
 

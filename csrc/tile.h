@@ -33,7 +33,7 @@ struct Stage {
   int64_t kernel, dilation, stride, pad;
   int64_t k;             // inner size of the pointwise product: cp, 2 cp for the gather
   const A* dw;           // [kernel * kernel, cp]
-  const A* dw_flipped;   // the same, taps in reverse order
+  const A* dw_flipped;   // the same, taps in reverse order; at stride 2 phase after phase, each phase's taps in reverse order
   const A* pw;           // [k, cp]
   const A* pw_t;         // [cp, k]
   const uint32_t *pw_pairs, *pw_t_pairs;  // the same as pairs of bfloat16 along the rows: [k / 2, cp], [cp / 2, k]
@@ -43,6 +43,19 @@ struct Stage {
   int64_t grad;          // where in a thread's gradient scratch: pw [k, cp], then dw [kernel * kernel, cp]
   double *chunk_mean, *chunk_m2;  // [chunks, cp]: moments of y, per chunk of tiles
   bool read_soon;        // y, by the next pass
+};
+
+// Which taps of a stride-2 convolution join an input coordinate 2 i + odd to its outputs: tap `last` to output i + first, tap
+// last - step to the next, and so on.
+struct Phase {
+  int64_t taps, first, last, step;
+  __attribute__((always_inline)) Phase(int64_t kernel, int64_t dilation, int64_t pad, int64_t odd) {
+    const int64_t tap = dilation == 1 ? (odd + pad) % 2 : 0;  // the first
+    step = dilation == 1 ? 2 : 1;
+    taps = dilation == 2 && odd ? 0 : (kernel - tap + step - 1) / step;
+    last = tap + step * (taps - 1);
+    first = (odd + pad - dilation * tap) / 2 - (taps - 1);
+  }
 };
 
 template <class A, class T>
@@ -128,7 +141,7 @@ struct Kernels {
   void (*project_backward)(const Projection<A, T>&, int64_t lo, int64_t hi, int64_t chunk, A* scratch, A* grads);
 };
 
-// A chunk's scratch: the padded source and its gradient, a padded middle and its gradient, depthwise outputs and their
+// A chunk's scratch: the padded source, the padded gradient of depthwise outputs, a padded middle, depthwise outputs and their
 // gradients, gradients of pointwise outputs, sums; each in elements of A.
 struct ScratchLayout {
   int64_t source, middle, d, dy, sums;
@@ -140,7 +153,7 @@ struct ScratchLayout {
     dy = out;
     sums = 3 * g.cp;
   }
-  __attribute__((always_inline)) int64_t total() const { return 2 * (source + middle + d) + dy + sums; }
+  __attribute__((always_inline)) int64_t total() const { return source + 2 * (middle + d) + dy + sums; }
 };
 
 // The kernels for this machine's instruction set, or the one FASTDARTS_CPU names (avx512, avx2, portable).

@@ -290,14 +290,15 @@ FD_INLINE const Pair* pair_along_pixels(const float* from, int64_t pixels, int64
 
 // ---- depthwise convolution -------------------------------------------------------------------------------------------
 
-// PB pixels of one row for one vector of channels. Each input pixel is loaded once per kernel row and serves every tap.
-template <class A, int K, int D, int S, int CP, int PB, bool ADD>
+// PB pixels of one row, OS pixels apart, for one vector of channels. Each input pixel is loaded once per kernel row and serves
+// every tap.
+template <class A, int KY, int K, int D, int S, int OS, int CP, int PB, bool ADD>
 FD_INLINE void depthwise_block(const A* in, int64_t in_row, const A* w, int64_t cp, A* out) {
   const int64_t px = CP ? CP : cp;
   Vec<A> acc[PB];
   unroll<PB>([&](auto p) FD_LAMBDA { acc[p.value] = Vec<A>{}; });
 #pragma GCC unroll 1
-  for (int ky = 0; ky < K; ++ky) {
+  for (int ky = 0; ky < KY; ++ky) {
     Vec<A> taps[K];
     unroll<K>([&](auto kx) FD_LAMBDA { taps[kx.value] = load<A>(w + (ky * K + kx.value) * px); });
     unroll<(PB - 1) * S + (K - 1) * D + 1>([&](auto q) FD_LAMBDA {
@@ -311,13 +312,13 @@ FD_INLINE void depthwise_block(const A* in, int64_t in_row, const A* w, int64_t 
     in += in_row * D;
   }
   unroll<PB>([&](auto p) FD_LAMBDA {
-    A* o = out + p.value * px;
+    A* o = out + p.value * OS * px;
     store(o, ADD ? load<A>(o) + acc[p.value] : acc[p.value]);
   });
 }
 
-// out[r, c] (+)= sum_{ky, kx} w[ky, kx] * in[S r + D ky, S c + D kx]; row strides in elements.
-template <class A, int K, int D, int S, int CP, bool ADD>
+// out[r, OS c] (+)= sum_{ky, kx} w[ky, kx] * in[S r + D ky, S c + D kx]; row strides in elements.
+template <class A, int KY, int K, int D, int S, int OS, int CP, bool ADD>
 void depthwise_tile(const A* in, int64_t in_row, const A* w, A* out, int64_t out_row, int64_t rows, int64_t columns,
                     int64_t cp) {
   constexpr int kPixels = kRegisters == 32 ? 16 : 8;
@@ -327,7 +328,7 @@ void depthwise_tile(const A* in, int64_t in_row, const A* w, A* out, int64_t out
       const A* in_r = in + r * S * in_row + c;
       A* out_r = out + r * out_row + c;
       const auto block = [&](auto size, int64_t i) FD_LAMBDA {
-        depthwise_block<A, K, D, S, CP, size.value, ADD>(in_r + i * S * px, in_row, w + c, cp, out_r + i * px);
+        depthwise_block<A, KY, K, D, S, OS, CP, size.value, ADD>(in_r + i * S * px, in_row, w + c, cp, out_r + i * OS * px);
       };
       if constexpr (ADD)
         exact_blocks<kPixels>(columns, block);
@@ -343,11 +344,11 @@ using DepthwiseTile = void (*)(const A*, int64_t, const A*, A*, int64_t, int64_t
 template <class A, int K, int D, int S, bool ADD>
 DepthwiseTile<A> depthwise_of_channels(int64_t cp) {
   if constexpr (sizeof(A) == 4 && S == 1) {
-    if (cp == 16) return depthwise_tile<A, K, D, S, 16, ADD>;
-    if (cp == 32) return depthwise_tile<A, K, D, S, 32, ADD>;
-    if (cp == 64) return depthwise_tile<A, K, D, S, 64, ADD>;
+    if (cp == 16) return depthwise_tile<A, K, K, D, S, 1, 16, ADD>;
+    if (cp == 32) return depthwise_tile<A, K, K, D, S, 1, 32, ADD>;
+    if (cp == 64) return depthwise_tile<A, K, K, D, S, 1, 64, ADD>;
   }
-  return depthwise_tile<A, K, D, S, 0, ADD>;
+  return depthwise_tile<A, K, K, D, S, 1, 0, ADD>;
 }
 
 template <class A, int S, bool ADD>
@@ -359,6 +360,18 @@ DepthwiseTile<A> depthwise(int64_t kernel, int64_t dilation, int64_t cp) {
   }
   if (kernel == 3) return depthwise_of_channels<A, 3, 2, S, ADD>(cp);
   return depthwise_of_channels<A, 5, 2, S, ADD>(cp);
+}
+
+// A phase of the gradient of a stride-2 convolution: every other pixel of every other row.
+template <class A>
+DepthwiseTile<A> depthwise_phase(int64_t ky, int64_t kx) {
+  if (ky == 5) return depthwise_tile<A, 5, 5, 1, 1, 2, 0, true>;
+  if (ky == 4) return kx == 4 ? depthwise_tile<A, 4, 4, 1, 1, 2, 0, true> : depthwise_tile<A, 4, 3, 1, 1, 2, 0, true>;
+  if (ky == 3 && kx == 4) return depthwise_tile<A, 3, 4, 1, 1, 2, 0, true>;
+  if (ky == 3) return kx == 3 ? depthwise_tile<A, 3, 3, 1, 1, 2, 0, true> : depthwise_tile<A, 3, 2, 1, 1, 2, 0, true>;
+  if (ky == 2 && kx == 3) return depthwise_tile<A, 2, 3, 1, 1, 2, 0, true>;
+  if (ky == 2) return kx == 2 ? depthwise_tile<A, 2, 2, 1, 1, 2, 0, true> : depthwise_tile<A, 2, 1, 1, 1, 2, 0, true>;
+  return kx == 2 ? depthwise_tile<A, 1, 2, 1, 1, 2, 0, true> : depthwise_tile<A, 1, 1, 1, 1, 2, 0, true>;
 }
 
 // PB pixels of one row, KY kernel rows: each input pixel is loaded once per kernel row and serves every tap.
@@ -456,21 +469,20 @@ FD_INLINE Tile tile_at(const Geometry& geo, int64_t index) {
 // A chunk's scratch; its sizes stand in ScratchLayout. The padded buffers keep their borders of zeros from tile to tile.
 template <class A>
 struct Scratch {
-  A *source, *d_source, *middle, *d_middle, *d, *dy, *dd, *sums;
+  A *source, *d_padded, *middle, *d, *dy, *dd, *sums;
   Scratch(const Geometry& geo, A* base) {
     const ScratchLayout layout(geo);
     source = base;
-    d_source = source + layout.source;
-    middle = d_source + layout.source;
-    d_middle = middle + layout.middle;
-    d = d_middle + layout.middle;
+    d_padded = source + layout.source;
+    middle = d_padded + layout.middle;
+    d = middle + layout.middle;
     dy = d + layout.d;
     dd = dy + layout.dy;
     sums = dd + layout.d;
   }
   // Before the first tile of a pass that uses them.
-  void clear_source(const Geometry& geo) const { clear(source, 2 * ScratchLayout(geo).source); }
-  void clear_middle(const Geometry& geo) const { clear(middle, 2 * ScratchLayout(geo).middle); }
+  void clear_source() const { clear(source, middle - source); }
+  void clear_middle() const { clear(d_padded, d - d_padded); }
 };
 
 // A padded image: of a state, or of what stands between a separable convolution's stages.
@@ -861,7 +873,7 @@ template <class A, bool FULL, class T>
 FD_INLINE void first_forward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t chunk, A* base) {
   const Geometry& g = bank.geo;
   const Scratch<A> s(g, base);
-  s.clear_source(g);
+  s.clear_source();
   const Padded source(g, false);
   int64_t before = 0;
   for (int64_t index = lo; index < hi; ++index) {
@@ -882,7 +894,7 @@ template <class A, class T>
 void second_forward(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t chunk, A* base) {
   const Geometry& g = bank.geo;
   const Scratch<A> s(g, base);
-  s.clear_middle(g);
+  s.clear_middle();
   const Padded middle(g, true);
   for (int64_t b = 0; b < bank.count; ++b) {
     const Branch<A, T>& branch = bank.branches[b];
@@ -1023,10 +1035,10 @@ FD_INLINE void weight_grad(A* d, int64_t pixels, const A* dy, int64_t cp, int64_
 }
 
 // From the gradient dn of a stage's normalised output to everything before it. `dn(row, column, c)` gives it for one image,
-// `padded` is the stage's input for the tile's rows, `d_padded` has its size; dx [stride * rows, w, cp] is added to, or written
+// `padded` is the stage's input for the tile's rows; dx [stride * rows, w, cp] is added to, or written
 // where not ADD. Asks three times a strip for what lies ahead.
 template <bool ADD, class A, class T, class F>
-FD_INLINE void stage_backward(const Stage<A, T>& stage, const Geometry& g, const Tile& tile, const A* padded, A* d_padded,
+FD_INLINE void stage_backward(const Stage<A, T>& stage, const Geometry& g, const Tile& tile, const A* padded,
                               const Padded& of, bool need_params, bool need_x, A* grads, const Scratch<A>& s, Ahead& ahead,
                               const F& dn, A* dx) {
   const int64_t cp = g.cp, wo = g.wo, S = stage.stride, strip = strip_rows<A>(g);
@@ -1036,13 +1048,12 @@ FD_INLINE void stage_backward(const Stage<A, T>& stage, const Geometry& g, const
   const int64_t last = tile.end + reach < g.ho ? tile.end + reach : g.ho;
   const T* y = stage.y + tile.image * g.ho * g.wo * cp;
 
-  // The gradient dd of the depthwise convolution, spread to the input's resolution with zeros between and around.
-  const auto spread = [&](int64_t r) FD_LAMBDA { return d_padded + (S * (r - tile.begin) + of.pad) * of.row + of.pad * cp; };
-  const auto in_buffer = [&](int64_t r) FD_LAMBDA { return S * (r - tile.begin) + of.pad >= 0; };  // what lies before is not read
+  // The gradient dd of the depthwise convolution, with zeros around.
+  const Padded out(g, true);
+  const auto dd_row = [&](int64_t r) FD_LAMBDA { return s.d_padded + (r - tile.begin + out.pad) * out.row + out.pad * cp; };
   if (stage.kernel && g.bands > 1) {
-    for (int64_t r = tile.begin - reach; r < first; ++r)
-      if (in_buffer(r)) clear(spread(r) - of.pad * cp, of.row);
-    for (int64_t r = last; r < tile.end + reach; ++r) clear(spread(r) - of.pad * cp, of.row);
+    for (int64_t r = tile.begin - reach; r < first; ++r) clear(dd_row(r) - out.pad * cp, out.row);
+    for (int64_t r = last; r < tile.end + reach; ++r) clear(dd_row(r) - out.pad * cp, out.row);
   }
 
   const auto back = [&](int64_t begin, int64_t end, bool own) FD_LAMBDA {
@@ -1070,8 +1081,7 @@ FD_INLINE void stage_backward(const Stage<A, T>& stage, const Geometry& g, const
         pointwise(s.dy + pixel * cp, count, stage.pw_t, cp, stage.k, out, out_stride);
     };
     if (stage.kernel) {
-      for (int64_t r = begin; r < end; ++r)
-        if (in_buffer(r)) times_weights((r - begin) * wo, wo, spread(r), S * cp);
+      for (int64_t r = begin; r < end; ++r) times_weights((r - begin) * wo, wo, dd_row(r), cp);
       return;
     }
     times_weights(0, pixels, s.dd, stage.k);
@@ -1095,25 +1105,31 @@ FD_INLINE void stage_backward(const Stage<A, T>& stage, const Geometry& g, const
 
   // Both read the same rows of dd: strip by strip they do so from the first-level cache.
   const int64_t shift = of.pad - stage.pad, end_row = S * tile.end < of.h ? S * tile.end : of.h;
-  const A *in = padded + shift * of.row + shift * cp, *from = d_padded + shift * of.row + shift * cp;
+  const A* in = padded + shift * of.row + shift * cp;
   A* dw = grads + stage.grad + stage.k * cp;
   for (int64_t begin = tile.begin; begin < tile.end; begin += strip) {
     const int64_t end = begin + strip < tile.end ? begin + strip : tile.end, row = S * (begin - tile.begin);
-    if (need_params && S == 1) {
-      depthwise_weight<A, 1>(stage.kernel, stage.dilation, cp)(in + row * of.row, of.row, spread(begin), of.row, dw, end - begin,
-                                                               wo, cp);
-    } else if (need_params) {
-      A* to = s.dd;
-      for (int64_t r = begin; r < end; ++r)
-        for (int64_t column = 0; column < wo; ++column, to += cp)
-          for (int64_t c = 0; c < cp; c += kLanes<A>) store(to + c, load<A>(spread(r) + 2 * column * cp + c));
-      depthwise_weight<A, 2>(stage.kernel, stage.dilation, cp)(in + row * of.row, of.row, s.dd, wo * cp, dw, end - begin, wo, cp);
+    if (need_params) {
+      const auto run = S == 1 ? depthwise_weight<A, 1>(stage.kernel, stage.dilation, cp)
+                              : depthwise_weight<A, 2>(stage.kernel, stage.dilation, cp);
+      run(in + row * of.row, of.row, dd_row(begin), out.row, dw, end - begin, wo, cp);
     }
     ahead.ask();
-    if (need_x) {
-      const int64_t rows = (S * end < end_row ? S * end : end_row) - S * begin;
-      depthwise<A, 1, ADD>(stage.kernel, stage.dilation, cp)(from + row * of.row, of.row, stage.dw_flipped, dx + row * of.w * cp,
-                                                             of.w * cp, rows, of.w, cp);
+    if (need_x && S == 1) {
+      depthwise<A, 1, ADD>(stage.kernel, stage.dilation, cp)(dd_row(begin) - stage.pad * (out.row + cp), out.row, stage.dw_flipped,
+                                                             dx + row * of.w * cp, of.w * cp, end - begin, of.w, cp);
+    } else if (need_x) {
+      const A* taps = stage.dw_flipped;
+      for (int64_t part = 0; part < 4; ++part) {
+        const int64_t odd_row = part / 2, odd_column = part % 2;
+        const Phase down(stage.kernel, stage.dilation, stage.pad, odd_row), across(stage.kernel, stage.dilation, stage.pad, odd_column);
+        if (down.taps * across.taps == 0) continue;
+        const int64_t limit = 2 * end < end_row ? 2 * end : end_row;
+        depthwise_phase<A>(down.taps, across.taps)(dd_row(begin) + down.first * out.row + across.first * cp, out.row, taps,
+                                                   dx + ((row + odd_row) * of.w + odd_column) * cp, 2 * of.w * cp,
+                                                   (limit - 2 * begin - odd_row + 1) / 2, (of.w - odd_column + 1) / 2, cp);
+        taps += down.taps * across.taps * cp;
+      }
     }
     ahead.ask();
   }
@@ -1125,7 +1141,7 @@ template <class A, bool FULL, class T>
 FD_INLINE void second_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t chunk, A* base, A* grads) {
   const Geometry g = bank.geo;
   const Scratch<A> s(g, base);
-  s.clear_middle(g);
+  s.clear_middle();
   const Padded middle(g, true);
   const auto separable_from = [&](int64_t b) FD_LAMBDA {
     while (b < bank.count && !bank.branches[b].separable) ++b;
@@ -1146,7 +1162,7 @@ FD_INLINE void second_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t
       // dz of the tile goes to its place in the image.
       A* dz = branch.dz + (tile.image * g.ho + tile.begin) * g.wo * g.cp;
       if (bank.need_params) fill_middle(g, branch.first, tile, s.middle);
-      stage_backward<false>(branch.second, g, tile, s.middle, s.d_middle, middle, bank.need_params, true, grads, s, ahead,
+      stage_backward<false>(branch.second, g, tile, s.middle, middle, bank.need_params, true, grads, s, ahead,
                             [&](int64_t row, int64_t column, int64_t c) FD_LAMBDA {
                               return load_channels<A, FULL>(gi + row * sh + column * sw, c, channels);
                             },
@@ -1180,7 +1196,7 @@ template <class A, bool FULL, class T>
 FD_INLINE void first_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t hi, A* base, A* grads) {
   const Geometry g = bank.geo;
   const Scratch<A> s(g, base);
-  s.clear_source(g);
+  s.clear_source();
   const Padded source(g, false);
   for (int64_t index = lo; index < hi; ++index) {
     const Tile tile = tile_at(g, index);
@@ -1197,7 +1213,7 @@ FD_INLINE void first_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t 
         ahead_first(ahead, bank, bank.branches[0], tile_at(g, index + 1), true);
       ahead.over(3 * strips<A>(g, tile));
       const auto back = [&](const auto& dn) FD_LAMBDA {
-        stage_backward<true>(branch.first, g, tile, s.source, s.d_source, source, bank.need_params, bank.need_x, grads, s, ahead, dn,
+        stage_backward<true>(branch.first, g, tile, s.source, source, bank.need_params, bank.need_x, grads, s, ahead, dn,
                              dx);
       };
       if (branch.separable) {
