@@ -134,8 +134,12 @@ def measure(
         start = time.perf_counter()
         done = 0
         while workers and (done < rounds[0] or (done < rounds[1] and time.perf_counter() - start < budget)):
-            for variant, worker in workers.items():
-                results[variant].seconds.append(worker.step())
+            for variant, worker in list(workers.items()):
+                try:
+                    results[variant].seconds.append(worker.step())
+                except RuntimeError as error:
+                    results[variant] = Measurement(error=str(error))
+                    del workers[variant]
             done += 1
         for variant, worker in workers.items():
             results[variant].peak_bytes, results[variant].rest_bytes = worker.memory()
