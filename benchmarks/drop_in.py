@@ -10,6 +10,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -49,7 +50,7 @@ def steps(C: int, layers: int, batch: int, size: int) -> dict[str, dict[str, Cal
             search.sgd.step()
 
         found["weight step"][name] = weight_step
-        found["search step, second order"][name] = lambda search=search: search.step(train, valid)  # type: ignore[misc]
+        found["search step, second order"][name] = partial(search.step, train, valid)
     return found
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,7 +35,7 @@ from benchmarks.cases import (  # noqa: E402
 from benchmarks.machine import Peaks, environment, measure_peaks  # noqa: E402
 from benchmarks.original import OriginalSearch  # noqa: E402
 from benchmarks.results import Results, Row, load  # noqa: E402
-from benchmarks.worker import Measurement, measure  # noqa: E402
+from benchmarks.worker import WARM_UP, Measurement, Worker, measure  # noqa: E402
 from fastdarts import SearchNetwork  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -130,6 +131,21 @@ def test_what_fails_is_told_and_the_others_are_measured() -> None:
     late = measure(MIXED_OP, [COMPILED, NCHW], CPU, 1, budget=0, rounds=(1, 1), limit=0)
     assert late[COMPILED].error == "not compiled after 0 s"
     assert late[NCHW].seconds
+
+
+def test_what_ends_in_a_timed_step_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    step, calls = Worker.step, Counter[Worker]()
+
+    def ends(self: Worker, limit: float | None = None) -> float:
+        calls[self] += 1
+        if self is next(iter(calls)) and calls[self] > WARM_UP:
+            self._process.kill()
+        return step(self, limit)
+
+    monkeypatch.setattr(Worker, "step", ends)
+    found = measure(MIXED_OP, [FUSED, NCHW], CPU, 1, budget=0, rounds=(2, 2), limit=60)
+    assert found[FUSED].error == "its process ended, most likely for lack of memory"
+    assert len(found[NCHW].seconds) == 2
 
 
 def results_of(seconds: dict[str, list[float]], peak_bytes: int = 2**30) -> Results:
