@@ -6,6 +6,7 @@ the one edge of a `MixedOp`. Op weights are given numbers, whatever relaxation m
 
 import importlib
 import importlib.util
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -92,7 +93,10 @@ def mixed_sum(
         means and biased variances.
     """
     _check(states, params, running, weights)
-    out, _, stats = torch.ops.fastdarts.mixed_sum(states, weights, params, running, plan.encoded, eps)
+    if torch.compiler.is_compiling():
+        out, _, stats = torch.ops.fastdarts.mixed_sum(states, weights, params, running, plan.encoded, eps)
+    else:
+        out, _, stats = _MixedSum.apply(len(states), running, plan.encoded, eps, weights, *states, *params)
     return out, stats
 
 
@@ -109,7 +113,10 @@ def project(x: Tensor, params: list[Tensor], running: Tensor | None, eps: float 
         [N, C, H', W'] channels-last in x's dtype, and the statistics [1, 2, C] used: mean and biased variance.
     """
     _check([x], params, running)
-    out, _, stats = torch.ops.fastdarts.project(x, params, running, eps)
+    if torch.compiler.is_compiling():
+        out, _, stats = torch.ops.fastdarts.project(x, params, running, eps)
+    else:
+        out, _, stats = _Project.apply(running, eps, x, *params)
     return out, stats
 
 
@@ -253,11 +260,18 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    need_states, need_weights, need_params, *rest = ctx.needs_input_grad
+    return (*_gradients(ctx, grad_out, need_states, need_weights, need_params), *(None for _ in rest))
+
+
+def _gradients(
+    ctx: Any, grad_out: Tensor | None, need_states: Sequence[bool], need_weights: bool, need_params: Sequence[bool]
+) -> tuple[list[Tensor | None], Tensor | None, list[Tensor | None]]:
+    """Of states, weights and params."""
     weights, out, saved, stats, *rest = ctx.saved_tensors
     states, params = rest[: ctx.inputs], rest[ctx.inputs :]
-    need_states, need_weights, need_params, *_rest = ctx.needs_input_grad
     if grad_out is None:
-        return [None] * len(states), None, [None] * len(params), None, None, None
+        return [None] * len(states), None, [None] * len(params)
     if torch.is_grad_enabled():  # somebody wants derivatives of the gradients
         d_weights, d_states, d_params = _differentiable_backward(ctx, grad_out, states, weights, params, stats)
     else:
@@ -279,9 +293,6 @@ def _backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Any, ...]:
         [d if need else None for d, need in zip(d_states, need_states, strict=True)],
         d_weights if need_weights else None,
         [d if need else None for d, need in zip(d_params, need_params, strict=True)],
-        None,
-        None,
-        None,
     )
 
 
@@ -318,6 +329,26 @@ def _grads(out: Tensor, inputs: list[Tensor], grad_out: Tensor) -> list[Tensor |
 torch.library.register_autograd("fastdarts::mixed_sum", _backward, setup_context=_setup_context, lib=_library)
 
 
+class _MixedSum(torch.autograd.Function):
+    """The operator with the same formula, for eager calls: what `register_autograd` makes walks lists as trees, which
+    takes milliseconds for the weights of a network."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, inputs: int, running: Tensor | None, plan: list[int], eps: float, weights: Tensor, *tensors: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        arguments = (tensors[:inputs], weights, tensors[inputs:], running, plan, eps)
+        output = torch.ops.fastdarts.mixed_sum.default(*arguments)
+        _setup_context(ctx, arguments, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        need_weights, *needs = ctx.needs_input_grad[4:]
+        states, weights, params = _gradients(ctx, grad_out, needs[: ctx.inputs], need_weights, needs[ctx.inputs :])
+        return None, None, None, None, weights, *states, *params
+
+
 def _setup_project(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     x, params, running, eps = inputs
     _, saved, stats = output
@@ -328,10 +359,17 @@ def _setup_project(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _project_backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    need_x, need_params, *rest = ctx.needs_input_grad
+    return (*_project_gradients(ctx, grad_out, need_x, need_params), *(None for _ in rest))
+
+
+def _project_gradients(
+    ctx: Any, grad_out: Tensor | None, need_x: bool, need_params: Sequence[bool]
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """Of x and params."""
     saved, stats, x, *params = ctx.saved_tensors
-    need_x, need_params, *_rest = ctx.needs_input_grad
     if grad_out is None:
-        return None, [None] * len(params), None, None
+        return None, [None] * len(params)
     if torch.is_grad_enabled():
         compute = stats.dtype
         running = None if ctx.training else stats
@@ -345,9 +383,26 @@ def _project_backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Any, 
     return (
         dx if need_x else None,
         [d if need else None for d, need in zip(d_params, need_params, strict=True)],
-        None,
-        None,
     )
 
 
 torch.library.register_autograd("fastdarts::project", _project_backward, setup_context=_setup_project, lib=_library)
+
+
+class _Project(torch.autograd.Function):
+    """See `_MixedSum`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, running: Tensor | None, eps: float, x: Tensor, *params: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        arguments = (x, params, running, eps)
+        output = torch.ops.fastdarts.project.default(*arguments)
+        _setup_project(ctx, arguments, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        need_x, *need_params = ctx.needs_input_grad[2:]
+        dx, d_params = _project_gradients(ctx, grad_out, need_x, need_params)
+        return None, None, dx, *d_params
