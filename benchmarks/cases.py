@@ -254,7 +254,7 @@ class FusedSearch:
 
     def weight_step(self, train: Batch) -> None:
         loss, _ = self.architect.forward(train)
-        gradients = torch.autograd.grad(loss, self.architect.flat.weights, materialize_grads=True)
+        gradients = torch.autograd.grad(loss, self.architect.flat.weights, allow_unused=True)
         self.sgd.step(gradient=self.architect.flat.gather(gradients), max_norm=5.0)
 
     def alpha_step(self, train: Batch, valid: Batch, order: int) -> None:

@@ -14,6 +14,7 @@ from torch.optim import Adam, Optimizer
 
 from fastdarts import flat_ops
 from fastdarts.flat import FlatSGD, FlatWeights, as_scalar
+from fastdarts.walk import modules_of
 
 Batch = tuple[Tensor, Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -225,12 +226,12 @@ class Architect:
                 "network.arch_parameters() are not the tensors this Architect was made with; make a new one"
             )
         held = {id(p) for group in w_optimizer.param_groups for p in group["params"]}
-        named = [(name, w) for name, w in self.network.named_parameters() if w.requires_grad]
+        parameters = (p for module in modules_of(self.network) for p in module._parameters.values() if p is not None)
         weights = self.flat.weights
-        if len(named) != len(weights) or any(a is not b for (_, a), b in zip(named, weights, strict=True)):
+        if {id(p) for p in parameters if p.requires_grad} != {id(w) for w in weights}:
             raise ValueError("the network's parameters are not those this Architect was made with; make a new one")
-        missing = [name for name, w in named if id(w) not in held]
-        if missing:
+        if any(id(w) not in held for w in weights):
+            missing = [name for name, w in self.network.named_parameters() if w.requires_grad and id(w) not in held]
             raise ValueError(
                 f"w_optimizer does not hold {len(missing)} of the network's weights (the first is {missing[0]!r}); "
                 "build it from network.parameters()"
@@ -291,4 +292,4 @@ def momentum_of(optimizer: Optimizer, flat: FlatWeights) -> Tensor | None:
     held = [optimizer.state[w].get("momentum_buffer") if w in optimizer.state else None for w in flat.weights]
     if all(m is None for m in held):
         return None
-    return flat.gather([torch.zeros_like(w) if m is None else m for w, m in zip(flat.weights, held, strict=True)])
+    return flat.gather(held)

@@ -60,7 +60,7 @@ class Cell(nn.Module):
         self._check(s0, s1, weights)
         if active is not None:
             check_active(active, [weights.shape[1]] * len(weights))
-        edges = read_fused(self.edges(), s0)
+        edges = read_fused(self.edges(), s0, active)
         if edges is None:
             states = [self.preprocess0(s0), self.preprocess1(s1)]
         else:

@@ -46,14 +46,23 @@ class FlatWeights:
             self._flatten()
         return self.buffer
 
-    def gather(self, tensors: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
-        """Tensors shaped like the weights, as one flat tensor [numel]."""
+    def gather(self, tensors: Sequence[Tensor | None], out: Tensor | None = None) -> Tensor:
+        """Tensors shaped like the weights, None for zeros, as one flat tensor [numel]."""
         if len(tensors) != len(self.weights):
             raise ValueError(f"there are {len(self.weights)} weights; got {len(tensors)} tensors")
-        in_memory_order = list(tensors)
-        for index, order in self._orders.items():
-            in_memory_order[index] = tensors[index].permute(order)
         first = self.weights[0]
+        in_memory_order: list[Tensor] = []
+        zeros = 0  # of the Nones just before
+        for index, (weight, tensor) in enumerate(zip(self.weights, tensors, strict=True)):
+            if tensor is None:
+                zeros += weight.numel()
+                continue
+            if zeros:
+                in_memory_order.append(first.new_zeros(zeros))
+                zeros = 0
+            in_memory_order.append(tensor.permute(self._orders[index]) if index in self._orders else tensor)
+        if zeros:
+            in_memory_order.append(first.new_zeros(zeros))
         if out is None:
             out = torch.empty(self.numel, dtype=first.dtype, device=first.device)
         return flat_ops.gather(in_memory_order, out)
@@ -157,8 +166,7 @@ class FlatSGD(SGD):
         (group,) = self.param_groups
         weights = self.attach()
         if gradient is None:
-            gradients = [torch.zeros_like(w) if w.grad is None else w.grad for w in self.flat.weights]
-            gradient = self.flat.gather(gradients)
+            gradient = self.flat.gather([w.grad for w in self.flat.weights])
         if lr is None:
             lr = as_scalar(group["lr"], weights.device)
         self.gradient_norm = flat_ops.norm(gradient)
@@ -195,9 +203,7 @@ class FlatSGD(SGD):
         self.flat = FlatWeights(weights)
         self._weights = self.flat.buffer
         held = [self.state[w].get("momentum_buffer") for w in weights]
-        self.momentum = self.flat.gather(
-            [torch.zeros_like(w) if m is None else m.to(w) for w, m in zip(weights, held, strict=True)]
-        )
+        self.momentum = self.flat.gather([None if m is None else m.to(w) for w, m in zip(weights, held, strict=True)])
         for w, view in zip(weights, self.flat.views(self.momentum), strict=True):
             self.state[w]["momentum_buffer"] = view
 

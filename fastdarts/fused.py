@@ -24,14 +24,19 @@ class ReadEdge(NamedTuple):
     others: list[int]
 
 
-def read(edge: "MixedOp") -> ReadEdge:
-    """Sorts a mixed op's columns into those a kernel computes and those their modules do; `none` is neither."""
+def read(edge: "MixedOp", active: Sequence[int] | None = None) -> ReadEdge:
+    """Sorts a mixed op's columns into those a kernel computes and those their modules do; `none` is neither.
+
+    Of the active columns only; None: of all.
+    """
     fused, others = {}, []
-    ops_of_edge: dict[str, nn.Module] = edge._modules["_ops"]._modules  # type: ignore[union-attr,assignment]
-    for column, (op, name) in enumerate(zip(ops_of_edge.values(), edge.primitives, strict=True)):
+    ops_of_edge = list(edge._modules["_ops"]._modules.values())  # type: ignore[union-attr]
+    for column in range(len(ops_of_edge)) if active is None else sorted(active):
+        op = ops_of_edge[column]
         if type(op) is Zero:
             continue
-        if type(op) in _MODULES.get(CANDIDATES[name].kind, ()) and not watched(op):
+        kind = CANDIDATES[edge.primitives[column]].kind
+        if type(op) in _MODULES.get(kind, ()) and not watched(op):
             fused[column] = _contents(op)
         else:
             others.append(column)

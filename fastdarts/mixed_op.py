@@ -22,14 +22,15 @@ def check_backend(backend: str) -> None:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
 
 
-def read_fused(edges: Sequence["MixedOp"], x: Tensor) -> list[fused.ReadEdge] | None:
-    """The edges as the kernels take them, or None where the modules compute them for x.
+def read_fused(edges: Sequence["MixedOp"], x: Tensor, active: Active | None) -> list[fused.ReadEdge] | None:
+    """The edges, with their active ops, as the kernels take them, or None where the modules compute them for x.
 
     RuntimeError where kernels were asked for and cannot serve.
     """
     if edges[0].backend == "reference":
         return None
-    read = [fused.read(edge) for edge in edges]
+    columns = [None] * len(edges) if active is None else active
+    read = [fused.read(edge, own) for edge, own in zip(edges, columns, strict=True)]
     reason = fused.refusal(read, x)
     if reason and edges[0].backend == "fused":
         raise RuntimeError(f"backend 'fused' cannot serve here: {reason}; use 'auto' or 'reference'")
@@ -69,12 +70,12 @@ class MixedOp(nn.Module):
         """
         check_input(x, self.C)
         self._check_weights(weights, x.device)
-        if active is not None:
-            check_active([active], [len(self._ops)])
-        edges = read_fused([self], x)
+        columns = None if active is None else [active]
+        if columns is not None:
+            check_active(columns, [len(self._ops)])
+        edges = read_fused([self], x, columns)
         if edges is not None:
-            row = op_weights_row(weights, x)
-            return fused.mixed_nodes(edges, [(0, 1)], [x], row, None if active is None else [active])
+            return fused.mixed_nodes(edges, [(0, 1)], [x], op_weights_row(weights, x), columns)
         return self.reference_forward(x, weights, active)
 
     def _check_weights(self, weights: Tensor | Sequence[float | Tensor], device: torch.device) -> None:

@@ -12,6 +12,7 @@ from fastdarts.genotype import Genotype, derive_cell, edges_of
 from fastdarts.mixed_op import Active, Backend, check_backend, check_input
 from fastdarts.reference import check_even
 from fastdarts.space import PRIMITIVES, EdgeOps, check_primitives, per_edge
+from fastdarts.walk import modules_of
 
 
 class Mix(NamedTuple):
@@ -179,7 +180,7 @@ class SearchNetwork(nn.Module):
     def frozen_statistics(self) -> Iterator[None]:
         """Inside, batch norm in train mode normalises by the batch as always and leaves its running buffers alone."""
         tracking = [
-            module for module in self.modules() if isinstance(module, nn.BatchNorm2d) and module.track_running_stats
+            module for module in modules_of(self) if isinstance(module, nn.BatchNorm2d) and module.track_running_stats
         ]
         for module in tracking:
             module.track_running_stats = False

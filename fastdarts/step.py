@@ -203,8 +203,7 @@ class SearchStep:
         optimizer, flat = self.w_optimizer, self.architect.flat
         max_norm = math.inf if self.grad_clip is None else self.grad_clip
         if isinstance(optimizer, FlatSGD):
-            known = [torch.zeros_like(w) if g is None else g for w, g in zip(flat.weights, gradients, strict=True)]
-            optimizer.step(gradient=flat.gather(known), max_norm=max_norm, lr=lr)
+            optimizer.step(gradient=flat.gather(gradients), max_norm=max_norm, lr=lr)
             return optimizer.gradient_norm
         for weight, gradient in zip(flat.weights, gradients, strict=True):
             weight.grad = gradient

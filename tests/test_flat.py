@@ -227,6 +227,10 @@ def test_gather_and_views_are_inverse_whatever_the_memory_format(memory_format: 
     for got, want in zip(flat.views(flat.gather(tensors)), tensors, strict=True):
         assert torch.equal(got, want)
     assert torch.equal(flat.gather([p.detach() for p in net.parameters()]), flat.buffer)
+    for missing in ({0, 1}, {1}, {len(tensors) - 1}, set(range(len(tensors)))):
+        some = [None if i in missing else t for i, t in enumerate(tensors)]
+        zeros = [torch.zeros_like(t) if i in missing else t for i, t in enumerate(tensors)]
+        assert torch.equal(flat.gather(some), flat.gather(zeros))
 
 
 def test_a_second_holder_takes_the_same_memory() -> None:
