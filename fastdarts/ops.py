@@ -96,7 +96,7 @@ def mixed_sum(
     if torch.compiler.is_compiling():
         out, _, stats = torch.ops.fastdarts.mixed_sum(states, weights, params, running, plan.encoded, eps)
     else:
-        out, _, stats = _MixedSum.apply(len(states), running, plan.encoded, eps, weights, *states, *params)
+        out, _, stats = _MixedSum.apply(weights, *states, *params, (len(states), running, plan.encoded, eps))
     return out, stats
 
 
@@ -116,7 +116,7 @@ def project(x: Tensor, params: list[Tensor], running: Tensor | None, eps: float 
     if torch.compiler.is_compiling():
         out, _, stats = torch.ops.fastdarts.project(x, params, running, eps)
     else:
-        out, _, stats = _Project.apply(running, eps, x, *params)
+        out, _, stats = _Project.apply(x, *params, (running, eps))
     return out, stats
 
 
@@ -334,9 +334,8 @@ class _MixedSum(torch.autograd.Function):
     takes milliseconds for the weights of a network."""
 
     @staticmethod
-    def forward(
-        ctx: Any, inputs: int, running: Tensor | None, plan: list[int], eps: float, weights: Tensor, *tensors: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, weights: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+        *tensors, (inputs, running, plan, eps) = rest
         arguments = (tensors[:inputs], weights, tensors[inputs:], running, plan, eps)
         output = torch.ops.fastdarts.mixed_sum.default(*arguments)
         _setup_context(ctx, arguments, output)
@@ -344,9 +343,9 @@ class _MixedSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        need_weights, *needs = ctx.needs_input_grad[4:]
+        need_weights, *needs = ctx.needs_input_grad[:-1]
         states, weights, params = _gradients(ctx, grad_out, needs[: ctx.inputs], need_weights, needs[ctx.inputs :])
-        return None, None, None, None, weights, *states, *params
+        return weights, *states, *params, None
 
 
 def _setup_project(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -393,9 +392,8 @@ class _Project(torch.autograd.Function):
     """See `_MixedSum`."""
 
     @staticmethod
-    def forward(
-        ctx: Any, running: Tensor | None, eps: float, x: Tensor, *params: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+        *params, (running, eps) = rest
         arguments = (x, params, running, eps)
         output = torch.ops.fastdarts.project.default(*arguments)
         _setup_project(ctx, arguments, output)
@@ -403,6 +401,6 @@ class _Project(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        need_x, *need_params = ctx.needs_input_grad[2:]
+        need_x, *need_params = ctx.needs_input_grad[:-1]
         dx, d_params = _project_gradients(ctx, grad_out, need_x, need_params)
-        return None, None, dx, *d_params
+        return dx, *d_params, None
