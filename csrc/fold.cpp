@@ -16,14 +16,15 @@ namespace {
 template <bool kBack>
 void copy(const at::Tensor& single, const at::Tensor& folded, int64_t parts, int64_t images) {
   const int64_t item = single.element_size(), n = folded.size(0), h = single.size(2), w = single.size(3);
-  const int64_t piece = single.size(1) / parts * item, step = single.stride(3) * item, folded_step = folded.stride(3) * item;
+  const int64_t part = single.size(1) / parts * item, piece = folded.size(1) / parts / images * item;
+  const int64_t step = single.stride(3) * item, folded_step = folded.stride(3) * item;
   char *const ours = static_cast<char*>(single.data_ptr()), *const theirs = static_cast<char*>(folded.data_ptr());
   const auto rows = [&](auto bytes) {  // a compile-time number where it can be: then a pixel is one load and one store
     at::parallel_for(0, n * h, at::divup(n * h, at::get_num_threads()), [&, bytes](int64_t lo, int64_t hi) {
       for (int64_t row = lo; row < hi; ++row)
         for (int64_t lane = 0; lane < parts * images; ++lane) {
           const int64_t line = row / h, y = row % h, image = line * images + lane % images;
-          char* a = ours + (image * single.stride(0) + y * single.stride(2)) * item + lane / images * piece;
+          char* a = ours + (image * single.stride(0) + y * single.stride(2)) * item + lane / images * part;
           char* b = theirs + (line * folded.stride(0) + y * folded.stride(2)) * item + lane * piece;
           for (int64_t x = 0; x < w; ++x, a += step, b += folded_step) std::memcpy(kBack ? a : b, kBack ? b : a, bytes);
         }
@@ -49,11 +50,11 @@ int64_t images_in_line(at::ScalarType dtype, int64_t n, int64_t c) {
   return images;
 }
 
-at::Tensor fold(const at::Tensor& x, int64_t parts, int64_t images) {
+at::Tensor fold(const at::Tensor& x, int64_t parts, int64_t images, int64_t groups) {
   const at::Tensor single = channels_last(x);
-  if (images == 1) return single;
+  if (images == 1 && groups == 1) return single;
   const at::Tensor folded =
-      empty_image_in_block({x.size(0) / images, images * x.size(1), x.size(2), x.size(3)}, x.scalar_type());
+      empty_image_in_block({x.size(0) / images, images * x.size(1) / groups, x.size(2), x.size(3)}, x.scalar_type());
   copy<false>(single, folded, parts, images);
   return folded;
 }

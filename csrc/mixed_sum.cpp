@@ -8,10 +8,12 @@
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <type_traits>
 #include <vector>
 
 #include "block_cache.h"
+#include "bypass.h"
 #include "fold.h"
 #include "plan.h"
 #include "schedule.h"
@@ -30,6 +32,7 @@ struct Args {
   const Plan& plan;
   bool training;
   double eps;
+  Bypass* bypass;  // of partial channels: then the tensors here hold the ops' channels alone, those of nodes in slots; or null
 };
 
 // One op of one edge as the schedule sees it.
@@ -114,6 +117,7 @@ class MixedSum {
     pack(false);
     for (int64_t state = 0; state < plan_.inputs + plan_.nodes; ++state) {
       if (state >= plan_.inputs) make_node(state);
+      if (state >= plan_.inputs && args_.bypass) args_.bypass->join(state, out_);
       for (BankSite<A, T>& site : banks_)
         if (site.source == state) run_bank(site);
     }
@@ -125,15 +129,18 @@ class MixedSum {
     load_stats();
     std::vector<View<T>> g(plan_.inputs + plan_.nodes);
     std::vector<at::Tensor> node_grads(plan_.nodes);
-    for (int64_t node = 0; node < plan_.nodes; ++node) g[plan_.inputs + node] = view_of<T>(grad_out, node * c_);
+    const at::Tensor nodes = args_.bypass ? empty_image_in_block({n_, plan_.nodes * c_, ho_, wo_}, kDtype<T>) : grad_out;
+    for (int64_t node = 0; node < plan_.nodes; ++node) g[plan_.inputs + node] = view_of<T>(nodes, node * c_);
     std::vector<bool> has_g(plan_.inputs + plan_.nodes, false);
-    for (int64_t node = 0; node < plan_.nodes; ++node) has_g[plan_.inputs + node] = true;
-    for (int64_t state = plan_.inputs + plan_.nodes - 1; state >= 0; --state)
+    for (int64_t node = 0; node < plan_.nodes; ++node) has_g[plan_.inputs + node] = !args_.bypass;
+    for (int64_t state = plan_.inputs + plan_.nodes - 1; state >= 0; --state) {
       for (BankSite<A, T>& site : banks_) {
         if (site.source != state) continue;
         const bool need_x = state >= plan_.inputs || need_states[state];
         View<T> dx{};
-        if (state >= plan_.inputs) {
+        if (state >= plan_.inputs && args_.bypass) {
+          dx = g[state];
+        } else if (state >= plan_.inputs) {
           at::Tensor& t = node_grads[state - plan_.inputs];
           t = empty_in_block({n_, ho_, wo_, c_}, kDtype<T>);
           dx = {pointer<T>(t), t.stride(0), t.stride(1), t.stride(2)};
@@ -145,8 +152,14 @@ class MixedSum {
         g[state] = dx;
         has_g[state] = true;
       }
-    for (int64_t state = 0; state < plan_.inputs; ++state)
-      if (need_states[state] && !has_g[state]) dstates[state].zero_();
+      if (args_.bypass && state >= plan_.inputs)
+        args_.bypass->part_node(state, grad_out, nodes, has_g[state]);
+      else if (args_.bypass)
+        dstates[state] = args_.bypass->part_input(state, dstates[state], has_g[state], need_states[state]);
+      else if (!has_g[state] && need_states[state])
+        dstates[state].zero_();
+    }
+    if (args_.bypass) args_.bypass->give_factors(dweights);
   }
 
  private:
@@ -636,12 +649,18 @@ class MixedSum {
 // ---- operators -------------------------------------------------------------------------------------------------------
 
 struct Shape {
-  int64_t n, c, ho, wo;
+  int64_t n, c, ho, wo;  // c: that the ops see
 };
 
-std::vector<at::Tensor> all_folded(at::TensorList states, int64_t images) {
+std::vector<at::Tensor> all_channels_last(at::TensorList states) {
   std::vector<at::Tensor> result;
-  for (const at::Tensor& t : states) result.push_back(fold(t, 1, images));
+  for (const at::Tensor& t : states) result.push_back(channels_last(t));
+  return result;
+}
+
+std::vector<at::Tensor> all_folded(at::TensorList states, const Plan& plan, int64_t images) {
+  std::vector<at::Tensor> result;
+  for (const at::Tensor& t : states) result.push_back(fold(t, 1, images, plan.groups));
   return result;
 }
 
@@ -649,9 +668,11 @@ std::vector<at::Tensor> all_folded(at::TensorList states, int64_t images) {
 Shape check(const Plan& plan, at::TensorList states, const at::Tensor& weights, at::TensorList params) {
   TORCH_CHECK_VALUE(int64_t(states.size()) == plan.inputs, "mixed_sum: plan has ", plan.inputs, " inputs; got ", states.size());
   TORCH_CHECK_VALUE(states[0].dim() == 4, "mixed_sum: states must be [N, C, H, W]");
-  Shape shape{states[0].size(0), states[0].size(1), -1, -1};
+  TORCH_CHECK_VALUE(states[0].size(1) % plan.groups == 0, "mixed_sum: C must be a multiple of K = ", plan.groups, "; got ",
+                    states[0].size(1));
+  Shape shape{states[0].size(0), states[0].size(1) / plan.groups, -1, -1};
   for (const at::Tensor& s : states)
-    TORCH_CHECK_VALUE(s.dim() == 4 && s.numel() > 0 && s.size(0) == shape.n && s.size(1) == shape.c &&
+    TORCH_CHECK_VALUE(s.dim() == 4 && s.numel() > 0 && s.size(0) == shape.n && s.size(1) == states[0].size(1) &&
                           s.scalar_type() == states[0].scalar_type(),
                       "mixed_sum: states must share N, C and dtype and not be empty; got ", s.sizes());
   for (const Edge& edge : plan.edges) {
@@ -664,7 +685,7 @@ Shape check(const Plan& plan, at::TensorList states, const at::Tensor& weights, 
     TORCH_CHECK_VALUE(shape.ho == ho && shape.wo == wo, "mixed_sum: the edges from the inputs end in different sizes");
   }
   TORCH_CHECK_VALUE(shape.ho > 0, "mixed_sum: no edge leaves an input");
-  TORCH_CHECK_VALUE(weights.dim() == 2 && weights.size(0) == int64_t(plan.edges.size()),
+  TORCH_CHECK_VALUE(weights.dim() == 2 && weights.size(0) == int64_t(plan.edges.size()) && weights.size(1) >= (plan.groups > 1),
                     "mixed_sum: weights must be [edges, ops]; got ", weights.sizes());
   TORCH_CHECK_VALUE(int64_t(params.size()) == plan.params, "mixed_sum: plan needs ", plan.params, " parameters; got ",
                     params.size());
@@ -691,22 +712,28 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> mixed_sum(at::TensorList states, 
   const Shape shape = check(plan, states, weights, params);
   const at::ScalarType dtype = states[0].scalar_type(), compute = compute_type(dtype);
   const int64_t images = images_in_line(dtype, shape.n, shape.c), n = shape.n / images, c = shape.c * images;
-  const auto xs = all_folded(states, images);
+  const auto wholes = all_channels_last(states), xs = all_folded(wholes, plan, images);
   const auto ps = in_compute_type(params, compute);
   const at::Tensor ws = weights.to(compute);
-  const at::Tensor out = empty_image_in_block({n, plan.nodes * c, shape.ho, shape.wo}, dtype);
+  const at::Tensor nodes = empty_image_in_block({n, plan.nodes * c, shape.ho, shape.wo}, dtype);
+  std::optional<Bypass> bypass;
+  at::Tensor out;
+  if (plan.groups > 1) {
+    out = empty_image_in_block({shape.n, plan.nodes * plan.groups * shape.c, shape.ho, shape.wo}, dtype);
+    bypass.emplace(plan, wholes, out, ws, images);
+  }
   const at::Tensor stats =
       running ? running->to(compute).clone(at::MemoryFormat::Contiguous) : at::empty({plan.norms, 2, shape.c}, states[0].options().dtype(compute));
   TORCH_CHECK_VALUE(stats.dim() == 3 && stats.size(0) == plan.norms && stats.size(2) == shape.c,
                     "mixed_sum: running must be [", plan.norms, ", 2, ", shape.c, "]; got ", stats.sizes());
   at::Tensor saved;
-  const Args args{xs, ws, ps, plan, !running, eps};
+  const Args args{xs, ws, ps, plan, !running, eps, bypass ? &*bypass : nullptr};
   dispatch(dtype, [&](auto a, auto t) {
     using Sum = MixedSum<decltype(a), decltype(t)>;
     saved = empty_in_block({Sum::saved_size(plan, n, c, shape.ho, shape.wo)}, dtype);
-    Sum(args, out, saved, stats).forward();
+    Sum(args, nodes, saved, stats).forward();
   });
-  return {unfold(out, plan.nodes, images), saved, stats};
+  return {bypass ? out : unfold(nodes, plan.nodes, images), saved, stats};
 }
 
 std::tuple<at::Tensor, std::vector<at::Tensor>, std::vector<at::Tensor>> mixed_sum_backward(
@@ -720,10 +747,13 @@ std::tuple<at::Tensor, std::vector<at::Tensor>, std::vector<at::Tensor>> mixed_s
                     "mixed_sum_backward: grad_out must have the output's shape ", out.sizes(), "; got ", grad_out.sizes());
   const int64_t images = images_in_line(dtype, shape.n, shape.c), n = shape.n / images, c = shape.c * images;
   const bool reads_nodes = std::any_of(plan.edges.begin(), plan.edges.end(), [&](const Edge& e) { return e.source >= plan.inputs; });
-  const auto xs = all_folded(states, images);
+  const auto wholes = all_channels_last(states), xs = all_folded(wholes, plan, images);
   const auto ps = in_compute_type(params, compute);
-  const at::Tensor ws = weights.to(compute), g = fold(grad_out.to(dtype), plan.nodes, images);
-  const at::Tensor nodes = reads_nodes ? fold(out, plan.nodes, images) : out;
+  const at::Tensor ws = weights.to(compute), out_whole = reads_nodes ? channels_last(out) : out;
+  const at::Tensor nodes = reads_nodes ? fold(out_whole, plan.nodes, images, plan.groups) : out;
+  const at::Tensor g = plan.groups > 1 ? channels_last(grad_out.to(dtype)) : fold(grad_out.to(dtype), plan.nodes, images);
+  std::optional<Bypass> bypass;
+  if (plan.groups > 1) bypass.emplace(plan, wholes, out_whole, ws, images);
   at::Tensor dweights = at::zeros_like(ws, at::MemoryFormat::Contiguous);
   std::vector<at::Tensor> dparams, dstates;
   std::vector<bool> need;
@@ -732,14 +762,14 @@ std::tuple<at::Tensor, std::vector<at::Tensor>, std::vector<at::Tensor>> mixed_s
     need.push_back(need_states[i] != 0);
     dstates.push_back(need_states[i] ? empty_image_in_block(xs[i].sizes(), dtype) : at::empty({0}, xs[i].options()));
   }
-  const Args args{xs, ws, ps, plan, training, eps};
+  const Args args{xs, ws, ps, plan, training, eps, bypass ? &*bypass : nullptr};
   dispatch(dtype, [&](auto a, auto t) {
     using Sum = MixedSum<decltype(a), decltype(t)>;
     TORCH_CHECK_VALUE(saved.numel() == Sum::saved_size(plan, n, c, shape.ho, shape.wo), "mixed_sum_backward: saved");
     Sum(args, nodes, saved, stats).backward(g, need_params, need, dweights, dparams, dstates);
   });
   for (size_t i = 0; i < xs.size(); ++i)
-    if (need[i]) dstates[i] = unfold(dstates[i], 1, images);
+    if (need[i] && !bypass) dstates[i] = unfold(dstates[i], 1, images);
   for (size_t i = 0; need_params && i < ps.size(); ++i) dparams[i] = dparams[i].to(params[i].scalar_type());
   return {dweights.to(weights.scalar_type()), dstates, dparams};
 }

@@ -22,6 +22,7 @@ struct Edge {
 
 struct Plan {
   int64_t inputs, nodes;
+  int64_t groups;  // K of partial channels, or 1
   int64_t params = 0, norms = 0;
   std::vector<Edge> edges;
 
@@ -33,8 +34,9 @@ struct Plan {
     };
     inputs = next();
     nodes = next();
+    groups = next();
     const int64_t count = next();
-    TORCH_CHECK_VALUE(inputs > 0 && nodes > 0 && count >= 0, "plan: inputs and nodes must be positive");
+    TORCH_CHECK_VALUE(inputs > 0 && nodes > 0 && groups > 0 && count >= 0, "plan: inputs, nodes and K must be positive");
     for (int64_t e = 0; e < count; ++e) {
       Edge edge{next(), next(), next(), {}};
       TORCH_CHECK_VALUE(edge.source >= 0 && edge.source < edge.node && edge.node >= inputs && edge.node < inputs + nodes &&

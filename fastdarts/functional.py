@@ -1,5 +1,7 @@
 """The mixed sum in plain torch functions: what the operators compute, differentiable as often as one likes."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,6 +15,7 @@ def mixed_sum(
 ) -> Tensor:
     """[N, nodes * C, H', W'] from the inputs [N, C, H, W] of a plan; see `fastdarts.ops.mixed_sum`."""
     known = list(states)
+    size = states[0].shape[1] // plan.K
     totals: dict[int, Tensor] = {}
     param = norm = 0
     made: list[Tensor] = []
@@ -24,12 +27,38 @@ def mixed_sum(
                 p, n = _offsets(plan, e, column)
                 param, norm = param_count(c, edge.stride), norm_count(c, edge.stride)
                 stats = None if running is None else running[n : n + norm]
-                value = _op(c, edge.stride, known[edge.source], params[p : p + param], stats, eps)
+                value = _op(c, edge.stride, known[edge.source][:, :size], params[p : p + param], stats, eps)
                 term = weights[e, column] * value
                 totals[node] = totals[node] + term if node in totals else term
-        known.append(totals[node] if node in totals else _zeros(states, weights, plan))
+        own = totals[node] if node in totals else _zeros([x[:, :size] for x in states], weights, plan)
+        here = [e for e, edge in enumerate(plan.edges) if edge.node == node] if plan.K > 1 else []
+        passing = [passed_by(known[plan.edges[e].source], plan.K, plan.edges[e].stride) for e in here]
+        known.append(shuffled(own, passing, weights[here, -1]) if here else own)
         made.append(known[-1])
     return torch.cat(made, dim=1)
+
+
+def passed_by(state: Tensor, K: int, stride: int) -> Tensor:
+    """The channels of a state behind the first 1/K; at stride 2 through a 2x2 max-pooling."""
+    rest = state[:, state.shape[1] // K :]
+    return F.max_pool2d(rest, 2, ceil_mode=True) if stride == 2 else rest
+
+
+def shuffled(own: Tensor, passing: Sequence[Tensor], factors: Tensor) -> Tensor:
+    """A node of PC-DARTS: what ops made of C/K channels and the sum of what passed them by, as K groups, shuffled.
+
+    Channel j of group g becomes channel j * K + g; group 0 is `own`.
+
+    Args:
+        own: [N, C/K, H, W].
+        passing: [N, C - C/K, H, W] each.
+        factors: [len(passing)].
+    Returns:
+        [N, C, H, W], channels-last.
+    """
+    terms = [f * x for f, x in zip(factors.to(own.dtype), passing, strict=True)]
+    groups = torch.cat([own, sum(terms[1:], terms[0])], dim=1).permute(0, 2, 3, 1).unflatten(3, (-1, own.shape[1]))
+    return groups.transpose(3, 4).flatten(3).permute(0, 3, 1, 2)
 
 
 def _zeros(states: list[Tensor], weights: Tensor, plan: MixedPlan) -> Tensor:

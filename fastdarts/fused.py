@@ -67,6 +67,7 @@ def mixed_nodes(
     states: Sequence[Tensor],
     weights: Tensor,
     active: Sequence[Sequence[int]] | None = None,
+    K: int = 1,
 ) -> Tensor:
     """The nodes of a graph of mixed edges, [N, nodes * C, H', W'].
 
@@ -76,6 +77,7 @@ def mixed_nodes(
         states: the inputs, [N, C, H, W] each.
         weights: [edges, ops].
         active: the columns that run, for each edge; None: all but those whose weight is a constant 0.
+        K: of partial channels, see `MixedPlan`; above 1 only on a CPU and where every op has a kernel.
     """
     dtype = storage_dtype(states[0])
     inputs = [state.to(dtype) for state in states]
@@ -83,7 +85,7 @@ def mixed_nodes(
         active = [_needed(edge, row) for edge, row in zip(edges, _skippable(weights), strict=True)]
     needed = [_only(edge, columns) for edge, columns in zip(edges, active, strict=True)]
     if not any(edge.others for edge in needed):
-        return _run(needed, tuple(ends), inputs, weights)
+        return _run(needed, tuple(ends), inputs, weights, K)
     # Nodes with ops that have no kernel are made one by one, so that their modules see finished states.
     made: list[Tensor] = []
     for node in range(len(states), max(target for _, target in ends) + 1):
@@ -113,8 +115,10 @@ def preprocess(module: FactorizedReduce | ReLUConvBN, x: Tensor) -> Tensor:
     return out
 
 
-def _run(edges: Sequence[ReadEdge], ends: tuple[tuple[int, int], ...], states: list[Tensor], weights: Tensor) -> Tensor:
-    plan = _plan(len(states), ends, tuple((e.edge.stride, e.edge.primitives, tuple(e.fused)) for e in edges))
+def _run(
+    edges: Sequence[ReadEdge], ends: tuple[tuple[int, int], ...], states: list[Tensor], weights: Tensor, K: int = 1
+) -> Tensor:
+    plan = _plan(len(states), ends, tuple((e.edge.stride, e.edge.primitives, tuple(e.fused)) for e in edges), K)
     params = [param for edge in edges for params, _ in edge.fused.values() for param in params]
     norms = [norm for edge in edges for _, norms in edge.fused.values() for norm in norms]
     training, eps, running = False, 1e-5, None
@@ -137,13 +141,16 @@ def _check_values(x: Tensor, stride: int) -> None:
 
 @lru_cache(maxsize=1024)
 def _plan(
-    inputs: int, ends: tuple[tuple[int, int], ...], edges: tuple[tuple[int, tuple[str, ...], tuple[int, ...]], ...]
+    inputs: int,
+    ends: tuple[tuple[int, int], ...],
+    edges: tuple[tuple[int, tuple[str, ...], tuple[int, ...]], ...],
+    K: int,
 ) -> MixedPlan:
     planned = tuple(
         PlannedEdge(source, node, stride, edge_ops(primitives, columns))
         for (source, node), (stride, primitives, columns) in zip(ends, edges, strict=True)
     )
-    return MixedPlan(inputs, max(node for _, node in ends) + 1 - inputs, planned)
+    return MixedPlan(inputs, max(node for _, node in ends) + 1 - inputs, planned, K)
 
 
 def _skippable(weights: Tensor) -> list[list[float] | None]:

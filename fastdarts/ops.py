@@ -83,14 +83,14 @@ def mixed_sum(
 
     Args:
         states: the plan's inputs, [N, C, H, W] each, any layout; float32, float64, bfloat16.
-        weights: [edges, ops].
+        weights: [edges, ops]; with partial channels (`plan.K`) [edges, ops + 1].
         params: the convolutions' weights in plan order, each op's as its reference module registers them.
-        running: None to normalise by the batch, or the running statistics [norms, 2 (mean, variance), C].
+        running: None to normalise by the batch, or the running statistics [norms, 2 (mean, variance), C / plan.K].
         plan: which ops run on which edge.
         eps: of the batch norms.
     Returns:
-        The nodes, [N, nodes * C, H', W'] channels-last in the states' dtype, and the statistics [norms, 2, C] used:
-        means and biased variances.
+        The nodes, [N, nodes * C, H', W'] channels-last in the states' dtype, and the statistics [norms, 2, C / plan.K]
+        used: means and biased variances.
     """
     _check(states, params, running, weights)
     if torch.compiler.is_compiling():
@@ -157,9 +157,9 @@ def _padded_channels(storage: torch.dtype, C: int) -> int:
     return -(-C // _line(storage)) * _line(storage)
 
 
-def _images_in_line(x: Tensor) -> int:
+def _images_in_line(x: Tensor, C: int) -> int:
     """Images that share a cache line's padded channels: on CPUs as many as fit and divide N (csrc/fold.h)."""
-    N, C = x.shape[:2]
+    N = x.shape[0]
     most = max(_line(x.dtype) // C, 1) if x.device.type == "cpu" else 1
     return max(images for images in range(1, most + 1) if N % images == 0)
 
@@ -180,13 +180,14 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:
     decoded, x = decode(plan), states[0]
     source = next(edge for edge in decoded.edges if edge.source < decoded.inputs)
-    N, C = x.shape[:2]
+    N, C = x.shape[0], x.shape[1] // decoded.K
     H, W = (-(-size // source.stride) for size in states[source.source].shape[2:])
     norms = sum(norm_count(c, edge.stride) for edge in decoded.edges for _, c in edge.ops)
-    images = _images_in_line(x)
+    images = _images_in_line(x, C)
     pixels = N // images * H * W
     saved = x.new_empty((_saved_tensors(decoded) * pixels * _padded_channels(x.dtype, C * images),))
-    return _empty_image(x, decoded.nodes * C, H, W), saved, x.new_empty((norms, 2, C), dtype=_compute_dtype(x.dtype))
+    out = _empty_image(x, decoded.nodes * decoded.K * C, H, W)
+    return out, saved, x.new_empty((norms, 2, C), dtype=_compute_dtype(x.dtype))
 
 
 @torch.library.register_fake("fastdarts::mixed_sum_backward", lib=_library)

@@ -26,17 +26,23 @@ class PlannedEdge:
 
 @dataclass(frozen=True)
 class MixedPlan:
-    """`inputs` given states, then `nodes` computed ones: sums of edges' ops. Edge e reads row e of the weights."""
+    """`inputs` given states, then `nodes` computed ones: sums of edges' ops. Edge e reads row e of the weights.
+
+    With K > 1 channels are partial, as in PC-DARTS: an edge's ops see the first 1/K of its source's, the others pass
+    them by, weighted with the last column of the weights, and the sums of both are shuffled into a node; see
+    `fastdarts.functional.shuffled`.
+    """
 
     inputs: int
     nodes: int
     edges: tuple[PlannedEdge, ...]
+    K: int = 1
 
     encoded: list[int] = field(init=False, compare=False, repr=False)
     """The plan as csrc/plan.h reads it."""
 
     def __post_init__(self) -> None:
-        code = [self.inputs, self.nodes, len(self.edges)]
+        code = [self.inputs, self.nodes, self.K, len(self.edges)]
         for edge in self.edges:
             code += [edge.source, edge.node, edge.stride, len(edge.ops)]
             for column, c in edge.ops:
@@ -49,7 +55,7 @@ def decode(code: list[int]) -> MixedPlan:
     fused = [c for c in CANDIDATES.values() if c.kind in KIND_CODES]
     by_geometry = {(KIND_CODES[c.kind], c.kernel, c.dilation): c for c in fused}
     numbers: Iterator[int] = iter(code)
-    inputs, nodes, count = next(numbers), next(numbers), next(numbers)
+    inputs, nodes, K, count = next(numbers), next(numbers), next(numbers), next(numbers)
     edges = []
     for _ in range(count):
         source, node, stride, ops = next(numbers), next(numbers), next(numbers), next(numbers)
@@ -61,7 +67,7 @@ def decode(code: list[int]) -> MixedPlan:
                 tuple((next(numbers), by_geometry[next(numbers), next(numbers), next(numbers)]) for _ in range(ops)),
             )
         )
-    return MixedPlan(inputs, nodes, tuple(edges))
+    return MixedPlan(inputs, nodes, tuple(edges), K)
 
 
 def param_count(c: Candidate, stride: int) -> int:

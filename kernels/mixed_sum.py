@@ -108,6 +108,8 @@ def mixed_sum_backward(
 def _check(states: list[Tensor], weights: Tensor, params: list[Tensor], plan: Sequence[int]) -> None:
     """ValueError unless everything has the size that the kernels will take it for."""
     decoded, shape = decode(list(plan)), states[0].shape
+    if decoded.K != 1:
+        raise ValueError(f"mixed_sum: no GPU kernel for partial channels; got a plan with K = {decoded.K}")
     if len(states) != decoded.inputs:
         raise ValueError(f"mixed_sum: plan has {decoded.inputs} inputs; got {len(states)} states")
     for state in states:

@@ -119,6 +119,7 @@ def test_only_what_is_needed() -> None:
         (lambda c: c.params.pop(), "elements"),
         (lambda c: setattr(c, "weights", c.weights[:, :2]), "no column 2"),
         (lambda c: setattr(c, "states", [c.states[0][:, :, :0]]), "states must be"),
+        (lambda c: setattr(c, "plan", replace(c.plan, K=2)), "no GPU kernel for partial channels"),
     ],
 )
 def test_wrong_sizes_are_refused(change, message: str) -> None:

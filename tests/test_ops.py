@@ -28,9 +28,9 @@ def one_edge(stride: int, primitives: tuple[str, ...] = PRIMITIVES) -> MixedPlan
     return MixedPlan(1, 1, (PlannedEdge(0, 1, stride, edge_ops(primitives)),))
 
 
-def reduction_cell(primitives: tuple[str, ...]) -> MixedPlan:
+def reduction_cell(primitives: tuple[str, ...], K: int = 1) -> MixedPlan:
     ends = edges_of(2)
-    return MixedPlan(2, 2, tuple(PlannedEdge(s, t, 2 if s < 2 else 1, edge_ops(primitives)) for s, t in ends))
+    return MixedPlan(2, 2, tuple(PlannedEdge(s, t, 2 if s < 2 else 1, edge_ops(primitives)) for s, t in ends), K)
 
 
 def arguments(
@@ -39,6 +39,7 @@ def arguments(
     """states, weights, params, running of a plan."""
     compute = torch.promote_types(dtype, torch.float32)
     states = [torch.randn(N, C, *size).to(dtype) for _ in range(plan.inputs)]
+    C //= plan.K
     params: list[Tensor] = []
     for edge in plan.edges:
         for _, c in edge.ops:
@@ -50,7 +51,7 @@ def arguments(
                 params.append(torch.randn(shape, dtype=compute) / 2)
     norms = sum(norm_count(c, edge.stride) for edge in plan.edges for _, c in edge.ops)
     running = torch.stack([torch.randn(norms, C), torch.rand(norms, C) + 0.5], dim=1).to(compute)
-    weights = torch.randn(len(plan.edges), columns, dtype=compute).softmax(-1)
+    weights = torch.randn(len(plan.edges), columns + (plan.K > 1), dtype=compute).softmax(-1)
     return states, weights, params, None if training else running
 
 
@@ -60,7 +61,11 @@ def learned(tensors: list[Tensor]) -> list[Tensor]:
 
 @DTYPES
 @TRAINING
-@pytest.mark.parametrize("plan", [one_edge(1), one_edge(2), reduction_cell(PRIMITIVES)], ids=["one", "two", "cell"])
+@pytest.mark.parametrize(
+    "plan",
+    [one_edge(1), one_edge(2), reduction_cell(PRIMITIVES), reduction_cell(PRIMITIVES, K=3)],
+    ids=["one", "two", "cell", "partial"],
+)
 def test_opcheck_mixed_sum(plan: MixedPlan, training: bool, dtype: torch.dtype) -> None:
     states, weights, params, running = arguments(plan, 6, (5, 4), dtype, training)
     call = (learned(states), weights.requires_grad_(), learned(params), running, plan.encoded, 1e-5)
@@ -129,9 +134,10 @@ def test_gradcheck_mixed_sum(primitives: tuple[str, ...], stride: int, training:
     assert gradgradcheck(call, inputs, fast_mode=True)
 
 
-def test_gradcheck_of_a_cell() -> None:
-    plan = reduction_cell(("dil_conv_3x3", "avg_pool_3x3", "skip_connect"))
-    states, weights, params, _ = arguments(plan, 2, (3, 4), torch.float64, True, columns=3)
+@pytest.mark.parametrize("K", [1, 2])
+def test_gradcheck_of_a_cell(K: int) -> None:
+    plan = reduction_cell(("dil_conv_3x3", "avg_pool_3x3", "skip_connect"), K)
+    states, weights, params, _ = arguments(plan, 2 * K, (3, 4), torch.float64, True, columns=3)
 
     def call(x: Tensor, y: Tensor, w: Tensor, *p: Tensor) -> Tensor:
         return ops.mixed_sum([x, y], w, list(p), None, plan)[0]
@@ -215,11 +221,13 @@ def test_statistics_of_project() -> None:
 
 
 @TRAINING
+@pytest.mark.parametrize("K", [1, 3])
 @pytest.mark.parametrize(("C", "N", "images"), [(4, 2, 2), (2, 3, 3), (2, 8, 4), (1, 5, 5), (4, 3, 1), (5, 4, 1)])
-def test_images_that_share_the_lanes(C: int, N: int, images: int, training: bool) -> None:
+def test_images_that_share_the_lanes(C: int, N: int, images: int, K: int, training: bool) -> None:
     """A line has 8 numbers in float64: where channels leave room for more of N images, these stand side by side."""
-    plan = reduction_cell(PRIMITIVES if C % 2 == 0 else tuple(name for name in PRIMITIVES if name != "skip_connect"))
-    states, weights, params, running = arguments(plan, C, (5, 4), torch.float64, training, N=N)
+    names = PRIMITIVES if C % 2 == 0 else tuple(name for name in PRIMITIVES if name != "skip_connect")
+    plan = reduction_cell(names, K)
+    states, weights, params, running = arguments(plan, C * K, (5, 4), torch.float64, training, N=N)
     pools = 3 * 2  # of three states
     tensors = pools + sum(norm_count(c, edge.stride) for edge in plan.edges for _, c in edge.ops if not c.is_pool)
     _, saved, _ = torch.ops.fastdarts.mixed_sum(states, weights, params, running, plan.encoded, 1e-5)
@@ -231,6 +239,33 @@ def test_images_that_share_the_lanes(C: int, N: int, images: int, training: bool
     g = torch.randn_like(out)
     for a, b in zip(torch.autograd.grad(out, leaves, g), torch.autograd.grad(want, leaves, g), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-7 if C == 1 else 1e-9)  # one channel: gradients cancel
+
+
+@DTYPES
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("K", "size"), [(4, 4), (4, 8), (4, 16), (2, 4), (3, 5), (8, 1)])
+def test_channels_that_pass_by(K: int, size: int, stride: int, dtype: torch.dtype) -> None:
+    """Without batch norms, so that only roundings differ from float64: each of a handful moves a tensor by at most eps
+    of its norm. Whole numbers, so that maxima meet their likes."""
+    edges = [(s, t, stride if s < 2 else 1) for s, t in edges_of(2)]
+    ops_of = {1: edge_ops(("skip_connect",)), 2: ()}
+    plan = MixedPlan(2, 2, tuple(PlannedEdge(s, t, r, ops_of[r]) for s, t, r in edges), K)
+    states = [torch.randn(4, 1 + K * size, 5, 6).round().to(dtype)[:, 1:] for _ in range(2)]
+    weights = torch.randn(len(edges), 2, dtype=torch.promote_types(dtype, torch.float32))
+    ours = learned([*states, weights])
+    exact = [t.detach().double().requires_grad_() for t in ours]
+    out, _ = ops.mixed_sum(ours[:2], ours[2], [], None, plan)
+    want = functional.mixed_sum(exact[:2], exact[2], [], None, plan, 1e-5)
+    g = torch.randn_like(out)
+    got, true = torch.autograd.grad(out, ours, g), torch.autograd.grad(want, exact, g.double())
+    for a, b in zip([out, *got], [want, *true], strict=True):
+        assert (a.double() - b).norm() <= 8 * torch.finfo(dtype).eps * b.norm()
+
+
+def test_partial_channels_must_divide() -> None:
+    states = [torch.zeros(2, 5, 4, 4)] * 2
+    with pytest.raises(ValueError, match="C must be a multiple of K = 2; got 5"):
+        ops.mixed_sum(states, torch.zeros(5, 2), [], None, reduction_cell(("none",), K=2))
 
 
 def test_running_statistics_of_any_layout() -> None:
@@ -256,14 +291,16 @@ def test_a_node_without_edges_is_zero() -> None:
 
 
 def test_plans_survive_their_encoding() -> None:
-    for plan in (one_edge(2), reduction_cell(("sep_conv_7x7", "dil_conv_5x5", "skip_connect")), one_edge(1, ("none",))):
+    cell = reduction_cell(("sep_conv_7x7", "dil_conv_5x5", "skip_connect"), K=4)
+    for plan in (one_edge(2), cell, one_edge(1, ("none",))):
         assert decode(plan.encoded) == plan
 
 
-def test_gradients_that_nobody_wants() -> None:
+@pytest.mark.parametrize("K", [1, 2])
+def test_gradients_that_nobody_wants(K: int) -> None:
     """Alphas alone, weights alone, an input alone: the same numbers as all of them together."""
-    plan = reduction_cell(PRIMITIVES)
-    states, weights, params, _ = arguments(plan, 4, (6, 5), torch.float64, True)
+    plan = reduction_cell(PRIMITIVES, K)
+    states, weights, params, _ = arguments(plan, 4 * K, (6, 5), torch.float64, True)
     everything = [*states, weights, *params]
 
     def gradients(wanted: set[int]) -> list[Tensor | None]:

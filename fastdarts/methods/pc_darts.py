@@ -13,9 +13,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import max_pool2d
 
-from fastdarts import fused, shuffled_sum
+from fastdarts import functional, fused
 from fastdarts.cell import Cell
 from fastdarts.config import SearchConfig
 from fastdarts.genotype import Genotype, edges_of
@@ -103,24 +102,25 @@ class PartialCell(Cell):
     ) -> Tensor:
         if self.K == 1:
             return super()._nodes(states, weights[:, :-1], active, edges)
-        join = shuffled_sum.plain if edges is None else shuffled_sum.shuffled_sum
+        if edges is not None and states[0].device.type == "cpu" and not any(edge.others for edge in edges):
+            return fused.mixed_nodes(edges, edges_of(self.steps), states, weights, active, self.K)
         arriving: list[list[Tensor]] = [[] for _ in range(self.steps)]  # at each node, what its edges' ops give
         passing: list[Tensor] = []  # of each state, the other channels
         nodes: list[Tensor] = []
 
         def send(source: int, state: Tensor) -> None:
-            mine, rest = self._split(state)
+            mine = state[:, : state.shape[1] // self.K]
             leaving = [e for e, (start, _) in enumerate(edges_of(self.steps)) if start == source]
             sent = self._through_ops(mine, leaving, weights, active, edges)
             for terms, term in zip(arriving[-len(leaving) :], sent, strict=True):
                 terms.append(term)
-            halved = self.reduction and source < 2
-            passing.append(max_pool2d(rest, 2, ceil_mode=True) if halved else rest)
+            passing.append(functional.passed_by(state, self.K, 2 if self.reduction and source < 2 else 1))
 
         for source, state in enumerate(states):
             send(source, state)
         for node, here in enumerate(groups(self.steps)):
-            nodes.append(join(arriving[node], passing, weights[here, -1]))
+            own = sum(arriving[node][1:], arriving[node][0])
+            nodes.append(functional.shuffled(own, passing, weights[here, -1]))
             if node + 1 < self.steps:
                 send(2 + node, nodes[-1])
         return torch.cat(nodes, dim=1)
@@ -142,7 +142,3 @@ class PartialCell(Cell):
         ends = [(0, 1 + i) for i in range(len(leaving))]
         nodes = fused.mixed_nodes([edges[e] for e in leaving], ends, [x], torch.stack(rows), runs)
         return nodes.chunk(len(leaving), dim=1)
-
-    def _split(self, state: Tensor) -> tuple[Tensor, Tensor]:
-        C = state.shape[1]
-        return state.split([C // self.K, C - C // self.K], dim=1)

@@ -7,10 +7,10 @@ from torch import nn
 from torch.nn.functional import max_pool2d
 
 from fastdarts.cell import Cell
+from fastdarts.functional import shuffled
 from fastdarts.genotype import edges_of
 from fastdarts.methods.edges import groups, softmax_by_node
 from fastdarts.methods.pc_darts import PartialCell
-from fastdarts.shuffled_sum import shuffled_sum
 
 
 def test_sizes():
@@ -22,7 +22,7 @@ def test_sizes():
 
 def test_channel_map():
     x = torch.arange(16.0).reshape(1, 16, 1, 1)
-    order = shuffled_sum([x[:, :4]], [x[:, 4:]], torch.ones(1)).flatten().tolist()
+    order = shuffled(x[:, :4], [x[:, 4:]], torch.ones(1)).flatten().tolist()
     assert order == [0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15]
 
 
@@ -35,10 +35,13 @@ def plain_edge(ops: nn.Module, x: torch.Tensor, weights: torch.Tensor, K: int, s
     return y.view(N, K, C // K, *y.shape[2:]).transpose(1, 2).flatten(1, 2)
 
 
-@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("how", ["auto", "reference", "a module that is watched"])
 @pytest.mark.parametrize("reduction", [False, True])
-def test_a_cell_is_the_papers(reduction, backend):
+def test_a_cell_is_the_papers(reduction, how):
+    backend = "reference" if how == "reference" else "auto"
     cell = PartialCell(4, 4, 6, 6, 8, reduction, False, backend=backend, K=4).double()
+    if how == "a module that is watched":
+        cell.edges()[3]._ops[4].register_forward_hook(lambda *_: None)
     s0, s1 = torch.randn(2, 3, 6, 8, 8, dtype=torch.float64, requires_grad=True)
     alpha = torch.randn(14, 8, dtype=torch.float64, requires_grad=True)
     beta = torch.randn(14, dtype=torch.float64, requires_grad=True)
