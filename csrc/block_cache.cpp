@@ -15,7 +15,8 @@ namespace {
 
 constexpr int64_t kPage = 2 << 20;  // blocks of at least this size start and end on huge pages
 constexpr int64_t kLine = 64;
-constexpr int64_t kSlack = 4;  // a quarter more than asked for serves too, and a quarter more than the most in use is kept
+constexpr int64_t kSlack = 4;  // a quarter more than asked for serves too
+constexpr int64_t kKept = 32;  // a 32nd more than the most in use at once is kept
 #if defined(__SANITIZE_ADDRESS__)
 constexpr bool kSanitized = true;
 #else
@@ -55,14 +56,15 @@ void* acquire_block(int64_t bytes) {
   std::lock_guard<std::mutex> lock(c.mutex);
   void* block = nullptr;
   int64_t have = size;
+  const int64_t limit = c.most_used + c.most_used / kKept;
   auto it = c.free.lower_bound(size);
-  if (it != c.free.end() && it->first <= size + size / kSlack) {
+  // Better a block that is far too large than fresh pages in the place of others: where memory is short, it lies idle.
+  if (it != c.free.end() && (it->first <= size + size / kSlack || c.used_bytes + c.free_bytes + size > limit)) {
     block = it->second;
     have = it->first;
     c.free_bytes -= have;
     c.free.erase(it);
   } else {
-    const int64_t limit = c.most_used + c.most_used / kSlack;
     while (!c.free.empty() && c.used_bytes + c.free_bytes + size > limit) c.drop_smallest();
     TORCH_CHECK_WITH(OutOfMemoryError, posix_memalign(&block, unit, size) == 0, "not enough memory: fastdarts tried to allocate ",
                      size, " bytes");

@@ -7,8 +7,7 @@
 
 namespace fastdarts {
 
-// Uninitialised, 64-byte aligned; give back with release_block. No more than a quarter above the most
-// that was in use at once is kept.
+// Uninitialised, 64-byte aligned; give back with release_block. Hardly more is kept than the most that was in use at once.
 void* acquire_block(int64_t bytes);
 void release_block(void* block);
 // Frees every block not in use; returns the bytes freed.

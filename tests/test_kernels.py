@@ -1,6 +1,7 @@
 """The Triton kernels against the plain formulas in float64; without a GPU in Triton's interpreter, on CPU tensors."""
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
