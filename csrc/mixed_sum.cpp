@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <memory>
 #include <optional>
 #include <type_traits>
@@ -22,7 +21,6 @@
 namespace fastdarts {
 namespace {
 
-constexpr int64_t kGroupBytes = 8 << 20;  // of tensors that a group of branches reads twice in backward: a third-level cache's
 constexpr int64_t kTileBytes = 192 << 10;  // of one tensor's tile: with the others of a pass it stays in a 1 MiB L2
 
 struct Args {
@@ -56,22 +54,13 @@ struct BankSite {  // a bank and where its things come from; ops and branches st
   std::vector<Branch<A, T>> branches;
   std::vector<OpSite<A, T>> ops;
 
-  // visit(first op, one past the last, edge) for groups of an edge's ops, with the bank set to their branches. What a group's
-  // passes read again may still be in the cache: a group has at most `tensors` of those, or one branch.
+  // visit(first op, one past the last, edge) for each edge, with the bank set to its branches.
   template <class F>
-  void over_groups(int64_t tensors, const F& visit) {
-    const auto tensors_of = [&](const OpSite<A, T>& o) { return o.branch < 0 ? 0 : branches[o.branch].separable ? 3 : 1; };
-    int64_t branch = 0;
-    for (size_t lo = 0, hi; lo < ops.size(); lo = hi) {
-      int64_t count = 0;
-      bank.branches = branches.data() + branch;
-      for (hi = lo; hi < ops.size() && ops[hi].edge == ops[lo].edge; ++hi) {
-        const int64_t more = tensors_of(ops[hi]);
-        if (count && more && count + more > tensors) break;
-        count += more;
-        branch += more > 0;
-      }
-      bank.count = branches.data() + branch - bank.branches;
+  void over_edges(const F& visit) {
+    bank.branches = branches.data();
+    for (size_t lo = 0, hi; lo < ops.size(); lo = hi, bank.branches += bank.count) {
+      bank.count = 0;
+      for (hi = lo; hi < ops.size() && ops[hi].edge == ops[lo].edge; ++hi) bank.count += ops[hi].branch >= 0;
       bank.starts = lo == 0;
       bank.finishes = hi == ops.size();
       visit(&ops[lo], &ops[lo] + (hi - lo), *ops[lo].edge);
@@ -362,7 +351,7 @@ class MixedSum {
     const Bank<A, T>& bank = site.bank;
     const int64_t size = ScratchLayout(bank.geo).total();
     Block<A> scratch(size * chunks_);
-    site.over_groups(std::numeric_limits<int64_t>::max(), [&](OpSite<A, T>* begin, OpSite<A, T>* end, const Edge&) {
+    site.over_edges([&](OpSite<A, T>* begin, OpSite<A, T>* end, const Edge&) {
       over_tiles(bank.geo, [&](int64_t lo, int64_t hi, int64_t chunk) {
         kernels_.first_forward(bank, lo, hi, chunk, scratch.data() + chunk * size);
       });
@@ -510,9 +499,8 @@ class MixedSum {
     const auto separables = [&] {
       return std::count_if(bank.branches, bank.branches + bank.count, [](const auto& b) { return b.separable; });
     };
-    const int64_t tensors = kGroupBytes / (plane * int64_t(sizeof(T)));
     int64_t most = 0;
-    site.over_groups(tensors, [&](OpSite<A, T>*, OpSite<A, T>*, const Edge&) { most = std::max<int64_t>(most, separables()); });
+    site.over_edges([&](OpSite<A, T>*, OpSite<A, T>*, const Edge&) { most = std::max<int64_t>(most, separables()); });
     Block<A> dz(most * plane), dx_partial(need_x ? n_ * bank.geo.h * bank.geo.w * cp_ : 0);
     Block<A> scratch(size * chunks_), grads(need_params ? grads_size * chunks_ : 0);
     bank.dx_partial = dx_partial.data();
@@ -520,7 +508,7 @@ class MixedSum {
       std::fill(grads.data() + lo * grads_size, grads.data() + hi * grads_size, A(0));
     });
 
-    site.over_groups(tensors, [&](OpSite<A, T>* begin, OpSite<A, T>* end, const Edge& edge) {
+    site.over_edges([&](OpSite<A, T>* begin, OpSite<A, T>* end, const Edge& edge) {
       sum_terms(site, begin, end, g[edge.node]);
       A* row = pointer<A>(dweights) + begin->edge_index * dweights.size(1);
       for (const OpSite<A, T>* o = begin; o != end; ++o) {

@@ -137,12 +137,6 @@ FD_INLINE void in_register(V& v) {
 #endif
 }
 
-// Large tensors pass through once: their lines are asked for ahead of time, far enough to cover a memory access.
-template <class T>
-FD_INLINE void prefetch(const T* p) {
-  __builtin_prefetch(reinterpret_cast<const char*>(p) + 4096);
-}
-
 template <class A>
 FD_INLINE void clear(A* p, int64_t n) {
   for (int64_t i = 0; i < n; i += kLanes<A>) store(p + i, Vec<A>{});
@@ -718,7 +712,7 @@ FD_INLINE void over_window(const Window& win, const F& f) {
 
 template <class A, class T>
 FD_INLINE void store_pool(T* out, const A* y, int64_t pixels, int64_t cp, int64_t before, A* sums, double* mean, double* m2) {
-  sum_strip(y, pixels, cp, true, sums, [&](int64_t i, Vec<A> v) FD_LAMBDA { store(out + i, v); });
+  sum_strip(y, pixels, cp, true, sums, [&](int64_t i, Vec<A> v) FD_LAMBDA { stream(out + i, v); });
   join_moments(sums, pixels, cp, before, mean, m2);
 }
 
@@ -931,7 +925,6 @@ FD_INLINE void mix_terms(const Term<A, T>* terms, const Tile& tile, int64_t c, i
       Vec<A> v = load<A>(sum + c);
       unroll<COUNT>([&](auto t) FD_LAMBDA {
         const T* pixel = data[t.value] + r * sh[t.value] + column * sw[t.value];
-        prefetch(pixel + c);
         v += scale[t.value] * load_channels<A, FULL>(pixel, c, channels[t.value]);
       });
       store(sum + c, v);
@@ -985,12 +978,10 @@ FD_INLINE void sum_terms(const Mix<A, T>& m, int64_t t, const Tile& tile, int64_
       exact_blocks<4>(g.wo, [&](auto size, int64_t column) FD_LAMBDA {
         unroll<size.value>([&](auto j) FD_LAMBDA {
           const T* here = from + r * m.node.sh + (column + j.value) * m.node.sw;
-          prefetch(here + c);
           const Vec<A> v = load_channels<A, FULL>(here, c, g.c);
           total[j.value] += v;
           unroll<COUNT>([&](auto i) FD_LAMBDA {
             const T* pixel = image[i.value] + r * sh[i.value] + (column + j.value) * sw[i.value];
-            prefetch(pixel + c);
             sum[i.value][j.value] += v * (load_channels<A, FULL>(pixel, c, channels[i.value]) - mean[i.value]);
           });
         });
