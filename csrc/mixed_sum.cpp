@@ -66,6 +66,16 @@ struct BankSite {  // a bank and where its things come from; ops and branches st
       visit(&ops[lo], &ops[lo] + (hi - lo), *ops[lo].edge);
     }
   }
+
+  int64_t separables() const {  // of the edge that is visited
+    return std::count_if(bank.branches, bank.branches + bank.count, [](const auto& b) { return b.separable; });
+  }
+
+  int64_t most_separables() {
+    int64_t most = 0;
+    over_edges([&](OpSite<A, T>*, OpSite<A, T>*, const Edge&) { most = std::max(most, separables()); });
+    return most;
+  }
 };
 
 template <class A, class T>
@@ -195,7 +205,6 @@ class MixedSum {
           b.separable = op.kind == Kind::sep_conv;
           b.first = stage_of(op.kind == Kind::skip ? 0 : op.kernel, op.dilation, edge.stride, saved);
           if (b.separable) b.second = stage_of(op.kernel, 1, 1, saved);
-          b.first.read_soon = b.separable;
           const Stage<A, T>& last = b.separable ? b.second : b.first;
           o.branch = site->branches.size();
           o.y = last.y;
@@ -350,8 +359,16 @@ class MixedSum {
   void run_bank(BankSite<A, T>& site) {
     const Bank<A, T>& bank = site.bank;
     const int64_t size = ScratchLayout(bank.geo).total();
+    const int64_t plane = n_ * ho_ * wo_ * cp_;
     Block<A> scratch(size * chunks_);
+    Block<T> soon(site.most_separables() * plane);
     site.over_edges([&](OpSite<A, T>* begin, OpSite<A, T>* end, const Edge&) {
+      T* next_soon = soon.data();
+      for (Branch<A, T>* b = bank.branches; b != bank.branches + bank.count; ++b) {
+        if (!b->separable) continue;
+        b->first.soon = next_soon;
+        next_soon += plane;
+      }
       over_tiles(bank.geo, [&](int64_t lo, int64_t hi, int64_t chunk) {
         kernels_.first_forward(bank, lo, hi, chunk, scratch.data() + chunk * size);
       });
@@ -364,7 +381,7 @@ class MixedSum {
           finish_norm(bank.geo, o->op->norm, is_max ? bank.pools.max_mean : bank.pools.avg_mean,
                       is_max ? bank.pools.max_m2 : bank.pools.avg_m2, o->mean, o->rstd);
         }
-      if (std::none_of(bank.branches, bank.branches + bank.count, [](const auto& b) { return b.separable; })) return;
+      if (site.separables() == 0) return;
       over_tiles(bank.geo, [&](int64_t lo, int64_t hi, int64_t chunk) {
         kernels_.second_forward(bank, lo, hi, chunk, scratch.data() + chunk * size);
       });
@@ -496,12 +513,7 @@ class MixedSum {
     bank.skips = skip_g.size();
 
     const int64_t plane = n_ * ho_ * wo_ * cp_, size = ScratchLayout(bank.geo).total();
-    const auto separables = [&] {
-      return std::count_if(bank.branches, bank.branches + bank.count, [](const auto& b) { return b.separable; });
-    };
-    int64_t most = 0;
-    site.over_edges([&](OpSite<A, T>*, OpSite<A, T>*, const Edge&) { most = std::max<int64_t>(most, separables()); });
-    Block<A> dz(most * plane), dx_partial(need_x ? n_ * bank.geo.h * bank.geo.w * cp_ : 0);
+    Block<A> dz(site.most_separables() * plane), dx_partial(need_x ? n_ * bank.geo.h * bank.geo.w * cp_ : 0);
     Block<A> scratch(size * chunks_), grads(need_params ? grads_size * chunks_ : 0);
     bank.dx_partial = dx_partial.data();
     at::parallel_for(0, need_params ? chunks_ : 0, 1, [&](int64_t lo, int64_t hi) {
@@ -532,7 +544,7 @@ class MixedSum {
         b.chunk_dz = doubles_.zeros(chunks_ * cp_);
         b.chunk_dzy = doubles_.zeros(chunks_ * cp_);
       }
-      if (separables() > 0)
+      if (site.separables() > 0)
         over_tiles(bank.geo, [&](int64_t lo, int64_t hi, int64_t chunk) {
           kernels_.second_backward(bank, lo, hi, chunk, scratch.data() + chunk * size, grads.data() + chunk * grads_size);
         });

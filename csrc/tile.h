@@ -42,7 +42,7 @@ struct Stage {
   A *from_g, *from_y, *offset;  // [cp]: dy = from_g * g + from_y * (y - mean) + offset
   int64_t grad;          // where in a thread's gradient scratch: pw [k, cp], then dw [kernel * kernel, cp]
   double *chunk_mean, *chunk_m2;  // [chunks, cp]: moments of y, per chunk of tiles
-  bool read_soon;        // y, by the next pass
+  T* soon;               // the same as y in memory that stays in the cache until the next pass; or null
 };
 
 // Which taps of a stride-2 convolution join an input coordinate 2 i + odd to its outputs: tap `last` to output i + first, tap
@@ -142,9 +142,9 @@ struct Kernels {
 };
 
 // A chunk's scratch: the padded source, the padded gradient of depthwise outputs, a padded middle, depthwise outputs and their
-// gradients, gradients of pointwise outputs, sums; each in elements of A.
+// gradients, gradients of pointwise outputs, sums, rows of pools' windows; each in elements of A.
 struct ScratchLayout {
-  int64_t source, middle, d, dy, sums;
+  int64_t source, middle, d, dy, sums, windows;
   __attribute__((always_inline)) explicit ScratchLayout(const Geometry& g) {
     const int64_t reach = 2 * g.pad, out = g.rows * g.wo * g.cp;
     source = (g.stride * g.rows + reach) * (g.w + reach) * g.cp;
@@ -152,8 +152,9 @@ struct ScratchLayout {
     d = 2 * out;
     dy = out;
     sums = 3 * g.cp;
+    windows = 2 * 3 * g.wo * g.cp;
   }
-  __attribute__((always_inline)) int64_t total() const { return source + 2 * (middle + d) + dy + sums; }
+  __attribute__((always_inline)) int64_t total() const { return source + 2 * (middle + d) + dy + sums + windows; }
 };
 
 // The kernels for this machine's instruction set, or the one FASTDARTS_CPU names (avx512, avx2, portable).

@@ -463,7 +463,7 @@ FD_INLINE Tile tile_at(const Geometry& geo, int64_t index) {
 // A chunk's scratch; its sizes stand in ScratchLayout. The padded buffers keep their borders of zeros from tile to tile.
 template <class A>
 struct Scratch {
-  A *source, *d_padded, *middle, *d, *dy, *dd, *sums;
+  A *source, *d_padded, *middle, *d, *dy, *dd, *sums, *windows;
   Scratch(const Geometry& geo, A* base) {
     const ScratchLayout layout(geo);
     source = base;
@@ -473,6 +473,7 @@ struct Scratch {
     dy = d + layout.d;
     dd = dy + layout.dy;
     sums = dd + layout.d;
+    windows = sums + layout.sums;
   }
   // Before the first tile of a pass that uses them.
   void clear_source() const { clear(source, middle - source); }
@@ -566,9 +567,9 @@ FD_INLINE void fill_source(const Bank<A, T>& bank, const Tile& tile, A* padded) 
 
 // The rows of relu(batch norm(y)) that output rows [begin, end) of a second stage read.
 template <class A, class T>
-FD_INLINE void fill_middle(const Geometry& g, const Stage<A, T>& first, const Tile& tile, A* padded) {
+FD_INLINE void fill_middle(const Geometry& g, const Stage<A, T>& first, const T* y, const Tile& tile, A* padded) {
   const int64_t wo = g.wo, cp = g.cp;
-  const T* image = first.y + tile.image * g.ho * wo * cp;
+  const T* image = y + tile.image * g.ho * wo * cp;
   const A *mean = first.mean, *rstd = first.rstd;
   fill_padded(padded, tile.begin - g.pad, tile.end + g.pad, Padded(g, true), g, [&](int64_t row, int64_t column, int64_t c) FD_LAMBDA {
     const Vec<A> y = load<A>(image + (row * wo + column) * cp + c);
@@ -660,9 +661,13 @@ FD_INLINE void pointwise_forward(const Stage<A, T>& stage, const Geometry& g, in
     pointwise(pair_along_channels(d, pixels * stage.k, d), pixels, pairs(stage.pw_pairs), stage.k / 2, g.cp, y, g.cp);
   else
     pointwise(d, pixels, stage.pw, stage.k, g.cp, y, g.cp);
-  T* out = stage.y + (image * g.ho + begin) * g.wo * g.cp;
-  if (stage.read_soon)
-    sum_strip(y, pixels, g.cp, starts, sums, [&](int64_t i, Vec<A> v) FD_LAMBDA { store(out + i, v); });
+  const int64_t at = (image * g.ho + begin) * g.wo * g.cp;
+  T *out = stage.y + at, *soon = stage.soon + at;
+  if (stage.soon)
+    sum_strip(y, pixels, g.cp, starts, sums, [&](int64_t i, Vec<A> v) FD_LAMBDA {
+      store(soon + i, v);
+      stream(out + i, v);
+    });
   else
     sum_strip(y, pixels, g.cp, starts, sums, [&](int64_t i, Vec<A> v) FD_LAMBDA { stream(out + i, v); });
 }
@@ -716,33 +721,67 @@ FD_INLINE void store_pool(T* out, const A* y, int64_t pixels, int64_t cp, int64_
   join_moments(sums, pixels, cp, before, mean, m2);
 }
 
+// The larger of two; NaN wins and stays, as in PyTorch.
+template <class A>
+FD_INLINE Vec<A> larger(Vec<A> v, Vec<A> than) {
+  return (v > than) | (v != v) ? v : than;
+}
+
+// Largest and sum of a source row's three columns around each output's; the rows of `windows` lie wo * cp apart.
 template <class A, bool FULL, class T>
-FD_INLINE void pool_forward(const Bank<A, T>& bank, const Tile& tile, int64_t chunk, int64_t before, A* max_y, A* avg_y, A* sums) {
+FD_INLINE void pool_row(const Bank<A, T>& bank, const T* row, A* largest, A* sum) {
+  const Geometry& g = bank.geo;
+  const int64_t sw = bank.x.sw;
+  for (int64_t column = 0; column < g.wo; ++column, largest += g.cp, sum += g.cp) {
+    const int64_t left = column * g.stride - 1, end = left + 3 < g.w ? left + 3 : g.w, begin = left < 0 ? 0 : left;
+    for (int64_t c = 0; c < g.cp; c += kLanes<A>) {
+      Vec<A> most = load_channels<A, FULL>(row + begin * sw, c, g.c), total = most;
+      for (int64_t col = begin + 1; col < end; ++col) {
+        const Vec<A> v = load_channels<A, FULL>(row + col * sw, c, g.c);
+        most = larger<A>(v, most);
+        total += v;
+      }
+      store(largest + c, most);
+      store(sum + c, total);
+    }
+  }
+}
+
+template <class A, bool FULL, class T>
+FD_INLINE void pool_forward(const Bank<A, T>& bank, const Tile& tile, int64_t chunk, int64_t before, const Scratch<A>& s) {
   const Geometry g = bank.geo;
   const Pools<A, T>& pools = bank.pools;
   const T* image = bank.x.data + tile.image * bank.x.sn;
-  const int64_t sh = bank.x.sh, sw = bank.x.sw, pixels = (tile.end - tile.begin) * g.wo;
-  A *max_out = max_y, *avg_out = avg_y;
-  for (int64_t r = tile.begin; r < tile.end; ++r)
-    for (int64_t column = 0; column < g.wo; ++column, max_out += g.cp, avg_out += g.cp) {
+  const int64_t pixels = (tile.end - tile.begin) * g.wo, line = g.wo * g.cp;
+  A *max_y = s.d, *avg_y = s.dy;
+  const auto largest = [&](int64_t row) FD_LAMBDA { return s.windows + row % 3 * 2 * line; };
+  const auto sum = [&](int64_t row) FD_LAMBDA { return largest(row) + line; };
+  int64_t known = 0;  // source rows before this one are in `windows`, or no longer needed
+  for (int64_t r = tile.begin; r < tile.end; ++r) {
+    const int64_t at = (r - tile.begin) * line;
+    const Window rows = window_at(g, r, 0);
+    for (int64_t row = rows.row_begin > known ? rows.row_begin : known; row < rows.row_end; ++row)
+      pool_row<A, FULL>(bank, image + row * bank.x.sh, largest(row), sum(row));
+    known = rows.row_end;
+    for (int64_t column = 0; column < g.wo; ++column) {
       const Window win = window_at(g, r, column);
       const A share = A(1) / A((win.row_end - win.row_begin) * (win.column_end - win.column_begin));
-      for (int64_t c = 0; c < g.cp; c += kLanes<A>) {
-        Vec<A> sum = {}, largest = load_channels<A, FULL>(image + win.row_begin * sh + win.column_begin * sw, c, g.c);
-        over_window(win, [&](int64_t row, int64_t col) FD_LAMBDA {
-          const Vec<A> v = load_channels<A, FULL>(image + row * sh + col * sw, c, g.c);
-          sum += v;
-          largest = (v > largest) | (v != v) ? v : largest;  // NaN wins and stays, as in PyTorch
-        });
-        store(max_out + c, largest);
-        store(avg_out + c, sum * share);
+      for (int64_t i = column * g.cp; i < (column + 1) * g.cp; i += kLanes<A>) {
+        Vec<A> most = load<A>(largest(win.row_begin) + i), total = load<A>(sum(win.row_begin) + i);
+        for (int64_t row = win.row_begin + 1; row < win.row_end; ++row) {
+          most = larger<A>(load<A>(largest(row) + i), most);
+          total += load<A>(sum(row) + i);
+        }
+        store(max_y + at + i, most);
+        store(avg_y + at + i, total * share);
       }
     }
-  const int64_t at = (tile.image * g.ho + tile.begin) * g.wo * g.cp, moments = chunk * g.cp;
+  }
+  const int64_t at = (tile.image * g.ho + tile.begin) * line, moments = chunk * g.cp;
   if (pools.max_y)
-    store_pool(pools.max_y + at, max_y, pixels, g.cp, before, sums, pools.max_mean + moments, pools.max_m2 + moments);
+    store_pool(pools.max_y + at, max_y, pixels, g.cp, before, s.sums, pools.max_mean + moments, pools.max_m2 + moments);
   if (pools.avg_y)
-    store_pool(pools.avg_y + at, avg_y, pixels, g.cp, before, sums, pools.avg_mean + moments, pools.avg_m2 + moments);
+    store_pool(pools.avg_y + at, avg_y, pixels, g.cp, before, s.sums, pools.avg_mean + moments, pools.avg_m2 + moments);
 }
 
 // d pooled = sum_j from_g[j] * g_j + from_y * (y - mean) + offset for one row of outputs.
@@ -765,6 +804,19 @@ FD_INLINE void pool_row_gradient(const Geometry& g, const Pools<A, T>& pools, in
   }
 }
 
+// The gradients of one window's pools, handed out to its pixels in order.
+template <class A>
+struct PoolGradients {
+  Vec<A> avg, max, largest;  // avg: each pixel's share; max: until a pixel has taken it
+  FD_INLINE Vec<A> pixel(Vec<A> value) {
+    // The gradient of a maximum goes to the first of equal values, which may lie in rows of another tile.
+    const auto here = value >= largest;
+    const Vec<A> taken = here ? max : Vec<A>{};
+    max = here ? Vec<A>{} : max;
+    return avg + taken;
+  }
+};
+
 // Adds the pools' input gradients to dx, source rows [begin, end) of one image; `rows` holds two rows of outputs.
 template <class A, bool FULL, class T>
 FD_INLINE void pool_backward(const Bank<A, T>& bank, int64_t image, int64_t begin, int64_t end, A* rows, A* dx) {
@@ -784,25 +836,64 @@ FD_INLINE void pool_backward(const Bank<A, T>& bank, int64_t image, int64_t begi
     if (pools.avg_y)
       pool_row_gradient<A, FULL>(g, pools, image, r, pools.avg_y + at, pools.avg_from_g, pools.avg_mean_a, pools.avg_from_y,
                                  pools.avg_offset, d_avg_row);
-    for (int64_t column = 0; column < g.wo; ++column) {
-      const Window win = window_at(g, r, column);
-      const A share = A(1) / A((win.row_end - win.row_begin) * (win.column_end - win.column_begin));
-      for (int64_t c = 0; c < g.cp; c += kLanes<A>) {
+    // Windows inside the image share pixels' values and gradients, which stay in registers from one to the next.
+    const int64_t inside_begin = 1, inside_end = (g.w - 2) / g.stride + 1;
+    const bool whole_rows = r * g.stride >= 1 && r * g.stride + 2 <= g.h;
+    for (int64_t c = 0; c < g.cp; c += kLanes<A>) {
+      const auto gradients = [&](int64_t column) FD_LAMBDA {
         const int64_t o = column * g.cp + c;
-        const Vec<A> d_avg = pools.avg_y ? load<A>(d_avg_row + o) * share : Vec<A>{};
-        const Vec<A> largest = pools.max_y ? load<A>(pools.max_y + at + o) : Vec<A>{};
-        Vec<A> d_max = pools.max_y ? load<A>(d_max_row + o) : Vec<A>{};  // until a pixel has taken it
-        over_window(win, [&](int64_t row, int64_t col) FD_LAMBDA {
-          // The gradient of a maximum goes to the first of equal values, which may lie in rows of another tile.
-          const Vec<A> v = load_channels<A, FULL>(x + row * sh + col * sw, c, g.c);
-          const auto here = v >= largest;
-          const Vec<A> taken = here ? d_max : Vec<A>{};
-          d_max = here ? Vec<A>{} : d_max;
-          if (row < begin || row >= end) return;
-          A* to = dx + ((row - begin) * g.w + col) * g.cp + c;
-          store(to, load<A>(to) + (d_avg + taken));
+        return PoolGradients<A>{pools.avg_y ? load<A>(d_avg_row + o) : Vec<A>{}, pools.max_y ? load<A>(d_max_row + o) : Vec<A>{},
+                                pools.max_y ? load<A>(pools.max_y + at + o) : Vec<A>{}};
+      };
+      const auto add = [&](int64_t row, int64_t col, Vec<A> v) FD_LAMBDA {
+        if (row < begin || row >= end) return;
+        A* to = dx + ((row - begin) * g.w + col) * g.cp + c;
+        store(to, load<A>(to) + v);
+      };
+      const auto value = [&](int64_t row, int64_t col) FD_LAMBDA {
+        return load_channels<A, FULL>(x + row * sh + col * sw, c, g.c);
+      };
+      const auto clipped = [&](int64_t column) FD_LAMBDA {
+        const Window win = window_at(g, r, column);
+        PoolGradients<A> d = gradients(column);
+        d.avg *= A(1) / A((win.row_end - win.row_begin) * (win.column_end - win.column_begin));
+        for (int64_t row = win.row_begin; row < win.row_end; ++row)
+          for (int64_t col = win.column_begin; col < win.column_end; ++col) add(row, col, d.pixel(value(row, col)));
+      };
+      int64_t column = 0;
+      for (; column < g.wo && (!whole_rows || column < inside_begin); ++column) clipped(column);
+      if (column < inside_end) {
+        const int64_t top = r * g.stride - 1;
+        Vec<A> values[3][3], sums[3][3];
+        unroll<9>([&](auto i) FD_LAMBDA {
+          values[i.value / 3][i.value % 3] = value(top + i.value / 3, column * g.stride - 1 + i.value % 3);
+          sums[i.value / 3][i.value % 3] = Vec<A>{};
+        });
+        for (; column < inside_end; ++column) {
+          PoolGradients<A> d = gradients(column);
+          d.avg *= A(1) / A(9);
+          unroll<9>([&](auto i) FD_LAMBDA { sums[i.value / 3][i.value % 3] += d.pixel(values[i.value / 3][i.value % 3]); });
+          for (int64_t step = 0; step < g.stride; ++step) {  // to the next window
+            const int64_t leaves = column * g.stride - 1 + step, enters = leaves + 3;
+            unroll<3>([&](auto y) FD_LAMBDA {
+              add(top + y.value, leaves, sums[y.value][0]);
+              unroll<2>([&](auto i) FD_LAMBDA {
+                sums[y.value][i.value] = sums[y.value][i.value + 1];
+                values[y.value][i.value] = values[y.value][i.value + 1];
+              });
+              sums[y.value][2] = Vec<A>{};
+              values[y.value][2] = enters < g.w ? value(top + y.value, enters) : Vec<A>{};
+            });
+          }
+        }
+        const int64_t left = column * g.stride - 1;
+        unroll<3>([&](auto y) FD_LAMBDA {
+          unroll<2>([&](auto i) FD_LAMBDA {
+            if (left + i.value < g.w) add(top + y.value, left + i.value, sums[y.value][i.value]);
+          });
         });
       }
+      for (; column < g.wo; ++column) clipped(column);
     }
   }
 }
@@ -878,7 +969,7 @@ FD_INLINE void first_forward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t h
     ahead.over(bank.count * strips<A>(g, tile));
     for (int64_t b = 0; b < bank.count; ++b)
       stage_forward(bank.branches[b].first, g, tile, chunk, before, s.source, source, s, ahead);
-    if (bank.starts && (bank.pools.max_y || bank.pools.avg_y)) pool_forward<A, FULL>(bank, tile, chunk, before, s.d, s.dy, s.sums);
+    if (bank.starts && (bank.pools.max_y || bank.pools.avg_y)) pool_forward<A, FULL>(bank, tile, chunk, before, s);
     before += (tile.end - tile.begin) * g.wo;
   }
 }
@@ -896,9 +987,9 @@ void second_forward(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t chun
     int64_t before = 0;
     for (int64_t index = lo; index < hi; ++index) {
       const Tile tile = tile_at(g, index);
-      fill_middle(g, branch.first, tile, s.middle);
+      fill_middle(g, branch.first, branch.first.soon, tile, s.middle);
       Ahead ahead;
-      if (index + 1 < hi) ahead_output(ahead, branch.first.y, g, tile_at(g, index + 1));
+      if (index + 1 < hi) ahead_output(ahead, branch.first.soon, g, tile_at(g, index + 1));
       ahead.over(strips<A>(g, tile));
       stage_forward(branch.second, g, tile, chunk, before, s.middle, middle, s, ahead);
       before += (tile.end - tile.begin) * g.wo;
@@ -1152,7 +1243,7 @@ FD_INLINE void second_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t
       ahead.over(3 * strips<A>(g, tile));
       // dz of the tile goes to its place in the image.
       A* dz = branch.dz + (tile.image * g.ho + tile.begin) * g.wo * g.cp;
-      if (bank.need_params) fill_middle(g, branch.first, tile, s.middle);
+      if (bank.need_params) fill_middle(g, branch.first, branch.first.y, tile, s.middle);
       stage_backward<false>(branch.second, g, tile, s.middle, middle, bank.need_params, true, grads, s, ahead,
                             [&](int64_t row, int64_t column, int64_t c) FD_LAMBDA {
                               return load_channels<A, FULL>(gi + row * sh + column * sw, c, channels);
