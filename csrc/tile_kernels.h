@@ -192,10 +192,10 @@ FD_INLINE void multiply_add(Vec<float>& acc, Pair a, Words b) {
 }
 #endif
 
-// out[i, :] (+)= sum_k a[i * ai + k * ak] * b[k, :] for `rows` values of i and `columns` (whole vectors) of b, where E is A or
-// pairs along k. SA: ai where it is known when compiling (0: not), so that addresses need no arithmetic.
-template <class A, class E, int SA, int ROWS, int COLS, bool ADD>
-FD_INLINE void product_block(const E* a, int64_t ai, int64_t ak, const E* b, int64_t bk, int64_t k_size, A* out, int64_t oi) {
+// done(i, j, sum_k a[i * ai + k * ak] * b[k, j-th vector]) for ROWS values of i and COLS vectors of b, where E is A or pairs along
+// k. SA: ai where it is known when compiling (0: not), so that addresses need no arithmetic.
+template <class A, class E, int SA, int ROWS, int COLS, class F>
+FD_INLINE void product_block(const E* a, int64_t ai, int64_t ak, const E* b, int64_t bk, int64_t k_size, const F& done) {
   Vec<A> acc[ROWS][COLS];
   unroll<ROWS>([&](auto i) FD_LAMBDA { unroll<COLS>([&](auto j) FD_LAMBDA { acc[i.value][j.value] = Vec<A>{}; }); });
   for (int64_t k = 0; k < k_size; ++k) {
@@ -206,49 +206,101 @@ FD_INLINE void product_block(const E* a, int64_t ai, int64_t ak, const E* b, int
       unroll<COLS>([&](auto j) FD_LAMBDA { multiply_add(acc[i.value][j.value], s, bv[j.value]); });
     });
   }
-  unroll<ROWS>([&](auto i) FD_LAMBDA {
-    unroll<COLS>([&](auto j) FD_LAMBDA {
-      A* o = out + i.value * oi + j.value * kLanes<A>;
-      store(o, ADD ? load<A>(o) + acc[i.value][j.value] : acc[i.value][j.value]);
-    });
-  });
+  unroll<ROWS>([&](auto i) FD_LAMBDA { unroll<COLS>([&](auto j) FD_LAMBDA { done(i, j, acc[i.value][j.value]); }); });
 }
 
+constexpr int kPairRows = kRegisters == 32 ? 8 : 4;    // of a block of two vectors
+constexpr int kSingleRows = kRegisters == 32 ? 16 : 8;  // of one
+
+// out[i, :] (+)= sum_k a[i * ai + k * ak] * b[k, :] for `rows` values of i and `columns` (whole vectors) of b.
 template <class A, class E, int SA, bool ADD>
 void product_strided(const E* a, int64_t rows, int64_t ai, int64_t ak, const E* b, int64_t bk, int64_t columns, int64_t k_size,
                      A* out, int64_t oi) {
-  constexpr int kPairRows = kRegisters == 32 ? 8 : 4;
-  constexpr int kSingleRows = kRegisters == 32 ? 16 : 8;
+  const auto block = [&](auto size, auto columns_at_once, int64_t i, int64_t j) FD_LAMBDA {
+    A* to = out + i * oi + j;
+    product_block<A, E, SA, size.value, columns_at_once.value>(
+        a + i * ai, ai, ak, b + j, bk, k_size, [&](auto row, auto column, Vec<A> v) FD_LAMBDA {
+          A* o = to + row.value * oi + column.value * kLanes<A>;
+          store(o, ADD ? load<A>(o) + v : v);
+        });
+  };
   int64_t j = 0;
   for (; j + 2 * kLanes<A> <= columns; j += 2 * kLanes<A>)
-    exact_blocks<kPairRows>(rows, [&](auto size, int64_t i) FD_LAMBDA {
-      product_block<A, E, SA, size.value, 2, ADD>(a + i * ai, ai, ak, b + j, bk, k_size, out + i * oi + j, oi);
-    });
+    exact_blocks<kPairRows>(rows, [&](auto size, int64_t i) FD_LAMBDA { block(size, Int<2>{}, i, j); });
   for (; j < columns; j += kLanes<A>)
-    exact_blocks<kSingleRows>(rows, [&](auto size, int64_t i) FD_LAMBDA {
-      product_block<A, E, SA, size.value, 1, ADD>(a + i * ai, ai, ak, b + j, bk, k_size, out + i * oi + j, oi);
-    });
+    exact_blocks<kSingleRows>(rows, [&](auto size, int64_t i) FD_LAMBDA { block(size, Int<1>{}, i, j); });
+}
+
+// f(Int<k_size>{}) for usual sizes, f(Int<0>{}) for others.
+template <class A, class E, class F>
+FD_INLINE void with_known(int64_t k_size, const F& f) {
+  constexpr int kUnit = sizeof(E) == sizeof(A) && !kIsPair<E> ? 16 : 8;
+  if (k_size == kUnit)
+    f(Int<kUnit>{});
+  else if (k_size == 2 * kUnit)
+    f(Int<2 * kUnit>{});
+  else if (k_size == 3 * kUnit)
+    f(Int<3 * kUnit>{});
+  else if (k_size == 4 * kUnit)
+    f(Int<4 * kUnit>{});
+  else if (k_size == 8 * kUnit)
+    f(Int<8 * kUnit>{});
+  else
+    f(Int<0>{});
 }
 
 // y[p, :columns] = sum_k d[p, k] * w[k, :columns]; d holds k_size dense numbers a pixel, or pairs of them.
 template <class A, class E>
 FD_INLINE void pointwise(const E* d, int64_t pixels, const E* w, int64_t k_size, int64_t columns, A* y, int64_t y_stride) {
-  const auto run = [&](auto known) FD_LAMBDA {
+  with_known<A, E>(k_size, [&](auto known) FD_LAMBDA {
     product_strided<A, E, known.value, false>(d, pixels, k_size, 1, w, columns, columns, k_size, y, y_stride);
-  };
-  constexpr int kUnit = sizeof(E) == sizeof(A) && !kIsPair<E> ? 16 : 8;
-  if (k_size == kUnit)
-    run(Int<kUnit>{});
-  else if (k_size == 2 * kUnit)
-    run(Int<2 * kUnit>{});
-  else if (k_size == 3 * kUnit)
-    run(Int<3 * kUnit>{});
-  else if (k_size == 4 * kUnit)
-    run(Int<4 * kUnit>{});
-  else if (k_size == 8 * kUnit)
-    run(Int<8 * kUnit>{});
-  else
-    run(Int<0>{});
+  });
+}
+
+// y as above, of the stored type, to `out` past the caches, to `soon` as well unless null, and into the sums of `sum_strip`.
+template <class A, class E, int SA, int COLS, class T>
+FD_INLINE void product_summed_columns(const E* d, int64_t pixels, const E* w, int64_t k_size, int64_t cp, A* sums, T* out, T* soon) {
+  Vec<A> origin[COLS], sum[COLS][2], square[COLS][2];
+  unroll<COLS>([&](auto j) FD_LAMBDA {
+    const A* at = sums + j.value * kLanes<A>;
+    origin[j.value] = load<A>(at);
+    sum[j.value][0] = load<A>(at + cp);
+    square[j.value][0] = load<A>(at + 2 * cp);
+    sum[j.value][1] = square[j.value][1] = Vec<A>{};
+  });
+  exact_blocks<COLS == 2 ? kPairRows : kSingleRows>(pixels, [&](auto size, int64_t p) FD_LAMBDA {
+    product_block<A, E, SA, size.value, COLS>(
+        d + p * k_size, k_size, 1, w, cp, k_size, [&](auto row, auto j, Vec<A> y) FD_LAMBDA {
+          const int64_t at = (p + row.value) * cp + j.value * kLanes<A>;
+          if (soon) store(soon + at, y);
+          stream(out + at, y);
+          const Vec<A> v = y - origin[j.value];
+          sum[j.value][row.value % 2] += v;
+          square[j.value][row.value % 2] += v * v;
+        });
+  });
+  unroll<COLS>([&](auto j) FD_LAMBDA {
+    A* at = sums + j.value * kLanes<A>;
+    store(at + cp, sum[j.value][0] + sum[j.value][1]);
+    store(at + 2 * cp, square[j.value][0] + square[j.value][1]);
+  });
+}
+
+template <class A, class E, int SA, class T>
+void product_summed(const E* d, int64_t pixels, const E* w, int64_t k_size, int64_t cp, A* sums, T* out, T* soon) {
+  const auto soon_at = [&](int64_t j) FD_LAMBDA { return soon ? soon + j : nullptr; };
+  int64_t j = 0;
+  for (; j + 2 * kLanes<A> <= cp; j += 2 * kLanes<A>)
+    product_summed_columns<A, E, SA, 2>(d, pixels, w + j, k_size, cp, sums + j, out + j, soon_at(j));
+  for (; j < cp; j += kLanes<A>)
+    product_summed_columns<A, E, SA, 1>(d, pixels, w + j, k_size, cp, sums + j, out + j, soon_at(j));
+}
+
+template <class A, class E, class T>
+FD_INLINE void pointwise_summed(const E* d, int64_t pixels, const E* w, int64_t k_size, int64_t cp, A* sums, T* out, T* soon) {
+  with_known<A, E>(k_size, [&](auto known) FD_LAMBDA {
+    product_summed<A, E, known.value>(d, pixels, w, k_size, cp, sums, out, soon);
+  });
 }
 
 // dw[k, :columns] += sum_p d[p, k] * dy[p, :columns]
@@ -606,37 +658,25 @@ FD_INLINE Vec<A> origin_of(const A* y, int64_t pixels, int64_t cp) {
   return (((at(0) + at(1)) + (at(2) + at(3))) + ((at(4) + at(5)) + (at(6) + at(7)))) * A(0.125);
 }
 
-// Sums of a tile's y and its square about an origin (exact for constants, no cancellation for a large mean), strip by strip into
-// `sums` [3 (origin, sum, sum of squares), cp]. keep(i, y[i...]) stores what was read.
+// Sums of y and its square about an origin (exact for constants, no cancellation for a large mean) of a tile or of its first
+// strip: `sums` [3 (origin, sum, sum of squares), cp]. keep(i, y[i...]) stores what was read.
 template <class A, class F>
-FD_INLINE void sum_strip(const A* y, int64_t pixels, int64_t cp, bool starts, A* sums, const F& keep) {
+FD_INLINE void sum_strip(const A* y, int64_t pixels, int64_t cp, A* sums, const F& keep) {
   for (int64_t c = 0; c < cp; c += kLanes<A>) {
-    A *origin_at = sums + c, *sum_at = sums + cp + c, *square_at = sums + 2 * cp + c;
-    const Vec<A> origin = starts ? origin_of(y + c, pixels, cp) : load<A>(origin_at);
+    const Vec<A> origin = origin_of(y + c, pixels, cp);
     Vec<A> sum[4] = {}, square[4] = {};
-    if (!starts) {
-      sum[0] = load<A>(sum_at);
-      square[0] = load<A>(square_at);
-    }
-    int64_t p = 0;
-    for (; p + 4 <= pixels; p += 4)
-      unroll<4>([&](auto i) FD_LAMBDA {
+    exact_blocks<4>(pixels, [&](auto size, int64_t p) FD_LAMBDA {
+      unroll<size.value>([&](auto i) FD_LAMBDA {
         const int64_t at = (p + i.value) * cp + c;
         const Vec<A> value = load<A>(y + at), v = value - origin;
         keep(at, value);
         sum[i.value] += v;
         square[i.value] += v * v;
       });
-    for (; p < pixels; ++p) {
-      const int64_t at = p * cp + c;
-      const Vec<A> value = load<A>(y + at), v = value - origin;
-      keep(at, value);
-      sum[0] += v;
-      square[0] += v * v;
-    }
-    store(origin_at, origin);
-    store(sum_at, (sum[0] + sum[1]) + (sum[2] + sum[3]));
-    store(square_at, (square[0] + square[1]) + (square[2] + square[3]));
+    });
+    store(sums + c, origin);
+    store(sums + cp + c, (sum[0] + sum[1]) + (sum[2] + sum[3]));
+    store(sums + 2 * cp + c, (square[0] + square[1]) + (square[2] + square[3]));
   }
 }
 
@@ -656,20 +696,22 @@ FD_INLINE void join_moments(const A* sums, int64_t pixels, int64_t cp, int64_t b
 template <class A, class T>
 FD_INLINE void pointwise_forward(const Stage<A, T>& stage, const Geometry& g, int64_t image, int64_t begin, int64_t rows,
                                  bool starts, A* d, A* y, A* sums) {
-  const int64_t pixels = rows * g.wo;
-  if constexpr (kDots<T>)
-    pointwise(pair_along_channels(d, pixels * stage.k, d), pixels, pairs(stage.pw_pairs), stage.k / 2, g.cp, y, g.cp);
-  else
-    pointwise(d, pixels, stage.pw, stage.k, g.cp, y, g.cp);
-  const int64_t at = (image * g.ho + begin) * g.wo * g.cp;
-  T *out = stage.y + at, *soon = stage.soon + at;
-  if (stage.soon)
-    sum_strip(y, pixels, g.cp, starts, sums, [&](int64_t i, Vec<A> v) FD_LAMBDA {
-      store(soon + i, v);
+  const int64_t pixels = rows * g.wo, at = (image * g.ho + begin) * g.wo * g.cp;
+  T *out = stage.y + at, *soon = stage.soon ? stage.soon + at : nullptr;
+  const auto with_operands = [&](const auto& f) FD_LAMBDA {
+    if constexpr (kDots<T>)
+      f(pair_along_channels(d, pixels * stage.k, d), pairs(stage.pw_pairs), stage.k / 2);
+    else
+      f(static_cast<const A*>(d), stage.pw, stage.k);
+  };
+  with_operands([&](const auto* from, const auto* weights, int64_t k) FD_LAMBDA {
+    if (!starts) return pointwise_summed(from, pixels, weights, k, g.cp, sums, out, soon);
+    pointwise(from, pixels, weights, k, g.cp, y, g.cp);  // the sums' origin is not known before y
+    sum_strip(y, pixels, g.cp, sums, [&](int64_t i, Vec<A> v) FD_LAMBDA {
+      if (soon) store(soon + i, v);
       stream(out + i, v);
     });
-  else
-    sum_strip(y, pixels, g.cp, starts, sums, [&](int64_t i, Vec<A> v) FD_LAMBDA { stream(out + i, v); });
+  });
 }
 
 // A stage of a tile, strip by strip, and its moments.
@@ -704,20 +746,9 @@ FD_INLINE Window window_at(const Geometry& g, int64_t r, int64_t column) {  // 3
   return {top < 0 ? 0 : top, top + 3 < g.h ? top + 3 : g.h, left < 0 ? 0 : left, left + 3 < g.w ? left + 3 : g.w};
 }
 
-// f(row, column) over a window's pixels in order; whole windows are unrolled.
-template <class F>
-FD_INLINE void over_window(const Window& win, const F& f) {
-  if (win.row_end - win.row_begin == 3 && win.column_end - win.column_begin == 3) {
-    unroll<9>([&](auto i) FD_LAMBDA { f(win.row_begin + i.value / 3, win.column_begin + i.value % 3); });
-    return;
-  }
-  for (int64_t row = win.row_begin; row < win.row_end; ++row)
-    for (int64_t column = win.column_begin; column < win.column_end; ++column) f(row, column);
-}
-
 template <class A, class T>
 FD_INLINE void store_pool(T* out, const A* y, int64_t pixels, int64_t cp, int64_t before, A* sums, double* mean, double* m2) {
-  sum_strip(y, pixels, cp, true, sums, [&](int64_t i, Vec<A> v) FD_LAMBDA { stream(out + i, v); });
+  sum_strip(y, pixels, cp, sums, [&](int64_t i, Vec<A> v) FD_LAMBDA { stream(out + i, v); });
   join_moments(sums, pixels, cp, before, mean, m2);
 }
 
