@@ -569,6 +569,7 @@ class Ahead {
  public:
   // `count` pieces of `bytes`, `step` bytes apart.
   FD_INLINE void add(const void* data, int64_t count, int64_t bytes, int64_t step) {
+    if (size_ == kMost) return;
     if (bytes == step) {
       bytes *= count;
       count = 1;
@@ -600,7 +601,7 @@ class Ahead {
     const char* data;
     int64_t count, bytes, step;
   };
-  static constexpr int kMost = 6;
+  static constexpr int64_t kMost = 16;
   Range ranges_[kMost];
   int64_t size_ = 0, now_ = 0, offset_ = 0, lines_ = 0, share_ = 0;
 };
@@ -982,6 +983,17 @@ FD_INLINE void ahead_first(Ahead& ahead, const Bank<A, T>& bank, const Branch<A,
     ahead.add(branch.g, tile.image, tile.begin, tile.end, g.wo, g.c);
 }
 
+// What first_backward reads after a tile's last branch, with the bank's last edge.
+template <class A, class T>
+FD_INLINE void ahead_finish(Ahead& ahead, const Bank<A, T>& bank, const Tile& tile) {
+  const Geometry& g = bank.geo;
+  const int64_t begin = tile.begin * g.stride, end = tile.end * g.stride < g.h ? tile.end * g.stride : g.h;
+  if (bank.pools.max_y) ahead_output(ahead, bank.pools.max_y, g, tile);
+  if (bank.pools.avg_y) ahead_output(ahead, bank.pools.avg_y, g, tile);
+  if (bank.g_before.data) ahead.add(bank.g_before, tile.image, begin, end, g.w, g.c);
+  for (int64_t e = 0; e < bank.pools.edges; ++e) ahead.add(bank.pools.g[e], tile.image, tile.begin, tile.end, g.wo, g.c);
+}
+
 // ---- passes ----------------------------------------------------------------------------------------------------------
 
 // First stages of an edge's branches, and the pools of its source with the first edge.
@@ -1320,6 +1332,7 @@ FD_INLINE void first_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t 
     for (int64_t b = 0; b < bank.count; ++b) {
       const Branch<A, T>& branch = bank.branches[b];
       Ahead ahead;
+      if (b + 1 == bank.count && bank.need_x && bank.finishes) ahead_finish(ahead, bank, tile);
       if (b + 1 < bank.count)
         ahead_first(ahead, bank, bank.branches[b + 1], tile, false);
       else if (index + 1 < hi)
