@@ -564,6 +564,12 @@ FD_INLINE int64_t strip_rows(const Geometry& g) {
   return rows < 1 ? 1 : rows;
 }
 
+template <class A, class F>
+FD_INLINE void over_strips(const Geometry& g, const Tile& tile, const F& f) {
+  const int64_t rows = strip_rows<A>(g);
+  for (int64_t r = tile.begin; r < tile.end; r += rows) f(Tile{tile.image, r, r + rows < tile.end ? r + rows : tile.end});
+}
+
 // Memory that the next phase reads, asked for a little at a time while this one computes.
 class Ahead {
  public:
@@ -693,11 +699,10 @@ FD_INLINE void join_moments(const A* sums, int64_t pixels, int64_t cp, int64_t b
   }
 }
 
-// y = pointwise(d) of a strip from row `begin` on: stored, and added to the tile's sums. Overwrites d.
+// y = pointwise(d) of a strip: stored, and added to the tile's sums. Overwrites d.
 template <class A, class T>
-FD_INLINE void pointwise_forward(const Stage<A, T>& stage, const Geometry& g, int64_t image, int64_t begin, int64_t rows,
-                                 bool starts, A* d, A* y, A* sums) {
-  const int64_t pixels = rows * g.wo, at = (image * g.ho + begin) * g.wo * g.cp;
+FD_INLINE void pointwise_forward(const Stage<A, T>& stage, const Geometry& g, const Tile& strip, bool starts, A* d, A* y, A* sums) {
+  const int64_t pixels = (strip.end - strip.begin) * g.wo, at = (strip.image * g.ho + strip.begin) * g.wo * g.cp;
   T *out = stage.y + at, *soon = stage.soon ? stage.soon + at : nullptr;
   const auto with_operands = [&](const auto& f) FD_LAMBDA {
     if constexpr (kDots<T>)
@@ -719,13 +724,12 @@ FD_INLINE void pointwise_forward(const Stage<A, T>& stage, const Geometry& g, in
 template <class A, class T>
 FD_INLINE void stage_forward(const Stage<A, T>& stage, const Geometry& g, const Tile& tile, int64_t chunk, int64_t before,
                              const A* padded, const Padded& of, const Scratch<A>& s, Ahead& ahead) {
-  const int64_t strip = strip_rows<A>(g);
-  for (int64_t r = tile.begin; r < tile.end; r += strip) {
-    const int64_t rows = r + strip < tile.end ? strip : tile.end - r;
-    depthwise_forward(stage, g, padded + (r - tile.begin) * stage.stride * of.row, of, rows, s.d);
-    pointwise_forward(stage, g, tile.image, r, rows, r == tile.begin, s.d, s.dy, s.sums);
+  over_strips<A>(g, tile, [&](const Tile& strip) FD_LAMBDA {
+    const int64_t before_it = strip.begin - tile.begin;
+    depthwise_forward(stage, g, padded + before_it * stage.stride * of.row, of, strip.end - strip.begin, s.d);
+    pointwise_forward(stage, g, strip, before_it == 0, s.d, s.dy, s.sums);
     ahead.ask();
-  }
+  });
   join_moments(s.sums, (tile.end - tile.begin) * g.wo, g.cp, before, stage.chunk_mean + chunk * g.cp, stage.chunk_m2 + chunk * g.cp);
 }
 
@@ -1410,9 +1414,11 @@ FD_INLINE void project_forward_tiles(const Projection<A, T>& p, int64_t lo, int6
   int64_t before = 0;
   for (int64_t index = lo; index < hi; ++index) {
     const Tile tile = tile_at(g, index);
-    const int64_t rows = tile.end - tile.begin, pixels = rows * g.wo;
-    gather_source<A, FULL>(p, tile, d);
-    pointwise_forward(p.stage, g, tile.image, tile.begin, rows, true, d, y, sums);
+    const int64_t pixels = (tile.end - tile.begin) * g.wo;
+    over_strips<A>(g, tile, [&](const Tile& strip) FD_LAMBDA {
+      gather_source<A, FULL>(p, strip, d);
+      pointwise_forward(p.stage, g, strip, strip.begin == tile.begin, d, y, sums);
+    });
     join_moments(sums, pixels, g.cp, before, p.stage.chunk_mean + chunk * g.cp, p.stage.chunk_m2 + chunk * g.cp);
     before += pixels;
   }
@@ -1425,8 +1431,7 @@ FD_INLINE void project_backward_tiles(const Projection<A, T>& p, int64_t lo, int
   const int64_t k = stage.k, sh = p.g.sh, sw = p.g.sw;
   const int64_t widest = k > g.cp ? k : g.cp;
   A *dd = d + g.rows * g.wo * widest, *dy = dd + g.rows * g.wo * widest;
-  for (int64_t index = lo; index < hi; ++index) {
-    const Tile tile = tile_at(g, index);
+  const auto back = [&](const Tile& tile) FD_LAMBDA {
     const int64_t rows = tile.end - tile.begin, pixels = rows * g.wo;
     const T* y = stage.y + (tile.image * g.ho + tile.begin) * g.wo * g.cp;
     const T* gi = p.g.data + tile.image * p.g.sn + tile.begin * sh;
@@ -1444,7 +1449,7 @@ FD_INLINE void project_backward_tiles(const Projection<A, T>& p, int64_t lo, int
       gather_source<A, FULL>(p, tile, d);
       weight_grad<A, T>(d, pixels, dy, g.cp, k, grads + stage.grad, dd);
     }
-    if (!p.need_x) continue;
+    if (!p.need_x) return;
     if constexpr (kDots<T>)
       pointwise(pair_along_channels(dy, pixels * g.cp, d), pixels, pairs(stage.pw_t_pairs), g.cp / 2, k, dd, k);
     else
@@ -1464,7 +1469,8 @@ FD_INLINE void project_backward_tiles(const Projection<A, T>& p, int64_t lo, int
           store_channels<A, FULL>(dx + row * p.dx.sh + col * p.dx.sw, v, c, p.in_channels);
         }
       }
-  }
+  };
+  for (int64_t index = lo; index < hi; ++index) over_strips<A>(g, tile_at(g, index), back);
 }
 
 template <class A, class T>
