@@ -820,24 +820,35 @@ FD_INLINE void pool_forward(const Bank<A, T>& bank, const Tile& tile, int64_t ch
     store_pool(pools.avg_y + at, avg_y, pixels, g.cp, before, s.sums, pools.avg_mean + moments, pools.avg_m2 + moments);
 }
 
-// d pooled = sum_j from_g[j] * g_j + from_y * (y - mean) + offset for one row of outputs.
+// d pooled = sum_j from_g[j] * g_j + from_y * (y - mean) + offset for one row of outputs, of both pools: max's, then avg's.
 template <class A, bool FULL, class T>
-FD_INLINE void pool_row_gradient(const Geometry& g, const Pools<A, T>& pools, int64_t image, int64_t r, const T* y,
-                                 const A* from_g, const A* mean_a, const A* from_y_a, const A* offset_a, A* out) {
-  for (int64_t c = 0; c < g.cp; c += kLanes<A>) {
-    const Vec<A> mean = load<A>(mean_a + c), from_y = load<A>(from_y_a + c), offset = load<A>(offset_a + c);
-    for (int64_t column = 0; column < g.wo; ++column)
-      store(out + column * g.cp + c, from_y * (load<A>(y + column * g.cp + c) - mean) + offset);
-    for (int64_t e = 0; e < pools.edges; ++e) {
-      const Vec<A> factor = load<A>(from_g + e * g.cp + c);
-      const T* row = pools.g[e].data + image * pools.g[e].sn + r * pools.g[e].sh;
-      const int64_t sw = pools.g[e].sw;
-      for (int64_t column = 0; column < g.wo; ++column) {
-        A* o = out + column * g.cp + c;
-        store(o, load<A>(o) + factor * load_channels<A, FULL>(row + column * sw, c, g.c));
+FD_INLINE void pool_row_gradients(const Geometry& g, const Pools<A, T>& pools, int64_t image, int64_t r, A* rows) {
+  struct Pool {
+    const T* y;
+    const A *from_g, *mean, *from_y, *offset;
+    A* out;
+  };
+  const int64_t at = (image * g.ho + r) * g.wo * g.cp;
+  const Pool both[2] = {{pools.max_y, pools.max_from_g, pools.max_mean_a, pools.max_from_y, pools.max_offset, rows},
+                        {pools.avg_y, pools.avg_from_g, pools.avg_mean_a, pools.avg_from_y, pools.avg_offset, rows + g.wo * g.cp}};
+  for (int64_t c = 0; c < g.cp; c += kLanes<A>)
+    for (int64_t column = 0; column < g.wo; ++column) {
+      const int64_t pixel = column * g.cp + c;
+      Vec<A> d[2] = {};
+      unroll<2>([&](auto i) FD_LAMBDA {
+        const Pool& p = both[i.value];
+        if (p.y) d[i.value] = load<A>(p.from_y + c) * (load<A>(p.y + at + pixel) - load<A>(p.mean + c)) + load<A>(p.offset + c);
+      });
+      for (int64_t e = 0; e < pools.edges; ++e) {
+        const View<T>& v = pools.g[e];
+        const Vec<A> gradient = load_channels<A, FULL>(v.data + image * v.sn + r * v.sh + column * v.sw, c, g.c);
+        unroll<2>([&](auto i) FD_LAMBDA {
+          const Pool& p = both[i.value];
+          if (p.y) d[i.value] += load<A>(p.from_g + e * g.cp + c) * gradient;
+        });
       }
+      unroll<2>([&](auto i) FD_LAMBDA { store(both[i.value].out + pixel, d[i.value]); });
     }
-  }
 }
 
 // The gradients of one window's pools, handed out to its pixels in order.
@@ -860,25 +871,20 @@ FD_INLINE void pool_backward(const Bank<A, T>& bank, int64_t image, int64_t begi
   const Pools<A, T>& pools = bank.pools;
   const T* x = bank.x.data + image * bank.x.sn;
   const int64_t sh = bank.x.sh, sw = bank.x.sw;
-  A *d_max_row = rows, *d_avg_row = rows + g.wo * g.cp;
+  const A *d_max_row = rows, *d_avg_row = rows + g.wo * g.cp;
   // Windows that touch source rows [begin, end): centre stride * r within one row of them.
   const int64_t r_begin = begin - 1 <= 0 ? 0 : (begin - 1 + g.stride - 1) / g.stride;
   const int64_t r_end = end / g.stride + 1 < g.ho ? end / g.stride + 1 : g.ho;
   for (int64_t r = r_begin; r < r_end; ++r) {
     const int64_t at = (image * g.ho + r) * g.wo * g.cp;
-    if (pools.max_y)
-      pool_row_gradient<A, FULL>(g, pools, image, r, pools.max_y + at, pools.max_from_g, pools.max_mean_a, pools.max_from_y,
-                                 pools.max_offset, d_max_row);
-    if (pools.avg_y)
-      pool_row_gradient<A, FULL>(g, pools, image, r, pools.avg_y + at, pools.avg_from_g, pools.avg_mean_a, pools.avg_from_y,
-                                 pools.avg_offset, d_avg_row);
+    pool_row_gradients<A, FULL>(g, pools, image, r, rows);
     // Windows inside the image share pixels' values and gradients, which stay in registers from one to the next.
     const int64_t inside_begin = 1, inside_end = (g.w - 2) / g.stride + 1;
     const bool whole_rows = r * g.stride >= 1 && r * g.stride + 2 <= g.h;
     for (int64_t c = 0; c < g.cp; c += kLanes<A>) {
       const auto gradients = [&](int64_t column) FD_LAMBDA {
         const int64_t o = column * g.cp + c;
-        return PoolGradients<A>{pools.avg_y ? load<A>(d_avg_row + o) : Vec<A>{}, pools.max_y ? load<A>(d_max_row + o) : Vec<A>{},
+        return PoolGradients<A>{load<A>(d_avg_row + o), load<A>(d_max_row + o),
                                 pools.max_y ? load<A>(pools.max_y + at + o) : Vec<A>{}};
       };
       const auto add = [&](int64_t row, int64_t col, Vec<A> v) FD_LAMBDA {
