@@ -1086,7 +1086,7 @@ FD_INLINE void mix_tiles(const Mix<A, T>& m, int64_t lo, int64_t hi, A* sum) {
     for (int64_t c = 0; c < g.cp; c += kLanes<A>) {
       const Vec<A> shift = load<A>(m.shift + c);
       for (int64_t i = 0; i < pixels; ++i) store(sum + i * g.cp + c, shift);
-      exact_blocks<4>(m.count, [&](auto size, int64_t t) FD_LAMBDA {
+      exact_blocks<8>(m.count, [&](auto size, int64_t t) FD_LAMBDA {
         mix_terms<A, FULL, size.value>(m.terms + t, tile, c, g.wo, g.cp, sum);
       });
     }
