@@ -98,15 +98,22 @@ int64_t empty_block_cache() {
   return freed;
 }
 
-at::Tensor empty_in_block(at::IntArrayRef sizes, at::ScalarType dtype) {
-  int64_t count = 1;
-  for (const int64_t size : sizes) count *= size;
-  void* block = acquire_block(count * int64_t(c10::elementSize(dtype)));
-  return at::from_blob(block, sizes, [](void* p) { release_block(p); }, at::TensorOptions().dtype(dtype));
+namespace {
+
+at::Tensor in_block(at::IntArrayRef sizes, at::IntArrayRef strides, at::ScalarType dtype) {
+  void* block = acquire_block(c10::multiply_integers(sizes) * int64_t(c10::elementSize(dtype)));
+  return at::from_blob(block, sizes, strides, [](void* p) { release_block(p); }, at::TensorOptions().dtype(dtype));
 }
 
+}  // namespace
+
+at::Tensor empty_in_block(at::IntArrayRef sizes, at::ScalarType dtype) {
+  return in_block(sizes, c10::contiguous_strides(sizes), dtype);
+}
+
+// No permuted tensor: torch adds gradients up in place only where nothing else, such as a base, holds their memory.
 at::Tensor empty_image_in_block(at::IntArrayRef sizes, at::ScalarType dtype) {
-  return empty_in_block({sizes[0], sizes[2], sizes[3], sizes[1]}, dtype).permute({0, 3, 1, 2});
+  return in_block(sizes, c10::get_channels_last_strides_2d(sizes), dtype);
 }
 
 }  // namespace fastdarts
