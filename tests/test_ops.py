@@ -115,6 +115,18 @@ def test_opcheck_project(parts: int, training: bool, dtype: torch.dtype) -> None
             torch.library.opcheck(torch.ops.fastdarts.project_backward.default, back, test_utils=CHECKS)
 
 
+def test_gradients_own_their_memory() -> None:
+    """Where they are views, torch adds up those of a state's readers in new memory instead of in place."""
+    plan = one_edge(1)
+    states, weights, params, _ = arguments(plan, 16, (5, 4), torch.float32, True)
+    out, saved, stats = torch.ops.fastdarts.mixed_sum(states, weights, params, None, plan.encoded, 1e-5)
+    back = (torch.randn_like(out), states, weights, params, out, saved, stats, plan.encoded, True, 1e-5, [1], True)
+    assert torch.ops.fastdarts.mixed_sum_backward(*back)[1][0]._base is None
+    x, w = torch.randn(2, 3, 5, 4), [torch.randn(4, 3, 1, 1)]
+    out, saved, stats = torch.ops.fastdarts.project(x, w, None, 1e-5)
+    assert torch.ops.fastdarts.project_backward(out, x, w, saved, stats, True, 1e-5, True, True)[0]._base is None
+
+
 @TRAINING
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(
