@@ -97,15 +97,29 @@ FD_INLINE void stream(T* p, V v) {
 // The first `n` lanes only, the others 0: the last channels of a tensor whose channels do not fill whole vectors.
 template <class A, class T>
 FD_INLINE Vec<A> load_part(const T* p, int64_t n) {
+#if FASTDARTS_VECTOR_BYTES == 64
+  const uint32_t lanes = (1u << n) - 1;
+  if constexpr (sizeof(T) == 8) return (Vec<A>)_mm512_maskz_loadu_pd(lanes, p);
+  if constexpr (sizeof(T) == 4) return (Vec<A>)_mm512_maskz_loadu_ps(lanes, p);
+  if constexpr (sizeof(T) == 2) return (Vec<A>)(widen((Halves)_mm256_maskz_loadu_epi16(lanes, p)) << 16);
+#else
   T lanes[kLanes<A>] = {};
   for (int64_t i = 0; i < n; ++i) lanes[i] = p[i];
   return load<A>(lanes);
+#endif
 }
 template <class A, class T>
 FD_INLINE void store_part(T* p, Vec<A> v, int64_t n) {
+#if FASTDARTS_VECTOR_BYTES == 64
+  const uint32_t lanes = (1u << n) - 1;
+  if constexpr (sizeof(T) == 8) _mm512_mask_storeu_pd(p, lanes, (__m512d)v);
+  if constexpr (sizeof(T) == 4) _mm512_mask_storeu_ps(p, lanes, (__m512)v);
+  if constexpr (sizeof(T) == 2) _mm256_mask_storeu_epi16(p, lanes, (__m256i)narrow(v));
+#else
   T lanes[kLanes<A>];
   store(lanes, v);
   for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
+#endif
 }
 // FULL: the channels fill whole vectors, which is then known when compiling.
 template <class A, bool FULL, class T>
