@@ -329,7 +329,7 @@ def between_passes(case: Case, variant: str, device: torch.device) -> Run:
         def no_pass(batch: object, inputs: Sequence[Tensor], *_: object) -> tuple[Tensor, list[Tensor]]:
             return torch.zeros((), device=device), [ready[t] for t in inputs]
 
-        architect._gradients = no_pass  # type: ignore[method-assign]
+        architect._gradients = no_pass  # type: ignore[method-assign, assignment]
         return lambda: architect.alpha_gradients(batch, batch, 0.025, optimizer)
 
     weights, alphas = list(network.parameters()), network.arch_parameters()

@@ -76,7 +76,9 @@ def compiled(launch: Launch, target: GPUTarget) -> Any:
     fixed = {name: value for name, value in constants.items() if name != "num_warps"}
     signature: dict[str, Any] = {name: _type(arg) for name, arg in zip(names, args, strict=False)}
     signature |= dict.fromkeys(fixed, "constexpr")
-    aligned = {(i,): [["tt.divisibility", 16]] for i, arg in enumerate(args) if isinstance(arg, Tensor)}
+    aligned: dict[tuple[int, ...], Any] = {
+        (i,): [["tt.divisibility", 16]] for i, arg in enumerate(args) if isinstance(arg, Tensor)
+    }
     for i, arg in enumerate(args):
         if isinstance(arg, tuple):
             aligned |= {(i, j): [["tt.divisibility", 16]] for j in range(len(arg))}
@@ -122,8 +124,8 @@ def machine_code(kernel: Any, target: GPUTarget, warps: int) -> MachineCode:
         spilled = stack + local
         wide, matrix = r"LDG(?:STS)?\.E\.(?:\w+\.)*128", r"\bHMMA|\bHGMMA|UTC\w*MMA"
     shared = kernel.metadata.shared
-    counts = [len(re.findall(pattern, text)) for pattern in (wide, matrix)]
-    return MachineCode(registers, spilled, shared, *counts, occupancy(target, registers, shared, warps))
+    loads, products = (len(re.findall(pattern, text)) for pattern in (wide, matrix))
+    return MachineCode(registers, spilled, shared, loads, products, occupancy(target, registers, shared, warps))
 
 
 def occupancy(target: GPUTarget, registers: int, shared: int, warps: int) -> float:

@@ -18,7 +18,7 @@ import torch
 import fastdarts
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from drop_in import original
+from drop_in import original  # type: ignore[import-not-found]
 
 OWN, OURS = "its own MixedOp", "fastdarts.MixedOp"
 

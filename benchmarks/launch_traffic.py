@@ -153,7 +153,8 @@ def join_moments(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, float, 
 
 def mix_forward(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, float, int]:
     element, compute = a["saved_ptr"].element_size(), a["stats_ptr"].element_size()
-    elements, slots, seen = a["pixels"] * a["C"], 0.0, {}
+    elements, slots = a["pixels"] * a["C"], 0.0
+    seen: dict[tuple[int, int], int] = {}
     for term in a["terms_ptr"].tolist():
         source, slot, pool = term[SOURCE.value], term[SLOT.value], term[POOL.value]
         height = a["HO"] if source < 2 else a["STATES"][source - 2][1]

@@ -54,7 +54,7 @@ class Counting(TorchDispatchMode):
     """Counts inside `with`; fastdarts' operators plan their launches as on a GPU, and none is made."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.traffic = Traffic()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -106,7 +106,7 @@ class Search:
     def network(self, backend: Any) -> SearchNetwork:
         torch.manual_seed(0)
         network = SearchNetwork(C=self.C, layers=self.layers, backend=backend)
-        return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return network.to(memory_format=torch.channels_last)
 
     def data(self, images: int) -> tuple[Tensor, Tensor]:
         x = torch.randn(images, 3, self.size, self.size).contiguous(memory_format=torch.channels_last)
