@@ -313,7 +313,7 @@ def compiled(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def test_compiled_operator() -> None:
-    plan = fused._plan(1, ((0, 1),), ((2, PRIMITIVES, tuple(range(1, 8))),))
+    plan = fused._plan(1, ((0, 1),), ((2, PRIMITIVES, tuple(range(1, 8))),), 1)
     op = MixedOp(4, 2).double()
     params = [p for o in op._ops for p in o.parameters()]
     x, weights = torch.randn(3, 4, 7, 6, dtype=torch.float64), torch.full((1, 8), 0.125, dtype=torch.float64)
