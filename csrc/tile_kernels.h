@@ -274,11 +274,13 @@ FD_INLINE void pointwise(const E* d, int64_t pixels, const E* w, int64_t k_size,
 // y as above, of the stored type, to `out` past the caches, to `soon` as well unless null, and into the sums of `sum_strip`.
 template <class A, class E, int SA, int COLS, class T>
 FD_INLINE void product_summed_columns(const E* d, int64_t pixels, const E* w, int64_t k_size, int64_t cp, A* sums, T* out, T* soon) {
-  constexpr int kParts = COLS == 2 ? 2 : 4;  // partial sums of this strip alone: less rounding
-  Vec<A> origin[COLS], sum[COLS][kParts], square[COLS][kParts];
+  Vec<A> origin[COLS], sum[COLS][2], square[COLS][2];
   unroll<COLS>([&](auto j) FD_LAMBDA {
-    origin[j.value] = load<A>(sums + j.value * kLanes<A>);
-    unroll<kParts>([&](auto part) FD_LAMBDA { sum[j.value][part.value] = square[j.value][part.value] = Vec<A>{}; });
+    const A* at = sums + j.value * kLanes<A>;
+    origin[j.value] = load<A>(at);
+    sum[j.value][0] = load<A>(at + cp);
+    square[j.value][0] = load<A>(at + 2 * cp);
+    sum[j.value][1] = square[j.value][1] = Vec<A>{};
   });
   exact_blocks<COLS == 2 ? kPairRows : kSingleRows>(pixels, [&](auto size, int64_t p) FD_LAMBDA {
     product_block<A, E, SA, size.value, COLS>(
@@ -287,18 +289,14 @@ FD_INLINE void product_summed_columns(const E* d, int64_t pixels, const E* w, in
           if (soon) store(soon + at, y);
           stream(out + at, y);
           const Vec<A> v = y - origin[j.value];
-          sum[j.value][row.value % kParts] += v;
-          square[j.value][row.value % kParts] += v * v;
+          sum[j.value][row.value % 2] += v;
+          square[j.value][row.value % 2] += v * v;
         });
   });
   unroll<COLS>([&](auto j) FD_LAMBDA {
-    const auto add_to = [](A* at, const Vec<A>(&parts)[kParts]) FD_LAMBDA {
-      Vec<A> joint = parts[0] + parts[1];
-      if constexpr (kParts == 4) joint += parts[2] + parts[3];
-      store(at, load<A>(at) + joint);
-    };
-    add_to(sums + cp + j.value * kLanes<A>, sum[j.value]);
-    add_to(sums + 2 * cp + j.value * kLanes<A>, square[j.value]);
+    A* at = sums + j.value * kLanes<A>;
+    store(at + cp, sum[j.value][0] + sum[j.value][1]);
+    store(at + 2 * cp, square[j.value][0] + square[j.value][1]);
   });
 }
 
