@@ -170,8 +170,11 @@ def compare(op: MixedOp, x: Tensor, weights: Tensor, learned: bool = True) -> No
         with torch.no_grad():
             for p in other.parameters():
                 p.copy_(rounded_at_random(p, eps, generator))
-        at = rounded_at_random(x.double(), eps, generator)
-        moved.append(results(other, at, rounded_at_random(weights.double(), eps, generator), g.double(), learned))
+        at, weights_at = (rounded_at_random(t.double(), eps, generator) for t in (x, weights))
+        # Also in x's own precision: the error of the plain modules in a single sum is a draw of chance.
+        lower = copy.deepcopy(other).to(weights.dtype)
+        moved.append(results(lower, at.to(x.dtype), weights_at.to(weights.dtype), g, learned))
+        moved.append(results(other, at, weights_at, g.double(), learned))
     ours = results(with_backend(op, "fused"), x, weights, g, learned)
     plain = results(copy.deepcopy(op), x, weights, g, learned)
     true = results(exact, x.double(), weights.double(), g.double(), learned)
