@@ -20,7 +20,8 @@ def rounded_at_random(t: Tensor, eps: float, generator: torch.Generator) -> Tens
 
 
 def assert_no_worse(ours: Results, plain: Results, true: Results, moved: list[Results], eps: float) -> None:
-    """ours and plain: results in some precision of unit rounding eps; true: in float64; moved: of rounded inputs.
+    """ours and plain: results in some precision of unit rounding eps; true: in float64; moved: of rounded inputs,
+    in float64 or by the plain modules in their precision.
 
     In float64 the plain modules are the truth and show no error of their own, so that only the rounded inputs speak:
     there sums of some hundred terms may lose ten times as much, which is still 1e-13 or so.
