@@ -5,25 +5,13 @@
 #pragma once
 #include <ATen/ATen.h>
 
-#include <algorithm>
 #include <cstdint>
 #include <vector>
 
 #include "plan.h"
+#include "tile.h"
 
 namespace fastdarts {
-
-// What of an image belongs to a pixel of a node: that pixel, or where the image is larger a window of 2x2 as far as it has them.
-struct Windows {
-  int64_t step, h, w;
-
-  // body(row, column)
-  template <class F>
-  void over(int64_t y, int64_t x, const F& body) const {
-    for (int64_t row = step * y; row < std::min(step * (y + 1), h); ++row)
-      for (int64_t column = step * x; column < std::min(step * (x + 1), w); ++column) body(row, column);
-  }
-};
 
 class Bypass {
  public:
@@ -43,18 +31,20 @@ class Bypass {
   void give_factors(const at::Tensor& dweights) const;
 
  private:
-  Windows windows_of(const at::Tensor& state) const;
-  // body(number stored, number computed, channels an op sees, groups, channels that pass)
-  template <class F>
-  void with_types_and_sizes(const F& body) const;
-  // body(image, its first lane in a slot, row of pixels, chunk), over a fixed partition of the nodes' rows.
-  template <class F>
-  void over_rows(const F& body) const;
+  // All about a state's rows but what a pass reads and writes besides.
+  template <class A, class T>
+  PartialRows<A, T> rows_of(int64_t state) const;
+  // Of the edges for which tensor_of(edge) is not null.
+  template <class A, class T, class F>
+  std::vector<Passage<A, T>> passages(const F& tensor_of) const;
+  // Over a fixed partition of the nodes' rows.
+  template <class A, class T>
+  void run(typename Kernels<A, T>::Rows* kernel, const PartialRows<A, T>& rows);
 
   const Plan& plan_;
   int64_t images_, n_, h_, w_, size_, chunks_;
   std::vector<double> factors_;        // [edges]
-  std::vector<double> factor_sums_;    // [chunks, edges]: their gradients
+  std::vector<double> factor_sums_;    // [chunks, edges, kFactorLanes]: their gradients
   std::vector<at::Tensor> states_;     // inputs, then nodes
   std::vector<at::Tensor> passing_;    // of each the channels that pass, [N, C - C / K, H', W']
   std::vector<at::Tensor> gradients_;  // of their sum into a node

@@ -126,6 +126,32 @@ struct Projection {  // relu -> 1x1 convolution (stride 1) or factorised reducti
   bool need_params, need_x;
 };
 
+// Partial channels (bypass.h): what an edge lets pass its ops, or the gradient of that.
+template <class A, class T>
+struct Passage {
+  View<const T> view;
+  A factor;
+  int64_t edge;
+};
+
+constexpr int64_t kFactorLanes = 16;  // sums of a factor's gradient, one a lane
+
+template <class A, class T>
+struct PartialRows {
+  int64_t h, w, channels;         // of a node
+  int64_t padded;                 // channels rounded up to 64 bytes of A
+  int64_t images;                 // side by side in the lanes of `own`
+  int64_t size, groups;           // channels that an op sees, and K
+  int64_t step, state_h, state_w;  // the state; a pixel of a node belongs to step x step of its pixels
+  const Passage<A, T>* terms;
+  int64_t count;
+  View<T> own;                    // the channels that the ops see, folded
+  bool reached;                   // whether their gradient is there
+  View<const T> whole;            // the state; for part_node the gradient from outside
+  View<const T> passed;           // the state's channels that pass, of the nodes' size
+  View<T> to;                     // what is made: a node, the channels or the gradient that pass, an input's gradient (or null)
+};
+
 template <class A, class T>
 struct Kernels {
   bool pairs;  // whether pw_pairs and pw_t_pairs are read, in the place of pw and pw_t
@@ -139,6 +165,10 @@ struct Kernels {
   // Scratch: three times a tile's pixels by the larger of k and cp.
   void (*project_forward)(const Projection<A, T>&, int64_t lo, int64_t hi, int64_t chunk, A* scratch);
   void (*project_backward)(const Projection<A, T>&, int64_t lo, int64_t hi, int64_t chunk, A* scratch, A* grads);
+  // Rows [lo, hi) of all lines of images. Scratch: two rows and a pixel of `padded` channels.
+  // factor_sums: [edges, kFactorLanes].
+  using Rows = void(const PartialRows<A, T>&, int64_t lo, int64_t hi, A* scratch, double* factor_sums);
+  Rows *pool_passing, *join, *part_node, *part_input;
 };
 
 // A chunk's scratch: the padded source, the padded gradient of depthwise outputs, a padded middle, depthwise outputs and their

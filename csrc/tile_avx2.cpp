@@ -1,5 +1,7 @@
 // The tile kernels for AVX2 and FMA: 32-byte vectors.
 #if defined(__x86_64__)
+#include <immintrin.h>
+
 #include <cstdint>
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,bmi,bmi2"))), apply_to = function)

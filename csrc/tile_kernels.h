@@ -1533,10 +1533,13 @@ void first_backward(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t, A* 
     first_backward_tiles<A, false>(bank, lo, hi, scratch, grads);
 }
 
+#include "bypass_rows.h"
+
 template <class A, class T>
 constexpr Kernels<A, T> table() {
   return {kDots<T>, first_forward<A, T>, second_forward<A, T>, mix<A, T>, term_sums<A, T>, second_backward<A, T>,
-          first_backward<A, T>, project_forward<A, T>, project_backward<A, T>};
+          first_backward<A, T>, project_forward<A, T>, project_backward<A, T>, pool_passing<A, T>, join<A, T>, part_node<A, T>,
+          part_input<A, T>};
 }
 
 extern const Kernels<float, bf16> kernels_bf16 = table<float, bf16>();
