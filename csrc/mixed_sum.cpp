@@ -293,23 +293,25 @@ class MixedSum {
     const A* d = pointer<A>(depthwise);
     const int64_t taps = s.kernel * s.kernel;
     A *dw = const_cast<A*>(s.dw), *flipped = const_cast<A*>(s.dw_flipped);
-    for (int64_t tap = 0; tap < taps; ++tap)
-      for (int64_t c = 0; c < cp_; ++c) {
-        const A v = c < c_ ? d[c % channels_ * taps + tap] : A(0);
-        dw[tap * cp_ + c] = v;
-        if (flipped && s.stride == 1) flipped[(taps - 1 - tap) * cp_ + c] = v;
-      }
+    if (c_ < cp_) std::fill(dw, dw + taps * cp_, A(0));
+    over_images([&](int64_t at) {
+      for (int64_t c = 0; c < channels_; ++c)
+        for (int64_t tap = 0; tap < taps; ++tap) dw[tap * cp_ + at + c] = d[c * taps + tap];
+    });
+    if (flipped && s.stride == 1)
+      for (int64_t tap = 0; tap < taps; ++tap) std::copy_n(dw + tap * cp_, cp_, flipped + (taps - 1 - tap) * cp_);
     if (flipped && s.stride == 2) pack_phases(s, flipped);
     const A* p = pointer<A>(pointwise);
+    const bool partly = channels_ < cp_;  // the rest are zeros
     if (A* pw = const_cast<A*>(s.pw)) {
-      std::fill(pw, pw + s.k * cp_, A(0));
+      if (partly) std::fill(pw, pw + s.k * cp_, A(0));
       over_images([&](int64_t at) {
         for (int64_t o = 0; o < channels_; ++o)
           for (int64_t i = 0; i < channels_; ++i) pw[(at + i) * cp_ + at + o] = p[o * channels_ + i];
       });
     }
     if (A* pw_t = const_cast<A*>(s.pw_t)) {
-      std::fill(pw_t, pw_t + s.k * cp_, A(0));
+      if (partly) std::fill(pw_t, pw_t + s.k * cp_, A(0));
       over_images([&](int64_t at) {
         for (int64_t o = 0; o < channels_; ++o) std::copy_n(p + o * channels_, channels_, pw_t + (at + o) * s.k + at);
       });
@@ -594,18 +596,20 @@ class MixedSum {
     }
   }
 
-  // Adds the chunks' weight gradients, in order, into the parameters' layouts.
-  void collect_grads(const BankSite<A, T>& site, const A* grads, int64_t size, std::vector<at::Tensor>& dparams) const {
+  // Adds the chunks' weight gradients, in order, and brings the sums, which overwrite the first's, into the parameters' layouts.
+  void collect_grads(const BankSite<A, T>& site, A* grads, int64_t size, std::vector<at::Tensor>& dparams) const {
     const auto sum = [&](int64_t first, int64_t step) {  // step: from a lane's number to the next one's
       A s = 0;
-      over_images([&](int64_t at) {
-        for (int64_t chunk = 0; chunk < chunks_; ++chunk) s += grads[chunk * size + first + at * step];
-      });
+      over_images([&](int64_t at) { s += grads[first + at * step]; });
       return s;
     };
     const auto collect = [&](const Stage<A, T>& s, int64_t param) {
       A *depthwise = pointer<A>(dparams[param]), *pointwise = pointer<A>(dparams[param + 1]);
-      const int64_t taps = s.kernel * s.kernel, half = channels_ / 2, diagonal = cp_ + 1;
+      const int64_t taps = s.kernel * s.kernel, half = channels_ / 2, diagonal = cp_ + 1, numbers = (s.k + taps) * cp_;
+      for (int64_t chunk = 1; chunk < chunks_; ++chunk) {
+        A *total = grads + s.grad, *more = total + chunk * size;
+        for (int64_t i = 0; i < numbers; ++i) total[i] += more[i];
+      }
       if (!s.kernel) {
         for (int64_t o = 0; o < channels_; ++o) {
           A* row = (o < half ? depthwise : pointwise) + o % half * channels_;
@@ -615,8 +619,8 @@ class MixedSum {
       }
       for (int64_t i = 0; i < channels_; ++i)
         for (int64_t o = 0; o < channels_; ++o) pointwise[o * channels_ + i] = sum(s.grad + i * cp_ + o, diagonal);
-      for (int64_t tap = 0; tap < taps; ++tap)
-        for (int64_t c = 0; c < channels_; ++c) depthwise[c * taps + tap] = sum(s.grad + (s.k + tap) * cp_ + c, 1);
+      for (int64_t c = 0; c < channels_; ++c)
+        for (int64_t tap = 0; tap < taps; ++tap) depthwise[c * taps + tap] = sum(s.grad + (s.k + tap) * cp_ + c, 1);
     };
     at::parallel_for(0, site.ops.size(), 1, [&](int64_t lo, int64_t hi) {
       for (const OpSite<A, T>* o = &site.ops[lo]; o != &site.ops[lo] + (hi - lo); ++o) {

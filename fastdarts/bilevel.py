@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Adam, Optimizer
 
-from fastdarts import flat_ops
+from fastdarts import flat_ops, fused
 from fastdarts.flat import FlatSGD, FlatWeights, as_scalar
 from fastdarts.walk import modules_of
 
@@ -116,7 +116,7 @@ class Architect:
             ValueError: wrong order, xi, batch or optimizer.
         """
         self._check_call(train, valid, xi, w_optimizer, order)
-        with frozen_buffers(self.network):
+        with frozen_buffers(self.network), fused.reading_once():
             if order == 1:
                 with without_gradients(self.flat.weights):
                     self.valid_loss, gradients = self._gradients(valid, self.alphas, self.penalty)
@@ -177,9 +177,9 @@ class Architect:
                 return [a - xi * h for a, h in zip(direct, implicit, strict=True)]
             norm = flat_ops.norm(v)
             ends = []
-            for r in (self.r, -self.r):
-                flat_ops.perturb(buffer, saved, v, norm, r)
-                with without_gradients(flat.weights):
+            with without_gradients(flat.weights):
+                for r in (self.r, -self.r):
+                    flat_ops.perturb(buffer, saved, v, norm, r)
                     ends.append(self._gradients(train, self.alphas)[1])
             return [flat_ops.combine(a, p, m, norm, xi, self.r) for a, p, m in zip(direct, *ends, strict=True)]
         finally:
@@ -226,9 +226,11 @@ class Architect:
                 "network.arch_parameters() are not the tensors this Architect was made with; make a new one"
             )
         held = {id(p) for group in w_optimizer.param_groups for p in group["params"]}
-        parameters = (p for module in modules_of(self.network) for p in module._parameters.values() if p is not None)
+        holders = (module._parameters for module in modules_of(self.network) if module._parameters)
         weights = self.flat.weights
-        if {id(p) for p in parameters if p.requires_grad} != {id(w) for w in weights}:
+        if {id(p) for own in holders for p in own.values() if p is not None and p.requires_grad} != {
+            id(w) for w in weights
+        }:
             raise ValueError("the network's parameters are not those this Architect was made with; make a new one")
         if any(id(w) not in held for w in weights):
             missing = [name for name, w in self.network.named_parameters() if w.requires_grad and id(w) not in held]

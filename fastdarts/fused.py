@@ -1,8 +1,9 @@
 """Runs mixed edges through the fused operators: reads the modules' weights, keeps their running statistics."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +17,32 @@ if TYPE_CHECKING:
     from fastdarts.mixed_op import MixedOp
 
 
+Settings = tuple[type, bool, bool, float, float | None, bool]
+"""Of a batch norm: class, affine, training, eps, momentum, track_running_stats."""
+
+
 class ReadEdge(NamedTuple):
     """What a call needs of a mixed op: which of its ops have a kernel, with their weights and batch norms."""
 
     edge: "MixedOp"
     fused: dict[int, tuple[list[Tensor], list[nn.BatchNorm2d]]]
     others: list[int]
+    settings: frozenset[Settings]
+    """Of all batch norms."""
+
+
+_read_before: dict[Any, ReadEdge] | None = None
+
+
+@contextmanager
+def reading_once() -> Iterator[None]:
+    """Inside, modules stay what they are: passes that come later need not read the mixed ops again."""
+    global _read_before
+    _read_before = {}
+    try:
+        yield
+    finally:
+        _read_before = None
 
 
 def read(edge: "MixedOp", active: Sequence[int] | None = None) -> ReadEdge:
@@ -29,6 +50,20 @@ def read(edge: "MixedOp", active: Sequence[int] | None = None) -> ReadEdge:
 
     Of the active columns only; None: of all.
     """
+    before = _read_before
+    if before is None:
+        return _read(edge, active)
+    key = (edge, None if active is None else tuple(active))
+    found = before.get(key)
+    if found is None:
+        found = _read(edge, active)
+        # What stands in for a parameter, a parametrization's output for one, may be made anew for each pass.
+        if all(type(weight) is nn.Parameter for weights, _ in found.fused.values() for weight in weights):
+            before[key] = found
+    return found
+
+
+def _read(edge: "MixedOp", active: Sequence[int] | None) -> ReadEdge:
     fused, others = {}, []
     ops_of_edge = list(edge._modules["_ops"]._modules.values())  # type: ignore[union-attr]
     for column in range(len(ops_of_edge)) if active is None else sorted(active):
@@ -40,7 +75,12 @@ def read(edge: "MixedOp", active: Sequence[int] | None = None) -> ReadEdge:
             fused[column] = _contents(op)
         else:
             others.append(column)
-    return ReadEdge(edge, fused, others)
+    return ReadEdge(edge, fused, others, settings_of(fused))
+
+
+def settings_of(fused: Mapping[int, tuple[list[Tensor], list[nn.BatchNorm2d]]]) -> frozenset[Settings]:
+    """Those of all batch norms of an edge."""
+    return frozenset(_settings(norm) for _, norms in fused.values() for norm in norms)
 
 
 def refusal(edges: Sequence[ReadEdge], x: Tensor) -> str | None:
@@ -48,7 +88,7 @@ def refusal(edges: Sequence[ReadEdge], x: Tensor) -> str | None:
     reason = ops.unavailable(x.device, storage_dtype(x))
     if reason is not None:
         return reason
-    settings = {_settings(norm) for edge in edges for _, norms in edge.fused.values() for norm in norms}
+    settings = {one for edge in edges for one in edge.settings}
     if len(settings) > 1:
         return "its batch norms differ in class, mode, eps, momentum, tracking or in having scales and shifts"
     return next((_unlike_search(*one) for one in settings), None)
@@ -169,7 +209,7 @@ def _needed(edge: ReadEdge, values: list[float] | None) -> Sequence[int]:
 def _only(edge: ReadEdge, columns: Sequence[int]) -> ReadEdge:
     """The edge with the ops of these columns, in its own order."""
     fused = {column: contents for column, contents in edge.fused.items() if column in columns}
-    return ReadEdge(edge.edge, fused, [column for column in edge.others if column in columns])
+    return ReadEdge(edge.edge, fused, [column for column in edge.others if column in columns], edge.settings)
 
 
 # The modules that the kernels compute; a pool's holds the pool and its batch norm.
@@ -226,7 +266,7 @@ def _buffer(norm: nn.BatchNorm2d, name: str) -> Tensor:
     return norm._buffers[name]  # type: ignore[return-value]
 
 
-def _settings(norm: nn.BatchNorm2d) -> tuple[type, bool, bool, float, float | None, bool]:
+def _settings(norm: nn.BatchNorm2d) -> Settings:
     return type(norm), norm.affine, norm.training, norm.eps, norm.momentum, norm.track_running_stats
 
 

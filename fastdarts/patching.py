@@ -185,7 +185,7 @@ def _read(module: nn.Module, layout: _Layout) -> fused.ReadEdge | None:
             else:
                 contents[column] = [leaf.weight for leaf in leaves if isinstance(leaf, nn.Conv2d)], norms
     edge = _Edge(layout.stride, tuple(op.primitive for op in layout.ops), ops)
-    return fused.ReadEdge(cast(MixedOp, edge), contents, others)
+    return fused.ReadEdge(cast(MixedOp, edge), contents, others, fused.settings_of(contents))
 
 
 def _layout(module: nn.Module) -> _Layout | str | None:

@@ -7,5 +7,6 @@ def modules_of(network: nn.Module) -> list[nn.Module]:
     """The network and all modules inside, level by level; a module that is used twice may stand there twice."""
     found = [network]
     for module in found:  # which grows meanwhile
-        found += [child for child in module._modules.values() if child is not None]
+        if children := module._modules:  # most have none
+            found += [child for child in children.values() if child is not None]
     return found
