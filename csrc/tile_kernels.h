@@ -1486,7 +1486,11 @@ FD_INLINE void project_backward_tiles(const Projection<A, T>& p, int64_t lo, int
           Vec<A> v = {};
           if (reached)
             v = load_channels<A, FULL>(x + row * p.x.sh + col * p.x.sw, c, p.in_channels) > 0 ? load<A>(from + c) : Vec<A>{};
-          store_channels<A, FULL>(dx + row * p.dx.sh + col * p.dx.sw, v, c, p.in_channels);
+          T* out = dx + row * p.dx.sh + col * p.dx.sw;
+          if constexpr (FULL)
+            stream(out + c, v);
+          else
+            store_channels<A, FULL>(out, v, c, p.in_channels);
         }
       }
   };
