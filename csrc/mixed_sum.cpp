@@ -90,7 +90,8 @@ class MixedSum {
     cp_ = padded_channels<A>(c_);
     ho_ = out.size(2);
     wo_ = out.size(3);
-    chunks_ = at::get_num_threads();
+    threads_ = at::get_num_threads();
+    chunks_ = threads_ * kChunksOfThread;
     make_banks(pointer<T>(saved));
   }
 
@@ -350,7 +351,14 @@ class MixedSum {
 
   template <class F>
   void over_tiles(const Geometry& geo, const F& body) const {
-    fastdarts::over_tiles(geo, chunks_, body);
+    fastdarts::over_tiles(geo, threads_, body);
+  }
+
+  void clear_borders(const Geometry& geo, A* scratch) const {
+    const ScratchLayout layout(geo);
+    at::parallel_for(0, threads_, 1, [&](int64_t lo, int64_t hi) {
+      for (int64_t thread = lo; thread < hi; ++thread) std::fill_n(scratch + thread * layout.total(), layout.bordered(), A(0));
+    });
   }
 
   void finish_norm(const Geometry& geo, int64_t norm, const double* chunk_mean, const double* chunk_m2, A* mean, A* rstd) const {
@@ -362,7 +370,8 @@ class MixedSum {
     const Bank<A, T>& bank = site.bank;
     const int64_t size = ScratchLayout(bank.geo).total();
     const int64_t plane = n_ * ho_ * wo_ * cp_;
-    Block<A> scratch(size * chunks_);
+    Block<A> scratch(size * threads_);
+    clear_borders(bank.geo, scratch.data());
     Block<T> soon(site.most_separables() * plane);
     site.over_edges([&](OpSite<A, T>* begin, OpSite<A, T>* end, const Edge&) {
       T* next_soon = soon.data();
@@ -371,8 +380,8 @@ class MixedSum {
         b->first.soon = next_soon;
         next_soon += plane;
       }
-      over_tiles(bank.geo, [&](int64_t lo, int64_t hi, int64_t chunk) {
-        kernels_.first_forward(bank, lo, hi, chunk, scratch.data() + chunk * size);
+      over_tiles(bank.geo, [&](int64_t lo, int64_t hi, int64_t chunk, int64_t thread) {
+        kernels_.first_forward(bank, lo, hi, chunk, scratch.data() + thread * size);
       });
       for (OpSite<A, T>* o = begin; o != end; ++o)
         if (o->branch >= 0) {
@@ -384,8 +393,8 @@ class MixedSum {
                       is_max ? bank.pools.max_m2 : bank.pools.avg_m2, o->mean, o->rstd);
         }
       if (site.separables() == 0) return;
-      over_tiles(bank.geo, [&](int64_t lo, int64_t hi, int64_t chunk) {
-        kernels_.second_forward(bank, lo, hi, chunk, scratch.data() + chunk * size);
+      over_tiles(bank.geo, [&](int64_t lo, int64_t hi, int64_t chunk, int64_t thread) {
+        kernels_.second_forward(bank, lo, hi, chunk, scratch.data() + thread * size);
       });
       for (OpSite<A, T>* o = begin; o != end; ++o)
         if (o->branch >= 0 && site.branches[o->branch].separable) {
@@ -428,9 +437,9 @@ class MixedSum {
     m.node = view_of<T>(out_, (state - plan_.inputs) * c_);
     m.shift = shift_of(terms);
     const int64_t size = m.geo.rows * wo_ * cp_;
-    Block<A> scratch(size * chunks_);
-    over_tiles(m.geo, [&](int64_t lo, int64_t hi, int64_t chunk) {
-      kernels_.mix(m, lo, hi, chunk, scratch.data() + chunk * size);
+    Block<A> scratch(size * threads_);
+    over_tiles(m.geo, [&](int64_t lo, int64_t hi, int64_t chunk, int64_t thread) {
+      kernels_.mix(m, lo, hi, chunk, scratch.data() + thread * size);
     });
   }
 
@@ -449,11 +458,14 @@ class MixedSum {
       }
   }
 
-  // Of a lane's channel, over all images.
-  double total(const double* chunk_sums, int64_t lane) const {
-    double sum = 0;
-    over_images([&](int64_t at) { sum += sum_chunks(chunk_sums, chunks_, cp_, at + lane % channels_); });
-    return sum;
+  // The first chunk's [cp] become the sums of all chunks', and of a channel in all images' lanes.
+  void join_sums(double* sums) const {
+    join_chunks(sums, cp_, chunks_, cp_);
+    for (int64_t c = 0; c < channels_ && channels_ < c_; ++c) {
+      double sum = 0;
+      over_images([&](int64_t at) { sum += sums[at + c]; });
+      over_images([&](int64_t at) { sums[at + c] = sum; });
+    }
   }
 
   double values() const { return double(n_ * (c_ / channels_) * ho_ * wo_); }  // that a batch norm averages over
@@ -474,7 +486,9 @@ class MixedSum {
     }
     m.terms = terms.data();
     m.count = terms.size();
-    over_tiles(m.geo, [&](int64_t lo, int64_t hi, int64_t chunk) { kernels_.term_sums(m, lo, hi, chunk); });
+    over_tiles(m.geo, [&](int64_t lo, int64_t hi, int64_t chunk, int64_t) { kernels_.term_sums(m, lo, hi, chunk); });
+    join_sums(m.chunk_g);
+    for (OpSite<A, T>* o = begin; o != end; ++o) join_sums(o->sum);
   }
 
   void set_coefficients(const Stage<A, T>& s, int64_t c, double weight, double sum_g, double sum_gy) const {
@@ -516,7 +530,8 @@ class MixedSum {
 
     const int64_t plane = n_ * ho_ * wo_ * cp_, size = ScratchLayout(bank.geo).total();
     Block<A> dz(site.most_separables() * plane), dx_partial(need_x ? n_ * bank.geo.h * bank.geo.w * cp_ : 0);
-    Block<A> scratch(size * chunks_), grads(need_params ? grads_size * chunks_ : 0);
+    Block<A> scratch(size * threads_), grads(need_params ? grads_size * chunks_ : 0);
+    clear_borders(bank.geo, scratch.data());
     bank.dx_partial = dx_partial.data();
     at::parallel_for(0, need_params ? chunks_ : 0, 1, [&](int64_t lo, int64_t hi) {
       std::fill(grads.data() + lo * grads_size, grads.data() + hi * grads_size, A(0));
@@ -527,7 +542,7 @@ class MixedSum {
       A* row = pointer<A>(dweights) + begin->edge_index * dweights.size(1);
       for (const OpSite<A, T>* o = begin; o != end; ++o) {
         double sum = 0;
-        for (int64_t c = 0; c < channels_; ++c) sum += total(o->sum, c) * (o->y ? double(o->rstd[c]) : 1);
+        for (int64_t c = 0; c < channels_; ++c) sum += o->sum[c] * (o->y ? double(o->rstd[c]) : 1);
         row[o->op->column] = A(sum);
       }
       if (!need_x && !need_params) return;
@@ -539,7 +554,7 @@ class MixedSum {
         b.g = g[edge.node];
         Stage<A, T>& last = b.separable ? b.second : b.first;
         give_coefficients(last);
-        for (int64_t c = 0; c < c_; ++c) set_coefficients(last, c, o->weight, total(o->sum_g, c), total(o->sum, c));
+        for (int64_t c = 0; c < c_; ++c) set_coefficients(last, c, o->weight, o->sum_g[c], o->sum[c]);
         if (!b.separable) continue;
         b.dz = next_dz;
         next_dz += plane;
@@ -547,17 +562,18 @@ class MixedSum {
         b.chunk_dzy = doubles_.zeros(chunks_ * cp_);
       }
       if (site.separables() > 0)
-        over_tiles(bank.geo, [&](int64_t lo, int64_t hi, int64_t chunk) {
-          kernels_.second_backward(bank, lo, hi, chunk, scratch.data() + chunk * size, grads.data() + chunk * grads_size);
+        over_tiles(bank.geo, [&](int64_t lo, int64_t hi, int64_t chunk, int64_t thread) {
+          kernels_.second_backward(bank, lo, hi, chunk, scratch.data() + thread * size, grads.data() + chunk * grads_size);
         });
       if (bank.finishes) set_pools(site, g);
       for (Branch<A, T>* b = bank.branches; b != bank.branches + bank.count; ++b) {
         if (!b->separable) continue;
         give_coefficients(b->first);
-        for (int64_t c = 0; c < c_; ++c) set_coefficients(b->first, c, 1, total(b->chunk_dz, c), total(b->chunk_dzy, c));
+        for (double* sums : {b->chunk_dz, b->chunk_dzy}) join_sums(sums);
+        for (int64_t c = 0; c < c_; ++c) set_coefficients(b->first, c, 1, b->chunk_dz[c], b->chunk_dzy[c]);
       }
-      over_tiles(bank.geo, [&](int64_t lo, int64_t hi, int64_t chunk) {
-        kernels_.first_backward(bank, lo, hi, chunk, scratch.data() + chunk * size, grads.data() + chunk * grads_size);
+      over_tiles(bank.geo, [&](int64_t lo, int64_t hi, int64_t chunk, int64_t thread) {
+        kernels_.first_backward(bank, lo, hi, chunk, scratch.data() + thread * size, grads.data() + chunk * grads_size);
       });
     });
     if (need_params) collect_grads(site, grads.data(), grads_size, dparams);
@@ -584,8 +600,8 @@ class MixedSum {
           mean[c] = o.mean[c];
           from_g[e * cp_ + c] += A(scale);  // an edge may hold the same pool twice
           if (!args_.training) continue;
-          from_y[c] += A(-scale * rstd * rstd * total(o.sum, c) / values());
-          offset[c] += A(-scale * total(o.sum_g, c) / values());
+          from_y[c] += A(-scale * rstd * rstd * o.sum[c] / values());
+          offset[c] += A(-scale * o.sum_g[c] / values());
         }
       }
       const bool is_max = kind == Kind::max_pool;
@@ -606,10 +622,7 @@ class MixedSum {
     const auto collect = [&](const Stage<A, T>& s, int64_t param) {
       A *depthwise = pointer<A>(dparams[param]), *pointwise = pointer<A>(dparams[param + 1]);
       const int64_t taps = s.kernel * s.kernel, half = channels_ / 2, diagonal = cp_ + 1, numbers = (s.k + taps) * cp_;
-      for (int64_t chunk = 1; chunk < chunks_; ++chunk) {
-        A *total = grads + s.grad, *more = total + chunk * size;
-        for (int64_t i = 0; i < numbers; ++i) total[i] += more[i];
-      }
+      join_chunks(grads + s.grad, numbers, chunks_, size);
       if (!s.kernel) {
         for (int64_t o = 0; o < channels_; ++o) {
           A* row = (o < half ? depthwise : pointwise) + o % half * channels_;
@@ -641,7 +654,7 @@ class MixedSum {
   const Kernels<A, T>& kernels_;
   at::Tensor out_;
   Norms<A> norms_;
-  int64_t n_, c_, cp_, ho_, wo_, chunks_;
+  int64_t n_, c_, cp_, ho_, wo_, threads_, chunks_;
   int64_t channels_;  // of one image; c_ / channels_ images stand side by side
   Arena<A> arena_;
   Arena<double> doubles_;

@@ -18,7 +18,7 @@ class Project {
  public:
   Project(const at::Tensor& x, const std::vector<at::Tensor>& params, const at::Tensor& saved, const at::Tensor& stats,
           bool training, double eps)
-      : params_(params), kernels_(kernels<A, T>()), norms_(stats, eps), training_(training), chunks_(at::get_num_threads()) {
+      : params_(params), kernels_(kernels<A, T>()), norms_(stats, eps), training_(training), threads_(at::get_num_threads()), chunks_(threads_ * kChunksOfThread) {
     const int64_t stride = params.size(), c = stats.size(2), cp = padded_channels<A>(c);
     const int64_t h = x.size(2), w = x.size(3), ho = ceil_div(h, stride), wo = ceil_div(w, stride);
     p_.in_channels = x.size(1);
@@ -39,9 +39,9 @@ class Project {
     const Geometry& g = p_.geo;
     p_.stage.chunk_mean = doubles_.zeros(chunks_ * g.cp);
     p_.stage.chunk_m2 = doubles_.zeros(chunks_ * g.cp);
-    Block<A> scratch(scratch_ * chunks_);
-    over_tiles(g, chunks_, [&](int64_t lo, int64_t hi, int64_t chunk) {
-      kernels_.project_forward(p_, lo, hi, chunk, scratch.data() + chunk * scratch_);
+    Block<A> scratch(scratch_ * threads_);
+    over_tiles(g, threads_, [&](int64_t lo, int64_t hi, int64_t chunk, int64_t thread) {
+      kernels_.project_forward(p_, lo, hi, chunk, scratch.data() + thread * scratch_);
     });
     if (training_) norms_.join(g, chunks_, g.cp, 0, p_.stage.chunk_mean, p_.stage.chunk_m2);
     norms_.read(0, p_.geo.c, p_.stage.mean, p_.stage.rstd);
@@ -49,8 +49,8 @@ class Project {
     for (int64_t c = 0; c < g.c; ++c) shift[c] = -p_.stage.mean[c] * p_.stage.rstd[c];
     const Term<A, T> term = y_term(nullptr);
     const Mix<A, T> m{node_geometry(), &term, 1, view_of<T>(out), shift, nullptr};
-    over_tiles(m.geo, chunks_, [&](int64_t lo, int64_t hi, int64_t chunk) {
-      kernels_.mix(m, lo, hi, chunk, scratch.data() + chunk * scratch_);
+    over_tiles(m.geo, threads_, [&](int64_t lo, int64_t hi, int64_t chunk, int64_t thread) {
+      kernels_.mix(m, lo, hi, chunk, scratch.data() + thread * scratch_);
     });
   }
 
@@ -59,26 +59,24 @@ class Project {
     Stage<A, T>& s = p_.stage;
     norms_.read(0, p_.geo.c, s.mean, s.rstd);
     double *sum_g = doubles_.zeros(chunks_ * g.cp), *sum_gy = doubles_.zeros(chunks_ * g.cp);
-    Block<A> scratch(scratch_ * chunks_), grads(s.k * g.cp * chunks_);
+    Block<A> scratch(scratch_ * threads_), grads(s.k * g.cp * chunks_);
     const Term<A, T> term = y_term(sum_gy);
     const Mix<A, T> m{node_geometry(), &term, 1, view_of<T>(grad_out), nullptr, sum_g};
-    over_tiles(m.geo, chunks_, [&](int64_t lo, int64_t hi, int64_t chunk) {
-      kernels_.term_sums(m, lo, hi, chunk);
-    });
+    over_tiles(m.geo, threads_, [&](int64_t lo, int64_t hi, int64_t chunk, int64_t) { kernels_.term_sums(m, lo, hi, chunk); });
+    for (double* sums : {sum_g, sum_gy}) join_chunks(sums, g.cp, chunks_, g.cp);
     s.from_g = arena_.zeros(g.cp);
     s.from_y = arena_.zeros(g.cp);
     s.offset = arena_.zeros(g.cp);
     for (int64_t c = 0; c < g.c; ++c)
-      set_coefficients(s, c, 1, sum_chunks(sum_g, chunks_, g.cp, c), sum_chunks(sum_gy, chunks_, g.cp, c),
-                       training_ ? double(g.n * g.ho * g.wo) : 0);
+      set_coefficients(s, c, 1, sum_g[c], sum_gy[c], training_ ? double(g.n * g.ho * g.wo) : 0);
     p_.g = view_of<const T>(grad_out);
     p_.need_params = need_params;
     p_.need_x = need_x;
     if (need_x) p_.dx = view_of<T>(dx);
-    over_tiles(g, chunks_, [&](int64_t lo, int64_t hi, int64_t chunk) {
+    over_tiles(g, threads_, [&](int64_t lo, int64_t hi, int64_t chunk, int64_t thread) {
       A* mine = grads.data() + chunk * s.k * g.cp;
       std::fill(mine, mine + s.k * g.cp, A(0));
-      kernels_.project_backward(p_, lo, hi, chunk, scratch.data() + chunk * scratch_, mine);
+      kernels_.project_backward(p_, lo, hi, chunk, scratch.data() + thread * scratch_, mine);
     });
     if (need_params) collect(grads.data(), dparams);
   }
@@ -110,11 +108,10 @@ class Project {
     s.pw_t_pairs = pairs + s.k * p_.geo.cp / 2;
   }
 
-  void collect(const A* grads, std::vector<at::Tensor>& dparams) const {
+  void collect(A* grads, std::vector<at::Tensor>& dparams) const {
+    join_chunks(grads, p_.stage.k * p_.geo.cp, chunks_, p_.stage.k * p_.geo.cp);
     over_weights([&](int64_t part, int64_t at, int64_t row, int64_t column) {
-      A sum = 0;
-      for (int64_t chunk = 0; chunk < chunks_; ++chunk) sum += grads[(chunk * p_.stage.k + row) * p_.geo.cp + column];
-      pointer<A>(dparams[part])[at] = sum;
+      pointer<A>(dparams[part])[at] = grads[row * p_.geo.cp + column];
     });
   }
 
@@ -132,7 +129,7 @@ class Project {
   const Kernels<A, T>& kernels_;
   Norms<A> norms_;
   bool training_;
-  int64_t chunks_, scratch_;
+  int64_t threads_, chunks_, scratch_;
   Arena<A> arena_;
   Arena<double> doubles_;
   Projection<A, T> p_{};

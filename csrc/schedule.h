@@ -4,6 +4,7 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <memory>
 #include <type_traits>
@@ -80,19 +81,33 @@ void pack_pairs(const A* matrix, int64_t rows, int64_t columns, uint32_t* out) {
       *out++ = bits(matrix[r * columns + c]) | bits(matrix[(r + 1) * columns + c]) << 16;
 }
 
-// body(lo, hi, chunk) over a fixed partition of the tiles: the same sums in the same order for a given number of chunks.
+// Each thread has several chunks of the tiles; one that is done early takes what another has not begun.
+constexpr int64_t kChunksOfThread = 4;
+
+// body(lo, hi, chunk, thread) over a fixed partition of the tiles, whichever thread makes a chunk: the same sums in the same order
+// for a given number of threads.
 template <class F>
-void over_tiles(const Geometry& geo, int64_t chunks, const F& body) {
-  const int64_t tiles = geo.n * geo.bands;
-  at::parallel_for(0, chunks, 1, [&](int64_t lo, int64_t hi) {
-    for (int64_t chunk = lo; chunk < hi; ++chunk) body(tiles * chunk / chunks, tiles * (chunk + 1) / chunks, chunk);
+void over_tiles(const Geometry& geo, int64_t threads, const F& body) {
+  const int64_t tiles = geo.n * geo.bands, chunks = threads * kChunksOfThread;
+  std::vector<std::atomic_flag> taken(chunks);
+  at::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
+    for (int64_t thread = first; thread < last; ++thread)
+      for (int64_t i = 0; i < chunks; ++i) {  // its own in order, then the others' from their ends
+        const int64_t whose = (thread + i / kChunksOfThread) % threads, step = i % kChunksOfThread;
+        const int64_t chunk = whose * kChunksOfThread + (whose == thread ? step : kChunksOfThread - 1 - step);
+        const int64_t lo = tiles * chunk / chunks, hi = tiles * (chunk + 1) / chunks;
+        if (lo < hi && !taken[chunk].test_and_set(std::memory_order_relaxed)) body(lo, hi, chunk, thread);
+      }
   });
 }
 
-inline double sum_chunks(const double* sums, int64_t chunks, int64_t cp, int64_t c) {
-  double sum = 0;
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += sums[chunk * cp + c];
-  return sum;
+// The first chunk's numbers become the sums of all chunks', in order.
+template <class A>
+void join_chunks(A* numbers, int64_t count, int64_t chunks, int64_t from_chunk_to_chunk) {
+  for (int64_t chunk = 1; chunk < chunks; ++chunk) {
+    const A* more = numbers + chunk * from_chunk_to_chunk;
+    for (int64_t i = 0; i < count; ++i) numbers[i] += more[i];
+  }
 }
 
 // The statistics of a call's batch norms: [norms, 2 (mean, biased variance), channels]. Folded images (fold.h) have theirs in
@@ -109,18 +124,23 @@ class Norms {
     for (int64_t chunk = 0; chunk < chunks; ++chunk)
       for (int64_t t = tiles * chunk / chunks; t < tiles * (chunk + 1) / chunks; ++t)
         counts[chunk] += double(std::min(geo.rows, geo.ho - t % geo.bands * geo.rows) * geo.wo);
-    for (int64_t c = 0; c < c_; ++c) {
-      double seen = 0, mean = 0, m2 = 0;
-      for (int64_t lane = c; lane < geo.c; lane += c_)
-        for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-          if (counts[chunk] == 0) continue;
-          const double delta = chunk_mean[chunk * cp + lane] - mean, total = seen + counts[chunk];
-          mean += delta * (counts[chunk] / total);
-          m2 += chunk_m2[chunk * cp + lane] + delta * delta * (seen * counts[chunk] / total);
-          seen = total;
+    std::vector<double> mean(c_, 0), m2(c_, 0);
+    double seen = 0;
+    for (int64_t lane = 0; lane < geo.c; lane += c_)
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+        if (counts[chunk] == 0) continue;
+        const double total = seen + counts[chunk], share = counts[chunk] / total, joint = seen * share;
+        const double *more_mean = chunk_mean + chunk * cp + lane, *more_m2 = chunk_m2 + chunk * cp + lane;
+        for (int64_t c = 0; c < c_; ++c) {
+          const double delta = more_mean[c] - mean[c];
+          mean[c] += delta * share;
+          m2[c] += more_m2[c] + delta * delta * joint;
         }
-      data_[2 * norm * c_ + c] = A(mean);
-      data_[(2 * norm + 1) * c_ + c] = A(m2 / seen);
+        seen = total;
+      }
+    for (int64_t c = 0; c < c_; ++c) {
+      data_[2 * norm * c_ + c] = A(mean[c]);
+      data_[(2 * norm + 1) * c_ + c] = A(m2[c] / seen);
     }
   }
 

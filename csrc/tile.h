@@ -155,7 +155,7 @@ struct PartialRows {
 template <class A, class T>
 struct Kernels {
   bool pairs;  // whether pw_pairs and pw_t_pairs are read, in the place of pw and pw_t
-  // Each works on tiles [lo, hi) as chunk number `chunk`; scratch holds what scratch_size() says.
+  // Each works on tiles [lo, hi) as chunk number `chunk`; scratch, a thread's, holds what ScratchLayout says.
   void (*first_forward)(const Bank<A, T>&, int64_t lo, int64_t hi, int64_t chunk, A* scratch);
   void (*second_forward)(const Bank<A, T>&, int64_t lo, int64_t hi, int64_t chunk, A* scratch);
   void (*mix)(const Mix<A, T>&, int64_t lo, int64_t hi, int64_t chunk, A* scratch);
@@ -171,7 +171,7 @@ struct Kernels {
   Rows *pool_passing, *join, *part_node, *part_input;
 };
 
-// A chunk's scratch: the padded source, the padded gradient of depthwise outputs, a padded middle, depthwise outputs and their
+// A thread's scratch: the padded source, the padded gradient of depthwise outputs, a padded middle, depthwise outputs and their
 // gradients, gradients of pointwise outputs, sums, rows of pools' windows; each in elements of A.
 struct ScratchLayout {
   int64_t source, middle, d, dy, sums, windows;
@@ -184,6 +184,8 @@ struct ScratchLayout {
     sums = 3 * g.cp;
     windows = 2 * 3 * g.wo * g.cp;
   }
+  // The padded ones, which come first. They keep borders of zeros: whoever makes a scratch clears them, once.
+  __attribute__((always_inline)) int64_t bordered() const { return source + 2 * middle; }
   __attribute__((always_inline)) int64_t total() const { return source + 2 * (middle + d) + dy + sums + windows; }
 };
 

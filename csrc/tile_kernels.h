@@ -526,7 +526,7 @@ FD_INLINE Tile tile_at(const Geometry& geo, int64_t index) {
   return {index / geo.bands, begin, begin + geo.rows < geo.ho ? begin + geo.rows : geo.ho};
 }
 
-// A chunk's scratch; its sizes stand in ScratchLayout. The padded buffers keep their borders of zeros from tile to tile.
+// A thread's scratch; its sizes stand in ScratchLayout.
 template <class A>
 struct Scratch {
   A *source, *d_padded, *middle, *d, *dy, *dd, *sums, *windows;
@@ -541,9 +541,6 @@ struct Scratch {
     sums = dd + layout.d;
     windows = sums + layout.sums;
   }
-  // Before the first tile of a pass that uses them.
-  void clear_source() const { clear(source, middle - source); }
-  void clear_middle() const { clear(d_padded, d - d_padded); }
 };
 
 // A padded image: of a state, or of what stands between a separable convolution's stages.
@@ -1025,14 +1022,13 @@ template <class A, bool FULL, class T>
 FD_INLINE void first_forward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t chunk, A* base) {
   const Geometry& g = bank.geo;
   const Scratch<A> s(g, base);
-  s.clear_source();
   const Padded source(g, false);
   int64_t before = 0;
   for (int64_t index = lo; index < hi; ++index) {
     const Tile tile = tile_at(g, index);
     if (bank.count) fill_source<A, FULL>(bank, tile, s.source);
     Ahead ahead;
-    if (index + 1 < hi) ahead_source(ahead, bank, tile_at(g, index + 1));
+    if (index + 1 < g.n * g.bands) ahead_source(ahead, bank, tile_at(g, index + 1));
     ahead.over(bank.count * strips<A>(g, tile));
     for (int64_t b = 0; b < bank.count; ++b)
       stage_forward(bank.branches[b].first, g, tile, chunk, before, s.source, source, s, ahead);
@@ -1046,7 +1042,6 @@ template <class A, class T>
 void second_forward(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t chunk, A* base) {
   const Geometry& g = bank.geo;
   const Scratch<A> s(g, base);
-  s.clear_middle();
   const Padded middle(g, true);
   for (int64_t b = 0; b < bank.count; ++b) {
     const Branch<A, T>& branch = bank.branches[b];
@@ -1056,7 +1051,7 @@ void second_forward(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t chun
       const Tile tile = tile_at(g, index);
       fill_middle(g, branch.first, branch.first.soon, tile, s.middle);
       Ahead ahead;
-      if (index + 1 < hi) ahead_output(ahead, branch.first.soon, g, tile_at(g, index + 1));
+      if (index + 1 < g.n * g.bands) ahead_output(ahead, branch.first.soon, g, tile_at(g, index + 1));
       ahead.over(strips<A>(g, tile));
       stage_forward(branch.second, g, tile, chunk, before, s.middle, middle, s, ahead);
       before += (tile.end - tile.begin) * g.wo;
@@ -1290,7 +1285,6 @@ template <class A, bool FULL, class T>
 FD_INLINE void second_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t chunk, A* base, A* grads) {
   const Geometry g = bank.geo;
   const Scratch<A> s(g, base);
-  s.clear_middle();
   const Padded middle(g, true);
   const auto separable_from = [&](int64_t b) FD_LAMBDA {
     while (b < bank.count && !bank.branches[b].separable) ++b;
@@ -1305,7 +1299,7 @@ FD_INLINE void second_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t
       Ahead ahead;
       if (const int64_t next = separable_from(b + 1); next < bank.count)
         ahead_second(ahead, bank.branches[next], g, tile, false);
-      else if (index + 1 < hi)
+      else if (index + 1 < g.n * g.bands)
         ahead_second(ahead, bank.branches[separable_from(0)], g, tile_at(g, index + 1), true);
       ahead.over(3 * strips<A>(g, tile));
       // dz of the tile goes to its place in the image.
@@ -1345,7 +1339,6 @@ template <class A, bool FULL, class T>
 FD_INLINE void first_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t hi, A* base, A* grads) {
   const Geometry g = bank.geo;
   const Scratch<A> s(g, base);
-  s.clear_source();
   const Padded source(g, false);
   for (int64_t index = lo; index < hi; ++index) {
     const Tile tile = tile_at(g, index);
@@ -1359,7 +1352,7 @@ FD_INLINE void first_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t 
       if (b + 1 == bank.count && bank.need_x && bank.finishes) ahead_finish(ahead, bank, tile);
       if (b + 1 < bank.count)
         ahead_first(ahead, bank, bank.branches[b + 1], tile, false);
-      else if (index + 1 < hi)
+      else if (index + 1 < g.n * g.bands)
         ahead_first(ahead, bank, bank.branches[0], tile_at(g, index + 1), true);
       ahead.over(3 * strips<A>(g, tile));
       const auto back = [&](const auto& dn) FD_LAMBDA {
