@@ -96,7 +96,7 @@ void over_tiles(const Geometry& geo, int64_t threads, const F& body) {
         const int64_t whose = (thread + i / kChunksOfThread) % threads, step = i % kChunksOfThread;
         const int64_t chunk = whose * kChunksOfThread + (whose == thread ? step : kChunksOfThread - 1 - step);
         const int64_t lo = tiles * chunk / chunks, hi = tiles * (chunk + 1) / chunks;
-        if (lo < hi && !taken[chunk].test_and_set(std::memory_order_relaxed)) body(lo, hi, chunk, thread);
+        if (!taken[chunk].test_and_set(std::memory_order_relaxed)) body(lo, hi, chunk, thread);
       }
   });
 }
