@@ -1,9 +1,11 @@
 """A child process for each variant: its peak memory is its own, and a compilation that takes too long can be ended."""
 
+import ctypes
 import multiprocessing
 import os
 import signal
 import statistics
+import sys
 import time
 import traceback
 from collections.abc import Sequence
@@ -17,10 +19,7 @@ import torch
 
 from benchmarks.cases import COMPILED, Case, build
 from benchmarks.machine import synchronize
-from fastdarts.resources import peak_bytes, reset_peak
-
-WARM_UP = 2
-"""Steps before timing: in the first ones libraries make primitives and the allocator faults its pages in."""
+from fastdarts.resources import free_bytes, peak_bytes, reset_peak
 
 LEAST = 0.1
 """Seconds of a turn: it repeats shorter steps, as a search does, whose steps find threads awake and caches filled."""
@@ -81,6 +80,10 @@ class Worker:
         seconds: float = self._ask("step", limit)
         return seconds
 
+    def release(self) -> None:
+        """Give free memory back to the system, or on a GPU to other processes; the next step is slow."""
+        self._ask("release", None)
+
     def memory(self) -> tuple[int, int]:
         """(peak of all steps so far, rest), see Measurement."""
         memory: tuple[int, int] = self._ask("memory", None)
@@ -111,20 +114,25 @@ def measure(
 ) -> dict[str, Measurement]:
     """Time the variants of a case in turns (A, B, C, A, B, C, ...), so that what disturbs the machine hits all alike.
 
+    Two steps come before the timed ones: in them libraries make primitives and the allocator faults its pages in. Where
+    the machine cannot hold the memory of all variants at once, each gives its own back after its turn, and a step comes
+    before each timed one.
+
     Args:
         budget: seconds for all timed steps together.
         rounds: least and largest number of them for each variant; the least goes before the budget.
         limit: seconds for the first step of the compiled variant, in which `torch.compile` compiles.
     """
     results = {variant: Measurement() for variant in variants}
+    room, needed = free_bytes(device), 0
     with ExitStack() as stack:
         workers: dict[str, Worker] = {}
         for variant, result in results.items():
             worker = stack.enter_context(Worker(case, variant, device, threads))
             try:
                 result.first_seconds = worker.step(limit if variant == COMPILED else None)
-                for _ in range(WARM_UP - 1):
-                    worker.step()
+                needed += worker.memory()[0]
+                worker.release()
                 workers[variant] = worker
             except TimeoutError:
                 result.error = f"not compiled after {limit:.0f} s"
@@ -136,7 +144,11 @@ def measure(
         while workers and (done < rounds[0] or (done < rounds[1] and time.perf_counter() - start < budget)):
             for variant, worker in list(workers.items()):
                 try:
+                    if done == 0 or needed > room:
+                        worker.step()
                     results[variant].seconds.append(worker.step())
+                    if needed > room:
+                        worker.release()
                 except RuntimeError as error:
                     results[variant] = Measurement(error=str(error))
                     del workers[variant]
@@ -154,6 +166,10 @@ def _serve(pipe: Connection, case: Case, variant: str, device: torch.device, thr
         run = build(case, variant, device)
         while True:
             what = pipe.recv()
+            if what == "release":
+                _release(device)
+                pipe.send(None)
+                continue
             if what == "memory":
                 on_gpu = device.type == "cuda"
                 pipe.send((peak_bytes(device) - (0 if on_gpu else rest), rest))
@@ -169,3 +185,12 @@ def _serve(pipe: Connection, case: Case, variant: str, device: torch.device, thr
     except Exception as error:
         traceback.print_exc()
         pipe.send(f"{type(error).__name__}: {error}".splitlines()[0][:200])
+
+
+def _release(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of the GNU C library, which keeps what was freed
+        if trim is not None:
+            trim(0)
