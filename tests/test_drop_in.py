@@ -66,8 +66,10 @@ def images(dtype: torch.dtype, layout: torch.memory_format) -> list[tuple[Tensor
 
 
 @cache
-def run(name: str, kind: str, dtype: torch.dtype, layout: torch.memory_format = torch.contiguous_format) -> Track:
-    """A search from a fixed seed; kind is "own", "ours" or "patched"."""
+def run(
+    name: str, kind: str, dtype: torch.dtype, layout: torch.memory_format = torch.contiguous_format, rounded: int = 0
+) -> Track:
+    """A search from a fixed seed; kind is "own", "ours" or "patched". rounded: a draw of other last bits of all weights."""
     base = CODE_BASES[name]
     torch.manual_seed(1)
     model = base.network(base.ours) if kind == "ours" else base.network()
@@ -78,6 +80,10 @@ def run(name: str, kind: str, dtype: torch.dtype, layout: torch.memory_format = 
     model.to(dtype=dtype, memory_format=layout)  # type: ignore[call-overload]
     for alpha in base.alphas(model):
         alpha.data = alpha.data.to(dtype)
+    if rounded:
+        bits = torch.Generator().manual_seed(rounded)
+        for weight in model.parameters():
+            weight.data *= 1 + torch.finfo(dtype).eps * torch.randint(-1, 2, weight.shape, generator=bits)
     search = base.search(model)
     batches = images(dtype, layout)
     losses, alphas = [], []
@@ -96,12 +102,15 @@ def test_same_search_in_float64(name: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("name", CODE_BASES)
-def test_as_near_as_the_other_layout_in_float32(name: str) -> None:
+def test_as_near_as_rounding_allows_in_float32(name: str) -> None:
+    """Adam makes steps of equal size of the smallest gradients: a last bit can decide which way, and the rest follows."""
     own = run(name, "own", torch.float32)
-    other_layout = own.distances(run(name, "own", torch.float32, torch.channels_last))
+    others = [run(name, "own", torch.float32, torch.channels_last)]
+    others += [run(name, "own", torch.float32, rounded=draw) for draw in range(1, 6)]
+    allowed = [2 * max(distances) for distances in zip(*(own.distances(other) for other in others), strict=True)]
     for kind in ("ours", "patched"):
         ours = own.distances(run(name, kind, torch.float32))
-        assert all(a <= 2 * b for a, b in zip(ours, other_layout, strict=True)), (kind, ours, other_layout)
+        assert all(a <= b for a, b in zip(ours, allowed, strict=True)), (kind, ours, allowed)
 
 
 def test_checkpoints_of_the_original_fit() -> None:
