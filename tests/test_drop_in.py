@@ -69,7 +69,7 @@ def images(dtype: torch.dtype, layout: torch.memory_format) -> list[tuple[Tensor
 def run(
     name: str, kind: str, dtype: torch.dtype, layout: torch.memory_format = torch.contiguous_format, rounded: int = 0
 ) -> Track:
-    """A search from a fixed seed; kind is "own", "ours" or "patched". rounded: a draw of other last bits of all weights."""
+    """A search from a fixed seed; kind is "own", "ours" or "patched". rounded: a draw of other last bits of weights."""
     base = CODE_BASES[name]
     torch.manual_seed(1)
     model = base.network(base.ours) if kind == "ours" else base.network()
@@ -103,7 +103,7 @@ def test_same_search_in_float64(name: str, kind: str) -> None:
 
 @pytest.mark.parametrize("name", CODE_BASES)
 def test_as_near_as_rounding_allows_in_float32(name: str) -> None:
-    """Adam makes steps of equal size of the smallest gradients: a last bit can decide which way, and the rest follows."""
+    """Adam makes whole steps of the smallest gradients: a last bit can decide which way, and the rest follows."""
     own = run(name, "own", torch.float32)
     others = [run(name, "own", torch.float32, torch.channels_last)]
     others += [run(name, "own", torch.float32, rounded=draw) for draw in range(1, 6)]
