@@ -6,6 +6,7 @@ Triton's interpreter.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cache
@@ -38,9 +39,14 @@ from fastdarts.kernels.tables import (
 HALO = {CONV_3.value: 1, CONV_5.value: 2, CONV_7.value: 3, DILATED_3.value: 2, DILATED_5.value: 4}
 HALO |= {MAX.value: 1, AVG.value: 1, GATHER.value: 0, SKIP.value: 0}
 POOL_TAPS = 9
-# Issue slots that a tap takes for each element: instructions in the loops of the machine code for sm_90 with 16
-# channels in bfloat16, over the elements of a thread. Of a state, and of a first stage's y, normalised as read.
-FORWARD, AGAIN, BACK, WEIGHTS = (5.2, 7.2), (6.8, 8.4), (4.8, 6.0), (10.2, 11.6)
+# Issue slots for each element of an output: instructions in the loops of the machine code for sm_90 in bfloat16, over
+# the elements of a thread. At stride 1 (16 channels) those of a column of taps, of windows that are 3 and 5 high
+# (kernels/windows.py), of a state and of a first stage's y, which is normalised as read.
+COLUMN_FORWARD = ((10.2, 15.4), (12.5, 18.6))
+COLUMN_BACK = ((9.5, 14.4), (9.5, 14.4))
+COLUMN_WEIGHTS = ((14.4, 18.7), (16.5, 21.5))
+# At larger strides (64 channels) those of a tap.
+TAP_FORWARD, TAP_BACK, TAP_WEIGHTS = 5.6, 4.9, 7.2
 POOLED, POOL_MIXED, POOL_BACK = 5.0, 6.0, 11.3
 
 
@@ -108,6 +114,20 @@ def _taps(row: list[int]) -> int:
     return TAPS.get(row[GEOMETRY.value], 0)
 
 
+Column = tuple[tuple[float, float], tuple[float, float]]
+
+
+def _window_slots(a: dict[str, Any], row: list[int], columns: Column, tap: float) -> float:
+    """Issue slots of a stage's windows for each element of an output."""
+    taps = _taps(row)
+    if a["STRIDE"] > 1:
+        return taps * tap
+    kernel = math.isqrt(taps)
+    height = 3 if kernel == 3 else a["KERNEL"]
+    of_3, of_5 = columns[a["NORMALISED"]]
+    return kernel * (of_3 + (height - 3) / 2 * (of_5 - of_3))
+
+
 def _is_pool(row: list[int]) -> bool:
     return row[GEOMETRY.value] in (MAX.value, AVG.value)
 
@@ -139,10 +159,12 @@ def stage_forward(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, float,
     for group in _groups(a):
         size += grid[2] * _inputs(a, group) * element
         size += sum(not _is_pool(row) for row in group) * a["pixels"] * a["C_OUT"] * element
+        if grid[2] > 1 and any(map(_taps, group)):  # d, which the group's stages use one after another
+            size += grid[2] * a["pixels"] * a["C_IN"] * element
         size += len(group) * tiles * 2 * a["C_OUT"] * compute + grid[0] * sum(_weights(a, row) for row in group)
         for row in group:
-            tap = POOLED * POOL_TAPS if _is_pool(row) else FORWARD[a["NORMALISED"]] * _taps(row)
-            slots += grid[2] * a["pixels"] * a["C_IN"] * tap
+            slot = POOLED * POOL_TAPS if _is_pool(row) else _window_slots(a, row, COLUMN_FORWARD, TAP_FORWARD)
+            slots += grid[2] * a["pixels"] * a["C_IN"] * slot
             products += 0 if _is_pool(row) else a["pixels"] * a["C_IN"] * a["C_OUT"]
     return size, slots, products
 
@@ -206,8 +228,11 @@ def stage_backward(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, float
             size += grid[0] * _weights(a, row)
             if params and _has_matrix(row):
                 size += grid[0] * (_taps(row) + a["C_OUT"]) * a["C_IN"] * compute
-            tap = params * (AGAIN[normalised] * -(-a["C_OUT"] // a["BLOCK_O"]) + WEIGHTS[normalised])
-            slots += _taps(row) * (tap * windows + BACK[normalised] * (inputs if normalised or a["NEED_X"] else 0))
+            if params:  # d once more, and the weights' gradient
+                slots += windows * _window_slots(a, row, COLUMN_FORWARD, TAP_FORWARD)
+                slots += windows * _window_slots(a, row, COLUMN_WEIGHTS, TAP_WEIGHTS)
+            if normalised or a["NEED_X"]:
+                slots += inputs * _window_slots(a, row, COLUMN_BACK, TAP_BACK)
             products += (1 + 2 * params) * windows * a["C_OUT"] if _has_matrix(row) else 0
     return size, slots, products
 

@@ -218,7 +218,7 @@ def _estimates(ours: dict[str, Traffic]) -> Iterator[str]:
     yield (
         "\nEstimated times of the fused steps in ms; nobody has measured them. "
         f"Memory and matrix units at {OF_PEAK:.0%} of their peaks; windows of depthwise convolutions and pools at the "
-        "issue slots a tap that benchmarks/launch_traffic.py gives, counted in the machine code for sm_90 (what lies "
+        "issue slots that benchmarks/launch_traffic.py gives, counted in the machine code for sm_90 (what lies "
         f"around their loops is left out); {LAUNCH * 1e6:.0f} µs a launch, as in a CUDA graph. The sum is what it "
         "takes if nothing overlaps, the longest part what it takes if all else hides behind it. "
         f"A search: {STEPS_IN_SEARCH:,} steps of both kinds (50 epochs, 25,000 + 25,000 images, batch 64).\n"

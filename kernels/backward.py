@@ -6,7 +6,6 @@ import triton.language as tl
 from fastdarts.kernels.mix import op_weight
 from fastdarts.kernels.parts import (
     column,
-    depthwise,
     load_tile,
     mask_of,
     neighbour,
@@ -15,8 +14,8 @@ from fastdarts.kernels.parts import (
     pointwise_weight,
     pool_tap,
     pooled,
+    statistics,
     store_tile,
-    window,
     window_size,
 )
 from fastdarts.kernels.tables import (
@@ -41,6 +40,18 @@ from fastdarts.kernels.tables import (
     X_NORM,
     X,
     Y,
+)
+from fastdarts.kernels.windows import (
+    STRIP,
+    convolved,
+    depthwise,
+    depthwise_weight_gradient,
+    row_of,
+    seen_by,
+    seen_from,
+    strip_tiles,
+    strips,
+    window,
 )
 
 
@@ -97,26 +108,25 @@ def stage_backward_kernel(
     C_IN: tl.constexpr, C_OUT: tl.constexpr, X_PITCH: tl.constexpr, PITCH: tl.constexpr, DX_PITCH: tl.constexpr,
     DD_PITCH: tl.constexpr, G_PITCH: tl.constexpr, H: tl.constexpr, W: tl.constexpr, HO: tl.constexpr,
     WO: tl.constexpr, STRIDE: tl.constexpr,
-    GEOMETRIES: tl.constexpr, NORMALISED: tl.constexpr, NEED_X: tl.constexpr, NEED_PARAMS: tl.constexpr,
-    EPS: tl.constexpr, IMAGES: tl.constexpr, BLOCK_P: tl.constexpr, WINDOW_P: tl.constexpr, BLOCK_I: tl.constexpr,
-    BLOCK_O: tl.constexpr, ACC: tl.constexpr, DOT: tl.constexpr,
+    GEOMETRIES: tl.constexpr, KERNEL: tl.constexpr, NORMALISED: tl.constexpr, NEED_X: tl.constexpr,
+    NEED_PARAMS: tl.constexpr, EPS: tl.constexpr, IMAGES: tl.constexpr, BLOCK_P: tl.constexpr, WINDOW_P: tl.constexpr,
+    BLOCK_I: tl.constexpr, BLOCK_O: tl.constexpr, ACC: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """One program takes BLOCK_I inputs of a group's stages backwards over IMAGES images: dx, and its shares of dW.
 
-    For each stage, dd = dy W goes into the program's own scratch dd [groups, pixels, DD_PITCH], from which the
-    depthwise convolution's windows then read it, while it is still in the caches. dx: [groups, input pixels, DX_PITCH],
+    For each stage, the program's own scratch dd [groups, pixels, DD_PITCH] holds the depthwise output d, where weights'
+    gradients are wanted, and then in its place dd = dy W, which the depthwise convolution's windows read from there,
+    while it is still in the caches. dx: [groups, input pixels, DX_PITCH],
     to which the stages of a group add up; with NORMALISED, which are second stages, that is dz [tensors, pixels, PITCH]
     instead, one for each, and sums [programs, 2 * rows, C] of dz and dz * (y - mean) of the first stage.
     d_pw: [programs, matrices], d_dw: [programs, taps].
     """
     TILES: tl.constexpr = (IMAGES * HO * WO + BLOCK_P - 1) // BLOCK_P
-    WINDOWS: tl.constexpr = (IMAGES * HO * WO + WINDOW_P - 1) // WINDOW_P
-    WINDOWS_IN: tl.constexpr = (IMAGES * H * W + WINDOW_P - 1) // WINDOW_P
     part = tl.program_id(0)
     begin = part.to(tl.int64) * (IMAGES * HO * WO)
     begin_in = part.to(tl.int64) * (IMAGES * H * W)
     count = tl.minimum(pixels - begin, IMAGES * HO * WO).to(tl.int32)
-    count_in = count // (HO * WO) * (H * W)
+    images = count // (HO * WO)
     plane = pixels.to(tl.int64) * PITCH
     dx_plane = (pixels // (HO * WO) * (H * W)).to(tl.int64) * DX_PITCH
     x_ptr += begin_in * X_PITCH
@@ -131,13 +141,11 @@ def stage_backward_kernel(
     i = tl.program_id(2) * BLOCK_I + tl.arange(0, BLOCK_I)
     group = groups_ptr + tl.program_id(1) * 2
     first = tl.load(group)
-    for row in range(first, tl.load(group + 1)):
+    for row in tl.range(first, tl.load(group + 1), disable_licm=True):
         geometry = column(rows_ptr, row, GEOMETRY)
         in_ptr = x_ptr
-        scale, shift = 1.0, 0.0
         if NORMALISED:
             in_ptr = saved_ptr + column(rows_ptr, row, X) * plane
-            scale, shift = normaliser(stats_ptr, column(rows_ptr, row, X_NORM), i, C_IN, EPS)
         if SKIP & GEOMETRIES:
             if geometry == SKIP:
                 weight = op_weight(weights_ptr, column(rows_ptr, row, OP_WEIGHT), ACC)
@@ -149,30 +157,41 @@ def stage_backward_kernel(
                     add_tile(dx_ptr, p * DX_PITCH, i, g * weight, mask, row > first, ACC)
         if CONV_3 <= GEOMETRIES:
             if geometry >= CONV_3:
-                for o0 in tl.static_range(0, C_OUT, BLOCK_O):
-                    product_backward(in_ptr, grad_ptr, own_ptr, saved_ptr, dz_ptr, dd_ptr, dw_ptr, pw_ptr, stats_ptr,
-                                     coefficients_ptr, d_pw_ptr, rows_ptr, row, geometry, count, plane, i, scale, shift,
-                                     o0, C_IN, C_OUT, X_PITCH, PITCH, DD_PITCH, G_PITCH, H, W, HO, WO, STRIDE,
-                                     NORMALISED, NEED_PARAMS, TILES, BLOCK_P, BLOCK_I, BLOCK_O, ACC, DOT)  # fmt: skip
+                weight_ptr = dw_ptr + column(rows_ptr, row, DW) * C_IN
+                if NEED_PARAMS:
+                    scale, shift = activation(stats_ptr, rows_ptr, row, i, C_IN, NORMALISED, EPS)
+                    depthwise(geometry, in_ptr, dd_ptr, weight_ptr, images, i, scale, shift, C_IN, H, W, HO, WO, STRIDE,
+                              X_PITCH, DD_PITCH, KERNEL, NORMALISED, WINDOW_P, BLOCK_I, ACC)  # fmt: skip
+                    tl.debug_barrier()
+                for block in tl.static_range((C_OUT + BLOCK_O - 1) // BLOCK_O):  # the last first: the first leaves dd
+                    product_backward(grad_ptr, own_ptr, saved_ptr, dz_ptr, dd_ptr, pw_ptr, stats_ptr, coefficients_ptr,
+                                     d_pw_ptr, rows_ptr, row, count, plane, i, (C_OUT - 1) // BLOCK_O - block,
+                                     C_IN, C_OUT, PITCH, DD_PITCH, G_PITCH, H, W, HO, WO, STRIDE,
+                                     NEED_PARAMS, TILES, BLOCK_P, BLOCK_I, BLOCK_O, ACC, DOT)  # fmt: skip
                 tl.debug_barrier()
                 if NORMALISED:
-                    middle_backward(in_ptr, dd_ptr, dz_ptr + column(rows_ptr, row, DZ) * plane, dw_ptr, stats_ptr,
-                                    sums_ptr, rows_ptr, row, rows, geometry, count, i, scale, shift,
-                                    C_IN, PITCH, DD_PITCH, HO, WO, TILES, BLOCK_P, BLOCK_I, ACC)  # fmt: skip
+                    middle_backward(in_ptr, dd_ptr, dz_ptr + column(rows_ptr, row, DZ) * plane, weight_ptr, stats_ptr,
+                                    sums_ptr, rows_ptr, row, rows, geometry, images, i,
+                                    C_IN, PITCH, DD_PITCH, HO, WO, KERNEL, EPS, WINDOW_P, BLOCK_I, ACC)  # fmt: skip
                 elif NEED_X:
-                    for step in range(WINDOWS_IN):
-                        p, exists, _, h, w = pixels_of(step, count_in, H, W, H, W, 1, WINDOW_P)
-                        dx = depthwise_backward(geometry, dd_ptr, dw_ptr + column(rows_ptr, row, DW) * C_IN,
-                                                p // (H * W), h, w, exists, i,
-                                                C_IN, HO, WO, DD_PITCH, BLOCK_I, ACC, STRIDE)  # fmt: skip
-                        mask = mask_of(exists, i, C_IN, BLOCK_I)
-                        x = load_tile(x_ptr, p * X_PITCH, i, mask, ACC)
-                        add_tile(dx_ptr, p * DX_PITCH, i, tl.where(x > 0, dx, 0.0), mask, row > first, ACC)
-                if NEED_PARAMS:
-                    depthwise_weight_gradient(in_ptr, dd_ptr, d_dw_ptr, rows_ptr, row, geometry, count, i, scale, shift,
-                                              C_IN, X_PITCH, DD_PITCH, H, W, HO, WO, STRIDE, NORMALISED, WINDOWS,
-                                              WINDOW_P, BLOCK_I, ACC)  # fmt: skip
+                    state_backward(x_ptr, dd_ptr, dx_ptr, weight_ptr, geometry, images, i, row > first,
+                                   C_IN, X_PITCH, DD_PITCH, DX_PITCH, H, W, HO, WO, STRIDE, KERNEL, WINDOW_P, BLOCK_I,
+                                   ACC)  # fmt: skip
+                if NEED_PARAMS:  # read again: kept in registers over all passes it spills
+                    scale, shift = activation(stats_ptr, rows_ptr, row, i, C_IN, NORMALISED, EPS)
+                    depthwise_weight_gradient(geometry, in_ptr, dd_ptr, d_dw_ptr + column(rows_ptr, row, DW) * C_IN,
+                                              images, i, scale, shift, C_IN, H, W, HO, WO, STRIDE, X_PITCH, DD_PITCH,
+                                              KERNEL, NORMALISED, WINDOW_P, BLOCK_I, ACC)  # fmt: skip
         tl.debug_barrier()  # the next stage overwrites dd and adds to dx
+
+
+@triton.jit
+def activation(stats_ptr, rows_ptr, row, c, C: tl.constexpr, NORMALISED: tl.constexpr, EPS: tl.constexpr):
+    """What a stage's input is scaled and shifted by before its relu."""
+    if NORMALISED:
+        return normaliser(stats_ptr, column(rows_ptr, row, X_NORM), c, C, EPS)
+    else:
+        return 1.0, 0.0
 
 
 @triton.jit
@@ -183,23 +202,21 @@ def add_tile(ptr, offset, c, value, mask, more, ACC: tl.constexpr):
 
 @triton.jit
 def product_backward(
-    in_ptr, grad_ptr, own_ptr, saved_ptr, dz_ptr, dd_ptr, dw_ptr, pw_ptr, stats_ptr, coefficients_ptr, d_pw_ptr,
-    rows_ptr, row, geometry, count, plane, i, scale, shift,
-    o0: tl.constexpr, C_IN: tl.constexpr, C_OUT: tl.constexpr, X_PITCH: tl.constexpr, PITCH: tl.constexpr,
+    grad_ptr, own_ptr, saved_ptr, dz_ptr, dd_ptr, pw_ptr, stats_ptr, coefficients_ptr, d_pw_ptr, rows_ptr, row, count,
+    plane, i, block: tl.constexpr, C_IN: tl.constexpr, C_OUT: tl.constexpr, PITCH: tl.constexpr,
     DD_PITCH: tl.constexpr, G_PITCH: tl.constexpr, H: tl.constexpr, W: tl.constexpr, HO: tl.constexpr,
-    WO: tl.constexpr, STRIDE: tl.constexpr, NORMALISED: tl.constexpr, NEED_PARAMS: tl.constexpr, TILES: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_O: tl.constexpr, ACC: tl.constexpr, DOT: tl.constexpr,
+    WO: tl.constexpr, STRIDE: tl.constexpr, NEED_PARAMS: tl.constexpr, TILES: tl.constexpr, BLOCK_P: tl.constexpr,
+    BLOCK_I: tl.constexpr, BLOCK_O: tl.constexpr, ACC: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
-    """Through a stage's batch norm and product: dW of outputs o0 and on, and for the first of them all of dd."""
+    """Through a stage's batch norm and product: dW of a block of outputs; with the first all of dd, in d's place."""
     T = saved_ptr.dtype.element_ty
-    o = o0 + tl.arange(0, BLOCK_O)
+    o = block * BLOCK_O + tl.arange(0, BLOCK_O)
     pw_ptr += column(rows_ptr, row, PW) * (C_IN * C_OUT)
     d_pw = tl.zeros((BLOCK_O, BLOCK_I), ACC)
     for step in range(TILES):
-        p, exists, q, h, w = pixels_of(step, count, H, W, HO, WO, STRIDE, BLOCK_P)
+        p, exists, _, _, _ = pixels_of(step, count, H, W, HO, WO, STRIDE, BLOCK_P)
         if NEED_PARAMS:
-            d = depthwise(geometry, in_ptr, q, h, w, exists, i, scale, shift, dw_ptr + column(rows_ptr, row, DW) * C_IN,
-                          C_IN, H, W, X_PITCH, NORMALISED, BLOCK_I, ACC).to(T).to(DOT)  # fmt: skip
+            d = load_tile(dd_ptr, p * DD_PITCH, i, mask_of(exists, i, C_IN, BLOCK_I), DOT)
         if NEED_PARAMS and C_IN <= BLOCK_I and C_OUT <= BLOCK_O:  # y = W d costs less than reading it back
             mask = mask_of(exists, o, C_OUT, BLOCK_O)
             g = incoming(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, p, o, mask, plane, C_OUT, PITCH, G_PITCH, ACC)
@@ -211,9 +228,11 @@ def product_backward(
                                 exists, o, plane, C_OUT, PITCH, G_PITCH, BLOCK_O, ACC)  # fmt: skip
         if NEED_PARAMS:
             d_pw += tl.dot(tl.trans(dy.to(T).to(DOT)), d, input_precision="ieee", out_dtype=ACC)
-        if o0 == 0:
+        if block == 0:
             dd = product(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, saved_ptr, coefficients_ptr, stats_ptr, pw_ptr, dy,
                          p, exists, i, 0, plane, C_IN, C_OUT, PITCH, G_PITCH, 1, BLOCK_O, ACC, DOT)  # fmt: skip
+            if NEED_PARAMS:
+                tl.debug_barrier()  # dd overwrites d, which all threads have read by now
             store_tile(dd_ptr, p * DD_PITCH, i, dd, mask_of(exists, i, C_IN, BLOCK_I))
     if NEED_PARAMS:
         store_product_share(d_pw_ptr, rows_ptr, row, d_pw, o, i, C_IN, C_OUT)
@@ -301,81 +320,66 @@ def reduction_backward_kernel(
                                     p, exists, o, plane, C_OUT, PITCH, G_PITCH, BLOCK_O, ACC)  # fmt: skip
                 for half in range(STRIDE):
                     d = neighbour(x_ptr, q, h, w, half, half, exists, i, 1.0, 0.0,
-                                  C_IN, H, W, X_PITCH, False, BLOCK_I, ACC)  # fmt: skip
+                                  C_IN, H, W, X_PITCH, False, True, BLOCK_I, ACC)  # fmt: skip
                     mine = tl.where((o * STRIDE // C_OUT == half)[None, :], dy, 0.0)
                     d_pw += tl.dot(tl.trans(mine.to(T).to(DOT)), d.to(T).to(DOT), input_precision="ieee", out_dtype=ACC)
             store_product_share(d_pw_ptr, rows_ptr, row, d_pw, o, i, C_IN, C_OUT)
 
 
 @triton.jit
-def depthwise_backward(geometry, dd_ptr, dw_ptr, image, h, w, exists, c, C: tl.constexpr, HO: tl.constexpr,
-                       WO: tl.constexpr, PITCH: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
-                       S: tl.constexpr):  # fmt: skip
-    """A depthwise convolution backwards at input pixels (image, h, w)."""
+def state_backward(x_ptr, dd_ptr, dx_ptr, dw_ptr, geometry, images, c, more, C: tl.constexpr, PITCH: tl.constexpr,
+                   DD_PITCH: tl.constexpr, DX_PITCH: tl.constexpr, H: tl.constexpr, W: tl.constexpr, HO: tl.constexpr,
+                   WO: tl.constexpr, STRIDE: tl.constexpr, KERNEL: tl.constexpr, BLOCK: tl.constexpr,
+                   BLOCK_C: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+    """A first stage's share of the state's gradient, behind the relu."""
     K, D = window(geometry)
-    d = tl.zeros((h.shape[0], BLOCK_C), ACC)
-    for ky in range(K):
-        for kx in range(K):
-            inside, r = seen_by(image, h, w, (ky - K // 2) * D, (kx - K // 2) * D, exists, HO, WO, S)
-            v = load_tile(dd_ptr, r * PITCH, c, mask_of(inside, c, C, BLOCK_C), ACC)
-            weight = tl.load(dw_ptr + (ky * K + kx) * C + c, mask=c < C, other=0.0)
-            d += v * weight[None, :]
-    return d
-
-
-@triton.jit
-def seen_by(image, h, w, dy, dx, exists, HO: tl.constexpr, WO: tl.constexpr, S: tl.constexpr):
-    """Which input pixels (h, w) a tap (dy, dx) away from its output has seen, and the output pixels' numbers."""
-    up, left = h - dy, w - dx
-    inside = exists & (up >= 0) & (up < HO * S) & (left >= 0) & (left < WO * S)
-    if S == 1:
-        return inside, (image * HO + h) * WO + w - (dy * WO + dx)
+    if STRIDE == 1:
+        for step in range(strip_tiles(images, D, H, W, BLOCK)):
+            q, h, w, exists = strips(step, images, D, H, W, BLOCK)
+            dx = convolved(dd_ptr, dw_ptr, K, D, q, h, w, exists, c, 1.0, 0.0,
+                           C, H, W, DD_PITCH, KERNEL, False, True, BLOCK_C, ACC)  # fmt: skip
+            for j in tl.static_range(STRIP):
+                p, there = row_of(q, h, exists, j, D, H, W)
+                mask = mask_of(there, c, C, BLOCK_C)
+                x = load_tile(x_ptr, p * PITCH, c, mask, ACC)
+                add_tile(dx_ptr, p * DX_PITCH, c, tl.where(x > 0, dx[j], 0.0), mask, more, ACC)
     else:
-        return inside & (up % S == 0) & (left % S == 0), (image * HO + up // S) * WO + left // S
-
-
-@triton.jit
-def depthwise_weight_gradient(
-    in_ptr, dd_ptr, d_dw_ptr, rows_ptr, row, geometry, count, c, scale, shift,
-    C: tl.constexpr, X_PITCH: tl.constexpr, DD_PITCH: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
-    HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr, NORMALISED: tl.constexpr, TILES: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    """A program's share of a depthwise weight's gradient: tap by tap over all its tiles, so that it adds up once."""
-    K, D = window(geometry)
-    d_dw_ptr += column(rows_ptr, row, DW) * C
-    for ky in range(K):
-        for kx in range(K):
-            total = tl.zeros((BLOCK_P, BLOCK_C), ACC)
-            for step in range(TILES):
-                p, exists, q, h, w = pixels_of(step, count, H, W, HO, WO, STRIDE, BLOCK_P)
-                v = neighbour(in_ptr, q, h, w, (ky - K // 2) * D, (kx - K // 2) * D, exists, c, scale, shift,
-                              C, H, W, X_PITCH, NORMALISED, BLOCK_C, ACC)  # fmt: skip
-                total += v * load_tile(dd_ptr, p * DD_PITCH, c, mask_of(exists, c, C, BLOCK_C), ACC)
-            tl.store(d_dw_ptr + (ky * K + kx) * C + c, tl.sum(total, 0), mask=c < C)
+        PIXELS: tl.constexpr = STRIP * BLOCK
+        count = images * (H * W)
+        for step in range(tl.cdiv(count, PIXELS)):
+            p, exists, _, h, w = pixels_of(step, count, H, W, H, W, 1, PIXELS)
+            seen = seen_from(dd_ptr, dw_ptr, K, D, p // (H * W), h, w, exists, c, C, HO, WO, STRIDE, DD_PITCH, BLOCK_C,
+                             ACC)  # fmt: skip
+            mask = mask_of(exists, c, C, BLOCK_C)
+            x = load_tile(x_ptr, p * PITCH, c, mask, ACC)
+            add_tile(dx_ptr, p * DX_PITCH, c, tl.where(x > 0, seen, 0.0), mask, more, ACC)
 
 
 @triton.jit
 def middle_backward(
-    in_ptr, dd_ptr, dz_ptr, dw_ptr, stats_ptr, sums_ptr, rows_ptr, row, rows, geometry, count, c, scale, shift,
-    C: tl.constexpr, PITCH: tl.constexpr, DD_PITCH: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr,
-    TILES: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
+    in_ptr, dd_ptr, dz_ptr, dw_ptr, stats_ptr, sums_ptr, rows_ptr, row, rows, geometry, images, c,
+    C: tl.constexpr, PITCH: tl.constexpr, DD_PITCH: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
+    KERNEL: tl.constexpr, EPS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """The gradient in the middle of a separable convolution, and its sums with the first stage's y."""
-    mean = tl.load(stats_ptr + column(rows_ptr, row, X_NORM) * (2 * C) + c, mask=c < C, other=0.0)
-    dw_ptr += column(rows_ptr, row, DW) * C
+    K, D = window(geometry)
     sum_dz, sum_dzy = tl.zeros((BLOCK_C,), ACC), tl.zeros((BLOCK_C,), ACC)
-    for step in range(TILES):
-        p, exists, _, h, w = pixels_of(step, count, HO, WO, HO, WO, 1, BLOCK_P)
-        dz = depthwise_backward(
-            geometry, dd_ptr, dw_ptr, p // (HO * WO), h, w, exists, c, C, HO, WO, DD_PITCH, BLOCK_C, ACC, 1
-        )
-        mask = mask_of(exists, c, C, BLOCK_C)
-        y = load_tile(in_ptr, p * PITCH, c, mask, ACC)
-        dz = tl.where(mask & (y * scale[None, :] + shift[None, :] > 0), dz, 0.0)
-        store_tile(dz_ptr, p * PITCH, c, dz, mask)
-        sum_dz += tl.sum(dz, 0)
-        sum_dzy += tl.sum(dz * (y - mean[None, :]), 0)
+    for step in range(strip_tiles(images, D, H, W, BLOCK)):
+        q, h, w, exists = strips(step, images, D, H, W, BLOCK)
+        dz = convolved(dd_ptr, dw_ptr, K, D, q, h, w, exists, c, 1.0, 0.0,
+                       C, H, W, DD_PITCH, KERNEL, False, True, BLOCK_C, ACC)  # fmt: skip
+        mean, rstd = statistics(stats_ptr, column(rows_ptr, row, X_NORM), c, C, EPS)
+        strip_dz, strip_dzy = tl.zeros((BLOCK, BLOCK_C), ACC), tl.zeros((BLOCK, BLOCK_C), ACC)
+        for j in tl.static_range(STRIP):
+            p, there = row_of(q, h, exists, j, D, H, W)
+            mask = mask_of(there, c, C, BLOCK_C)
+            y = load_tile(in_ptr, p * PITCH, c, mask, ACC)
+            mine = tl.where(mask & (y * rstd[None, :] - (mean * rstd)[None, :] > 0), dz[j], 0.0)
+            store_tile(dz_ptr, p * PITCH, c, mine, mask)
+            strip_dz += mine
+            strip_dzy += mine * (y - mean[None, :])
+        sum_dz += tl.sum(strip_dz, 0)
+        sum_dzy += tl.sum(strip_dzy, 0)
     to = sums_ptr + tl.program_id(0).to(tl.int64) * (2 * rows * C) + 2 * row * C + c
     tl.store(to, sum_dz, mask=c < C)
     tl.store(to + C, sum_dzy, mask=c < C)

@@ -23,7 +23,7 @@ from fastdarts.kernels.launch import (
 )
 from fastdarts.kernels.mix import finish_sums_kernel
 from fastdarts.kernels.stage import join_moments_kernel, stage_forward_kernel
-from fastdarts.kernels.tables import TAPS, Bank, Stage, constant, geometries, stage_rows
+from fastdarts.kernels.tables import TAPS, Bank, Stage, constant, geometries, largest_kernel, stage_rows
 
 Image = tuple[Tensor, int]  # [N, C, H, W] and the elements from pixel to pixel
 
@@ -86,18 +86,25 @@ def _stages_forward(stages: list[Stage], s: Shared, x: Image, stride: int, norma
     chunk = images * s.height * s.width
     parts = count * triton.cdiv(chunk, tile.pixels)
     moments = s.stats.new_empty((len(stages) if s.training else 0, parts, 2, s.channels))
+    grid = count, len(groups), triton.cdiv(s.channels, tile.channels)
+    kernel = largest_kernel(stages)
+    d = s.saved  # not read: d stands where y will
+    if kernel and grid[2] > 1:
+        d = s.saved.new_empty((grid[2], len(groups), s.pixels, s.pitch))
     launch(
         stage_forward_kernel,
-        (count, len(groups), triton.cdiv(s.channels, tile.channels)),
-        *(x[0], s.saved, s.dw, s.pw, s.stats, moments, rows, groups, s.pixels),
+        grid,
+        *(x[0], s.saved, d, s.dw, s.pw, s.stats, moments, rows, groups, s.pixels),
         **shape,
         **s.constants,
         STRIDE=stride,
         GEOMETRIES=geometries(stages),
+        KERNEL=kernel,
         NORMALISED=normalised,
         TRAINING=s.training,
         IMAGES=images,
         BLOCK_P=tile.pixels,
+        WINDOW_P=tile.strips(s.saved.dtype),
         BLOCK_I=tiles.channel_block(shape["C_IN"]),
         BLOCK_O=tile.channels,
         DOT=dot_type(s.saved.dtype),
@@ -285,12 +292,13 @@ def _stages_backward(
         G_PITCH=g.nodes[1],
         STRIDE=stride,
         GEOMETRIES=geometries(stages),
+        KERNEL=largest_kernel(stages),
         NORMALISED=normalised,
         NEED_X=need_x,
         NEED_PARAMS=g.need_params,
         IMAGES=s.chunk(tiles.BACKWARD_CHUNK, tile),
         BLOCK_P=tile.pixels,
-        WINDOW_P=2 * tile.pixels,
+        WINDOW_P=tile.strips(s.saved.dtype),
         BLOCK_I=block_i,
         BLOCK_O=tile.channels,
         DOT=dot_type(s.saved.dtype),

@@ -3,14 +3,7 @@
 import triton
 import triton.language as tl
 
-from fastdarts.kernels.tables import (
-    CONV_5,
-    CONV_7,
-    DILATED_3,
-    DILATED_5,
-    MAX,
-    ROW,
-)
+from fastdarts.kernels.tables import MAX, ROW
 
 
 @triton.jit
@@ -72,38 +65,20 @@ def pixels_of(step, count, H: tl.constexpr, W: tl.constexpr, HO: tl.constexpr, W
 
 @triton.jit
 def neighbour(ptr, q, h, w, dy, dx, exists, c, scale, shift, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
-              PITCH: tl.constexpr, NORMALISED: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
-    """relu of the input, or of its normalised values, (dy, dx) away from pixels q at (h, w); zero outside the image."""
+              PITCH: tl.constexpr, NORMALISED: tl.constexpr, RELU: tl.constexpr, BLOCK_C: tl.constexpr,
+              ACC: tl.constexpr):  # fmt: skip
+    """Input (dy, dx) away from pixels q at (h, w), or with RELU the relu of that or of its normalised values; zero
+    outside the image.
+    """
     inside = exists & (h + dy >= 0) & (h + dy < H) & (w + dx >= 0) & (w + dx < W)
     mask = mask_of(inside, c, C, BLOCK_C)
     offset = (q + (dy * W + dx)) * PITCH
     if NORMALISED:  # of minus infinity the relu is zero, whatever the offset
         return relu(load_tile(ptr, offset, c, mask, ACC, float("-inf")) * scale[None, :] + shift[None, :])
-    else:
+    elif RELU:
         return relu(load_tile(ptr, offset, c, mask, ACC))
-
-
-@triton.jit
-def window(geometry):
-    """Kernel size and dilation of a convolution's geometry."""
-    kernel = tl.where(geometry == CONV_7, 7, tl.where((geometry == CONV_5) | (geometry == DILATED_5), 5, 3))
-    return kernel, tl.where(geometry >= DILATED_3, 2, 1)
-
-
-@triton.jit
-def depthwise(geometry, ptr, q, h, w, exists, c, scale, shift, dw_ptr, C: tl.constexpr, H: tl.constexpr,
-              W: tl.constexpr, PITCH: tl.constexpr, NORMALISED: tl.constexpr, BLOCK_C: tl.constexpr,
-              ACC: tl.constexpr):  # fmt: skip
-    """The depthwise convolution of a stage's geometry at pixels q: a loop for each geometry takes more registers."""
-    K, D = window(geometry)
-    d = tl.zeros((q.shape[0], BLOCK_C), ACC)
-    for ky in range(K):
-        for kx in range(K):
-            v = neighbour(ptr, q, h, w, (ky - K // 2) * D, (kx - K // 2) * D, exists, c, scale, shift,
-                          C, H, W, PITCH, NORMALISED, BLOCK_C, ACC)  # fmt: skip
-            weight = tl.load(dw_ptr + (ky * K + kx) * C + c, mask=c < C, other=0.0)
-            d += v * weight[None, :]
-    return d
+    else:
+        return load_tile(ptr, offset, c, mask, ACC)
 
 
 @triton.jit

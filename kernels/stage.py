@@ -5,7 +5,7 @@ import triton.language as tl
 
 from fastdarts.kernels.parts import (
     column,
-    depthwise,
+    load_tile,
     mask_of,
     neighbour,
     normaliser,
@@ -15,20 +15,23 @@ from fastdarts.kernels.parts import (
     store_tile,
 )
 from fastdarts.kernels.tables import AVG, CONV_3, DW, GATHER, GEOMETRY, MAX, PW, X_NORM, X, Y
+from fastdarts.kernels.windows import depthwise
 
 
 @triton.jit
 def stage_forward_kernel(
-    x_ptr, saved_ptr, dw_ptr, pw_ptr, stats_ptr, moments_ptr, rows_ptr, groups_ptr, pixels,
+    x_ptr, saved_ptr, d_ptr, dw_ptr, pw_ptr, stats_ptr, moments_ptr, rows_ptr, groups_ptr, pixels,
     C_IN: tl.constexpr, C_OUT: tl.constexpr, X_PITCH: tl.constexpr, PITCH: tl.constexpr,
     H: tl.constexpr, W: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr,
-    GEOMETRIES: tl.constexpr, NORMALISED: tl.constexpr, TRAINING: tl.constexpr, EPS: tl.constexpr,
-    IMAGES: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_O: tl.constexpr, ACC: tl.constexpr,
-    DOT: tl.constexpr,
+    GEOMETRIES: tl.constexpr, KERNEL: tl.constexpr, NORMALISED: tl.constexpr, TRAINING: tl.constexpr,
+    EPS: tl.constexpr, IMAGES: tl.constexpr, BLOCK_P: tl.constexpr, WINDOW_P: tl.constexpr, BLOCK_I: tl.constexpr,
+    BLOCK_O: tl.constexpr, ACC: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """One program makes BLOCK_O channels of a group's stages' y for IMAGES images, and their moments.
 
     x: the state, or with NORMALISED the first stages' y in `saved`, normalised here. saved: [tensors, pixels, PITCH].
+    A convolution first leaves its depthwise output d where y will stand; where several programs share the channels of
+    y, each in scratch of its own, d [blocks of channels, groups, pixels, PITCH].
     moments: [rows, tiles of all programs, 2 (mean, sum of squares about it), C_OUT].
     """
     TILES: tl.constexpr = (IMAGES * HO * WO + BLOCK_P - 1) // BLOCK_P
@@ -38,21 +41,38 @@ def stage_forward_kernel(
     plane = pixels.to(tl.int64) * PITCH
     out_ptr = saved_ptr + begin * PITCH
     x_ptr += part.to(tl.int64) * (IMAGES * H * W * X_PITCH)
+    d_ptr += ((tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)) * pixels.to(tl.int64) + begin) * PITCH
     o = tl.program_id(2) * BLOCK_O + tl.arange(0, BLOCK_O)
     group = groups_ptr + tl.program_id(1) * 2
-    for row in range(tl.load(group), tl.load(group + 1)):
+    for row in tl.range(tl.load(group), tl.load(group + 1), disable_licm=KERNEL > 0):
         in_ptr = x_ptr
         if NORMALISED:
             in_ptr = out_ptr + column(rows_ptr, row, X) * plane
         geometry = column(rows_ptr, row, GEOMETRY)
+        y_ptr = out_ptr + column(rows_ptr, row, Y) * plane
+        own_ptr = y_ptr
+        if C_OUT > BLOCK_O:
+            own_ptr = d_ptr
+        if CONV_3 <= GEOMETRIES:
+            if geometry >= CONV_3:
+                for i0 in range(0, C_IN, BLOCK_I):
+                    i = i0 + tl.arange(0, BLOCK_I)
+                    scale, shift = 1.0, 0.0
+                    if NORMALISED:
+                        scale, shift = normaliser(stats_ptr, column(rows_ptr, row, X_NORM), i, C_IN, EPS)
+                    depthwise(geometry, in_ptr, own_ptr, dw_ptr + column(rows_ptr, row, DW) * C_IN, count // (HO * WO),
+                              i, scale, shift, C_IN, H, W, HO, WO, STRIDE, X_PITCH, PITCH, KERNEL, NORMALISED, WINDOW_P,
+                              BLOCK_I, ACC)  # fmt: skip
+                tl.debug_barrier()
         for step in range(TILES):
             p, exists, q, h, w = pixels_of(step, count, H, W, HO, WO, STRIDE, BLOCK_P)
-            y = stage_output(in_ptr, dw_ptr, pw_ptr, stats_ptr, rows_ptr, row, geometry, q, h, w, exists, o,
-                             C_IN, C_OUT, X_PITCH, H, W, STRIDE, GEOMETRIES, NORMALISED, EPS, BLOCK_I, BLOCK_O, ACC,
+            y = stage_output(in_ptr, own_ptr, pw_ptr, rows_ptr, row, geometry, p, q, h, w, exists, o,
+                             C_IN, C_OUT, X_PITCH, PITCH, H, W, STRIDE, GEOMETRIES, BLOCK_I, BLOCK_O, ACC,
                              DOT, saved_ptr.dtype.element_ty)  # fmt: skip
             if (geometry != MAX) & (geometry != AVG):
-                mask = mask_of(exists, o, C_OUT, BLOCK_O)
-                store_tile(out_ptr + column(rows_ptr, row, Y) * plane, p * PITCH, o, y, mask)
+                if CONV_3 <= GEOMETRIES:
+                    tl.debug_barrier()  # y overwrites d, which all threads have read by now
+                store_tile(y_ptr, p * PITCH, o, y, mask_of(exists, o, C_OUT, BLOCK_O))
             if TRAINING:
                 values = tl.maximum(tl.minimum(count - step * BLOCK_P, BLOCK_P), 1).to(ACC)
                 mean = tl.sum(y, 0) / values  # of pixels that do not exist y is 0
@@ -65,10 +85,10 @@ def stage_forward_kernel(
 
 @triton.jit
 def stage_output(
-    in_ptr, dw_ptr, pw_ptr, stats_ptr, rows_ptr, row, geometry, q, h, w, exists, o,
-    C_IN: tl.constexpr, C_OUT: tl.constexpr, X_PITCH: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
-    STRIDE: tl.constexpr, GEOMETRIES: tl.constexpr, NORMALISED: tl.constexpr, EPS: tl.constexpr,
-    BLOCK_I: tl.constexpr, BLOCK_O: tl.constexpr, ACC: tl.constexpr, DOT: tl.constexpr, T: tl.constexpr,
+    in_ptr, d_ptr, pw_ptr, rows_ptr, row, geometry, p, q, h, w, exists, o,
+    C_IN: tl.constexpr, C_OUT: tl.constexpr, X_PITCH: tl.constexpr, PITCH: tl.constexpr, H: tl.constexpr,
+    W: tl.constexpr, STRIDE: tl.constexpr, GEOMETRIES: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_O: tl.constexpr,
+    ACC: tl.constexpr, DOT: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
     """A tile of a stage's y; 0 where there is no pixel."""
     y = tl.zeros((q.shape[0], BLOCK_O), ACC)
@@ -82,19 +102,14 @@ def stage_output(
                 i = i0 + tl.arange(0, BLOCK_I)
                 for part in tl.static_range(STRIDE):
                     v = neighbour(in_ptr, q, h, w, part, part, exists, i, 1.0, 0.0,
-                                  C_IN, H, W, X_PITCH, False, BLOCK_I, ACC)  # fmt: skip
+                                  C_IN, H, W, X_PITCH, False, True, BLOCK_I, ACC)  # fmt: skip
                     weight = pointwise_weight(pw_ptr, o, i, part, C_IN, C_OUT, STRIDE, T, DOT)
                     y += tl.dot(v.to(T).to(DOT), weight, input_precision="ieee", out_dtype=ACC)
     if CONV_3 <= GEOMETRIES:
         if geometry >= CONV_3:
             for i0 in range(0, C_IN, BLOCK_I):
                 i = i0 + tl.arange(0, BLOCK_I)
-                scale, shift = 1.0, 0.0
-                if NORMALISED:
-                    scale, shift = normaliser(stats_ptr, column(rows_ptr, row, X_NORM), i, C_IN, EPS)
-                d = depthwise(geometry, in_ptr, q, h, w, exists, i, scale, shift,
-                              dw_ptr + column(rows_ptr, row, DW) * C_IN,
-                              C_IN, H, W, X_PITCH, NORMALISED, BLOCK_I, ACC)  # fmt: skip
+                d = load_tile(d_ptr, p * PITCH, i, mask_of(exists, i, C_IN, BLOCK_I), ACC)
                 weight = pointwise_weight(pw_ptr, o, i, 0, C_IN, C_OUT, 1, T, DOT)
                 y += tl.dot(d.to(T).to(DOT), weight, input_precision="ieee", out_dtype=ACC)
     return y

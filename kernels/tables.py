@@ -1,5 +1,6 @@
 """A plan as the integer tables that the kernels read: a row for each stage, term, edge and sum."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -203,6 +204,11 @@ def geometries(stages: Sequence[Stage]) -> int:
     for stage in stages:
         bits |= stage.geometry
     return bits
+
+
+def largest_kernel(stages: Sequence[Stage]) -> int:
+    """Side of the largest window; 0 without convolutions."""
+    return max((math.isqrt(TAPS.get(stage.geometry, 0)) for stage in stages), default=0)
 
 
 def stage_rows(stages: Sequence[Stage], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

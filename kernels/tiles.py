@@ -18,6 +18,10 @@ class Tile:
     channels: int
     warps: int
 
+    def strips(self, dtype: torch.dtype) -> int:
+        """Strips (windows.py) of a tile: so many that a thread reads 64 bits of each row."""
+        return max(self.warps * 32 * 8 // (dtype.itemsize * self.channels), 16)
+
 
 # Passes, and the elements (of 16 bits; of wider ones fewer) and warps of their tiles. Small enough that two programs'
 # registers fit a multiprocessor.
@@ -25,7 +29,7 @@ STAGE_FORWARD, STAGE_BACKWARD, POOL_BACKWARD, JOIN, MIX = (
     "stage_forward", "stage_backward", "pool_backward", "join", "mix",
 )  # fmt: skip
 SHIPPED = {
-    STAGE_FORWARD: (4096, 8),
+    STAGE_FORWARD: (2048, 8),
     STAGE_BACKWARD: (2048, 8),
     POOL_BACKWARD: (2048, 8),
     JOIN: (2048, 8),
