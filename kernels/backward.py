@@ -213,7 +213,7 @@ def product_backward(
     o = block * BLOCK_O + tl.arange(0, BLOCK_O)
     pw_ptr += column(rows_ptr, row, PW) * (C_IN * C_OUT)
     d_pw = tl.zeros((BLOCK_O, BLOCK_I), ACC)
-    for step in range(TILES):
+    for step in tl.range(TILES, disable_licm=True):
         p, exists, _, _, _ = pixels_of(step, count, H, W, HO, WO, STRIDE, BLOCK_P)
         if NEED_PARAMS:
             d = load_tile(dd_ptr, p * DD_PITCH, i, mask_of(exists, i, C_IN, BLOCK_I), DOT)

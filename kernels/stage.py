@@ -64,7 +64,7 @@ def stage_forward_kernel(
                               i, scale, shift, C_IN, H, W, HO, WO, STRIDE, X_PITCH, PITCH, KERNEL, NORMALISED, WINDOW_P,
                               BLOCK_I, ACC)  # fmt: skip
                 tl.debug_barrier()
-        for step in range(TILES):
+        for step in tl.range(TILES, disable_licm=KERNEL > 0):
             p, exists, q, h, w = pixels_of(step, count, H, W, HO, WO, STRIDE, BLOCK_P)
             y = stage_output(in_ptr, own_ptr, pw_ptr, rows_ptr, row, geometry, p, q, h, w, exists, o,
                              C_IN, C_OUT, X_PITCH, PITCH, H, W, STRIDE, GEOMETRIES, BLOCK_I, BLOCK_O, ACC,

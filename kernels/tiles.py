@@ -29,7 +29,7 @@ STAGE_FORWARD, STAGE_BACKWARD, POOL_BACKWARD, JOIN, MIX = (
     "stage_forward", "stage_backward", "pool_backward", "join", "mix",
 )  # fmt: skip
 SHIPPED = {
-    STAGE_FORWARD: (2048, 8),
+    STAGE_FORWARD: (4096, 8),
     STAGE_BACKWARD: (2048, 8),
     POOL_BACKWARD: (2048, 8),
     JOIN: (2048, 8),

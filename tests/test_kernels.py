@@ -60,7 +60,7 @@ def test_channels_that_fill_no_block_or_several(C: int) -> None:
 
 
 def test_the_largest_kernel() -> None:
-    check(make_case(("sep_conv_7x7",), C=2, size=(1, 5, 9)), torch.float64)
+    check(make_case(("sep_conv_7x7", "dil_conv_5x5"), C=2, size=(1, 5, 9)), torch.float64)
 
 
 def test_reductions_in_several_blocks() -> None:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("triton", reason="the kernels need Triton")
+triton = pytest.importorskip("triton", reason="the kernels need Triton")
 
 READS_STATES = ("stage_forward_kernel", "stage_backward_kernel", "reduction_backward_kernel", "pool_backward_kernel")
 READS_STATES += ("mix_forward_kernel", "term_sums_kernel")
 MULTIPLIES = ("stage_forward_kernel", "stage_backward_kernel", "reduction_backward_kernel")
-# Bytes a thread that are known to spill, by target, kernel and channels; all else must not spill. Made with Triton 3.8.
-KNOWN_SPILLS: dict[tuple[str, str, str], int] = {("gfx942", "stage_backward_kernel", "64"): 292}
+# Bytes a thread that may spill: none. Compilers older than the one that tiles were chosen with spill a little on sm_80.
+SPILLED = 0 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8) else 32
 NARROW = [("gfx942", "reduction_backward_kernel", "32 x 16")]  # of preprocessing: an element for each of 512 threads
 
 
@@ -30,7 +30,7 @@ def report(tmp_path: Path, *options: str) -> list[dict[str, str]]:
 def check(rows: list[dict[str, str]]) -> None:
     assert {"stage_forward_kernel", "join_gradients_kernel", "sum_parts_kernel"} < {row["kernel"] for row in rows}
     for row in rows:
-        assert int(row["spilled bytes"]) <= KNOWN_SPILLS.get((row["target"], row["kernel"], row["C"]), 0), row
+        assert int(row["spilled bytes"]) <= SPILLED, row
         assert int(row["occupancy"].removesuffix("%")) >= 25, row
         if row["kernel"] in READS_STATES and (row["target"], row["kernel"], row["tile"]) not in NARROW:
             assert int(row["128-bit loads"]) > 0, row
