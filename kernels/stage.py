@@ -50,9 +50,9 @@ def stage_forward_kernel(
             in_ptr = out_ptr + column(rows_ptr, row, X) * plane
         geometry = column(rows_ptr, row, GEOMETRY)
         y_ptr = out_ptr + column(rows_ptr, row, Y) * plane
-        own_ptr = y_ptr
+        here_ptr = y_ptr
         if C_OUT > BLOCK_O:
-            own_ptr = d_ptr
+            here_ptr = d_ptr
         if CONV_3 <= GEOMETRIES:
             if geometry >= CONV_3:
                 for i0 in range(0, C_IN, BLOCK_I):
@@ -60,13 +60,13 @@ def stage_forward_kernel(
                     scale, shift = 1.0, 0.0
                     if NORMALISED:
                         scale, shift = normaliser(stats_ptr, column(rows_ptr, row, X_NORM), i, C_IN, EPS)
-                    depthwise(geometry, in_ptr, own_ptr, dw_ptr + column(rows_ptr, row, DW) * C_IN, count // (HO * WO),
+                    depthwise(geometry, in_ptr, here_ptr, dw_ptr + column(rows_ptr, row, DW) * C_IN, count // (HO * WO),
                               i, scale, shift, C_IN, H, W, HO, WO, STRIDE, X_PITCH, PITCH, KERNEL, NORMALISED, WINDOW_P,
                               BLOCK_I, ACC)  # fmt: skip
                 tl.debug_barrier()
         for step in tl.range(TILES, disable_licm=KERNEL > 0):
             p, exists, q, h, w = pixels_of(step, count, H, W, HO, WO, STRIDE, BLOCK_P)
-            y = stage_output(in_ptr, own_ptr, pw_ptr, rows_ptr, row, geometry, p, q, h, w, exists, o,
+            y = stage_output(in_ptr, here_ptr, pw_ptr, rows_ptr, row, geometry, p, q, h, w, exists, o,
                              C_IN, C_OUT, X_PITCH, PITCH, H, W, STRIDE, GEOMETRIES, BLOCK_I, BLOCK_O, ACC,
                              DOT, saved_ptr.dtype.element_ty)  # fmt: skip
             if (geometry != MAX) & (geometry != AVG):

@@ -51,7 +51,9 @@ def convolved_by(KERNEL: tl.constexpr, ptr, dw_ptr, K, D, q, h, w, exists, c, sc
                  BACKWARD: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
     """`convolved` by code for KERNEL x KERNEL."""
     zero = tl.zeros((q.shape[0], BLOCK_C), ACC)
-    d = (zero, zero, zero, zero)
+    d = ()
+    for _ in tl.static_range(STRIP):
+        d = d + (zero,)
     for kx in range(K):
         for m in tl.static_range(KERNEL + STRIP - 1):
             v = neighbour(ptr, q, h, w, (m - KERNEL // 2) * D, (kx - K // 2) * D, exists, c, scale, shift,
