@@ -5,11 +5,11 @@ import triton.language as tl
 
 from fastdarts.kernels.mix import op_weight
 from fastdarts.kernels.parts import (
+    activation,
     column,
     load_tile,
     mask_of,
     neighbour,
-    normaliser,
     pixels_of,
     pointwise_weight,
     pool_tap,
@@ -183,15 +183,6 @@ def stage_backward_kernel(
                                               images, i, scale, shift, C_IN, H, W, HO, WO, STRIDE, X_PITCH, DD_PITCH,
                                               KERNEL, NORMALISED, WINDOW_P, BLOCK_I, ACC)  # fmt: skip
         tl.debug_barrier()  # the next stage overwrites dd and adds to dx
-
-
-@triton.jit
-def activation(stats_ptr, rows_ptr, row, c, C: tl.constexpr, NORMALISED: tl.constexpr, EPS: tl.constexpr):
-    """What a stage's input is scaled and shifted by before its relu."""
-    if NORMALISED:
-        return normaliser(stats_ptr, column(rows_ptr, row, X_NORM), c, C, EPS)
-    else:
-        return 1.0, 0.0
 
 
 @triton.jit

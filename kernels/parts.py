@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from fastdarts.kernels.tables import MAX, ROW
+from fastdarts.kernels.tables import MAX, ROW, X_NORM
 
 
 @triton.jit
@@ -52,6 +52,15 @@ def normaliser(stats_ptr, norm, c, C: tl.constexpr, EPS: tl.constexpr):
     """Factor and offset of a batch norm's channels: one multiply-add normalises."""
     mean, rstd = statistics(stats_ptr, norm, c, C, EPS)
     return rstd, -mean * rstd
+
+
+@triton.jit
+def activation(stats_ptr, rows_ptr, row, c, C: tl.constexpr, NORMALISED: tl.constexpr, EPS: tl.constexpr):
+    """What a stage's input is scaled and shifted by before its relu."""
+    if NORMALISED:
+        return normaliser(stats_ptr, column(rows_ptr, row, X_NORM), c, C, EPS)
+    else:
+        return 1.0, 0.0
 
 
 @triton.jit

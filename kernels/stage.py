@@ -4,17 +4,17 @@ import triton
 import triton.language as tl
 
 from fastdarts.kernels.parts import (
+    activation,
     column,
     load_tile,
     mask_of,
     neighbour,
-    normaliser,
     pixels_of,
     pointwise_weight,
     pooled,
     store_tile,
 )
-from fastdarts.kernels.tables import AVG, CONV_3, DW, GATHER, GEOMETRY, MAX, PW, X_NORM, X, Y
+from fastdarts.kernels.tables import AVG, CONV_3, DW, GATHER, GEOMETRY, MAX, PW, X, Y
 from fastdarts.kernels.windows import depthwise
 
 
@@ -57,9 +57,7 @@ def stage_forward_kernel(
             if geometry >= CONV_3:
                 for i0 in range(0, C_IN, BLOCK_I):
                     i = i0 + tl.arange(0, BLOCK_I)
-                    scale, shift = 1.0, 0.0
-                    if NORMALISED:
-                        scale, shift = normaliser(stats_ptr, column(rows_ptr, row, X_NORM), i, C_IN, EPS)
+                    scale, shift = activation(stats_ptr, rows_ptr, row, i, C_IN, NORMALISED, EPS)
                     depthwise(geometry, in_ptr, here_ptr, dw_ptr + column(rows_ptr, row, DW) * C_IN, count // (HO * WO),
                               i, scale, shift, C_IN, H, W, HO, WO, STRIDE, X_PITCH, PITCH, KERNEL, NORMALISED, WINDOW_P,
                               BLOCK_I, ACC)  # fmt: skip
