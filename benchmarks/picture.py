@@ -1,9 +1,11 @@
 """The picture of a run: time and memory of each variant, and the kernels' place under the machine's roofline."""
 
+import math
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from benchmarks.cases import AUTOCAST, CHANNELS_LAST, COMPILED, FUSED, FUSED_AMP, METHODS, NCHW
 from benchmarks.results import Results, Row
@@ -25,11 +27,13 @@ def draw(results: Results, path: Path) -> Path:
     cases = list(dict.fromkeys(row.case for row in rows))
     height = 1.5 + 0.2 * (len(rows) + len(cases))
     figure = Figure(figsize=(15, max(height, 5.5)), layout="constrained")
-    left, middle, right = figure.subplots(1, 3, width_ratios=[1.5, 1, 1.3])
+    points = [row for row in results.of_kind("mixed_op", "cell", "weight_step") if row.flops and row.compulsory_bytes]
+    left, middle, *right = figure.subplots(1, 2 + bool(points), width_ratios=[1.5, 1, 1.3][: 2 + bool(points)])
     _bars(left, rows, cases, [row.median for row in rows], "seconds a step (median, p20 to p80)", spread=True)
     _bars(middle, rows, cases, [row.peak_bytes / 2**20 for row in rows], "peak memory, MB", spread=False)
     middle.set_yticklabels([])
-    _roofline(right, results)
+    for axes in right:
+        _roofline(axes, results, points)
     e = results.environment
     size = "C=16, 8 cells, batch 64" if results.full else "small size"
     figure.suptitle(f"{e['device']}, {e['threads']} threads, torch {e['torch']}, {size}", fontsize=11)
@@ -56,16 +60,18 @@ def _bars(axes: Axes, rows: list[Row], cases: list[str], values: list[float], la
     axes.margins(y=0.01)
     if spread:  # times go over orders of magnitude
         axes.set_xscale("log")
+        axes.set_xlim(left=10 ** math.floor(math.log10(min(values))))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(label)
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
 
 
-def _roofline(axes: Axes, results: Results) -> None:
+def _roofline(axes: Axes, results: Results, points: list[Row]) -> None:
     """Useful FLOPs against the least traffic possible: a point far below the roof moves more or computes slower."""
     peak, traffic = results.peaks.flops, results.peaks.traffic
     knee = peak / traffic
-    points = [row for row in results.of_kind("mixed_op", "cell", "weight_step") if row.flops and row.compulsory_bytes]
     intensities = [row.flops / row.compulsory_bytes for row in points if row.flops and row.compulsory_bytes]
     ends = [min([*intensities, knee]) / 2, max([*intensities, knee]) * 2]
     axes.plot([ends[0], knee, ends[1]], [ends[0] * traffic / 1e9, peak / 1e9, peak / 1e9], color="black", lw=1.5)
