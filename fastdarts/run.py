@@ -163,13 +163,18 @@ class RunState:
         return {**self._sums.means(), "images_per_second": self._sums.images / max(self.seconds, 1e-9)}
 
     def measure(self, data: ImageData, between_batches: Callable[[], object]) -> tuple[float, float]:
-        """Mean loss and accuracy with the running statistics, without augmentation; accuracy NaN without classes."""
+        """Mean loss and accuracy with the running statistics, without augmentation; accuracy NaN without classes.
+
+        What the network draws (candidate `noise`) is the same each time, and no later draw depends on it.
+        """
         self.network.eval()
-        loss = correct = torch.zeros((), device=data.images.device)
+        device = data.images.device
+        loss = correct = torch.zeros((), device=device)
         size = self.config.batch_size
-        for images, targets in zip(data.images.split(size), data.targets.split(size), strict=True):
+        for batch, (images, targets) in enumerate(zip(data.images.split(size), data.targets.split(size), strict=True)):
             between_batches()
-            with torch.inference_mode():
+            with torch.inference_mode(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+                torch.manual_seed(batch)
                 batch_loss, outputs = self.test_batch((self.augment.normalise(images), targets))
                 loss = loss + batch_loss * len(images)
                 correct = correct + count_correct(outputs, targets)

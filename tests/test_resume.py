@@ -134,19 +134,25 @@ def test_signals_end_cleanly_and_the_search_goes_on(tmp_path, kill):
     assert epochs_of(out) == epochs_of(tmp_path / "whole")
 
 
-def test_a_signal_during_validation_from_the_command_line(tmp_path, monkeypatch, capsys):
-    """The epoch's steps are not lost, and not made twice."""
-    out = tmp_path / "stopped"
-    assert main([*DIGITS.split(), "--out", str(tmp_path / "whole")]) == 0
+@pytest.mark.parametrize("space", ["s5", "s4"])
+def test_a_signal_during_validation_from_the_command_line(tmp_path, monkeypatch, capsys, space):
+    """The epoch's steps are not lost, and not made twice; nor are draws of s4's candidate `noise`."""
+    out, arguments = tmp_path / "stopped", [*DIGITS.split(), "--space", space]
+    assert main([*arguments, "--out", str(tmp_path / "whole")]) == 0
     measure = search_module.SearchState.measure
 
     def interrupted(state, data, between_batches):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return measure(state, data, between_batches)
+        batches = iter([lambda: None, lambda: os.kill(os.getpid(), signal.SIGTERM)])
+
+        def between():
+            next(batches)()
+            between_batches()
+
+        return measure(state, data, between)
 
     with monkeypatch.context() as patch:
         patch.setattr(search_module.SearchState, "measure", interrupted)
-        assert main([*DIGITS.split(), "--out", str(out)]) == 128 + signal.SIGTERM
+        assert main([*arguments, "--out", str(out)]) == 128 + signal.SIGTERM
     program = "python -m fastdarts.search"
     again = f"{program} --resume --out {out}"
     assert capsys.readouterr().err == f"{program}: stopped by SIGTERM in epoch 1, step 3; to continue: {again}\n"

@@ -46,6 +46,7 @@ class Daas(Method):
     Options = DaasOptions
     options: DaasOptions
     settings: ClassVar[Settings] = {"order": 1}
+    competes = False
     varies = True
 
     def attach(self, network: SearchNetwork) -> None:
@@ -122,7 +123,7 @@ class Daas(Method):
         return ops, torch.stack(edges).sum()
 
     def strength(self, network: SearchNetwork, cell: int, alpha: Tensor) -> Tensor:
-        return phi(alpha).softmax(dim=-1)
+        return phi(alpha.double()).softmax(dim=-1)  # what loses much still differs
 
     @torch.no_grad()
     def edge_weights(self, network: SearchNetwork) -> list[Tensor]:
@@ -133,11 +134,9 @@ class Daas(Method):
         ranked = []
         for cell, score in enumerate(scores):
             beta = network.extra_alphas[NAMES[cell]].detach().cpu()
-            place = (
-                torch.cat([beta.new_ones(2), beta]).argsort(stable=True).argsort()
-            )  # above all differences of scores
-            known = torch.tensor([[name != "none" for name in names] for names in network.candidates[cell]])
-            ranked.append(torch.where(known, score + place[:, None].to(score), score))
+            place = torch.cat([beta.new_ones(2), beta]).argsort(stable=True).argsort()
+            rank = score.argsort(descending=True, stable=True).argsort()  # within the edge; the strongest has 0
+            ranked.append(place[:, None] - rank / rank.shape[1])
         return network.derive(ranked)
 
     def metrics(self, network: SearchNetwork) -> dict[str, Any]:

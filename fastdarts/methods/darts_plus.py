@@ -47,6 +47,8 @@ class DartsPlus(Method):
         super().end_epoch(state, metrics)
         genotype = self.genotype(state.network)
         self._genotypes = [*self._genotypes[-1:], genotype.to_json()]
+        if not self.alphas_move():  # nothing to judge yet
+            return
         ranking = rankings(state.network)
         self._unchanged = self._unchanged + 1 if ranking == self._ranking else 0
         self._ranking = ranking

@@ -23,7 +23,7 @@ def with_at_most(
     """`derive(scores)`, its normal cell with at most `limit` skip connections; None: as it is.
 
     As long as there are more, the weakest of them leaves its edge and the cell is derived anew (P-DARTS, Chen et al.,
-    ICCV 2019). A cell that has no other ops keeps them.
+    ICCV 2019). An edge that has no other ops keeps its skip connection.
     """
     normal, reduce = scores[0].clone(), scores[1]
     genotype = derive([normal, reduce])
@@ -36,10 +36,10 @@ def with_at_most(
             if op == "skip_connect"
         ]
         places = [(edge, candidates[0][edge].index("skip_connect")) for edge in chosen]
-        weakest = min(places, key=lambda place: float(normal[place]))
-        if normal[weakest] < 0:
+        places = [place for place in places if normal[place] >= 0]
+        if not places:
             break
-        normal[weakest] = -1.0
+        normal[min(places, key=lambda place: float(normal[place]))] = -1.0
         genotype = derive([normal, reduce])
     return genotype
 

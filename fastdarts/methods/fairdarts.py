@@ -3,7 +3,8 @@
 Sigmoids in place of the softmax, so that ops do not compete; a loss that pushes them to 0 or 1; ops below a threshold
 are cut. Derived nodes have 0, 1, 2 or more ops; a node without any vanishes.
 
-Of the authors' code it differs so: a cell in which no op reaches the threshold is derived as DARTS' (theirs fails).
+Of the authors' code it differs so: a cell in which no op reaches the threshold is derived as DARTS' (theirs fails);
+drop path in the evaluation drops an op's output, never the identity, as DARTS does (theirs: a node's sum).
 """
 
 from collections.abc import Sequence
@@ -38,6 +39,7 @@ class FairDarts(Method):
 
     Options = FairDartsOptions
     settings: ClassVar[Settings] = {"order": 1}
+    competes = False
     published: ClassVar[Settings] = {"batch_size": 128, "lr": 0.005, "arch_lr": 3e-3}
 
     def network_arguments(self) -> dict[str, Any]:

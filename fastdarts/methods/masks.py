@@ -1,5 +1,6 @@
 """Which candidates take part: pruning for good, and dropout by groups for one pass."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -42,20 +43,22 @@ def has_weights(name: str) -> bool:
 class GroupDropout:
     """Drops ops of each edge at random, those with weights and those without as groups of their own (DropNAS).
 
-    Every op is dropped with probability rate^(1 / size of its group), drawn anew until each group has a survivor. After
-    an alpha step the survivors' alphas are moved together so that their share of the full softmax is what it was: the
-    dropped ops neither gain nor lose.
+    Every op is dropped with probability rate^(1 / size of its group), drawn anew until each group has a survivor. An
+    alpha step leaves the dropped ops' alphas as they were, and where ops compete, moves those of the survivors together
+    so that their share of the full softmax is what it was: the dropped ops neither gain nor lose.
 
     Args:
         rate: probability that all of a group would be dropped.
         generator: of the draws.
+        competes: op weights are a softmax of alphas.
     """
 
-    def __init__(self, rate: float, generator: torch.Generator) -> None:
+    def __init__(self, rate: float, generator: torch.Generator, competes: bool) -> None:
         self.rate = rate
         self.generator = generator
+        self.competes = competes
         self._survivors: dict[int, Tensor] = {}
-        self._shares: list[Tensor] = []
+        self._before: list[Tensor] = []
 
     def survivors(self, cell: int, names: EdgeOps, kept: Tensor | None) -> Tensor:
         """Booleans [edges, ops] for one pass, out of those that are `kept`."""
@@ -77,17 +80,15 @@ class GroupDropout:
 
     @torch.no_grad()
     def before_alpha_step(self, network: SearchNetwork) -> None:
-        """Remember what the ops have of the full softmax."""
-        self._shares = [alpha.softmax(dim=-1) for alpha in network.alphas]
+        """Remember the alphas."""
+        self._before = [alpha.clone() for alpha in network.alphas]
 
     @torch.no_grad()
     def after_alpha_step(self, network: SearchNetwork) -> None:
-        """Give the survivors of the step's last pass together the share that they had before it."""
-        for cell, (alpha, share) in enumerate(zip(network.alphas, self._shares, strict=True)):
+        """Put back the alphas of those that the step's last pass went without; the others keep their share together."""
+        for cell, (alpha, before) in enumerate(zip(network.alphas, self._before, strict=True)):
             stays = self._survivors[cell].to(alpha.device)
-            before = (share * stays).sum(1)
-            exps = alpha.exp()
-            alive, gone = (exps * stays).sum(1), (exps * ~stays).sum(1)
-            shift = (before / (1 - before) * gone / alive).log()
-            shift = torch.where(stays.all(1), torch.zeros_like(shift), shift)  # none was dropped
-            alpha += stays * shift[:, None]
+            if self.competes:
+                then, now = (a.masked_fill(~stays, -math.inf).logsumexp(1, keepdim=True) for a in (before, alpha))
+                alpha += torch.where(stays.all(1, keepdim=True), 0.0, then - now)  # none was dropped
+            alpha.copy_(torch.where(stays, alpha, before))

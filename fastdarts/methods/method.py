@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -54,6 +55,8 @@ class Method(StepRules):
     """The passes of one step use different op weights, drawn at random."""
     varies: ClassVar[bool] = False
     """Relaxation or penalty have numbers that change with the epoch."""
+    competes: ClassVar[bool] = True
+    """An edge's op weights are a softmax of its alphas."""
     alpha_grad_clip: ClassVar[float | None] = None
     """Largest global norm of the alphas' gradient."""
 
@@ -66,7 +69,7 @@ class Method(StepRules):
         self.generator = torch.Generator().manual_seed(config.seed + 7_919)  # apart from that of the weights
         self.kept: list[Tensor] | None = None
         """The candidates [edges, ops] of both cell types that pruning has left, as booleans; None: all."""
-        self.dropout = GroupDropout(config.op_dropout, self.generator) if config.op_dropout else None
+        self.dropout = GroupDropout(config.op_dropout, self.generator, self.competes) if config.op_dropout else None
         self.sparse = type(self).sparse or self.dropout is not None
         # Masks come from the host.
         self.capturable = type(self).capturable and not self.sparse and not config.prune_below
@@ -196,10 +199,13 @@ class Method(StepRules):
     def genotype(self, network: SearchNetwork) -> Genotype:
         """The discrete cells of the present architecture."""
         scores, limit = self.scores(network), self.config.max_skips
+        if self.kept is not None:  # below a skip connection that has been taken out
+            scores = [score.masked_fill(~kept, -math.inf) for score, kept in zip(scores, self.kept, strict=True)]
         return derivation.with_at_most(limit, scores, lambda s: self.derive(network, s), network.candidates)
 
     def derive(self, network: SearchNetwork, scores: Sequence[Tensor]) -> Genotype:
-        """The discrete cells of `scores`, in which some skip connections may have been taken out (-1)."""
+        """The discrete cells of `scores`, in which some skip connections may have been taken out (-1) and ops pruned
+        (minus infinity)."""
         return network.derive(scores)
 
     def edge_weights(self, network: SearchNetwork) -> list[Tensor] | None:

@@ -56,6 +56,10 @@ class PDarts(Method):
     @classmethod
     def check(cls, config: SearchConfig) -> None:
         super().check(config)
+        if config.order == 2 and any(config.method_options["skip_dropout"]):
+            raise ValueError(
+                "skip_dropout has no second order: its difference needs passes that drop the same elements"
+            )
         if config.epochs % STAGES:
             raise ValueError(f"epochs must be a multiple of the method's {STAGES} stages; got {config.epochs}")
         if sum(config.method_options["dropped"]) >= len(PRIMITIVES) - 1:

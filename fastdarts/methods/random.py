@@ -15,6 +15,7 @@ from torch import Tensor
 from fastdarts.config import SearchConfig
 from fastdarts.data import ImageData
 from fastdarts.genotype import Genotype, Pairs, edges_of
+from fastdarts.methods import derivation
 from fastdarts.methods.method import Method, MethodOptions, Settings, hyper
 from fastdarts.network import Mix, SearchNetwork
 from fastdarts.step import Level
@@ -56,7 +57,7 @@ class Random(Method):
 
     def genotype(self, network: SearchNetwork) -> Genotype:
         """A random cell, as good as any before the search has ended."""
-        return draw(network, torch.Generator().manual_seed(self.epoch))
+        return draw(network, torch.Generator().manual_seed(self.epoch), self.config.max_skips)
 
     def result(self, state: "SearchState") -> Genotype:
         """The best of the random cells. Changes nothing: asked again, it gives the same."""
@@ -71,20 +72,24 @@ class Random(Method):
                 loss, accuracy = state.measure(data, lambda: None)
             return -loss if math.isnan(accuracy) else accuracy  # targets that are no classes
 
-        cells = [draw(state.network, generator) for _ in range(options.cells)]
+        cells = [draw(state.network, generator, state.config.max_skips) for _ in range(options.cells)]
         ranked = sorted(cells, key=lambda genotype: -score(genotype, some))
         return max(ranked[: options.finalists], key=lambda genotype: score(genotype, images))
 
 
-def draw(network: SearchNetwork, generator: torch.Generator) -> Genotype:
-    """A uniformly random genotype of the network's candidates, normal and reduction cell apart."""
-    cells = []
-    for names in network.candidates:
-        pairs: Pairs = []
-        edges = edges_of(network.steps)
-        for state in range(2, 2 + network.steps):
-            for source in torch.randperm(state, generator=generator)[:2].sort().values.tolist():
-                row = names[edges.index((source, state))]
-                pairs.append((row[int(torch.randint(len(row), (), generator=generator))], source))
-        cells.append(pairs)
-    return Genotype(cells[0], network.concat(), cells[1], network.concat())
+def draw(network: SearchNetwork, generator: torch.Generator, max_skips: int | None = None) -> Genotype:
+    """A uniformly random genotype of the network's candidates, normal and reduction cell apart; of those whose normal
+    cell has at most `max_skips` skip connections."""
+    while True:
+        cells = []
+        for names in network.candidates:
+            pairs: Pairs = []
+            edges = edges_of(network.steps)
+            for state in range(2, 2 + network.steps):
+                for source in torch.randperm(state, generator=generator)[:2].sort().values.tolist():
+                    row = names[edges.index((source, state))]
+                    pairs.append((row[int(torch.randint(len(row), (), generator=generator))], source))
+            cells.append(pairs)
+        genotype = Genotype(cells[0], network.concat(), cells[1], network.concat())
+        if max_skips is None or derivation.skips(genotype.nodes("normal")) <= max_skips:
+            return genotype

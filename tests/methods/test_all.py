@@ -81,6 +81,7 @@ def test_unknown_methods_are_refused():
         ({"method": "gdas", "order": 2}, "no second order: its difference needs passes that use the same ops"),
         ({"method": "snas", "order": 2}, "no second order: its alphas do not look through a step"),
         ({"op_dropout": 0.1, "order": 2}, "op_dropout has no second order"),
+        ({"method": "p-darts", "order": 2}, "skip_dropout has no second order"),
         ({"method": "gdas", "method_options": {"tau": 1}}, "method_options sets 'tau', which is unknown"),
         ({"method": "gdas", "method_options": {"tau_max": 0}}, "method_options: tau_max must be above 0"),
         ({"method_options": {"tau": 1}}, r"method_options sets 'tau', which is unknown; the names are \(none\)"),

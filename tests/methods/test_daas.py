@@ -116,6 +116,16 @@ def test_edges_by_beta_then_ops_by_alpha(method, network):
     assert edges_of(4)[10] == (1, 5)
 
 
+def test_ops_that_none_leaves_nothing_are_still_told_apart(method, network):
+    """In single precision 3e-9 and 3e-14 are one number beside an edge's place of up to 13."""
+    network.float()
+    with torch.no_grad():
+        network.alphas_normal.fill_(-1.5)
+        network.alphas_normal[:, 0] = 2  # none
+        network.alphas_normal[:, 4] = -1.25
+    assert [op for op, _ in method.genotype(network).normal] == ["sep_conv_3x3"] * 8
+
+
 def test_the_weight_step_moves_no_architecture():
     state = tiny_state("daas", alpha_warmup=0.9)
     before = [alpha.clone() for alpha in state.network.arch_parameters()]

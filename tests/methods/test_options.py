@@ -26,7 +26,7 @@ def test_alphas_wait_for_their_share_of_the_epochs():
 
 def test_dropout_by_groups():
     """DropNAS' default: each op goes with 3e-5^(1/4) = 0.074; a bit less, as one of each group stays."""
-    dropout = GroupDropout(3e-5, torch.Generator().manual_seed(0))
+    dropout = GroupDropout(3e-5, torch.Generator().manual_seed(0), competes=True)
     rows = 4000
     stays = dropout.survivors(0, (PRIMITIVES,) * rows, None)
     assert pytest.approx(0.07401, abs=1e-5) == 3e-5**0.25
@@ -71,6 +71,54 @@ def test_dropped_ops_stay_as_they_are():
     assert all("_ops" in name for name in same)
 
 
+@pytest.mark.parametrize("name", ["single-level", "fairdarts", "daas"])
+def test_dropped_ops_keep_their_alphas(name):
+    """Adam alone would decay them, and move them by what it remembers."""
+    state = tiny_state(name, op_dropout=0.3, alpha_warmup=0.0, arch_weight_decay=0.1)
+    state.train_step()
+    before = [alpha.detach().clone() for alpha in state.network.alphas]
+    survivors = []
+    draw = state.method.dropout.survivors
+    state.method.dropout.survivors = lambda *args: survivors.append(draw(*args)) or survivors[-1]
+    asked = []
+    after = state.method.dropout.after_alpha_step
+    state.method.dropout.after_alpha_step = lambda network: asked.extend(survivors[-2:]) or after(network)
+    state.train_step()
+    for alpha, old, stays in zip(state.network.alphas, before, asked, strict=True):
+        assert 0 < int((~stays).sum()) < stays.numel()
+        assert torch.equal(alpha[~stays], old[~stays])
+        assert not torch.equal(alpha[stays], old[stays])
+
+
+def test_dropout_moves_sigmoids_one_by_one():
+    method = paper_method("fairdarts", op_dropout=0.1)
+    network = network_of(method)
+    network.train()
+    active = network.op_weights()[0].active[0]
+    method.dropout.before_alpha_step(network)
+    with torch.no_grad():
+        network.alphas_normal[0, active[0]] += 1
+    method.dropout.after_alpha_step(network)
+    assert network.alphas_normal[0].tolist() == [float(column == active[0]) for column in range(7)]
+
+
+def test_dropout_bears_alphas_far_apart():
+    method = paper_method("single-level", op_dropout=0.3)
+    network = network_of(method).float()
+    with torch.no_grad():
+        for alpha in network.alphas:
+            alpha[:, 4] = 100
+    network.train()
+    for _ in range(20):
+        network.op_weights()
+        method.dropout.before_alpha_step(network)
+        with torch.no_grad():
+            for alpha in network.alphas:
+                alpha += 0.01 * torch.randn_like(alpha)
+        method.dropout.after_alpha_step(network)
+    assert all(alpha.isfinite().all() for alpha in network.alphas)
+
+
 def test_pruning_only_removes_and_keeps_one_op():
     scores = [torch.tensor([[0.5, 0.1, 0.3, 0.1], [0.97, 0.01, 0.01, 0.01]])] * 2
     names = [(("none", "skip_connect", "sep_conv_3x3", "max_pool_3x3"),) * 2] * 2
@@ -112,6 +160,27 @@ def test_at_most_so_many_skips():
     genotype = method.genotype(network)
     assert skips(genotype.nodes("normal")) == 1
     assert skips(genotype.nodes("reduce")) == 8
+
+
+def test_a_pruned_op_never_takes_the_place_of_a_skip():
+    method = paper_method("darts", max_skips=1, prune_below=0.1)
+    network = network_of(method)
+    skip, sep = PRIMITIVES.index("skip_connect"), PRIMITIVES.index("sep_conv_3x3")
+    kept = torch.zeros(14, 8, dtype=torch.bool)
+    kept[:, skip] = True
+    method.kept = [kept, torch.ones_like(kept)]
+    assert skips(method.genotype(network).nodes("normal")) == 8
+    kept[9:, sep] = True  # edges into the last node
+    cell = method.genotype(network).nodes("normal")
+    assert [skips([node]) for node in cell] == [2, 2, 2, 0]
+    assert {op for op, _ in cell[3]} == {"sep_conv_3x3"}
+
+
+def test_random_cells_have_at_most_so_many_skips():
+    state = tiny_state("random", space="s2", max_skips=0)
+    finish(state)
+    for genotype in (state.method.genotype(state.network), state.method.result(state)):
+        assert skips(genotype.nodes("normal")) == 0
 
 
 def test_options_of_a_method_on_the_command_line(tmp_path, capsys):

@@ -75,6 +75,12 @@ def test_a_ranking_that_stands_for_ten_epochs_stops():
     assert watched(again, network_of(again), [keep] * 4 + [swap] + [keep] * 20) == 14
 
 
+@pytest.mark.parametrize(("rule", "stop"), [("ranking", 14 + 10), ("skips", 14)])
+def test_alphas_that_wait_stop_nothing(rule, stop):
+    method = paper_method("darts-plus", method_options={"rule": rule}, epochs=28, alpha_warmup=0.5)
+    assert watched(method, network_of(method), [set_ops(0, [SKIP] * 4)] * 28) == stop
+
+
 def test_the_mean_of_eigenvalues_is_centred():
     assert smoothed([1, 2, 3, 4, 5, 6]) == [2, 2.5, 3, 4, 4.5, 5]
 
