@@ -6,6 +6,9 @@
 #include <mutex>
 #include <unordered_map>
 
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -37,8 +40,18 @@ struct Cache {
   }
 };
 
+Cache& cache();
+
+Cache* new_cache() {
+#if defined(__unix__) || defined(__APPLE__)
+  // A child forked while another thread is in here finds the cache whole and its mutex free.
+  pthread_atfork([] { cache().mutex.lock(); }, [] { cache().mutex.unlock(); }, [] { cache().mutex.unlock(); });
+#endif
+  return new Cache;
+}
+
 Cache& cache() {
-  static Cache* instance = new Cache;  // outlives tensors released while the process ends
+  static Cache* instance = new_cache();  // outlives tensors released while the process ends
   return *instance;
 }
 

@@ -130,11 +130,13 @@ FD_INLINE void transpose_row(const PartialRows<A, T>& p, const A* from, int64_t 
         for (int64_t j = 0; j < columns; ++j) to[j * rows + i] = from[i * columns + j];
 }
 
-// Writes `channels` of a row's pixels, past the caches where they are whole lines that are not read `soon`. May overwrite `from`.
+// Writes `channels` of a row's pixels, past the caches where they are whole lines that are not read `soon`. Overwrites `from` where
+// it is not `kept`.
 template <class A, class T>
-FD_INLINE void write_row(const PartialRows<A, T>& p, A* from, T* to, int64_t step, int64_t channels, bool soon) {
+FD_INLINE void write_row(const PartialRows<A, T>& p, A* from, T* to, int64_t step, int64_t channels, bool soon,
+                         bool kept = false) {
   int64_t pixels = p.w;
-  if (step == channels && channels < p.padded) {  // without gaps, as one large pixel
+  if (step == channels && channels < p.padded && !kept) {  // without gaps, as one large pixel
     for (int64_t x = 0; x < p.w; ++x)
       for (int64_t c = 0; c < channels; c += kLanes<A>) store(from + x * channels + c, load<A>(from + x * p.padded + c));
     channels *= p.w;
@@ -163,7 +165,7 @@ void join(const PartialRows<A, T>& rows, int64_t lo, int64_t hi, A* sums, double
     });
     add_all_terms<false>(p, row, sums, nullptr);
     transpose_row(p, sums, p.groups, p.size, shuffled);
-    write_row(p, shuffled, row_of(p.to, row.image, row.y), p.to.sw, p.channels, false);
+    write_row(p, shuffled, row_of(p.to, row.image, row.y), p.to.sw, p.channels, false, true);
     write_row(p, shuffled, own, p.own.sw, p.size, true);
   });
 }
@@ -184,7 +186,7 @@ void part_node(const PartialRows<A, T>& rows, int64_t lo, int64_t hi, A* sums, d
     });
     add_all_terms<true>(p, row, sums, factor_sums);
     transpose_row(p, sums, p.size, p.groups, parted);
-    write_row(p, parted, own, p.own.sw, p.size, true);
+    write_row(p, parted, own, p.own.sw, p.size, true, true);
     write_row(p, parted + p.size, row_of(p.to, row.image, row.y), p.to.sw, p.channels - p.size, false);
   });
 }

@@ -20,6 +20,10 @@ Batch = tuple[Tensor, Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
+def nothing() -> None:
+    """The penalty of an alpha step that has none."""
+
+
 class SearchableNetwork(Protocol):
     """What the bilevel step asks of a network: an `nn.Module` that offers its architecture parameters."""
 
@@ -70,7 +74,7 @@ class Architect:
         *,
         loss: Loss = cross_entropy,
         amp_dtype: torch.dtype | None = None,
-        penalty: Callable[[], Tensor | None] = lambda: None,
+        penalty: Callable[[], Tensor | None] = nothing,
         grad_clip: float | None = None,
         optimizer: Optimizer | None = None,
     ) -> None:
@@ -193,7 +197,7 @@ class Architect:
         return list(torch.autograd.grad(product, self.alphas, materialize_grads=True))
 
     def _gradients(
-        self, batch: Batch, inputs: Sequence[Tensor], penalty: Callable[[], Tensor | None] = lambda: None
+        self, batch: Batch, inputs: Sequence[Tensor], penalty: Callable[[], Tensor | None] = nothing
     ) -> tuple[Tensor, list[Tensor]]:
         """The loss on a batch, and the gradients of it and the penalty."""
         loss, _ = self.forward(batch)
@@ -288,9 +292,11 @@ def without_gradients(tensors: Sequence[Tensor]) -> Iterator[None]:
 
 def momentum_of(optimizer: Optimizer, flat: FlatWeights) -> Tensor | None:
     """The optimizer's momentum buffers as one flat tensor; None if it has none yet, which counts as zero."""
+    flat.attach()
     if isinstance(optimizer, FlatSGD):
         optimizer.attach()
-        return optimizer.momentum
+        if all(ours is theirs for ours, theirs in zip(flat.weights, optimizer.flat.weights, strict=False)):
+            return optimizer.momentum
     held = [optimizer.state[w].get("momentum_buffer") if w in optimizer.state else None for w in flat.weights]
     if all(m is None for m in held):
         return None

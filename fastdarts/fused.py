@@ -71,7 +71,7 @@ def _read(edge: "MixedOp", active: Sequence[int] | None) -> ReadEdge:
         if type(op) is Zero:
             continue
         kind = CANDIDATES[edge.primitives[column]].kind
-        if type(op) in _MODULES.get(kind, ()) and not watched(op):
+        if type(op) in _MODULES.get(kind, ()) and _as_built(op):
             fused[column] = _contents(op)
         else:
             others.append(column)
@@ -85,7 +85,10 @@ def settings_of(fused: Mapping[int, tuple[list[Tensor], list[nn.BatchNorm2d]]]) 
 
 def refusal(edges: Sequence[ReadEdge], x: Tensor) -> str | None:
     """Why the kernels cannot compute these edges for an input like x, or None."""
-    reason = ops.unavailable(x.device, storage_dtype(x))
+    if torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():  # type: ignore[attr-defined,no-untyped-call]
+        return "torch.jit.trace and torch.func see plain modules only"
+    known = x.device.type in ("cpu", "cuda")
+    reason = ops.unavailable(x.device, storage_dtype(x) if known else x.dtype)
     if reason is not None:
         return reason
     settings = {one for edge in edges for one in edge.settings}
@@ -143,8 +146,10 @@ def mixed_nodes(
 
 def preprocess(module: FactorizedReduce | ReLUConvBN, x: Tensor) -> Tensor:
     """A cell's preprocessing through `ops.project`; by the module itself where the kernel cannot serve."""
+    if not _as_built(module):
+        return module(x)
     params, (norm,) = _contents(module)
-    if _unlike_search(*_settings(norm)) or watched(module):
+    if _unlike_search(*_settings(norm)):
         return module(x)
     if norm.training:
         _check_values(x, stride=len(params))
@@ -195,7 +200,8 @@ def _plan(
 
 def _skippable(weights: Tensor) -> list[list[float] | None]:
     """The op weights' values where a 0 means that nobody will miss the op; None where they may not be looked at."""
-    if weights.requires_grad or weights.device.type != "cpu" or torch.compiler.is_compiling():
+    plain = type(weights) in (Tensor, nn.Parameter) and weights.device.type == "cpu"
+    if weights.requires_grad or not plain or torch.compiler.is_compiling():
         return [None] * len(weights)
     return weights.tolist()
 
@@ -244,6 +250,48 @@ def _contents(op: nn.Module) -> tuple[list[Tensor], list[nn.BatchNorm2d]]:
         case nn.Sequential():
             return [], [op._modules["1"]]  # type: ignore[list-item]
     return [], []
+
+
+_CONVOLUTION = (nn.ReLU, nn.Conv2d, nn.Conv2d, nn.BatchNorm2d)
+_LAYERS: dict[type, tuple[type | tuple[type, ...], ...]] = {
+    SepConv: _CONVOLUTION * 2,
+    DilConv: _CONVOLUTION,
+    FactorizedReduce: _CONVOLUTION,
+    ReLUConvBN: (nn.ReLU, nn.Conv2d, nn.BatchNorm2d),
+    nn.Sequential: ((nn.MaxPool2d, nn.AvgPool2d), nn.BatchNorm2d),
+    nn.Identity: (),
+}
+
+
+def _as_built(op: nn.Module) -> bool:
+    """Whether an op still computes what its class says, with nobody looking on.
+
+    That is, it has the layers that it was built of, without hooks, biases or forwards of their own. Which batch norms
+    have kernels is `refusal`'s to say.
+    """
+    inner = op._modules.get("op") or op
+    layers = list(inner._modules.values())
+    kinds = _LAYERS[type(op)]
+    if len(layers) != len(kinds):
+        return False
+    for layer, kind in zip(layers, kinds, strict=True):
+        assert layer is not None
+        own = layer.__dict__
+        if kind is nn.BatchNorm2d:
+            if not isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                return False
+            if not layer.training and own["_buffers"].get("running_mean") is None:  # it normalises by the batch
+                return False
+        elif kind is nn.Conv2d:
+            if type(layer) is not kind and not (isinstance(layer, kind) and "parametrizations" in own["_modules"]):
+                return False
+            if own["padding_mode"] != "zeros" or own["_parameters"].get("bias") is not None:
+                return False
+        elif type(layer) not in (kind if isinstance(kind, tuple) else (kind,)):
+            return False
+        if "forward" in own or watched(layer):
+            return False
+    return not any("forward" in part.__dict__ or watched(part) for part in (op, inner))
 
 
 def _weight(module: nn.Module | None) -> Tensor:

@@ -322,6 +322,8 @@ def _aliases(inputs: list[Tensor]) -> list[Tensor]:
 
 def _grads(out: Tensor, inputs: list[Tensor], grad_out: Tensor) -> list[Tensor | None]:
     """d out / d inputs, differentiable; None for inputs that need no gradient."""
+    if not out.requires_grad:  # no op that runs reaches any of them
+        return [torch.zeros_like(t) if t.requires_grad else None for t in inputs]
     wanted = [t for t in inputs if t.requires_grad]
     found = iter(torch.autograd.grad(out, wanted, grad_out.to(out.dtype), create_graph=True, materialize_grads=True))
     return [next(found) if t.requires_grad else None for t in inputs]

@@ -203,7 +203,15 @@ class SearchStep:
         optimizer, flat = self.w_optimizer, self.architect.flat
         max_norm = math.inf if self.grad_clip is None else self.grad_clip
         if isinstance(optimizer, FlatSGD):
-            optimizer.step(gradient=flat.gather(gradients), max_norm=max_norm, lr=lr)
+            optimizer.attach()  # its weights may stand in another order, or have got another memory format
+            if len(optimizer.flat.weights) != len(flat.weights):
+                raise ValueError(
+                    f"w_optimizer holds {len(optimizer.flat.weights)} weights, of which {len(flat.weights)} require "
+                    "gradients; build FlatSGD from these alone"
+                )
+            known = {id(weight): gradient for weight, gradient in zip(flat.weights, gradients, strict=True)}
+            whole = optimizer.flat.gather([known[id(weight)] for weight in optimizer.flat.weights])
+            optimizer.step(gradient=whole, max_norm=max_norm, lr=lr)
             return optimizer.gradient_norm
         for weight, gradient in zip(flat.weights, gradients, strict=True):
             weight.grad = gradient

@@ -1,6 +1,7 @@
 """The alpha step: an analytic problem, exact double backward, a plain procedure on model copies; nothing changes."""
 
 import copy
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -323,6 +324,13 @@ def test_state_dict_continues_the_alpha_steps() -> None:
     again.step(train, valid, XI, sgd(twin))
     for a, b in zip(network.arch_parameters(), twin.arch_parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_an_architect_can_be_pickled() -> None:
+    network = SearchNetwork(C=2, num_classes=3, layers=3, steps=2, multiplier=2)
+    again, architect = pickle.loads(pickle.dumps((network, Architect(network))))
+    assert architect.network is again
+    assert architect.penalty() is None
 
 
 @pytest.mark.parametrize("hvp", ["finite-difference", "exact"])

@@ -20,6 +20,7 @@ from drop_in import partial_channels
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
 from fastdarts import fused, ops
@@ -361,3 +362,115 @@ def test_one_pixel_has_no_variance() -> None:
     ):
         network(images(1, (2, 2)))
     assert network.eval()(images(1, (1, 1))).isfinite().all()
+
+
+def replaced(old: type[nn.Module], new: Callable[[], nn.Module]) -> Callable[[MixedOp], object]:
+    def change(edge: MixedOp) -> None:
+        for part in list(edge.modules()):
+            for name, child in list(part.named_children()):
+                if isinstance(child, old):
+                    setattr(part, name, new())
+
+    return change
+
+
+def conv(edge: MixedOp, layer: str) -> nn.Module:
+    return edge.get_submodule(f"_ops.{PRIMITIVES.index('sep_conv_3x3')}.op.{layer}")
+
+
+def with_bias(edge: MixedOp) -> None:
+    conv(edge, "1").bias = nn.Parameter(torch.ones(8, dtype=torch.float64))
+
+
+def circular(edge: MixedOp) -> None:
+    layer = conv(edge, "1")
+    layer.padding_mode, layer._reversed_padding_repeated_twice = "circular", [1, 1, 1, 1]  # type: ignore[assignment]
+
+
+CHANGES: dict[str, Callable[[MixedOp], object]] = {
+    "activation": replaced(nn.ReLU, nn.SiLU),
+    "norm": replaced(nn.BatchNorm2d, lambda: nn.GroupNorm(2, 8).double()),
+    "no norm": replaced(nn.BatchNorm2d, nn.Identity),
+    "forward": lambda edge: setattr(edge._ops[4], "forward", lambda x: 2 * x),
+    "bias": with_bias,
+    "padding": circular,
+    "pruned": lambda edge: prune.l1_unstructured(conv(edge, "2"), "weight", 0.5),
+    "spectral": lambda edge: torch.nn.utils.parametrizations.spectral_norm(conv(edge, "2")),
+    "no statistics": lambda edge: torch.func.replace_all_batch_norm_modules_(edge),
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("change", CHANGES)
+def test_layers_that_were_changed(change: str, training: bool) -> None:
+    """Two steps: what a hook made for the first must not serve the second."""
+    x, weights = torch.randn(4, 8, 6, 6, dtype=torch.float64), torch.full((8,), 0.125, dtype=torch.float64)
+    plain = MixedOp(8, 1, backend="reference").double()
+    results = []
+    for edge in (plain, with_backend(plain, "auto")):
+        torch.manual_seed(1)
+        CHANGES[change](edge)
+        edge.train(training)
+        optimizer = torch.optim.SGD(edge.parameters(), 1.0)
+        for _ in range(2):
+            optimizer.zero_grad()
+            edge(x, weights).pow(2).sum().backward()
+            optimizer.step()
+        results.append(edge(x, weights))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-9, atol=1e-9)
+
+
+def test_hooks_on_layers_are_called() -> None:
+    network = SearchNetwork(4, layers=3, steps=2, multiplier=2)
+    called: list[nn.Module] = []
+    watched = [part for part in network.modules() if isinstance(part, nn.Conv2d)]
+    for part in watched:
+        part.register_forward_hook(lambda module, *_: called.append(module))
+    network(torch.randn(2, 3, 8, 8))
+    assert {id(part) for part in called} == {id(part) for part in watched}
+
+
+def test_second_derivatives_where_no_op_reaches_the_input() -> None:
+    x = torch.randn(2, 8, 5, 5, dtype=torch.float64, requires_grad=True)
+    y = MixedOp(8, 1).double()(x, torch.ones(8, dtype=torch.float64), active=[PRIMITIVES.index("none")])
+    (gradient,) = torch.autograd.grad((y * x).sum(), x, create_graph=True)
+    assert torch.equal(gradient, torch.zeros_like(x))
+
+
+@pytest.mark.filterwarnings("ignore")  # jit.trace is deprecated, and says what it fixes
+def test_transforms_see_plain_modules() -> None:
+    edge = MixedOp(8, 1).double().eval()
+    x, w = torch.randn(2, 8, 6, 6, dtype=torch.float64), torch.rand(8, dtype=torch.float64)
+    (expected,) = torch.autograd.grad(edge(x.requires_grad_(), w).sum(), x)
+    torch.testing.assert_close(torch.func.grad(lambda x: edge(x, w).sum())(x.detach()), expected)
+    both = torch.vmap(lambda w: edge(x, w))(torch.stack([w, 2 * w]))
+    torch.testing.assert_close(both, torch.stack([edge(x, w), edge(x, 2 * w)]))
+    traced = torch.jit.trace(edge, (x, w), check_trace=False)
+    torch.testing.assert_close(traced(x, 2 * w), edge(x, 2 * w))
+    assert copy.deepcopy(edge).to("meta")(x.to("meta"), w.to("meta")).shape == x.shape
+
+
+FORKS_WHILE_A_THREAD_COMPUTES = """
+import os, signal, threading, torch
+from fastdarts import MixedOp
+torch.set_num_threads(1)
+edge, x, w = MixedOp(4, 1), torch.randn(1, 4, 4, 4), torch.rand(8)
+def work():
+    while not done.is_set(): edge(x, w)
+done = threading.Event()
+threads = [threading.Thread(target=work) for _ in range(2)]
+for t in threads: t.start()
+for _ in range(100):
+    if (child := os.fork()) == 0:
+        signal.alarm(10)
+        edge(x, w)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+done.set()
+for t in threads: t.join()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_forks_while_another_thread_computes() -> None:
+    subprocess.run([sys.executable, "-W", "ignore", "-c", FORKS_WHILE_A_THREAD_COMPUTES], check=True, timeout=120)

@@ -150,6 +150,32 @@ def test_refuses(options: dict[str, object], message: str) -> None:
         search_step(supernet(), **options)
 
 
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("change", ["order", "layout"])
+def test_flat_sgd_need_not_lie_as_the_architect_does(change: str, order: int) -> None:
+    found = []
+    for kind in (FlatSGD, torch.optim.SGD):
+        torch.manual_seed(0)
+        network = supernet().double()
+        weights = list(network.parameters())
+        w_optimizer = kind(weights[::-1] if change == "order" else weights, 0.05, momentum=0.9)
+        search = SearchStep(network, Architect(network), w_optimizer, order=order)
+        if change == "layout":
+            network.to(memory_format=torch.channels_last)
+        for seed in range(2):
+            search.step(batch(seed, dtype=torch.float64), batch(seed + 10, dtype=torch.float64))
+        found.append([*network.parameters(), *network.alphas])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-11)
+
+
+def test_flat_sgd_takes_no_frozen_weights() -> None:
+    network = supernet()
+    network.stem.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"w_optimizer holds \d+ weights, of which \d+ require gradients"):
+        search_step(network).step(batch(0), batch(1))
+
+
 def test_refuses_parts_that_do_not_belong_together() -> None:
     network, other = supernet(), supernet()
     optimizer = torch.optim.SGD(network.parameters(), 0.1)

@@ -132,3 +132,17 @@ def test_a_search_with_k_1():
 def test_channels_must_divide():
     with pytest.raises(ValueError, match="init_channels must be a multiple of the method's k = 4; got 6"):
         tiny_state("pc-darts", init_channels=6)
+
+
+@pytest.mark.parametrize(("steps", "C", "N"), [(1, 16, 3), (1, 32, 2), (2, 16, 3)])
+def test_gradients_where_one_node_is_all(steps, C, N):
+    """What goes to its ops then lies without gaps, as nothing does beside other nodes."""
+    found = []
+    for backend in ("reference", "auto"):
+        torch.manual_seed(0)
+        cell = PartialCell(steps, steps, C, C, C, False, False, backend=backend, K=4).double()
+        x = torch.randn(N, C, 8, 8, dtype=torch.float64, requires_grad=True)
+        weights = torch.rand(len(cell.edges()), 9, dtype=torch.float64, requires_grad=True)
+        found.append(torch.autograd.grad(cell(x, 2 * x, weights).pow(3).sum(), [x, weights, *cell.parameters()]))
+    for theirs, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9 * float(theirs.abs().max()))
