@@ -102,7 +102,7 @@ class ImageNetAugment:
         columns = torch.where(draw.flip[:, None], columns.flip(1), columns)
         grid = torch.stack(torch.broadcast_tensors(columns[:, None, :], rows[:, :, None]), dim=-1)
         # the images are hardly larger than the crops become, so that plain bilinear interpolation does not alias
-        cropped = grid_sample(images.float().div_(255), grid, align_corners=False)
+        cropped = grid_sample(images.float() / 255, grid, align_corners=False)
         out = _jitter(cropped, draw).sub_(self._mean).div_(self._std)
         return out.contiguous(memory_format=torch.channels_last)
 
@@ -110,7 +110,7 @@ class ImageNetAugment:
         """The evaluation transform: the centre, normalised; shapes as for a call."""
         top, left = (round((whole - part) / 2) for whole, part in zip(images.shape[2:], self.size, strict=True))
         centre = images[:, :, top : top + self.size[0], left : left + self.size[1]]
-        out = centre.float().div_(255).sub_(self._mean).div_(self._std)
+        out = (centre.float() / 255).sub_(self._mean).div_(self._std)
         return out.contiguous(memory_format=torch.channels_last)
 
     def state_dict(self) -> dict[str, Tensor]:

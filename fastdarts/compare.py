@@ -8,6 +8,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -31,7 +32,7 @@ from fastdarts.interrupt import Interrupted, stop_requests
 from fastdarts.methods import NAMES, find
 from fastdarts.methods.derivation import skips
 from fastdarts.progress import duration
-from fastdarts.run import choose_device, out_dir
+from fastdarts.run import check_out, choose_device, out_dir
 from fastdarts.search import search
 
 _PROGRAM = "python -m fastdarts.compare"
@@ -156,13 +157,17 @@ def compare(config: CompareConfig) -> Comparison:
         Interrupted: SIGINT or SIGTERM came; the runs have saved their states.
     """
     choose_device(config.device)
-    out = out_dir(config, "comparison")
+    check_out(config)
     if config.resume:
-        before = CompareConfig.load(out / "config.json")
+        assert config.out is not None  # CompareConfig checks it
+        before = CompareConfig.load(config.out / "config.json")
         if changed := differences(config, before, ignore=_MAY_DIFFER):
             free = ", ".join(_MAY_DIFFER)
-            raise ValueError(f"resume: {out} has another config ({'; '.join(changed)}); only {free} may change")
+            raise ValueError(f"resume: {config.out} has another config ({'; '.join(changed)}); only {free} may change")
+        names = dict.fromkeys(before.method_names() + config.method_names())
+        config = dataclasses.replace(config, methods=",".join(names))  # what is there stays in the report
     data.load(config.dataset, config.data, "train", config.image_size)  # says what is wrong with the images
+    out = out_dir(config, "comparison")
     config = dataclasses.replace(config, out=out)
     config.save(out / "config.json")
     tasks = [(method, seed) for seed in range(config.seeds) for method in config.method_names()]
@@ -241,7 +246,8 @@ def _run(config: CompareConfig, out: Path, tasks: Sequence[tuple[str, int]], fai
                     running[task] = _start(config, out, *task)
                 time.sleep(0.1)
                 if stop.signum:
-                    raise Interrupted(stop.signum, f"stopped; to continue: {_PROGRAM} --resume --out {out}")
+                    again = f"{_PROGRAM} --resume --out {shlex.quote(str(out))}"
+                    raise Interrupted(stop.signum, f"stopped; to continue: {again}")
                 for task in [task for task, process in running.items() if process.poll() is not None]:
                     del running[task]
                     name = f"{task[0]}, seed {task[1]}"

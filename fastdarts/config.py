@@ -26,6 +26,9 @@ _LIMITS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
     "below": ("below", lambda value, limit: value < limit),
 }
 
+LARGEST_SEED = 2**63 - 1
+"""Of any run; torch's generators take twice as much, so that an offset can be added."""
+
 
 def option(group: str, text: str, default: Any = FROM_PRESET, *, metavar: str | None = None, **limits: float) -> Any:
     """A field of a Config: its group and help text on the command line, its default (left out: the data set's preset
@@ -176,7 +179,9 @@ class SearchConfig(Config):
     )
     arch_weight_decay: float = option("alphas", "L2 of the alphas", 1e-3, at_least=0)
 
-    seed: int = option("run", "seed of weights, alphas, data order and augmentation", 0, at_least=0)
+    seed: int = option(
+        "run", "seed of weights, alphas, data order and augmentation", 0, at_least=0, at_most=LARGEST_SEED
+    )
     device: str = option("run", "auto (CUDA where there is some), cpu, cuda or cuda:N", "auto", metavar="DEVICE")
     amp: bool = option("run", "compute in bfloat16 where that is safe (autocast)", False)
     cuda_graphs: bool = option("run", "on CUDA, capture a step once and replay it", True)
@@ -293,7 +298,7 @@ def run_cli(
     except Interrupted as interruption:
         print(f"{prog}: {interruption}", file=sys.stderr)
         return 128 + interruption.signum
-    except (ValueError, TypeError, OSError, MemoryError, FloatingPointError) as error:
+    except (ValueError, TypeError, OSError, ImportError, MemoryError, FloatingPointError) as error:
         print(f"{prog}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 
@@ -332,7 +337,9 @@ def _parser(
         if hint is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, help=help_text)
         elif typing.get_origin(hint) is dict:
-            group.add_argument(flag, type=_name_value, nargs="+", metavar=meta["metavar"], help=meta["help"])
+            group.add_argument(  # given twice, it adds to the pairs before
+                flag, type=_name_value, nargs="+", action="extend", metavar=meta["metavar"], help=meta["help"]
+            )
         elif typing.get_origin(hint) is Literal:
             choices = typing.get_args(hint)
             group.add_argument(flag, type=type(choices[0]), choices=choices, help=help_text)

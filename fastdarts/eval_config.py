@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from fastdarts.config import Config, Dataset, option
+from fastdarts.config import LARGEST_SEED, Config, Dataset, option
 
 _CIFAR = {  # Liu et al., section 3.2
     "image_size": None,
@@ -107,7 +107,9 @@ class EvalConfig(Config):
     auxiliary_weight: float = option("training", "weight of the auxiliary classifier's loss", 0.4, at_least=0)
     label_smoothing: float = option("training", "share of the target spread over all classes", at_least=0, below=1)
 
-    seed: int = option("run", "seed of weights, data order, augmentation and drop path", 0, at_least=0)
+    seed: int = option(
+        "run", "seed of weights, data order, augmentation and drop path", 0, at_least=0, at_most=LARGEST_SEED
+    )
     device: str = option("run", "auto (CUDA where there is some), cpu, cuda or cuda:N", "auto", metavar="DEVICE")
     amp: bool = option("run", "compute in bfloat16 where that is safe (autocast)", False)
     deterministic: bool = option("run", "the same bits in each run on the same machine", False)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from fastdarts import data, report, resources
@@ -28,6 +29,7 @@ from fastdarts.run import (
     Images,
     Keeper,
     Metrics,
+    check_out,
     choose_device,
     determinism,
     forecast_line,
@@ -106,9 +108,11 @@ def evaluate(
         config = dataclasses.replace(config, dataset="custom")
     genotype.validated()
     device = choose_device(config.device)
-    out = None if config.test_only else out_dir(config, "evaluation")
+    if not config.test_only:
+        check_out(config)
     with determinism(config.deterministic):
         train_images, test_images = (part.to(device) for part in _images(config, train, test))
+        out = None if config.test_only else out_dir(config, "evaluation")
         state = EvalState(genotype, config, train_images, loss, device)
         if out is None:
             assert config.checkpoint is not None  # EvalConfig checks it
@@ -196,7 +200,11 @@ def _images(config: EvalConfig, train: Images | None, test: Images | None) -> tu
         raise ValueError("train and test must be given together, or neither of them")
     if train is not None and test is not None:
         train_images = read_images(train)
-        return train_images, read_second_images("test", test, train_images)
+        test_images = read_second_images("test", test, train_images)
+        for name, part in (("train", train_images), ("test", test_images)):
+            if config.augment == "imagenet" and part.images.dtype != torch.uint8:
+                raise ValueError(f"{name} must be uint8 images with augment 'imagenet'; got {part.images.dtype}")
+        return train_images, test_images
     if config.dataset == "custom":
         raise ValueError("dataset 'custom' is for images given from Python: evaluate(genotype, config, train, test)")
     dataset = "imagefolder" if config.dataset == "imagenet" else config.dataset

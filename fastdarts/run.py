@@ -2,13 +2,15 @@
 
 import copy
 import dataclasses
+import itertools
 import json
 import math
 import os
+import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
@@ -209,9 +211,12 @@ class RunState:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from where `state` was taken."""
+        """Go on from where `state` was taken; on another kind of device with other augmentations than there."""
         self.network.load_state_dict(state["network"])
-        self.augment.load_state_dict(state["augment"])
+        if state["augment"]["generator"].shape == self.augment.generator.get_state().shape:
+            self.augment.load_state_dict(state["augment"])
+        else:  # of another kind of device, whose states do not fit; not from the seed alone: epoch 0 would come again
+            self.augment.generator.manual_seed(self.config.seed + state["epoch"])
         for stream, part in zip(self.streams, state["streams"], strict=True):
             stream.load_state_dict(part)
         checkpoint.set_random_state(state["random"])
@@ -271,7 +276,7 @@ class Keeper:
             self.save()
             name = signal.Signals(self.stop.signum).name
             position = f"epoch {self.state.epoch + 1}, step {self.state.step}"
-            again = f"{self.state.program} --resume --out {self.out}"
+            again = f"{self.state.program} --resume --out {shlex.quote(str(self.out))}"
             if self.state.config.dataset == "custom":  # the images came from Python
                 again = f"the same call with resume=True and out={str(self.out)!r} in its config"
             raise Interrupted(self.stop.signum, f"stopped by {name} in {position}; to continue: {again}")
@@ -316,11 +321,23 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def check_out(config: Any) -> None:
+    """ValueError if a run is in `config.out` that is not resumed."""
+    if config.out is not None and not config.resume and (config.out / "config.json").exists():
+        raise ValueError(f"out: {config.out} holds a run already; continue it with --resume or choose another folder")
+
+
 def out_dir(config: Any, kind: str) -> Path:
-    """The run's folder: `config.out`, or runs/KIND-DATASET-TIME. ValueError if a run is in it that is not resumed."""
-    out: Path = config.out or Path("runs") / f"{kind}-{config.dataset}-{datetime.now():%Y%m%d-%H%M%S}"
-    if not config.resume and (out / "config.json").exists():
-        raise ValueError(f"out: {out} holds a run already; continue it with --resume or choose another folder")
+    """The run's folder: `config.out`, or runs/KIND-DATASET-TIME, made at once, so that no run of the same second gets
+    it too."""
+    if config.out is not None:
+        return Path(config.out)
+    name = f"{kind}-{config.dataset}-{datetime.now():%Y%m%d-%H%M%S}"
+    for number in itertools.count(1):
+        out = Path("runs") / (name if number == 1 else f"{name}-{number}")
+        with suppress(FileExistsError):
+            out.mkdir(parents=True)
+            break
     return out
 
 
@@ -361,7 +378,7 @@ def read_second_images(name: str, images: Images, train: ImageData) -> ImageData
 def forecast_line(state: RunState, forecast: Forecast, device: torch.device) -> str:
     steps = state.config.epochs * state.steps_per_epoch - state.steps_done
     return (
-        f"expected: {forecast.peak_bytes / 2**30:.2f} GiB of memory at most, {duration(steps * forecast.step_seconds)} "
+        f"expected: about {forecast.peak_bytes / 2**30:.2f} GiB of memory, {duration(steps * forecast.step_seconds)} "
         f"for {steps} steps on {device} (measured: {forecast.step_seconds:.3f} s a step)"
     )
 

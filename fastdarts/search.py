@@ -1,6 +1,7 @@
 """Architecture search: `python -m fastdarts.search`, or `search(SearchConfig(...))` from Python."""
 
 import dataclasses
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ from fastdarts.run import (
     Images,
     Keeper,
     Metrics,
+    check_out,
     choose_device,
     determinism,
     forecast_line,
@@ -98,9 +100,10 @@ def search(
     if train is not None:
         config = dataclasses.replace(config, dataset="custom")
     device = choose_device(config.device)
-    out = out_dir(config, "search")
+    check_out(config)
     with determinism(config.deterministic), stop_requests() as stop:
         weights_half, alphas_half = _halves(config, train, valid)
+        out = out_dir(config, "search")
         if alphas_half is not None:
             alphas_half = alphas_half.to(device)
         state = SearchState(config, weights_half.to(device), alphas_half, loss or cross_entropy, device)
@@ -244,11 +247,13 @@ def _run(config: SearchConfig) -> int:
     result = search(config)
     print(f"genotype: {result.genotype}")
     print(f"results: {result.out_dir}")
-    source = "" if config.dataset == "digits" else f" --data {config.data}"
-    print(
-        f"next, train the found network from scratch: python -m fastdarts.evaluate --dataset {config.dataset}{source} "
-        f"--genotype {result.out_dir / 'genotype.json'}"
-    )
+    command = ["python", "-m", "fastdarts.evaluate", "--dataset", config.dataset]
+    if config.dataset != "digits":
+        command += ["--data", str(config.data)]
+    if config.image_size is not None:
+        command += ["--image-size", "x".join(map(str, config.image_size))]
+    command += ["--genotype", str(result.out_dir / "genotype.json")]
+    print(f"next, train the found network from scratch: {shlex.join(command)}")
     return 0
 
 

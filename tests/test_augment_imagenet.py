@@ -59,6 +59,14 @@ def test_choices_stay_within_their_limits_and_reach_them() -> None:
     assert not ImageNetAugment(MEAN, STD, (8, 8), flip=False).draw(torch.empty(50, 3, 8, 8)).flip.any()
 
 
+def test_the_images_stay_as_they_are() -> None:
+    augment, images = ImageNetAugment(MEAN, STD, (24, 24)), images_of(4).float()
+    before = images.clone()
+    augment(images)
+    augment.normalise(images)
+    assert torch.equal(images, before)
+
+
 def test_evaluation_takes_the_centre() -> None:
     augment, images = ImageNetAugment(MEAN, STD, (256, 64)), images_of(3, 256, 64)
     theirs = tv.normalize(tv.center_crop(images, [224, 56]).float() / 255, list(MEAN), list(STD))

@@ -350,6 +350,13 @@ def folder_without_classes(root: Path) -> Path:
     return root
 
 
+def folder_without_train(root: Path) -> Path:
+    for part in ("Training", "test"):
+        for name in ("oak", "birch"):
+            write_image(root / part / name / "0.png", random_image(4, 4, 3))
+    return root
+
+
 def folder_with_empty_class(root: Path) -> Path:
     (root / "train" / "a").mkdir(parents=True)
     return root
@@ -360,6 +367,7 @@ def folder_with_empty_class(root: Path) -> Path:
     [
         (folder_missing, FileNotFoundError, "absent does not exist"),
         (folder_without_classes, ValueError, "holds no class folders; wanted .*/<class>/<image files>"),
+        (folder_without_train, ValueError, "has a folder Training but no folder train: training images belong into"),
         (folder_with_empty_class, ValueError, "class folder .*/train/a holds no image"),
     ],
 )

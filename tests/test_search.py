@@ -5,8 +5,10 @@ import errno
 import json
 import math
 import os
+import shlex
 import subprocess
 import sys
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -45,7 +47,7 @@ def test_digits_from_the_command_line(tmp_path, capsys):
     assert "scikit-learn" in said
     assert "--dataset cifar10" in said
     assert "--dataset imagefolder" in said
-    assert "GiB of memory at most" in said
+    assert "GiB of memory" in said
     assert f"python -m fastdarts.evaluate --dataset digits --genotype {out / 'genotype.json'}" in said.splitlines()[-1]
 
     epochs = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -87,6 +89,42 @@ class TwoLabels(Dataset):
     def __getitem__(self, index):
         light = index % 2
         return torch.full((2, 5, 7), float(light)), torch.tensor([light, 1 - light]).float()
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_the_printed_command_trains_what_was_searched(tmp_path, capsys):
+    out = tmp_path / "a run"
+    argv = "--layers 1 --init-channels 2 --order 1 --epochs 1 --batch-size 64 --device cpu --image-size 6x5"
+    assert main([*argv.split(), "--out", str(out)]) == 0
+    command = capsys.readouterr().out.splitlines()[-1].partition("from scratch: ")[2]
+    name = str(out / "genotype.json")
+    assert shlex.split(command)[2:] == [
+        *("fastdarts.evaluate", "--dataset", "digits", "--image-size", "6x5", "--genotype", name)
+    ]
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    class Stopped:
+        @staticmethod
+        def now():
+            return datetime(2026, 1, 2, 3, 4, 5)
+
+    monkeypatch.setattr("fastdarts.run.datetime", Stopped)
+    config = dataclasses.replace(tiny_config(tmp_path, epochs=1), out=None)
+    found = [search(config, train=tiny_images()).out_dir for _ in range(2)]
+    assert [path.name for path in found] == ["search-custom-20260102-030405", "search-custom-20260102-030405-2"]
+
+
+def test_a_checkpoint_of_another_kind_of_device_goes_on(tmp_path):
+    """Generators of GPUs have other states: 16 bytes."""
+    state, again = tiny_state(tmp_path), tiny_state(tmp_path)
+    saved = state.state_dict()
+    saved["augment"] = {"generator": torch.zeros(16, dtype=torch.uint8)}
+    again.load_state_dict(saved)
+    again.train_step()
 
 
 @pytest.mark.usefixtures("no_pictures")

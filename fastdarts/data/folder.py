@@ -17,6 +17,7 @@ from fastdarts.data.pixels import is_grey, pixels
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+_PARTS = frozenset({"test", "train", "training", "val", "valid", "validation"})
 _SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 
@@ -30,8 +31,9 @@ def load_folder(
     is grey and else 3; transparency is laid over white; of 16-bit grey the upper 8 bits are taken; of an animation the
     first frame. All files must have one size, or are resized to `image_size` (H, W).
 
-    Raises: FileNotFoundError for a missing folder; ValueError for no classes, a class without images, a test class
-        that training does not have, sizes that differ, and, naming the file, one that cannot be read.
+    Raises: FileNotFoundError for a missing folder; ValueError for no classes, a folder beside the classes that is named
+        like a part of the data, a class without images, a test class that training does not have, sizes that differ,
+        and, naming the file, one that cannot be read.
     """
     if not data_dir.is_dir():
         raise FileNotFoundError(f"image folder {data_dir} does not exist or is no folder")
@@ -43,6 +45,11 @@ def load_folder(
             f"into {data_dir}/train/<class>/"
         )
     classes = _class_names(train_dir)
+    if train_dir == data_dir and (parts := [name for name in classes if name.lower() in _PARTS]):
+        raise ValueError(
+            f"{data_dir} has a folder {parts[0]} but no folder train: training images belong into "
+            f"{data_dir}/train/<class>/ and test images into {data_dir}/test/<class>/"
+        )
     found = _class_names(folder)
     unknown = sorted(set(found) - set(classes))
     if unknown:

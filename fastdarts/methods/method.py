@@ -90,6 +90,7 @@ class Method(StepRules):
             raise ValueError(f"{what} has no second order: its difference needs passes that use the same ops")
         if cls.level == "weights" and (config.alpha_warmup or config.op_dropout or config.prune_below):
             raise ValueError(f"{refuse} moves no alphas: alpha_warmup, op_dropout and prune_below would change nothing")
+        check_warmup(config, config.epochs, "epochs")
 
     # The network and what moves it.
 
@@ -250,6 +251,15 @@ class Method(StepRules):
     def after_alpha_step(self, step: SearchStep) -> None:
         if self.dropout is not None:
             self.dropout.after_alpha_step(search_network(step))
+
+
+def check_warmup(config: SearchConfig, epochs: int, what: str) -> None:
+    """ValueError where alphas wait for all of these epochs."""
+    if config.alpha_warmup and round(config.alpha_warmup * epochs) >= epochs:
+        raise ValueError(
+            f"alpha_warmup must be below {1 - 0.5 / epochs:.4g} to leave one of {epochs} {what} in which alphas move; "
+            f"got {config.alpha_warmup}"
+        )
 
 
 def search_network(step: SearchStep) -> SearchNetwork:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fastdarts.config import SearchConfig
 from fastdarts.genotype import Genotype, Pairs, edges_of
-from fastdarts.methods.method import Method, MethodOptions, Settings, hyper
+from fastdarts.methods.method import Method, MethodOptions, Settings, check_warmup, hyper
 from fastdarts.network import SearchNetwork
 from fastdarts.run import cosine
 from fastdarts.space import PRIMITIVES, EdgeOps
@@ -62,6 +62,7 @@ class PDarts(Method):
             )
         if config.epochs % STAGES:
             raise ValueError(f"epochs must be a multiple of the method's {STAGES} stages; got {config.epochs}")
+        check_warmup(config, config.epochs // STAGES, "epochs of a stage")
         if sum(config.method_options["dropped"]) >= len(PRIMITIVES) - 1:
             raise ValueError(f"dropped must leave two ops on an edge; got {config.method_options['dropped']}")
         if config.space != "s5":

@@ -170,7 +170,8 @@ class RobustDarts(Method):
         alphas = network.arch_parameters()
         with frozen_buffers(network), without_gradients(state.architect.flat.weights):
             loss, _ = state.architect.forward((state.augment.normalise(part.images), part.targets))
-            gradients = torch.autograd.grad(loss, alphas, create_graph=True)
+            # a network of one or two cells has no normal one: its alphas get zeros
+            gradients = torch.autograd.grad(loss, alphas, create_graph=True, materialize_grads=True)
             gradient = torch.cat([g.flatten() for g in gradients])
 
             def product(v: Tensor) -> Tensor:

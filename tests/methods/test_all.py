@@ -82,6 +82,8 @@ def test_unknown_methods_are_refused():
         ({"method": "snas", "order": 2}, "no second order: its alphas do not look through a step"),
         ({"op_dropout": 0.1, "order": 2}, "op_dropout has no second order"),
         ({"method": "p-darts", "order": 2}, "skip_dropout has no second order"),
+        ({"epochs": 6, "alpha_warmup": 0.95}, r"alpha_warmup must be below 0.9167 to leave one of 6 epochs.*got 0.95"),
+        ({"method": "p-darts", "alpha_warmup": 0.6}, "to leave one of 1 epochs of a stage"),
         ({"method": "gdas", "method_options": {"tau": 1}}, "method_options sets 'tau', which is unknown"),
         ({"method": "gdas", "method_options": {"tau_max": 0}}, "method_options: tau_max must be above 0"),
         ({"method_options": {"tau": 1}}, r"method_options sets 'tau', which is unknown; the names are \(none\)"),

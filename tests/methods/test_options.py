@@ -191,6 +191,8 @@ def test_options_of_a_method_on_the_command_line(tmp_path, capsys):
     config.save(tmp_path / "config.json")
     again = parse_cli(SearchConfig, ["--config", str(tmp_path / "config.json"), "--method-options", "tau_max=7"])
     assert again.method_options == {"tau_max": 7.0, "tau_min": 0.5, "others": "nothing"}
+    twice = ["--method", "gdas", "--method-options", "tau_max=5", "--method-options", "tau-min=0.5"]
+    assert parse_cli(SearchConfig, twice) == config
     assert json.loads((tmp_path / "config.json").read_text())["method_options"] == config.method_options
     with pytest.raises(SystemExit):
         parse_cli(SearchConfig, ["--method", "gdas", "--help"])

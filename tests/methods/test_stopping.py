@@ -81,6 +81,13 @@ def test_alphas_that_wait_stop_nothing(rule, stop):
     assert watched(method, network_of(method), [set_ops(0, [SKIP] * 4)] * 28) == stop
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+def test_alphas_without_a_cell_have_no_curvature(layers):
+    """The first two cells are reduction cells then."""
+    state = tiny_state("robustdarts", order=1, layers=layers)
+    assert finish_epoch(state)["method"]["eigenvalue"] > 0
+
+
 def test_the_mean_of_eigenvalues_is_centred():
     assert smoothed([1, 2, 3, 4, 5, 6]) == [2, 2.5, 3, 4, 4.5, 5]
 
