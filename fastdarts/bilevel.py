@@ -162,8 +162,10 @@ class Architect:
         return self.optimizer.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
-        self.optimizer.load_state_dict(state)
+        """Restore what `state_dict` gave, also on another kind of device."""
+        here = {"capturable": self.alphas[0].is_cuda}
+        groups = [group | here if "capturable" in group else group for group in state["param_groups"]]
+        self.optimizer.load_state_dict(state | {"param_groups": groups})
 
     def _second_order(self, train: Batch, valid: Batch, xi: Tensor, momentum: Tensor | None) -> list[Tensor]:
         flat = self.flat
