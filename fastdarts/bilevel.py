@@ -294,11 +294,11 @@ def without_gradients(tensors: Sequence[Tensor]) -> Iterator[None]:
 
 def momentum_of(optimizer: Optimizer, flat: FlatWeights) -> Tensor | None:
     """The optimizer's momentum buffers as one flat tensor; None if it has none yet, which counts as zero."""
-    flat.attach()
     if isinstance(optimizer, FlatSGD):
         optimizer.attach()
-        if all(ours is theirs for ours, theirs in zip(flat.weights, optimizer.flat.weights, strict=False)):
+        if list(map(id, optimizer.flat.weights)) == list(map(id, flat.weights)):
             return optimizer.momentum
+    flat.attach()
     held = [optimizer.state[w].get("momentum_buffer") if w in optimizer.state else None for w in flat.weights]
     if all(m is None for m in held):
         return None

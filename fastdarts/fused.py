@@ -85,6 +85,7 @@ def settings_of(fused: Mapping[int, tuple[list[Tensor], list[nn.BatchNorm2d]]]) 
 
 def refusal(edges: Sequence[ReadEdge], x: Tensor) -> str | None:
     """Why the kernels cannot compute these edges for an input like x, or None."""
+    # torch has no public name for the second.
     if torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():  # type: ignore[attr-defined,no-untyped-call]
         return "torch.jit.trace and torch.func see plain modules only"
     known = x.device.type in ("cpu", "cuda")
@@ -289,9 +290,7 @@ def _as_built(op: nn.Module) -> bool:
                 return False
         elif type(layer) not in (kind if isinstance(kind, tuple) else (kind,)):
             return False
-        if "forward" in own or watched(layer):
-            return False
-    return not any("forward" in part.__dict__ or watched(part) for part in (op, inner))
+    return not any("forward" in part.__dict__ or watched(part) for part in (op, inner, *layers) if part is not None)
 
 
 def _weight(module: nn.Module | None) -> Tensor:

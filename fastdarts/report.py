@@ -291,6 +291,18 @@ def _evaluation_tiles(run: Run, result: Record) -> list[tuple[str, str]]:
     ]
 
 
+def evaluate_command(search: Mapping[str, Any], out: Path) -> list[str]:
+    """The words of the command line that trains what a search with these values of its config found into `out`."""
+    size = search.get("image_size")
+    flags = {
+        "--dataset": search.get("dataset"),
+        "--data": None if search.get("dataset") == "digits" else search.get("data"),
+        "--image-size": "x".join(map(str, size)) if isinstance(size, list | tuple) else None,
+    }
+    given = [str(word) for flag, value in flags.items() if value is not None for word in (flag, value)]
+    return ["python", "-m", "fastdarts.evaluate", *given, "--genotype", str(out / "genotype.json")]
+
+
 def _commands(run: Run) -> list[tuple[str, list[str]]]:
     """What to do next, and the words of its command line; none for images given from Python: no flag names them."""
     config, out = run.config, run.folder
@@ -303,15 +315,7 @@ def _commands(run: Run) -> list[tuple[str, list[str]]]:
         commands.append((f"Continue for the {left} epochs that are left", [*python, "--resume", "--out", str(out)]))
     genotype = ["--genotype", str(out / "genotype.json")]
     if run.result is None:
-        size = config.get("image_size")
-        flags = {
-            "--dataset": config.get("dataset"),
-            "--data": None if config.get("dataset") == "digits" else config.get("data"),
-            "--image-size": "x".join(map(str, size)) if isinstance(size, list) else None,
-        }
-        given = [str(word) for flag, value in flags.items() if value is not None for word in (flag, value)]
-        evaluate = ["python", "-m", "fastdarts.evaluate", *given, *genotype]
-        commands.append(("Train the found network from scratch", evaluate))
+        commands.append(("Train the found network from scratch", evaluate_command(config, out)))
     else:
         weights = ["--test-only", "--checkpoint", str(out / "checkpoint.pt"), "--export", str(out / "network")]
         again = [*python, "--config", str(out / "config.json"), *genotype, *weights]

@@ -247,13 +247,8 @@ def _run(config: SearchConfig) -> int:
     result = search(config)
     print(f"genotype: {result.genotype}")
     print(f"results: {result.out_dir}")
-    command = ["python", "-m", "fastdarts.evaluate", "--dataset", config.dataset]
-    if config.dataset != "digits":
-        command += ["--data", str(config.data)]
-    if config.image_size is not None:
-        command += ["--image-size", "x".join(map(str, config.image_size))]
-    command += ["--genotype", str(result.out_dir / "genotype.json")]
-    print(f"next, train the found network from scratch: {shlex.join(command)}")
+    command = shlex.join(report.evaluate_command(dataclasses.asdict(config), result.out_dir))
+    print(f"next, train the found network from scratch: {command}")
     return 0
 
 
