@@ -70,6 +70,11 @@ def compiled(launch: Launch, target: GPUTarget) -> Any:
     """The kernel of a launch, for pointers aligned to 16 bytes as an allocator gives them."""
     kernel, args, constants = launch
     names = kernel.arg_names
+    special = {param.name for param, arg in zip(kernel.params, args, strict=False) if isinstance(arg, int)} - {
+        param.name for param in kernel.params if param.do_not_specialize
+    }
+    if special:  # 1 would become a constant, on which not all operations work, and each kind of number its own kernel
+        raise ValueError(f"{kernel.fn.__name__}: do_not_specialize must have {', '.join(sorted(special))}")
     options = {"num_warps": constants["num_warps"], "num_stages": OPTIONS["num_stages"]}
     if target.backend == "cuda":
         options["maxnreg"] = OPTIONS["maxnreg"]

@@ -137,7 +137,9 @@ def mixed_nodes(
         known = inputs + made
         sources = sorted({ends[e][0] for e in here})
         local = tuple((sources.index(ends[e][0]), len(sources)) for e in here)
-        total = _run([needed[e] for e in here], local, [known[s] for s in sources], weights[here])
+        # Not weights[here]: torch would bring the list to the GPU, which a captured step may not wait for.
+        rows = torch.stack([weights[e] for e in here])
+        total = _run([needed[e] for e in here], local, [known[s] for s in sources], rows)
         for e in here:
             for column in needed[e].others:
                 total = total + weights[e, column] * edges[e].edge._ops[column](known[ends[e][0]])

@@ -98,7 +98,7 @@ class SearchState(RunState):
             w_weight_decay=config.weight_decay,
             loss=self._loss,
             amp_dtype=torch.bfloat16 if config.amp else None,
-            penalty=lambda: method.penalty(self.network),
+            penalty=lambda: method.penalty(network),  # not self's: a cycle would keep the GPU's memory
             grad_clip=method.alpha_grad_clip,
             optimizer=method.arch_optimizer(self.network),
         )

@@ -122,6 +122,7 @@ class SearchStep:
         self.grad_clip = grad_clip
         self.cuda_graphs = cuda_graphs
         self.rules = rules or StepRules()
+        self._stream: torch.cuda.Stream | None = None  # of eager steps and captures
         self._captured: _CapturedStep | None = None
         self._kind: Hashable = None
         self._seen = 0
@@ -143,12 +144,13 @@ class SearchStep:
         seen = self._seen + 1 if kind == self._kind else 1  # in a row
         self._kind, self._seen = kind, seen
         if self._captured is None or self._captured.kind != kind:
+            self._stream = self._stream or torch.cuda.Stream(train[0].device)
             if seen <= _EAGER_STEPS:
-                with _side_stream(train[0].device):
+                with _beside(self._stream):
                     measured = self.run(train, valid, lr)
                 return StepResult(*measured.unbind())
             self._captured = None  # frees its memory for the next
-            self._captured = _CapturedStep(self, kind, train, valid)
+            self._captured = _CapturedStep(self, kind, train, valid, self._stream)
         return StepResult(*self._captured.replay(train, valid, lr).unbind())
 
     def run(self, train: Batch, valid: Batch, lr: float | Tensor) -> Tensor:
@@ -250,14 +252,16 @@ class SearchStep:
 class _CapturedStep:
     """A search step as a CUDA graph, with places of its own for what changes between replays."""
 
-    def __init__(self, step: SearchStep, kind: Hashable, train: Batch, valid: Batch) -> None:
+    def __init__(self, step: SearchStep, kind: Hashable, train: Batch, valid: Batch, stream: torch.cuda.Stream) -> None:
         self.kind = kind
         self.inputs = [t.clone() for t in (*train, *valid)]
         self.lr = torch.zeros((), dtype=torch.float64, device=self.inputs[0].device)
         self.graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(self.graph):
+            with torch.cuda.device(stream.device), torch.cuda.graph(self.graph, stream=stream):
                 self.measured = step.run((self.inputs[0], self.inputs[1]), (self.inputs[2], self.inputs[3]), self.lr)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             raise RuntimeError(
                 "the search step could not be captured as a CUDA graph (something in the network or the loss waits for "
@@ -273,13 +277,13 @@ class _CapturedStep:
 
 
 @contextmanager
-def _side_stream(device: torch.device) -> Iterator[None]:
+def _beside(stream: torch.cuda.Stream) -> Iterator[None]:
     """Work beside the default stream, which no capture may touch: autograd goes back to a parameter's first stream."""
-    side, main = torch.cuda.Stream(device), torch.cuda.current_stream(device)
-    side.wait_stream(main)
-    with torch.cuda.stream(side):
+    main = torch.cuda.current_stream(stream.device)
+    stream.wait_stream(main)
+    with torch.cuda.stream(stream):
         yield
-    main.wait_stream(side)
+    main.wait_stream(stream)
 
 
 def _norm(gradients: Sequence[Tensor]) -> Tensor:

@@ -101,7 +101,7 @@ def stage_gradient(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, saved_ptr, coeffici
     return norm_backward(g, y, coefficients_ptr, stats_ptr, column(rows_ptr, row, NORM), o, mask, C, ACC)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels", "rows", "pw_size", "dw_size"])
 def stage_backward_kernel(
     x_ptr, grad_ptr, own_ptr, saved_ptr, dz_ptr, dx_ptr, dd_ptr, dw_ptr, pw_ptr, stats_ptr, coefficients_ptr,
     weights_ptr, d_pw_ptr, d_dw_ptr, sums_ptr, rows_ptr, groups_ptr, pixels, rows, pw_size, dw_size,
@@ -253,7 +253,7 @@ def product(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, saved_ptr, coefficients_pt
     return dd
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels", "pw_size"])
 def reduction_backward_kernel(
     x_ptr, grad_ptr, own_ptr, saved_ptr, dx_ptr, pw_ptr, stats_ptr, coefficients_ptr, d_pw_ptr, rows_ptr, pixels,
     pw_size,
@@ -376,7 +376,7 @@ def middle_backward(
     tl.store(to + C, sum_dzy, mask=c < C)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels", "rows"])
 def pool_backward_kernel(
     x_ptr, grad_ptr, own_ptr, dx_ptr, dd_ptr, largest_ptr, stats_ptr, coefficients_ptr, rows_ptr, edges_ptr, pixels,
     rows,
@@ -465,7 +465,7 @@ def pool_backward(dd_ptr, largest_ptr, geometry, image, h, w, exists, c, C: tl.c
     return dx
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels", "parts"])
 def join_gradients_kernel(
     parts_ptr, before_ptr, dx_ptr, pixels, parts,
     C: tl.constexpr, PITCH: tl.constexpr, BEFORE_PITCH: tl.constexpr, DX_PITCH: tl.constexpr,
@@ -485,7 +485,7 @@ def join_gradients_kernel(
     store_tile(dx_ptr, p * DX_PITCH, c, dx, mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size"])
 def sum_parts_kernel(parts_ptr, total_ptr, weights_ptr, size, BLOCK: tl.constexpr, ACC: tl.constexpr):
     """One program adds up all parts [parts, size] of a stretch of one weight's gradient, in order.
 

@@ -17,7 +17,9 @@ OPTIONS: dict[str, int] = {"num_stages": 2} | ({} if torch.version.hip else {"ma
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
     """Starts grid programs of a kernel; nothing to do where the grid is empty."""
-    if all(grid):
+    if not all(grid):
+        return
+    with torch.cuda.device_of(next(arg for arg in args if isinstance(arg, Tensor))):  # Triton takes the current device
         kernel[grid](*args, **constants, **OPTIONS)
 
 

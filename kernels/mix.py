@@ -63,7 +63,7 @@ def term(states, out_ptr, saved_ptr, terms_ptr, t, p, c, pixels, C: tl.constexpr
     return v
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["node", "terms", "pixels"])
 def mix_forward_kernel(
     states, out_ptr, saved_ptr, stats_ptr, weights_ptr, terms_ptr, node, terms, pixels,
     C: tl.constexpr, PITCH: tl.constexpr, OUT_PITCH: tl.constexpr, STATES: tl.constexpr, HO: tl.constexpr,
@@ -88,7 +88,7 @@ def mix_forward_kernel(
     store_tile(out_ptr + node * C, p.to(tl.int64) * OUT_PITCH, c, total, mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["node", "terms", "pixels"])
 def term_sums_kernel(
     states, out_ptr, saved_ptr, stats_ptr, g_ptr, terms_ptr, sums_ptr, node, terms, pixels,
     C: tl.constexpr, PITCH: tl.constexpr, OUT_PITCH: tl.constexpr, STATES: tl.constexpr, HO: tl.constexpr,
@@ -113,7 +113,7 @@ def term_sums_kernel(
         tl.store(at, tl.sum(g * v, 0), mask=c < C)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles", "sums", "pixels"])
 def finish_sums_kernel(
     sums_ptr, stats_ptr, weights_ptr, coefficients_ptr, d_weights_ptr, list_ptr, tiles, sums, pixels,
     C: tl.constexpr, TRAINING: tl.constexpr, EPS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,

@@ -18,7 +18,7 @@ from fastdarts.kernels.tables import AVG, CONV_3, DW, GATHER, GEOMETRY, MAX, PW,
 from fastdarts.kernels.windows import depthwise
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels"])
 def stage_forward_kernel(
     x_ptr, saved_ptr, d_ptr, dw_ptr, pw_ptr, stats_ptr, moments_ptr, rows_ptr, groups_ptr, pixels,
     C_IN: tl.constexpr, C_OUT: tl.constexpr, X_PITCH: tl.constexpr, PITCH: tl.constexpr,
@@ -113,7 +113,7 @@ def stage_output(
     return y
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels", "tiles"])
 def join_moments_kernel(moments_ptr, stats_ptr, pairs_ptr, pixels, tiles, C: tl.constexpr, CHUNK: tl.constexpr,
                         BLOCK_P: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
                         ACC: tl.constexpr):  # fmt: skip

@@ -104,12 +104,12 @@ def _named(out: Tensor, states: list[Tensor], weights: Tensor, params: list[Tens
 def assert_no_worse(ours: dict[str, Tensor], plain: dict[str, Tensor], true: dict[str, Tensor], eps: float) -> None:
     """Errors at most twice those of the plain formulas in the same type, plus a few roundings of the largest value.
 
-    In float64 the plain formulas are the truth: there only roundings of sums in another order are left, twice as many.
+    In float64 the plain formulas are the truth: there only roundings of sums in another order are left, of both.
     """
     wrong = []
     for name, t in true.items():
         mine, theirs = ((other[name].double() - t).abs().max().item() for other in (ours, plain))
-        allowed = 2 * theirs + (8 if theirs else 16) * eps * t.abs().max().item()
+        allowed = 2 * theirs + (8 if theirs else 64) * eps * t.abs().max().item()
         if not mine <= allowed:
             wrong.append(f"{name}: {mine:.2e}, plain {theirs:.2e}, allowed {allowed:.2e}")
     if wrong:

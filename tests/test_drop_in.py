@@ -101,6 +101,7 @@ def test_same_search_in_float64(name: str, kind: str) -> None:
     assert max(own.distances(ours)) < 1e-8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CODE_BASES)
 def test_as_near_as_rounding_allows_in_float32(name: str) -> None:
     """Adam makes whole steps of the smallest gradients: a last bit can decide which way, and the rest follows."""

@@ -10,7 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdarts import DARTS_V1, DARTS_V2, EvalNetwork, Genotype
-from fastdarts.eval_network import AuxiliaryHead, EvalCell, count_multiply_adds, count_parameters, drop_path
+from fastdarts.eval_network import (
+    AuxiliaryHead,
+    EvalCell,
+    count_multiply_adds,
+    count_parameters,
+    drop_path,
+    quarter_means,
+)
 
 ALL_SKIP = Genotype([("skip_connect", 0), ("skip_connect", 1)], [2], [("skip_connect", 0), ("skip_connect", 1)], [2])
 UNEVEN = Genotype(  # one, three and two ops a node; the concat leaves node 3 out and puts an input out
@@ -398,3 +405,9 @@ def test_bad_genotype_file(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         Genotype.load(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (3, 2), (4, 5), (7, 1), (9, 8)])
+def test_means_of_quarters(size: tuple[int, int]) -> None:
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
+    torch.testing.assert_close(quarter_means(x), F.adaptive_avg_pool2d(x, 2))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import gc
 import json
 import math
 import os
@@ -9,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+import weakref
 from datetime import datetime
 
 import numpy as np
@@ -37,6 +39,19 @@ def tiny_state(tmp_path, **fields):
     images = tiny_images()
     halves = images.subset(torch.arange(27)), images.subset(torch.arange(27, 48))
     return SearchState(tiny_config(tmp_path, **fields), *halves, cross_entropy, torch.device("cpu"))
+
+
+def test_a_search_that_is_over_leaves_no_network(tmp_path):
+    """Not even until Python looks for cycles: on a GPU the next search needs that memory."""
+    gc.collect()
+    gc.disable()
+    try:
+        state = tiny_state(tmp_path)
+        network = weakref.ref(state.network)
+        del state
+        assert network() is None
+    finally:
+        gc.enable()
 
 
 def test_digits_from_the_command_line(tmp_path, capsys):

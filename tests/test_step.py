@@ -5,6 +5,8 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import Node, get_gradient_edge
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastdarts import flat_ops
 from fastdarts import step as step_module
@@ -280,6 +283,29 @@ def test_a_step_never_waits_for_the_device(order: int, hvp: str, kind: str) -> N
         fake_step(search)
 
 
+class NothingFromTheHost(TorchDispatchMode):
+    """Fails where a tensor goes from the CPU to the GPU, which waits for the GPU and which no graph can capture."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket in (torch.ops.aten._to_copy, torch.ops.aten.copy_):
+            source = args[1] if func.overloadpacket is torch.ops.aten.copy_ else args[0]
+            assert not (source.device.type == "cpu" and out.device.type == "cuda"), (func, tuple(source.shape))
+        return out
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize(
+    "primitives", [["none", "max_pool_3x3", "skip_connect", "sep_conv_3x3"], ["noise", "sep_conv_3x3"]]
+)
+@pytest.mark.usefixtures("fake_cuda")
+def test_a_step_brings_nothing_from_the_host(order: int, primitives: list[str]) -> None:
+    search = search_step(supernet(steps=2, primitives=primitives), order=order, cuda_graphs=False)
+    fake_step(search)
+    with NothingFromTheHost():
+        fake_step(search)
+
+
 @pytest.mark.parametrize("read", [Tensor.item, bool, lambda t: t.detach().cpu().numpy(), torch.nonzero])
 @pytest.mark.parametrize("place", ["loss", "flat_norm"])
 @pytest.mark.usefixtures("fake_cuda")
@@ -311,7 +337,7 @@ class CapturedOnTheCpu:
     captures = 0
     replays = 0
 
-    def __init__(self, step: SearchStep, kind: object, train: object, valid: object) -> None:
+    def __init__(self, step: SearchStep, kind: object, train: object, valid: object, stream: object) -> None:
         self.step, self.kind = step, kind
         type(self).captures += 1
 
@@ -327,7 +353,8 @@ def test_steps_are_captured_once_shapes_are_steady_and_anew_when_something_fixed
         pass
 
     monkeypatch.setattr(step_module, "_CapturedStep", Captured)
-    monkeypatch.setattr(step_module, "_side_stream", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: device)
+    monkeypatch.setattr(step_module, "_beside", lambda stream: nullcontext())
     monkeypatch.setattr(SearchStep, "_capturable", lambda self: True)
     network = supernet(steps=1, primitives=["none", "skip_connect"])
     twin = copy.deepcopy(network)
@@ -358,6 +385,26 @@ def test_steps_are_captured_once_shapes_are_steady_and_anew_when_something_fixed
     assert steps([4] * 5) == (1, 2)
     for (name, ours), theirs in zip(network.state_dict().items(), twin.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs), name
+
+
+@pytest.mark.parametrize(
+    ("raised", "seen", "message"),
+    [
+        (torch.OutOfMemoryError("of a GPU"), torch.OutOfMemoryError, "of a GPU"),
+        (RuntimeError("operation not permitted"), RuntimeError, "could not be captured"),
+    ],
+)
+def test_why_a_capture_fails(
+    raised: Exception, seen: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*_: object) -> None:
+        raise raised
+
+    for name in ("CUDAGraph", "graph", "device"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, **__: nullcontext())
+    step, stream = SimpleNamespace(run=run), SimpleNamespace(device=None)
+    with pytest.raises(seen, match=message):
+        step_module._CapturedStep(step, None, batch(0), batch(1), stream)
 
 
 @pytest.mark.gpu
