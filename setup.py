@@ -10,9 +10,11 @@ Environment variables:
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,9 @@ from typing import Any
 from setuptools import find_packages, setup
 
 # -g0 undoes the -g that Python brings. No -march: the sources choose the instruction set at run time.
-CXX_FLAGS = ["-O3", "-g0", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno", "-fno-predictive-commoning"]
+CXX_FLAGS = ["-O3", "-g0", "-ffp-contract=fast", "-fno-math-errno"]
+OPENMP = "-fopenmp"  # Apple's clang has none
+GCC_FLAGS = ["-fno-predictive-commoning"]
 NVCC_FLAGS = ["-O3"]
 DEFAULT_CUDA_ARCHS = "8.0;9.0;10.0+PTX"
 BYTES_PER_COMPILER = 3 << 30  # a file with torch's headers takes up to this much
@@ -60,9 +64,19 @@ def cuda_candidates(torch_cuda: str) -> Iterator[Path]:
     yield Path("/usr/local/cuda")
 
 
+def compiler_takes(flag: str) -> bool:
+    compiler = shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")
+    command = [*compiler, flag, "-fsyntax-only", "-x", "c++", os.devnull]
+    try:
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except OSError:  # no such compiler: building tells
+        return True
+
+
 def compilers_at_a_time() -> int:
-    cores = len(os.sched_getaffinity(0))
-    available = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    linux = sys.platform == "linux"
+    cores = len(os.sched_getaffinity(0)) if linux else os.cpu_count() or 1
+    available = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text()) if linux else None
     memory = int(available[1]) << 10 if available else BYTES_PER_COMPILER
     return max(1, min(cores, memory // BYTES_PER_COMPILER))
 
@@ -103,7 +117,10 @@ def extension() -> dict[str, Any]:
 
     from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
-    cxx, nvcc, link = list(CXX_FLAGS), list(NVCC_FLAGS), ["-fopenmp"]
+    openmp = [OPENMP] if compiler_takes(OPENMP) else []
+    if not openmp:
+        say(f"the C++ compiler has no {OPENMP}: kernels run on one thread")
+    cxx, nvcc, link = [*CXX_FLAGS, *openmp, *filter(compiler_takes, GCC_FLAGS)], list(NVCC_FLAGS), [*openmp]
     sanitizers = os.environ.get("FASTDARTS_SANITIZE", "")
     if sanitizers:
         # Without -fwrapv, which Python brings and which would define signed overflow away. vptr needs type information

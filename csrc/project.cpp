@@ -7,6 +7,7 @@
 #include "block_cache.h"
 #include "schedule.h"
 #include "tile.h"
+#include "weights.h"
 
 namespace fastdarts {
 namespace {
@@ -172,6 +173,7 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> project_backward(const at::Tenso
   const int64_t stride = params.size(), c = params[0].size(0) * stride;
   const std::vector<int64_t> sizes{x.size(0), c, ceil_div(x.size(2), stride), ceil_div(x.size(3), stride)};
   TORCH_CHECK_VALUE(grad_out.sizes() == sizes, "project_backward: grad_out must be ", sizes, "; got ", grad_out.sizes());
+  check_saved("project_backward", saved, dtype, stats, 1, c);
   const at::Tensor xs = channels_last(x), g = channels_last(grad_out.to(dtype));
   const auto ps = in_compute_type(params, compute);
   at::Tensor dx = need_x ? empty_image_in_block(x.sizes(), dtype) : at::empty({0}, x.options());

@@ -72,15 +72,6 @@ int64_t padded_channels(int64_t c) {
   return ceil_div(c, line) * line;
 }
 
-// A matrix [rows, columns] as pairs of bfloat16 along its (even number of) rows: [rows / 2, columns].
-template <class A>
-void pack_pairs(const A* matrix, int64_t rows, int64_t columns, uint32_t* out) {
-  const auto bits = [](A v) { return uint32_t(c10::BFloat16(float(v)).x); };
-  for (int64_t r = 0; r < rows; r += 2)
-    for (int64_t c = 0; c < columns; ++c)
-      *out++ = bits(matrix[r * columns + c]) | bits(matrix[(r + 1) * columns + c]) << 16;
-}
-
 // Each thread has several chunks of the tiles; one that is done early takes what another has not begun.
 constexpr int64_t kChunksOfThread = 4;
 
@@ -177,6 +168,17 @@ inline std::vector<at::Tensor> in_compute_type(at::TensorList params, at::Scalar
 }
 
 inline at::ScalarType compute_type(at::ScalarType dtype) { return dtype == at::kDouble ? at::kDouble : at::kFloat; }
+
+// What a backward gets from its forward, which hooks on saved tensors may have changed.
+inline void check_saved(const char* name, const at::Tensor& saved, at::ScalarType dtype, const at::Tensor& stats, int64_t norms,
+                        int64_t channels) {
+  TORCH_CHECK_VALUE(saved.scalar_type() == dtype && saved.is_contiguous(), name, ": saved must be dense ", dtype, "; got ",
+                    saved.scalar_type());
+  TORCH_CHECK_VALUE(stats.sizes() == at::IntArrayRef({norms, 2, channels}) && stats.scalar_type() == compute_type(dtype) &&
+                        stats.is_contiguous(),
+                    name, ": stats must be dense ", compute_type(dtype), " [", norms, ", 2, ", channels, "]; got ",
+                    stats.scalar_type(), " ", stats.sizes());
+}
 
 template <class F>
 void dispatch(at::ScalarType dtype, const F& f) {

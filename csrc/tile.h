@@ -1,4 +1,4 @@
-// What the scheduler (mixed_sum.cpp) hands to the tile kernels (tile_kernels.h): plain data, no PyTorch.
+// What the scheduler (mixed_sum.cpp) hands to the tile kernels (tiles/): plain data, no PyTorch.
 //
 // T is the type tensors are stored in (float, double, bfloat16 as uint16_t), A the one everything is computed in (float,
 // double). All kernel-side tensors are NHWC. "cp" is the channel count rounded up to 64 bytes of A; padding channels hold 0.

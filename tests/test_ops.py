@@ -384,6 +384,36 @@ def test_wrong_arguments(call: dict[str, Any], error: type[Exception], message: 
         ops.mixed_sum(**call)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda out, saved, stats: (out, saved.double(), stats), "saved must be dense Float"),
+        (lambda out, saved, stats: (out, saved[::2], stats), "saved"),
+        (lambda out, saved, stats: (out, saved, stats[1:]), "stats must be dense Float"),
+        (lambda out, saved, stats: (out, saved, stats.double()), "stats must be dense Float"),
+        (lambda out, saved, stats: (out, saved, stats.transpose(0, 2)), "stats must be dense Float"),
+        (lambda out, saved, stats: (out[:, :2], saved, stats), "out"),
+    ],
+)
+def test_a_backward_looks_at_what_it_gets(change: Callable[..., Any], message: str) -> None:
+    plan = one_edge(1)
+    states, weights, params, _ = arguments(plan, 4, (5, 4), torch.float32, True)
+    made = torch.ops.fastdarts.mixed_sum(states, weights, params, None, plan.encoded, 1e-5)
+    out, saved, stats = change(*made)
+    rest = [weights, params, out, saved, stats, plan.encoded, True, 1e-5, [1], True]
+    with pytest.raises(ValueError, match=message):
+        torch.ops.fastdarts.mixed_sum_backward(out, states, *rest)
+
+
+@pytest.mark.parametrize("change", [lambda t: t.double(), lambda t: t.flatten()[:-1]])
+@pytest.mark.parametrize("which", [1, 2])
+def test_a_backward_of_project_looks_at_what_it_gets(which: int, change: Callable[[Tensor], Tensor]) -> None:
+    made = list(torch.ops.fastdarts.project(X, [W], None, 1e-5))
+    made[which] = change(made[which])
+    with pytest.raises(ValueError, match=r"project_backward: (saved|stats)"):
+        torch.ops.fastdarts.project_backward(made[0], X, [W], made[1], made[2], True, 1e-5, True, True)
+
+
 X, W = torch.zeros(2, 3, 5, 4), torch.zeros(4, 3, 1, 1)
 
 

@@ -1,5 +1,9 @@
-// The arithmetic of partial channels (bypass.h), a part of tile_kernels.h, whose rules hold here too. A row of pixels of one image
-// at a time: its sums stand in the first-level cache, `padded` numbers a pixel, the channels that the ops see before the others.
+// The arithmetic of partial channels (../bypass.h). A row of pixels of one image at a time: its sums stand in the first-level
+// cache, `padded` numbers a pixel, the channels that the ops see before the others.
+#pragma once
+#include "vectors.h"
+
+namespace fastdarts::FASTDARTS_ISA {
 
 // Lanes `from` to `to` only, the others 0.
 template <class A, class T>
@@ -211,8 +215,7 @@ void pool_passing(const PartialRows<A, T>& rows, int64_t lo, int64_t hi, A*, dou
         };
         Vec<A> most = pixel(p.step * at.y, p.step * x);
         over_window(p, at.y, x, [&](int64_t row, int64_t column) FD_LAMBDA {
-          const Vec<A> v = pixel(row, column);
-          most = (v > most) | (v != v) ? v : most;
+          most = larger<A>(pixel(row, column), most);
         });
         store_channels<A, false>(row_of(p.to, at.image, at.y) + x * p.to.sw, most, c, rest);
       }
@@ -248,3 +251,5 @@ void part_input(const PartialRows<A, T>& rows, int64_t lo, int64_t hi, A* sums, 
       }
   });
 }
+
+}  // namespace fastdarts::FASTDARTS_ISA
