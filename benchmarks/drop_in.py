@@ -66,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default: {default})")
     arguments = parser.parse_args(argv)
+    if arguments.layers < 3:
+        parser.error(f"--layers must be at least 3, since fewer have no normal cell; got {arguments.layers}")
     torch.set_num_threads(arguments.threads)
     size = arguments.init_channels, arguments.layers, arguments.batch_size, arguments.image_size
     for step, variants in steps(*size).items():

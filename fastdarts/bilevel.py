@@ -124,7 +124,7 @@ class Architect:
             if order == 1:
                 with without_gradients(self.flat.weights):
                     self.valid_loss, gradients = self._gradients(valid, self.alphas, self.penalty)
-                return gradients
+                return dense(gradients)
             return self._second_order(
                 train, valid, as_scalar(xi, self.flat.buffer.device), momentum_of(w_optimizer, self.flat)
             )
@@ -175,7 +175,7 @@ class Architect:
         flat_ops.virtual_step(buffer, saved, gradient, momentum, xi, self.w_momentum, self.w_weight_decay)
         try:
             self.valid_loss, both = self._gradients(valid, [*self.alphas, *flat.weights], self.penalty)
-            direct = both[: len(self.alphas)]
+            direct = dense(both[: len(self.alphas)])
             v = flat.gather(both[len(self.alphas) :], out=gradient)
             if self.hvp == "exact":
                 buffer.copy_(saved)
@@ -186,7 +186,7 @@ class Architect:
             with without_gradients(flat.weights):
                 for r in (self.r, -self.r):
                     flat_ops.perturb(buffer, saved, v, norm, r)
-                    ends.append(self._gradients(train, self.alphas)[1])
+                    ends.append(dense(self._gradients(train, self.alphas)[1]))
             return [flat_ops.combine(a, p, m, norm, xi, self.r) for a, p, m in zip(direct, *ends, strict=True)]
         finally:
             buffer.copy_(saved)
@@ -215,6 +215,8 @@ class Architect:
         for index, alpha in enumerate(self.alphas):
             if not (alpha.is_leaf and alpha.requires_grad):
                 raise ValueError(f"network.arch_parameters()[{index}] must be a leaf tensor that requires gradients")
+            if alpha.dtype not in (torch.float32, torch.float64):
+                raise ValueError(f"network.arch_parameters()[{index}] must be float32 or float64; got {alpha.dtype}")
             if id(alpha) in weights:
                 raise ValueError(f"network.arch_parameters()[{index}] is also one of network.parameters()")
 
@@ -247,6 +249,11 @@ class Architect:
         device = weights[0].device
         for name, batch in (("train", train), ("valid", valid)):
             check_batch(name, batch, device)
+
+
+def dense(gradients: Sequence[Tensor]) -> list[Tensor]:
+    """Autograd may give views that are expanded or transposed."""
+    return [gradient.contiguous() for gradient in gradients]
 
 
 def check_batch(name: str, batch: Batch, device: torch.device) -> None:

@@ -103,9 +103,15 @@ def lay_out(genotype: Genotype) -> Drawing:
     for title, nodes, concat in cells_of(genotype.validated()):
         stride = "; edges from the inputs have stride 2" if title == "Reduction cell" else ""
         corner = (MARGIN, drawing.height + MARGIN)
-        drawing.titles.append((corner, title, f"{len(nodes)} nodes, {sum(map(len, nodes))} edges{stride}"))
+        drawing.titles.append(
+            (corner, title, f"{_count(len(nodes), 'node')}, {_count(sum(map(len, nodes)), 'edge')}{stride}")
+        )
         _lay_cell(drawing, corner[1] + TITLE, nodes, set(concat))
     return drawing
+
+
+def _count(number: int, of: str) -> str:
+    return f"{number} {of}{'' if number == 1 else 's'}"
 
 
 def _lay_cell(drawing: Drawing, top: float, nodes: list[Pairs], concat: set[int]) -> None:

@@ -11,7 +11,8 @@ from matplotlib.ticker import MaxNLocator
 Values = Sequence[float | None]
 
 WIDTH, HEIGHT = 420, 230
-LEFT, RIGHT, TOP, BOTTOM = 50, 12, 10, 34
+RIGHT, TOP, BOTTOM = 12, 10, 34
+CHARACTER = 6.6  # width of one in a label, at most
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,11 @@ class Chart:
         if first == last:  # one epoch: a dot in the middle
             first, last = first - 1, last + 1
 
+        y_labels = self._labels(y_ticks)
+        left = max(50.0, 12 + CHARACTER * max(map(len, y_labels)))
+
         def x_of(epoch: float) -> float:
-            return LEFT + (WIDTH - LEFT - RIGHT) * (epoch - first) / (last - first)
+            return left + (WIDTH - left - RIGHT) * (epoch - first) / (last - first)
 
         def y_of(value: float) -> float:
             return TOP + (HEIGHT - TOP - BOTTOM) * (y_ticks[-1] - value) / (y_ticks[-1] - y_ticks[0])
@@ -68,18 +72,17 @@ class Chart:
             f"{name} ends at {self.last(name)}" for name in self.series
         )
         yield f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">'
-        for tick in y_ticks:
+        for tick, text in zip(y_ticks, y_labels, strict=True):
             y = y_of(tick)
-            text = f"{100 * tick:g}%" if self.percent else f"{tick:g}"
-            yield f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>'
-            yield f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{text}</text>'
+            yield f'<path class="grid" d="M{left:g} {y:.1f}H{WIDTH - RIGHT}"/>'
+            yield f'<text class="tick" x="{left - 6:g}" y="{y + 4:.1f}" text-anchor="end">{text}</text>'
         for tick in x_ticks:
             x = x_of(tick)
             yield f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{tick:g}</text>'
         yield f'<text class="tick" x="{WIDTH - RIGHT}" y="{HEIGHT - 3}" text-anchor="end">epoch</text>'
         for epoch, name in self.marks:
             x = x_of(epoch)
-            beside, anchor = (x - 4, "end") if x > (LEFT + WIDTH - RIGHT) / 2 else (x + 4, "start")
+            beside, anchor = (x - 4, "end") if x > (left + WIDTH - RIGHT) / 2 else (x + 4, "start")
             yield f'<path class="mark" d="M{x:.1f} {TOP}V{HEIGHT - BOTTOM}"/>'
             yield f'<text class="tick" x="{beside:.1f}" y="{TOP + 10}" text-anchor="{anchor}">{escape(name)}</text>'
         for number, line in enumerate(points.values()):
@@ -89,6 +92,15 @@ class Chart:
             if line:
                 yield f'<circle class="s{number}" cx="{x_of(line[-1][0]):.1f}" cy="{y_of(line[-1][1]):.1f}" r="3"/>'
         yield "</svg>"
+
+    def _labels(self, ticks: Sequence[float]) -> list[str]:
+        """With as many digits as it takes to tell them apart."""
+        scale, unit = (100, "%") if self.percent else (1, "")
+        for digits in range(6, 16):
+            labels = [f"{scale * tick:.{digits}g}{unit}" for tick in ticks]
+            if len(set(labels)) == len(labels):
+                break
+        return labels
 
 
 def _ticks(low: float, high: float, count: int, integer: bool) -> list[float]:

@@ -74,7 +74,9 @@ def _read(path: Path) -> Any:
     except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # torch seeks before a short file
             raise
-        raise ValueError(f"checkpoint {path} is damaged or not a checkpoint ({_first_line(error)})") from error
+        # Torch's own words for a pickle end in the advice to run whatever code is in it.
+        reason = "no tensors saved by torch" if isinstance(error, pickle.UnpicklingError) else _first_line(error)
+        raise ValueError(f"checkpoint {path} is damaged or not a checkpoint ({reason})") from error
 
 
 def random_state() -> dict[str, Any]:

@@ -32,7 +32,7 @@ from fastdarts.interrupt import Interrupted, stop_requests
 from fastdarts.methods import NAMES, find
 from fastdarts.methods.derivation import skips
 from fastdarts.progress import duration
-from fastdarts.run import check_out, choose_device, out_dir
+from fastdarts.run import check_out, choose_device, out_dir, outputs_for
 from fastdarts.search import search
 
 _PROGRAM = "python -m fastdarts.compare"
@@ -165,8 +165,11 @@ def compare(config: CompareConfig) -> Comparison:
             free = ", ".join(_MAY_DIFFER)
             raise ValueError(f"resume: {config.out} has another config ({'; '.join(changed)}); only {free} may change")
         names = dict.fromkeys(before.method_names() + config.method_names())
-        config = dataclasses.replace(config, methods=",".join(names))  # what is there stays in the report
-    data.load(config.dataset, config.data, "train", config.image_size)  # says what is wrong with the images
+        seeds = max(before.seeds, config.seeds)
+        config = dataclasses.replace(config, methods=",".join(names), seeds=seeds)  # what is there stays in the report
+    outputs_for(
+        data.load(config.dataset, config.data, "train", config.image_size)
+    )  # says what is wrong with the images
     out = out_dir(config, "comparison")
     config = dataclasses.replace(config, out=out)
     config.save(out / "config.json")

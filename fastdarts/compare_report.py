@@ -87,7 +87,7 @@ def write_comparison(out: Path, runs: Sequence[Record], failures: dict[str, str]
         "failures": failures,
         "picture": base64.b64encode(picture).decode() if picture else None,
         "tables": {
-            name: [(key, str(value)) for key, value in rows.items()]
+            name: [(key, "–" if value is None else str(value)) for key, value in rows.items()]
             for name, rows in (("Configuration", config), ("Environment", everything["environment"]))
         },
     }

@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import json
 import math
+import signal
 import sys
 import tomllib
 import types
@@ -17,6 +18,7 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 from fastdarts import methods
 from fastdarts.files import write_atomically
 from fastdarts.interrupt import Interrupted
+from fastdarts.resources import is_out_of_memory
 
 FROM_PRESET: Any = type("FromPreset", (), {"__repr__": lambda self: "from the preset of the data set"})()
 _LIMITS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
@@ -298,7 +300,12 @@ def run_cli(
     except Interrupted as interruption:
         print(f"{prog}: {interruption}", file=sys.stderr)
         return 128 + interruption.signum
-    except (ValueError, TypeError, OSError, ImportError, MemoryError, FloatingPointError) as error:
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except (ValueError, TypeError, OSError, ImportError, MemoryError, FloatingPointError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+            raise
         print(f"{prog}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 

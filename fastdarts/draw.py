@@ -251,7 +251,7 @@ def alphas_png(alphas: dict[str, Floats], primitives: Sequence[str]) -> bytes:
         figure.text(0.5 / width, 1 - y / height, words, **style)
 
     text(0.35, "Weight of each op on each edge, by epoch", size=13, weight="bold", color=STATE.text)
-    dotted = f"dotted: all {len(primitives)} ops equal"
+    dotted = "dotted: all of an edge's ops equal, as at the start"
     text(0.6, dotted if betas[0] is None else f"{dotted}; black: weight of the edge", size=9, color=MUTED)
     figure.legend(
         [Line2D([], [], **style) for style in styles],
@@ -288,7 +288,7 @@ def alphas_png(alphas: dict[str, Floats], primitives: Sequence[str]) -> bytes:
 def _draw_edge(axes: Axes, weights: Floats, primitives: Sequence[str], styles: list[dict[str, Any]]) -> None:
     """One panel: weights [epochs + 1, ops]."""
     epochs = len(weights) - 1
-    axes.axhline(1 / len(primitives), color=STATE.line, linewidth=0.8, linestyle=(0, (1, 2)))
+    axes.axhline(weights[0][np.isfinite(weights[0])].mean(), color=STATE.line, linewidth=0.8, linestyle=(0, (1, 2)))
     for op, style in enumerate(styles):
         axes.plot(weights[:, op], marker="o" if epochs < 2 else None, markersize=3, clip_on=epochs > 1, **style)
     axes.set_xlim(0, max(epochs, 1))

@@ -30,6 +30,7 @@ from fastdarts.run import (
     Keeper,
     Metrics,
     check_out,
+    check_writable,
     choose_device,
     determinism,
     forecast_line,
@@ -63,6 +64,7 @@ class EvalResult:
         out_dir: the folder with everything else; None if it was only tested.
         metrics: a dict per epoch, as the lines of metrics.jsonl.
         network: in eval mode; takes normalised images.
+        exported: the files of config.export.
     """
 
     test_error: float
@@ -75,6 +77,7 @@ class EvalResult:
     out_dir: Path | None
     metrics: list[Metrics]
     network: EvalNetwork
+    exported: tuple[Path, ...] = ()
 
 
 def evaluate(
@@ -104,6 +107,7 @@ def evaluate(
     """
     if config.export is not None:
         check_export_packages()
+        check_writable("export", config.export.parent)
     if train is not None:
         config = dataclasses.replace(config, dataset="custom")
     genotype.validated()
@@ -137,7 +141,7 @@ def evaluate(
     if out is not None:
         _write_results(result, train_images, image_shape, out)
     if config.export is not None:
-        export(network, image_shape[1:], config.export)
+        result = dataclasses.replace(result, exported=export(network, image_shape[1:], config.export))
     return result
 
 
@@ -289,8 +293,8 @@ def _run(command: _Command) -> int:
     )
     if result.out_dir is not None:
         print(f"results: {result.out_dir} (report.html)")
-    if config.export is not None:
-        print(f"exported: {config.export}")
+    if result.exported:
+        print(f"exported: {', '.join(map(str, result.exported))}")
     return 0
 
 

@@ -26,7 +26,7 @@ class FlatWeights:
         weights: distinct parameters of one device, all float32 or all float64.
 
     Raises:
-        ValueError: no weights, several devices or dtypes, another dtype.
+        ValueError: no weights, one twice, several devices or dtypes, another dtype.
     """
 
     buffer: Tensor
@@ -37,6 +37,8 @@ class FlatWeights:
         self.numel = sum(w.numel() for w in self.weights)
         if self.numel == 0:
             raise ValueError("weights is empty: nothing that requires gradients")
+        if len(set(map(id, self.weights))) < len(self.weights):
+            raise ValueError("weights holds a parameter more than once")
         self._flatten()
         copyreg.pickle(nn.Parameter, _reduce_parameter)
 
@@ -105,8 +107,8 @@ class FlatWeights:
 
     def _viewed_in(self, buffer: Tensor) -> bool:
         storage, offset = buffer.untyped_storage(), buffer.storage_offset()
-        for w in self.weights:
-            if w.untyped_storage() is not storage or w.storage_offset() != offset:
+        for w, stride in zip(self.weights, self._strides, strict=True):
+            if w.untyped_storage() is not storage or w.storage_offset() != offset or w.stride() != stride:
                 return False
             offset += w.numel()
         return True
@@ -181,6 +183,12 @@ class FlatSGD(SGD):
             max_norm,
         )
         return loss
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """ValueError for a second group."""
+        if self.param_groups:
+            raise ValueError("FlatSGD has one parameter group; build it anew with all weights")
+        super().add_param_group(param_group)
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: momentum buffers with memory of their own, as plain pickle keeps no views."""

@@ -1,6 +1,7 @@
 """Runs mixed edges through the fused operators: reads the modules' weights, keeps their running statistics."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,6 +22,10 @@ Settings = tuple[type, bool, bool, float, float | None, bool]
 """Of a batch norm: class, affine, training, eps, momentum, track_running_stats."""
 
 
+Signature = tuple[tuple[type, Any], ...]
+"""Of an op: its layers' classes and geometries."""
+
+
 class ReadEdge(NamedTuple):
     """What a call needs of a mixed op: which of its ops have a kernel, with their weights and batch norms."""
 
@@ -31,18 +36,23 @@ class ReadEdge(NamedTuple):
     """Of all batch norms."""
 
 
-_read_before: dict[Any, ReadEdge] | None = None
+class _Reading(threading.local):
+    """What this thread has read."""
+
+    before: dict[Any, ReadEdge] | None = None
+
+
+_reading = _Reading()
 
 
 @contextmanager
 def reading_once() -> Iterator[None]:
     """Inside, modules stay what they are: passes that come later need not read the mixed ops again."""
-    global _read_before
-    _read_before = {}
+    _reading.before = {}
     try:
         yield
     finally:
-        _read_before = None
+        _reading.before = None
 
 
 def read(edge: "MixedOp", active: Sequence[int] | None = None) -> ReadEdge:
@@ -50,7 +60,7 @@ def read(edge: "MixedOp", active: Sequence[int] | None = None) -> ReadEdge:
 
     Of the active columns only; None: of all.
     """
-    before = _read_before
+    before = None if torch.compiler.is_compiling() else _reading.before
     if before is None:
         return _read(edge, active)
     key = (edge, None if active is None else tuple(active))
@@ -66,12 +76,13 @@ def read(edge: "MixedOp", active: Sequence[int] | None = None) -> ReadEdge:
 def _read(edge: "MixedOp", active: Sequence[int] | None) -> ReadEdge:
     fused, others = {}, []
     ops_of_edge = list(edge._modules["_ops"]._modules.values())  # type: ignore[union-attr]
+    built = edge._built
     for column in range(len(ops_of_edge)) if active is None else sorted(active):
         op = ops_of_edge[column]
         if type(op) is Zero:
             continue
-        kind = CANDIDATES[edge.primitives[column]].kind
-        if type(op) in _MODULES.get(kind, ()) and _as_built(op):
+        known = column < len(built) and type(op) in _MODULES.get(CANDIDATES[edge.primitives[column]].kind, ())
+        if known and _as_built(op, built[column]):
             fused[column] = _contents(op)
         else:
             others.append(column)
@@ -124,6 +135,8 @@ def mixed_nodes(
         K: of partial channels, see `MixedPlan`; above 1 only on a CPU and where every op has a kernel.
     """
     dtype = storage_dtype(states[0])
+    if not weights.is_floating_point():
+        weights = weights.to(dtype)
     inputs = [state.to(dtype) for state in states]
     if active is None:
         active = [_needed(edge, row) for edge, row in zip(edges, _skippable(weights), strict=True)]
@@ -147,10 +160,14 @@ def mixed_nodes(
     return torch.cat(made, dim=1)
 
 
-def preprocess(module: FactorizedReduce | ReLUConvBN, x: Tensor) -> Tensor:
-    """A cell's preprocessing through `ops.project`; by the module itself where the kernel cannot serve."""
-    if not _as_built(module):
-        return module(x)
+def preprocess(module: nn.Module, x: Tensor, built: Signature) -> Tensor:
+    """A cell's preprocessing through `ops.project`; by the module itself where the kernel cannot serve.
+
+    built: what the module was when the cell was made.
+    """
+    if type(module) not in (FactorizedReduce, ReLUConvBN) or not _as_built(module, built):
+        out: Tensor = module(x)
+        return out
     params, (norm,) = _contents(module)
     if _unlike_search(*_settings(norm)):
         return module(x)
@@ -211,7 +228,7 @@ def _skippable(weights: Tensor) -> list[list[float] | None]:
 
 def _needed(edge: ReadEdge, values: list[float] | None) -> Sequence[int]:
     """The columns of an edge but those whose weight is a constant 0."""
-    columns = range(len(edge.edge.primitives))
+    columns = range(len(edge.edge._ops))
     return columns if values is None else [column for column in columns if values[column] != 0.0]
 
 
@@ -255,44 +272,60 @@ def _contents(op: nn.Module) -> tuple[list[Tensor], list[nn.BatchNorm2d]]:
     return [], []
 
 
-_CONVOLUTION = (nn.ReLU, nn.Conv2d, nn.Conv2d, nn.BatchNorm2d)
-_LAYERS: dict[type, tuple[type | tuple[type, ...], ...]] = {
-    SepConv: _CONVOLUTION * 2,
-    DilConv: _CONVOLUTION,
-    FactorizedReduce: _CONVOLUTION,
-    ReLUConvBN: (nn.ReLU, nn.Conv2d, nn.BatchNorm2d),
-    nn.Sequential: ((nn.MaxPool2d, nn.AvgPool2d), nn.BatchNorm2d),
-    nn.Identity: (),
+# What a layer computes beside its numbers. Their shapes say how many channels there are; the kernels look at those.
+_GEOMETRY: dict[type, Callable[[dict[str, Any]], tuple[Any, ...]]] = {
+    nn.Conv2d: lambda own: (
+        *(own["kernel_size"], own["stride"], own["padding"], own["dilation"], own["groups"], own["padding_mode"]),
+    ),
+    nn.MaxPool2d: lambda own: (
+        *(own["kernel_size"], own["stride"], own["padding"]),
+        *(own["dilation"], own["ceil_mode"], own["return_indices"]),
+    ),
+    nn.AvgPool2d: lambda own: (
+        *(own["kernel_size"], own["stride"], own["padding"]),
+        *(own["ceil_mode"], own["count_include_pad"], own["divisor_override"]),
+    ),
 }
 
 
-def _as_built(op: nn.Module) -> bool:
-    """Whether an op still computes what its class says, with nobody looking on.
+def _layers(op: nn.Module) -> list[nn.Module]:
+    return [layer for layer in (op._modules.get("op") or op)._modules.values() if layer is not None]
+
+
+def signature(op: nn.Module) -> Signature:
+    """What an op's layers are and do, apart from their numbers."""
+    layers = ((type(layer), layer.__dict__) for layer in _layers(op))
+    return tuple((kind, _GEOMETRY[kind](own) if kind in _GEOMETRY else None) for kind, own in layers)
+
+
+def _as_built(op: nn.Module, built: Signature) -> bool:
+    """Whether an op still computes what it did when it was built, with nobody looking on.
 
     That is, it has the layers that it was built of, without hooks, biases or forwards of their own. Which batch norms
     have kernels is `refusal`'s to say.
     """
-    inner = op._modules.get("op") or op
-    layers = list(inner._modules.values())
-    kinds = _LAYERS[type(op)]
-    if len(layers) != len(kinds):
+    layers = _layers(op)
+    if len(layers) != len(built):
         return False
-    for layer, kind in zip(layers, kinds, strict=True):
-        assert layer is not None
+    for layer, (kind, geometry) in zip(layers, built, strict=True):
         own = layer.__dict__
         if kind is nn.BatchNorm2d:
             if not isinstance(layer, nn.modules.batchnorm._BatchNorm):
                 return False
-            if not layer.training and own["_buffers"].get("running_mean") is None:  # it normalises by the batch
+            batch_alone = layer.training and not layer.track_running_stats
+            if not batch_alone and own["_buffers"].get("running_mean") is None:
                 return False
         elif kind is nn.Conv2d:
             if type(layer) is not kind and not (isinstance(layer, kind) and "parametrizations" in own["_modules"]):
                 return False
-            if own["padding_mode"] != "zeros" or own["_parameters"].get("bias") is not None:
+            if own["_parameters"].get("bias") is not None:
                 return False
-        elif type(layer) not in (kind if isinstance(kind, tuple) else (kind,)):
+        elif type(layer) is not kind:
             return False
-    return not any("forward" in part.__dict__ or watched(part) for part in (op, inner, *layers) if part is not None)
+        if geometry is not None and _GEOMETRY[kind](own) != geometry:
+            return False
+    inner = op._modules.get("op") or op
+    return not any("forward" in part.__dict__ or watched(part) for part in (op, inner, *layers))
 
 
 def _weight(module: nn.Module | None) -> Tensor:
@@ -334,4 +367,5 @@ def _update_running(norms: list[nn.BatchNorm2d], stats: Tensor, values: int) -> 
     for name, batch in (("running_mean", stats[:, 0]), ("running_var", stats[:, 1] * (values / (values - 1)))):
         running = [_buffer(norm, name) for norm in norms]
         torch._foreach_lerp_(running, list(batch.to(running[0].dtype).unbind()), momentum)
-    torch._foreach_add_([_buffer(norm, "num_batches_tracked") for norm in norms], 1)
+    counters = [_buffer(norm, "num_batches_tracked") for norm in norms]
+    torch._foreach_add_([counter for counter in counters if counter is not None], 1)

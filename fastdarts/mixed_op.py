@@ -57,6 +57,7 @@ class MixedOp(nn.Module):
         self.primitives = check_primitives(primitives, repeats=True)
         self.backend = backend
         self._ops = nn.ModuleList(build_for_search(name, C, stride) for name in self.primitives)
+        self._built = tuple(map(fused.signature, self._ops))
 
     def extra_repr(self) -> str:
         return f"C={self.C}, stride={self.stride}, backend={self.backend!r}"
@@ -83,6 +84,9 @@ class MixedOp(nn.Module):
         if not isinstance(weights, Tensor):
             if len(weights) != len(self._ops):
                 raise ValueError(f"{wanted}; got {len(weights)}")
+            for column, weight in enumerate(weights):
+                if isinstance(weight, Tensor) and (weight.numel() != 1 or weight.is_complex()):
+                    raise ValueError(f"{wanted}; got {weight.dtype} {tuple(weight.shape)} for op {column}")
         elif weights.shape != (len(self._ops),):
             raise ValueError(f"{wanted}; got shape {tuple(weights.shape)}")
         else:

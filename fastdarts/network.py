@@ -178,10 +178,14 @@ class SearchNetwork(nn.Module):
 
     @contextmanager
     def frozen_statistics(self) -> Iterator[None]:
-        """Inside, batch norm in train mode normalises by the batch as always and leaves its running buffers alone."""
-        tracking = [
-            module for module in modules_of(self) if isinstance(module, nn.BatchNorm2d) and module.track_running_stats
-        ]
+        """Inside, batch norm in train mode normalises by the batch as always and leaves its running buffers alone.
+
+        Buffers of other modules, which a caller has put in, are put back at the end.
+        """
+        holders = [module for module in modules_of(self) if module._buffers]
+        tracking = [m for m in holders if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
+        others = (m._buffers.values() for m in holders if not isinstance(m, nn.BatchNorm2d))
+        saved = [(buffer, buffer.clone()) for buffers in others for buffer in buffers if buffer is not None]
         # Not by nn.Module's own __setattr__, which takes 20 times as long: a network has 1,000 batch norms.
         for module in tracking:
             object.__setattr__(module, "track_running_stats", False)
@@ -190,6 +194,8 @@ class SearchNetwork(nn.Module):
         finally:
             for module in tracking:
                 object.__setattr__(module, "track_running_stats", True)
+            for buffer, value in saved:
+                buffer.copy_(value)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SearchNetwork":
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

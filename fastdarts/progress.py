@@ -123,7 +123,9 @@ class TensorBoard:
 
 
 def duration(seconds: float) -> str:
-    """ "8 s", "3 min 20 s", "2 h 5 min"."""
+    """ "0.35 s", "8 s", "3 min 20 s", "2 h 5 min"."""
+    if seconds < 0.995:
+        return f"{seconds:.2f} s"
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -322,9 +322,21 @@ def choose_device(name: str) -> torch.device:
 
 
 def check_out(config: Any) -> None:
-    """ValueError if a run is in `config.out` that is not resumed."""
-    if config.out is not None and not config.resume and (config.out / "config.json").exists():
+    """ValueError if a run is in `config.out` that is not resumed, or nothing can be written there."""
+    if config.out is None:
+        return
+    check_writable("out", config.out)
+    if not config.resume and (config.out / "config.json").exists():
         raise ValueError(f"out: {config.out} holds a run already; continue it with --resume or choose another folder")
+
+
+def check_writable(name: str, folder: Path) -> None:
+    """ValueError that begins with the option's name, unless files can be written into the folder or it can be made."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(f"{name}: {there} is no folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{name}: nothing can be written into {there}; choose another folder")
 
 
 def out_dir(config: Any, kind: str) -> Path:
@@ -395,7 +407,15 @@ def out_of_memory_explained(forecast: Forecast, batch_size: int, device: torch.d
 
 
 def outputs_for(data: ImageData) -> int:
-    """How many outputs the network needs: one a class, or as many as a target has numbers."""
+    """How many outputs the network needs: one a class, or as many as a target has numbers.
+
+    ValueError for one class, with which every answer is right.
+    """
+    if len(data.classes) == 1:
+        raise ValueError(
+            f"the images are all of one class, {data.classes[0]}: there is nothing to learn (if that is no class, an "
+            "image folder's `data` is one folder too high)"
+        )
     return len(data.classes) or (data.targets.shape[1] if data.targets.dim() > 1 else 1)
 
 

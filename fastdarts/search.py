@@ -101,8 +101,8 @@ def search(
         config = dataclasses.replace(config, dataset="custom")
     device = choose_device(config.device)
     check_out(config)
+    weights_half, alphas_half = _halves(config, train, valid)
     with determinism(config.deterministic), stop_requests() as stop:
-        weights_half, alphas_half = _halves(config, train, valid)
         out = out_dir(config, "search")
         if alphas_half is not None:
             alphas_half = alphas_half.to(device)
@@ -113,6 +113,10 @@ def search(
         progress = Progress(config.epochs, state.steps_per_epoch, state.steps_done)
         with Keeper(state, out, stop) as keeper, progress:
             progress.say(forecast_line(state, forecast, device))
+            if all(cell.reduction for cell in state.network.cells):
+                progress.say(
+                    "note: so few layers are all reduction cells; the normal cell stays as drawn (3 have both)"
+                )
             with out_of_memory_explained(forecast, config.batch_size, device):
                 _run_epochs(state, progress, keeper, callbacks)
     start = time.monotonic()

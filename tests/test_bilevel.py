@@ -457,3 +457,52 @@ def test_alphas_replaced_since_are_refused() -> None:
     network.alphas = [a.detach().clone().requires_grad_() for a in network.alphas]
     with pytest.raises(ValueError, match="make a new one"):
         architect.alpha_gradients(*batches(2), XI, sgd(network))
+
+
+class Gated(nn.Module):
+    """Its alphas reach the loss by a function, whose gradient autograd may give as an expanded or transposed view."""
+
+    def __init__(self, use: Callable[[Tensor], Tensor], alpha: Tensor) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 5).double(), nn.Linear(5, 3).double()
+        self.use, self.alpha = use, alpha.requires_grad_()
+
+    def arch_parameters(self) -> list[Tensor]:
+        return [self.alpha]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.first(x)) * self.use(self.alpha))
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize(
+    ("use", "alpha"),
+    [
+        (lambda a: a.sum(1), torch.rand(5, 2, dtype=torch.float64)),
+        (lambda a: a.t().softmax(0)[0], torch.rand(5, 2, dtype=torch.float64)),
+        (lambda a: a.sum(1), torch.rand(2, 5, dtype=torch.float64).t()),
+    ],
+    ids=["expanded", "transposed", "alpha itself"],
+)
+def test_gradients_of_alphas_are_dense(use: Callable[[Tensor], Tensor], alpha: Tensor, order: int) -> None:
+    network = Gated(use, alpha.clone(memory_format=torch.preserve_format))
+    batch = torch.randn(7, 6, dtype=torch.float64), torch.randint(3, (7,))
+    (gradient,) = Architect(network).step(batch, batch, 0.1, torch.optim.SGD(network.parameters(), 0.1), order)
+    assert gradient.is_contiguous()
+    assert gradient.shape == alpha.shape
+    assert gradient.isfinite().all()
+
+
+def test_alphas_of_another_type_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"arch_parameters\(\)\[0\] must be float32 or float64; got torch.bfloat16"):
+        Architect(Gated(lambda a: a.sum(1), torch.rand(5, 2, dtype=torch.bfloat16)))
+
+
+def test_buffers_of_other_modules_stay_as_they_are() -> None:
+    network = SearchNetwork(C=2, num_classes=3, layers=3, steps=1, multiplier=1)
+    network.classifier = nn.Sequential(nn.BatchNorm1d(network.classifier.in_features), network.classifier)
+    before = copy.deepcopy(network.state_dict())
+    batch = torch.randn(4, 3, 8, 8), torch.randint(3, (4,))
+    Architect(network).alpha_gradients(batch, batch, 0.1, torch.optim.SGD(network.parameters(), 0.1))
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name]), name

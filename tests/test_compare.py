@@ -175,6 +175,16 @@ def test_a_resumed_comparison_runs_what_is_left(tiny: dict[str, Any], capsys: py
         assert picture.width == 1200
 
 
+def test_a_resumed_comparison_keeps_its_seeds(tiny: dict[str, Any]) -> None:
+    first = CompareConfig(**tiny | {"methods": "darts", "seeds": 2})
+    first.save(tiny["out"] / "config.json")
+    for seed in range(2):
+        write_result(tiny["out"], "darts", seed)
+    comparison = compare(CompareConfig(**tiny | {"methods": "darts", "seeds": 1, "resume": True}))
+    assert [run["seed"] for run in comparison.runs] == [0, 1]
+    assert CompareConfig.load(tiny["out"] / "config.json").seeds == 2
+
+
 def test_a_failed_run_leaves_the_others(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_CHILD", "import sys; sys.exit('the <loss> is nan')")
     for seed in (0, 1):

@@ -176,6 +176,9 @@ def test_exit_codes_of_what_a_run_raises(capsys):
     assert capsys.readouterr().err == "search: stopped\n"
     assert raises(FloatingPointError("two\nlines")) == 2
     assert capsys.readouterr().err == "search: two lines\n"
+    assert raises(KeyboardInterrupt()) == 128 + 2
+    assert capsys.readouterr().err == "search: interrupted\n"
+    assert raises(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")) == 2
     with pytest.raises(RuntimeError):  # a defect of ours keeps its traceback
         raises(RuntimeError("defect"))
 

@@ -191,6 +191,14 @@ def test_a_resumed_training_is_bit_identical(tmp_path: Path, monkeypatch: pytest
     assert whole.keys() == weights_after(tmp_path / "parts").keys()
 
 
+def test_export_must_be_writable_before_the_training(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    config = EvalConfig(**FEW, dataset="custom", out=tmp_path / "run", export=tmp_path / "file" / "net")
+    with pytest.raises(ValueError, match=f"export: {tmp_path}/file is no folder"):
+        evaluate(DARTS_V2, config, few_images(), few_images(20, seed=1))
+    assert not (tmp_path / "run").exists()
+
+
 def test_resume_refuses_another_config_or_genotype(tmp_path: Path) -> None:
     train, test = few_images(), few_images(20, seed=1)
     config = EvalConfig(**FEW | {"epochs": 1}, dataset="custom", out=tmp_path)

@@ -434,3 +434,25 @@ def test_the_cuda_sources_compile_without_spills(tmp_path: Path) -> None:
     # Each pass, and both stages of the norm, on three devices; the second stage is one kernel.
     assert len(spills) == 3 * (len(launches) + 1)
     assert set(spills) == {("0", "0")}
+
+
+def test_a_weight_turned_in_its_own_memory_is_noticed() -> None:
+    start = torch.randn(3, 3, dtype=torch.float64)
+    gradient = torch.randn(3, 3, dtype=torch.float64)
+    weights = [nn.Parameter(start.clone()) for _ in range(2)]
+    for kind, weight in zip((FlatSGD, torch.optim.SGD), weights, strict=True):
+        optimizer = kind([weight], 0.1, momentum=0.9)
+        for step in range(3):
+            if step == 1:
+                weight.data = weight.data.t()
+            weight.grad = gradient.clone()
+            optimizer.step()
+    torch.testing.assert_close(weights[0], weights[1])
+
+
+def test_one_group_of_distinct_weights() -> None:
+    weight, other = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
+    with pytest.raises(ValueError, match="weights holds a parameter more than once"):
+        FlatWeights([weight, other, weight])
+    with pytest.raises(ValueError, match="FlatSGD has one parameter group"):
+        FlatSGD([weight], 0.1).add_param_group({"params": [other]})

@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from fastdarts.cell import Cell
 from fastdarts.genotype import edges_of
 from fastdarts.mixed_op import MixedOp
 from fastdarts.network import SearchNetwork
+from fastdarts.reference import DilConv, ReLUConvBN, SepConv
 from fastdarts.space import PRIMITIVES
 
 pytestmark = pytest.mark.skipif(
@@ -397,7 +399,17 @@ CHANGES: dict[str, Callable[[MixedOp], object]] = {
     "pruned": lambda edge: prune.l1_unstructured(conv(edge, "2"), "weight", 0.5),
     "spectral": lambda edge: torch.nn.utils.parametrizations.spectral_norm(conv(edge, "2")),
     "no statistics": lambda edge: torch.func.replace_all_batch_norm_modules_(edge),
+    "other windows": lambda edge: setattr(edge._ops[1], "0", nn.MaxPool2d(5, 1, 2)),
+    "pools swapped": lambda edge: swap(edge._ops, 1, 2),
+    "counts padding": lambda edge: setattr(edge._ops[2][0], "count_include_pad", True),  # type: ignore[index]
+    "further apart": lambda edge: edge._ops.__setitem__(6, DilConv(8, 3, 1, 3, 3, affine=False).double()),
+    "larger": lambda edge: edge._ops.__setitem__(4, SepConv(8, 5, 1, 2, affine=False).double()),
+    "no counter": lambda edge: setattr(conv(edge, "3"), "num_batches_tracked", None),
 }
+
+
+def swap(ops: nn.ModuleList, a: int, b: int) -> None:
+    ops[a], ops[b] = ops[b], ops[a]
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -428,6 +440,66 @@ def test_hooks_on_layers_are_called() -> None:
         part.register_forward_hook(lambda module, *_: called.append(module))
     network(torch.randn(2, 3, 8, 8))
     assert {id(part) for part in called} == {id(part) for part in watched}
+
+
+def own_forward(edge: nn.Module) -> None:
+    edge.forward = lambda x, weights, active=None: x * weights[3]  # type: ignore[method-assign]
+
+
+def other_ops(edge: nn.Module) -> None:
+    del edge._ops[0]  # type: ignore[operator]
+    edge._ops.append(nn.Identity())  # type: ignore[operator]
+
+
+EDGE_CHANGES: dict[str, Callable[[nn.Module], object]] = {
+    "output": lambda edge: edge.register_forward_hook(lambda _, args, out: 2 * out),
+    "input": lambda edge: edge.register_forward_pre_hook(lambda _, args: (2 * args[0], *args[1:])),
+    "gradient": lambda edge: edge.register_full_backward_hook(
+        lambda _, into, out: tuple(None if g is None else 2 * g for g in into)
+    ),
+    "forward": own_forward,
+    "other ops": other_ops,
+}
+
+
+@pytest.mark.parametrize("change", [*EDGE_CHANGES, "preprocessing", "strange preprocessing"])
+def test_edges_and_preprocessing_that_were_changed(change: str) -> None:
+    plain = Cell(2, 2, 4, 4, 4, reduction=False, reduction_prev=False, backend="reference").double()
+    states = [torch.randn(2, 4, 6, 6, dtype=torch.float64) for _ in range(2)]
+    weights = torch.rand(5, 8, dtype=torch.float64)
+    results = []
+    for cell in (plain, with_backend(plain, "auto")):
+        torch.manual_seed(1)
+        if change == "preprocessing":
+            cell.preprocess0 = ReLUConvBN(4, 4, 3, 1, affine=False).double()
+        elif change == "strange preprocessing":
+            cell.preprocess0 = nn.Identity()  # type: ignore[assignment]
+        else:
+            EDGE_CHANGES[change](cell._ops[1])
+        x = [state.clone().requires_grad_() for state in states]
+        out = cell(*x, weights)
+        results.append([out, *torch.autograd.grad(out.pow(2).sum(), x)])
+    for got, expected in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_one_hot_op_weights() -> None:
+    cell = Cell(1, 1, 4, 4, 4, reduction=False, reduction_prev=False)
+    states = [torch.randn(2, 4, 6, 6) for _ in range(2)]
+    weights = nn.functional.one_hot(torch.tensor([4, 5]), 8)
+    torch.testing.assert_close(cell(*states, weights), cell(*states, weights.float()))
+    with pytest.raises(ValueError, match="weights must be"):
+        cell(*states, weights.tolist())
+
+
+def test_what_one_thread_has_read_is_not_anothers() -> None:
+    edge, x, weights = MixedOp(4, 1), torch.randn(2, 4, 5, 5), torch.rand(8)
+    with fused.reading_once():
+        edge(x, weights)
+        edge.eval()
+        with ThreadPoolExecutor(1) as pool:
+            elsewhere = pool.submit(edge, x, weights).result()
+    torch.testing.assert_close(elsewhere, edge(x, weights))
 
 
 def test_second_derivatives_where_no_op_reaches_the_input() -> None:

@@ -481,3 +481,11 @@ def test_unknown_instruction_set() -> None:
         command, env={**os.environ, "FASTDARTS_CPU": "sse9"}, capture_output=True, text=True, check=False
     )
     assert "ValueError: FASTDARTS_CPU must be avx512, avx2 or portable; got sse9" in done.stderr
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("weight", [torch.ones(2, 1, 1, 1), torch.ones(2), torch.ones((), dtype=torch.complex64)])
+def test_a_list_of_op_weights_holds_single_real_numbers(weight: Tensor, backend: str) -> None:
+    edge = MixedOp(4, 1, backend=backend)
+    with pytest.raises(ValueError, match=r"weights must hold one number for each of the 8 ops; got .* for op 3"):
+        edge(torch.randn(2, 4, 5, 5), [0.1, 0.1, torch.tensor([0.1]), weight, 0.1, 0.1, 0.1, 0.1])

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -299,6 +300,17 @@ def test_chart_keeps_inside_its_frame(values: list[float | None], style: dict[st
     Numbers().feed(chart.svg())
     assert numbers
     assert all(0 <= number <= 420 for number in numbers)
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"), [([2.0794415, 2.0794405], "2.079441"), ([0.00034, 0.00035], "0.00034"), ([1e5, 2e5], "150000")]
+)
+def test_labels_of_a_chart_differ_and_have_room(values: list[float], shown: str) -> None:
+    svg = Chart("Loss", [1, 2], {"training": values}).svg()
+    labels = re.findall(r'x="([\d.]+)" y="[\d.]+" text-anchor="end">([-\d.]+)<', svg)
+    assert any(shown in text for _, text in labels)
+    assert len({text for _, text in labels}) == len(labels)
+    assert all(float(x) >= 6 * len(text) for x, text in labels)
 
 
 def test_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

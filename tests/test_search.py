@@ -341,6 +341,29 @@ def test_devices_that_are_not_there(tmp_path, device):
         search(tiny_config(tmp_path, device=device), train=tiny_images())
 
 
+def test_out_must_be_a_folder_that_can_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=f"out: {tmp_path}/file is no folder"):
+        search(tiny_config(tmp_path / "file" / "run"), train=tiny_images())
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(ValueError, match=f"out: nothing can be written into {tmp_path}; choose another folder"):
+        search(tiny_config(tmp_path / "run"), train=tiny_images())
+
+
+def test_one_class_is_refused(tmp_path):
+    images = tiny_images()
+    alone = dataclasses.replace(images, targets=images.targets * 0, classes=("photos",))
+    with pytest.raises(ValueError, match=r"all of one class, photos: .* one folder too high"):
+        search(tiny_config(tmp_path / "run"), train=alone)
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_few_layers_for_a_normal_cell_are_told(tmp_path, capsys, no_pictures):
+    for layers, told in ((2, True), (3, False)):
+        search(tiny_config(tmp_path / str(layers), layers=layers, epochs=1), train=tiny_images())
+        assert ("the normal cell stays as drawn" in capsys.readouterr().out) == told
+
+
 def test_a_folder_with_a_search_is_not_overwritten(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match=f"out: {tmp_path} holds a run already; continue it with --resume"):
