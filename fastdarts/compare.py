@@ -167,9 +167,8 @@ def compare(config: CompareConfig) -> Comparison:
         names = dict.fromkeys(before.method_names() + config.method_names())
         seeds = max(before.seeds, config.seeds)
         config = dataclasses.replace(config, methods=",".join(names), seeds=seeds)  # what is there stays in the report
-    outputs_for(
-        data.load(config.dataset, config.data, "train", config.image_size)
-    )  # says what is wrong with the images
+    # Says what is wrong with the images.
+    outputs_for(data.load(config.dataset, config.data, "train", config.image_size))
     out = out_dir(config, "comparison")
     config = dataclasses.replace(config, out=out)
     config.save(out / "config.json")

@@ -231,19 +231,19 @@ def stage_rows(stages: Sequence[Stage], device: torch.device) -> tuple[Tensor, T
     return constant(tuple(rows), device), constant(tuple(edges), device), constant(tuple(map(tuple, groups)), device)
 
 
-_in_graphs: dict[tuple[Any, torch.device], Tensor] = {}  # what captured launches read for as long as their graphs live
+_in_graphs: set[Tensor] = set()  # what captured launches read for as long as their graphs live
 
 
 def constant(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
-    """Integers on the device, copied there once, without waiting for it."""
-    table = _copied(rows, device)
+    """Integers on the device, copied there once for each stream, without waiting for it."""
+    table = _copied(rows, device, torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0)
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        _in_graphs[rows, device] = table
+        _in_graphs.add(table)
     return table
 
 
 @lru_cache(maxsize=8192)
-def _copied(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
+def _copied(rows: tuple[tuple[int, ...], ...], device: torch.device, stream: int) -> Tensor:
     table = torch.tensor(rows or ((0,),), dtype=torch.int32)
     # A captured copy would read the host's memory again in each replay: without pinning torch refuses it.
     if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -137,9 +138,11 @@ def test_a_gpu_is_never_waited_for(stride: int, dtype: torch.dtype, monkeypatch:
     monkeypatch.setattr(bank, "launch", lambda kernel, *_, **__: started.append(kernel))
     monkeypatch.setattr(node, "launch", lambda kernel, *_, **__: started.append(kernel))
     monkeypatch.setattr(
-        tables, "_copied", lambda rows, device: torch.empty(rows and (len(rows), len(rows[0])), device=device)
+        tables, "_copied", lambda rows, device, stream: torch.empty(rows and (len(rows), len(rows[0])), device=device)
     )
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)  # without a driver it cannot say
+    # Without a driver torch cannot say.
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=0))
     case = make_case(SMALL, inputs=2, nodes=2, stride=stride).to(dtype)
     with FakeTensorMode():
         on_gpu = [
