@@ -272,20 +272,26 @@ def _contents(op: nn.Module) -> tuple[list[Tensor], list[nn.BatchNorm2d]]:
     return [], []
 
 
-# What a layer computes beside its numbers. Their shapes say how many channels there are; the kernels look at those.
-_GEOMETRY: dict[type, Callable[[dict[str, Any]], tuple[Any, ...]]] = {
-    nn.Conv2d: lambda own: (
-        *(own["kernel_size"], own["stride"], own["padding"], own["dilation"], own["groups"], own["padding_mode"]),
-    ),
-    nn.MaxPool2d: lambda own: (
-        *(own["kernel_size"], own["stride"], own["padding"]),
-        *(own["dilation"], own["ceil_mode"], own["return_indices"]),
-    ),
-    nn.AvgPool2d: lambda own: (
-        *(own["kernel_size"], own["stride"], own["padding"]),
-        *(own["ceil_mode"], own["count_include_pad"], own["divisor_override"]),
-    ),
+def _convolution(own: dict[str, Any]) -> tuple[Any, ...]:
+    return own["kernel_size"], own["stride"], own["padding"], own["dilation"], own["groups"], own["padding_mode"]
+
+
+def _max_pool(own: dict[str, Any]) -> tuple[Any, ...]:
+    window = own["kernel_size"], own["stride"], own["padding"]
+    return *window, own["dilation"], own["ceil_mode"], own["return_indices"]
+
+
+def _avg_pool(own: dict[str, Any]) -> tuple[Any, ...]:
+    window = own["kernel_size"], own["stride"], own["padding"]
+    return *window, own["ceil_mode"], own["count_include_pad"], own["divisor_override"]
+
+
+GEOMETRY: dict[type, Callable[[dict[str, Any]], tuple[Any, ...]]] = {
+    nn.Conv2d: _convolution,
+    nn.MaxPool2d: _max_pool,
+    nn.AvgPool2d: _avg_pool,
 }
+"""What a layer computes beside its numbers, from its attributes. Numbers of channels are the kernels' to look at."""
 
 
 def _layers(op: nn.Module) -> list[nn.Module]:
@@ -295,7 +301,7 @@ def _layers(op: nn.Module) -> list[nn.Module]:
 def signature(op: nn.Module) -> Signature:
     """What an op's layers are and do, apart from their numbers."""
     layers = ((type(layer), layer.__dict__) for layer in _layers(op))
-    return tuple((kind, _GEOMETRY[kind](own) if kind in _GEOMETRY else None) for kind, own in layers)
+    return tuple((kind, GEOMETRY[kind](own) if kind in GEOMETRY else None) for kind, own in layers)
 
 
 def _as_built(op: nn.Module, built: Signature) -> bool:
@@ -322,7 +328,7 @@ def _as_built(op: nn.Module, built: Signature) -> bool:
                 return False
         elif type(layer) is not kind:
             return False
-        if geometry is not None and _GEOMETRY[kind](own) != geometry:
+        if geometry is not None and GEOMETRY[kind](own) != geometry:
             return False
     inner = op._modules.get("op") or op
     return not any("forward" in part.__dict__ or watched(part) for part in (op, inner, *layers))

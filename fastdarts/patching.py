@@ -9,7 +9,6 @@ import copyreg
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from operator import itemgetter
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -322,14 +321,9 @@ def _leaves(module: nn.Module) -> list[nn.Module]:
 
 # What a layer computes, apart from its numbers and from what a kernel reads at each call.
 _LAYERS: dict[type, Callable[[dict[str, Any]], tuple[object, ...]]] = {
-    nn.Conv2d: itemgetter(
-        *("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
-    ),
+    **fused.GEOMETRY,
+    nn.Conv2d: lambda own: (own["in_channels"], own["out_channels"], *fused.GEOMETRY[nn.Conv2d](own)),
     nn.BatchNorm2d: lambda own: (own["num_features"],),
-    nn.MaxPool2d: itemgetter("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
-    nn.AvgPool2d: itemgetter(
-        *("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
-    ),
     nn.ReLU: lambda _: (),
 }
 
