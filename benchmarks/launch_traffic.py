@@ -6,7 +6,6 @@ Triton's interpreter.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cache
@@ -38,16 +37,18 @@ from fastdarts.kernels.tables import (
 
 HALO = {CONV_3.value: 1, CONV_5.value: 2, CONV_7.value: 3, DILATED_3.value: 2, DILATED_5.value: 4}
 HALO |= {MAX.value: 1, AVG.value: 1, GATHER.value: 0, SKIP.value: 0}
-POOL_TAPS = 9
 # Issue slots for each element of an output: instructions in the loops of the machine code for sm_90 in bfloat16, over
-# the elements of a thread. At stride 1 (16 channels) those of a column of taps, of windows that are 3 and 5 high
-# (kernels/windows.py), of a state and of a first stage's y, which is normalised as read.
-COLUMN_FORWARD = ((10.2, 15.4), (12.5, 18.6))
-COLUMN_BACK = ((9.5, 14.4), (9.5, 14.4))
-COLUMN_WEIGHTS = ((14.4, 18.7), (16.5, 21.5))
-# At larger strides (64 channels) those of a tap.
-TAP_FORWARD, TAP_BACK, TAP_WEIGHTS = 5.6, 4.9, 7.2
-POOLED, POOL_MIXED, POOL_BACK = 5.0, 6.0, 11.3
+# the outputs of a thread. At stride 1 (16 channels) of a 3x3 and a 5x5 window (kernels/blocks.py) with all its loop
+# does, of a state and of a first stage's y, which is normalised as read.
+FORWARD = ((18.1, 40.6), (21.2, 46.0))
+AGAIN = ((18.3, 49.5), (21.3, 57.4))
+BACK = ((22.5, 50.8), (26.4, 54.4))
+WEIGHTS = ((19.3, 48.7), (22.2, 55.8))
+# At larger strides (64 channels) of a tap; and what the state's pixels take that an output stands for.
+TAP_FORWARD, TAP_BACK, TAP_WEIGHTS = 5.6, 5.1, 7.2
+PIXELS_BACK = 35
+# Of a pool's window: for its moments, for a node or its sums, and backward.
+POOLED, POOL_MIXED, POOL_BACK = 45, 19, 102
 
 
 @dataclass
@@ -114,18 +115,16 @@ def _taps(row: list[int]) -> int:
     return TAPS.get(row[GEOMETRY.value], 0)
 
 
-Column = tuple[tuple[float, float], tuple[float, float]]
+Windows = tuple[tuple[float, float], tuple[float, float]]
 
 
-def _window_slots(a: dict[str, Any], row: list[int], columns: Column, tap: float) -> float:
+def _window_slots(a: dict[str, Any], row: list[int], windows: Windows, tap: float) -> float:
     """Issue slots of a stage's windows for each element of an output."""
     taps = _taps(row)
     if a["STRIDE"] > 1:
         return taps * tap
-    kernel = math.isqrt(taps)
-    height = 3 if kernel == 3 else a["KERNEL"]
-    of_3, of_5 = columns[a["NORMALISED"]]
-    return kernel * (of_3 + (height - 3) / 2 * (of_5 - of_3))
+    of_3, of_5 = windows[a["NORMALISED"]]
+    return of_3 + (taps - 9) / 16 * (of_5 - of_3)
 
 
 def _is_pool(row: list[int]) -> bool:
@@ -163,7 +162,7 @@ def stage_forward(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, float,
             size += grid[2] * a["pixels"] * a["C_IN"] * element
         size += len(group) * tiles * 2 * a["C_OUT"] * compute + grid[0] * sum(_weights(a, row) for row in group)
         for row in group:
-            slot = POOLED * POOL_TAPS if _is_pool(row) else _window_slots(a, row, COLUMN_FORWARD, TAP_FORWARD)
+            slot = POOLED if _is_pool(row) else _window_slots(a, row, FORWARD, TAP_FORWARD)
             slots += grid[2] * a["pixels"] * a["C_IN"] * slot
             products += 0 if _is_pool(row) else a["pixels"] * a["C_IN"] * a["C_OUT"]
     return size, slots, products
@@ -183,7 +182,7 @@ def mix_forward(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, float, i
         halo = HALO.get(pool, 0)
         pixels = touched(a["pixels"], a["BLOCK_P"], a["HO"], a["WO"], 1 if height == a["HO"] else 2, halo)
         seen[source, slot] = max(seen.get((source, slot), 0), pixels * a["C"])  # a state is read once for all its terms
-        slots += POOL_MIXED * POOL_TAPS * elements if pool else 0
+        slots += POOL_MIXED * elements if pool else 0
     return (sum(seen.values()) + elements) * element + grid[0] * a["terms"] * 2 * a["C"] * compute, slots, 0
 
 
@@ -229,10 +228,10 @@ def stage_backward(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, float
             if params and _has_matrix(row):
                 size += grid[0] * (_taps(row) + a["C_OUT"]) * a["C_IN"] * compute
             if params:  # d once more, and the weights' gradient
-                slots += windows * _window_slots(a, row, COLUMN_FORWARD, TAP_FORWARD)
-                slots += windows * _window_slots(a, row, COLUMN_WEIGHTS, TAP_WEIGHTS)
+                slots += windows * _window_slots(a, row, AGAIN, TAP_FORWARD)
+                slots += windows * _window_slots(a, row, WEIGHTS, TAP_WEIGHTS)
             if normalised or a["NEED_X"]:
-                slots += inputs * _window_slots(a, row, COLUMN_BACK, TAP_BACK)
+                slots += windows * (_window_slots(a, row, BACK, TAP_BACK) + (a["STRIDE"] > 1) * PIXELS_BACK)
             products += (1 + 2 * params) * windows * a["C_OUT"] if _has_matrix(row) else 0
     return size, slots, products
 
@@ -254,7 +253,7 @@ def pool_backward(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, float,
     nodes = {(edge[EDGE_NODE.value], edge[EDGE_OWN.value]) for edge in a["edges_ptr"].tolist()}
     has_largest = any(row[GEOMETRY.value] == MAX.value for row in _rows(a))
     size = (2 * inputs + (len(nodes) + 1) * windows) * element + has_largest * windows
-    return size, a["rows"] * POOL_TAPS * POOL_BACK * windows, 0
+    return size, a["rows"] * POOL_BACK * windows, 0
 
 
 def join_gradients(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, float, int]:

@@ -8,13 +8,8 @@ import triton
 from torch import Tensor
 
 from fastdarts.kernels import tiles
-from fastdarts.kernels.backward import (
-    join_gradients_kernel,
-    pool_backward_kernel,
-    reduction_backward_kernel,
-    stage_backward_kernel,
-    sum_parts_kernel,
-)
+from fastdarts.kernels.backward import stage_backward_kernel
+from fastdarts.kernels.joins import join_gradients_kernel, sum_parts_kernel
 from fastdarts.kernels.launch import (
     accumulator,
     dot_type,
@@ -22,8 +17,10 @@ from fastdarts.kernels.launch import (
     padded_channels,
 )
 from fastdarts.kernels.mix import finish_sums_kernel
+from fastdarts.kernels.pools import pool_backward_kernel
+from fastdarts.kernels.reduction import reduction_backward_kernel
 from fastdarts.kernels.stage import join_moments_kernel, stage_forward_kernel
-from fastdarts.kernels.tables import TAPS, Bank, Stage, constant, geometries, largest_kernel, stage_rows
+from fastdarts.kernels.tables import TAPS, Bank, Stage, constant, geometries, stage_rows
 
 Image = tuple[Tensor, int]  # [N, C, H, W] and the elements from pixel to pixel
 
@@ -87,9 +84,8 @@ def _stages_forward(stages: list[Stage], s: Shared, x: Image, stride: int, norma
     parts = count * triton.cdiv(chunk, tile.pixels)
     moments = s.stats.new_empty((len(stages) if s.training else 0, parts, 2, s.channels))
     grid = count, len(groups), triton.cdiv(s.channels, tile.channels)
-    kernel = largest_kernel(stages)
     d = s.saved  # not read: d stands where y will
-    if kernel and grid[2] > 1:
+    if grid[2] > 1 and any(stage.geometry in TAPS for stage in stages):
         d = s.saved.new_empty((grid[2], len(groups), s.pixels, s.pitch))
     launch(
         stage_forward_kernel,
@@ -99,12 +95,11 @@ def _stages_forward(stages: list[Stage], s: Shared, x: Image, stride: int, norma
         **s.constants,
         STRIDE=stride,
         GEOMETRIES=geometries(stages),
-        KERNEL=kernel,
         NORMALISED=normalised,
         TRAINING=s.training,
         IMAGES=images,
         BLOCK_P=tile.pixels,
-        WINDOW_P=tile.strips(s.saved.dtype),
+        BLOCKS=tile.blocks(s.saved.dtype),
         BLOCK_I=tiles.channel_block(shape["C_IN"]),
         BLOCK_O=tile.channels,
         DOT=dot_type(s.saved.dtype),
@@ -292,13 +287,12 @@ def _stages_backward(
         G_PITCH=g.nodes[1],
         STRIDE=stride,
         GEOMETRIES=geometries(stages),
-        KERNEL=largest_kernel(stages),
         NORMALISED=normalised,
         NEED_X=need_x,
         NEED_PARAMS=g.need_params,
         IMAGES=s.chunk(tiles.BACKWARD_CHUNK, tile),
         BLOCK_P=tile.pixels,
-        WINDOW_P=tile.strips(s.saved.dtype),
+        BLOCKS=tile.blocks(s.saved.dtype),
         BLOCK_I=block_i,
         BLOCK_O=tile.channels,
         DOT=dot_type(s.saved.dtype),

@@ -3,7 +3,9 @@
 import triton
 import triton.language as tl
 
-from fastdarts.kernels.parts import load_tile, mask_of, pooled, statistics, store_tile
+from fastdarts.kernels.blocks import blocks, pointers, times, within
+from fastdarts.kernels.parts import mask_of, statistics
+from fastdarts.kernels.strips import STRIP, load_strip, pooled_strip
 from fastdarts.kernels.tables import (
     NARROW,
     POOL,
@@ -26,39 +28,37 @@ def op_weight(weights_ptr, index, ACC: tl.constexpr):
 
 
 @triton.jit
-def state_term(ptr, pool, p, exists, c, C: tl.constexpr, PITCH: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr,
+def state_term(ptr, pool, q, h, w, exists, c, C: tl.constexpr, PITCH: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr,
                H: tl.constexpr, W: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
-    """A state of H x W, or a pool of it that makes HO x WO, at output pixels p."""
-    v = tl.zeros((p.shape[0], BLOCK_C), ACC)
+    """A state of H x W, or a pool of it that makes HO x WO, at strips of output pixels."""
+    v = times(tl.zeros((q.shape[0], BLOCK_C), ACC), STRIP)
     if pool != 0:
         stride: tl.constexpr = 1 if H == HO and W == WO else 2
-        h, w = (p // WO) % HO * stride, p % WO * stride
-        q = ((p // (HO * WO) * H + h) * W + w).to(tl.int64)
-        v = pooled(ptr, q, h, w, exists, c, pool, C, H, W, PITCH, BLOCK_C, ACC)
+        corner = ((q // (HO * WO)).to(tl.int64) * H + h * stride) * W + w * stride
+        v = pooled_strip(ptr, pool, corner, h, w, exists, c, stride, C, H, W, PITCH, HO, BLOCK_C, ACC)
     else:
-        v = load_tile(ptr, p.to(tl.int64) * PITCH, c, mask_of(exists, c, C, BLOCK_C), ACC)
+        v = load_strip(ptr, q, h, exists, c, C, PITCH, HO, WO, BLOCK_C, ACC)
     return v
 
 
 @triton.jit
-def term(states, out_ptr, saved_ptr, terms_ptr, t, p, c, pixels, C: tl.constexpr, PITCH: tl.constexpr,
+def term(states, out_ptr, saved_ptr, terms_ptr, t, q, h, w, exists, c, pixels, C: tl.constexpr, PITCH: tl.constexpr,
          OUT_PITCH: tl.constexpr, STATES: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, BLOCK_C: tl.constexpr,
          ACC: tl.constexpr):  # fmt: skip
-    """The tensor of term t at pixels p: a saved one, a state, or a pool of a state. STATES: pitch, height, width."""
-    exists = p < pixels
+    """The tensor of term t at strips: a saved one, a state, or a pool of a state. STATES: pitch, height, width."""
     source = tl.load(terms_ptr + t * TERM + SOURCE)
     slot = tl.load(terms_ptr + t * TERM + SLOT)
     pool = tl.load(terms_ptr + t * TERM + POOL)
-    v = tl.zeros((p.shape[0], BLOCK_C), ACC)
+    v = times(tl.zeros((q.shape[0], BLOCK_C), ACC), STRIP)
     if source == 0:
         at = saved_ptr + slot * (pixels.to(tl.int64) * PITCH)
-        v = load_tile(at, p.to(tl.int64) * PITCH, c, mask_of(exists, c, C, BLOCK_C), ACC)
+        v = load_strip(at, q, h, exists, c, C, PITCH, HO, WO, BLOCK_C, ACC)
     elif source == 1:
-        v = state_term(out_ptr + slot * C, pool, p, exists, c, C, OUT_PITCH, HO, WO, HO, WO, BLOCK_C, ACC)
+        v = state_term(out_ptr + slot * C, pool, q, h, w, exists, c, C, OUT_PITCH, HO, WO, HO, WO, BLOCK_C, ACC)
     else:
         for s in tl.static_range(len(STATES)):
             if source == s + 2:
-                v = state_term(states[s], pool, p, exists, c, C, STATES[s][0], HO, WO, STATES[s][1], STATES[s][2],
+                v = state_term(states[s], pool, q, h, w, exists, c, C, STATES[s][0], HO, WO, STATES[s][1], STATES[s][2],
                                BLOCK_C, ACC)  # fmt: skip
     return v
 
@@ -70,22 +70,31 @@ def mix_forward_kernel(
     WO: tl.constexpr, EPS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """One program makes BLOCK_P pixels x BLOCK_C channels of node = sum of weight * batch norm (t) over its terms."""
-    p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    q, h, w, exists = blocks(tl.program_id(0), pixels // (HO * WO), STRIP, 1, 1, HO, WO, BLOCK_P // STRIP)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    mask = mask_of(p < pixels, c, C, BLOCK_C)
-    total = tl.zeros((BLOCK_P, BLOCK_C), ACC)
+    total = times(tl.zeros((BLOCK_P // STRIP, BLOCK_C), ACC), STRIP)
     for t in range(terms):
         weight = op_weight(weights_ptr, tl.load(terms_ptr + t * TERM + WEIGHT), ACC)
         norm = tl.load(terms_ptr + t * TERM + TERM_NORM)
-        v = term(
-            states, out_ptr, saved_ptr, terms_ptr, t, p, c, pixels, C, PITCH, OUT_PITCH, STATES, HO, WO, BLOCK_C, ACC
-        )
+        v = term(states, out_ptr, saved_ptr, terms_ptr, t, q, h, w, exists, c, pixels, C, PITCH, OUT_PITCH, STATES,
+                 HO, WO, BLOCK_C, ACC)  # fmt: skip
+        mean, rstd = tl.zeros((BLOCK_C,), ACC), tl.full((BLOCK_C,), 1.0, ACC)
         if norm >= 0:
             mean, rstd = statistics(stats_ptr, norm, c, C, EPS)
-            total += (v - mean[None, :]) * (weight * rstd)[None, :]
-        else:
-            total += v * weight
-    store_tile(out_ptr + node * C, p.to(tl.int64) * OUT_PITCH, c, total, mask)
+        total = add_term(total, v, mean, weight * rstd)
+    at, rows = pointers(out_ptr + node * C, q.to(tl.int64), c, OUT_PITCH), within(h, exists, STRIP, 0, 1, HO)
+    for j in tl.static_range(STRIP):
+        mask = mask_of(rows[j], c, C, BLOCK_C)
+        tl.store(at + j * (WO * OUT_PITCH), total[j].to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def add_term(total, v, mean, scale):
+    """Strips of a node with those of a term."""
+    more = ()
+    for j in tl.static_range(STRIP):
+        more = more + (total[j] + (v[j] - mean[None, :]) * scale[None, :],)
+    return more
 
 
 @triton.jit(do_not_specialize=["node", "terms", "pixels"])
@@ -95,22 +104,30 @@ def term_sums_kernel(
     WO: tl.constexpr, EPS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """One program sums a tile's g, and g * (t - mean) for every term of the node: sums [tiles, 1 + terms, C]."""
-    p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    q, h, w, exists = blocks(tl.program_id(0), pixels // (HO * WO), STRIP, 1, 1, HO, WO, BLOCK_P // STRIP)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    mask = mask_of(p < pixels, c, C, BLOCK_C)
-    g = load_tile(g_ptr + node * C, p.to(tl.int64) * OUT_PITCH, c, mask, ACC)
+    g = load_strip(g_ptr + node * C, q, h, exists, c, C, OUT_PITCH, HO, WO, BLOCK_C, ACC)
     at = sums_ptr + tl.program_id(0).to(tl.int64) * ((1 + terms) * C) + c
-    tl.store(at, tl.sum(g, 0), mask=c < C)
+    zero = tl.zeros((BLOCK_P // STRIP, BLOCK_C), ACC)
+    tl.store(at, tl.sum(products(g, times(zero + 1, STRIP), tl.zeros((BLOCK_C,), ACC)), 0), mask=c < C)
     for t in range(terms):
         norm = tl.load(terms_ptr + t * TERM + TERM_NORM)
-        v = term(
-            states, out_ptr, saved_ptr, terms_ptr, t, p, c, pixels, C, PITCH, OUT_PITCH, STATES, HO, WO, BLOCK_C, ACC
-        )
+        v = term(states, out_ptr, saved_ptr, terms_ptr, t, q, h, w, exists, c, pixels, C, PITCH, OUT_PITCH, STATES,
+                 HO, WO, BLOCK_C, ACC)  # fmt: skip
+        mean = tl.zeros((BLOCK_C,), ACC)
         if norm >= 0:
             mean, _ = statistics(stats_ptr, norm, c, C, EPS)
-            v -= mean[None, :]
         at += C
-        tl.store(at, tl.sum(g * v, 0), mask=c < C)
+        tl.store(at, tl.sum(products(g, v, mean), 0), mask=c < C)
+
+
+@triton.jit
+def products(g, v, mean):
+    """Strips of g * (v - mean), added up."""
+    total = g[0] * (v[0] - mean[None, :])
+    for j in tl.static_range(1, STRIP):
+        total += g[j] * (v[j] - mean[None, :])
+    return total
 
 
 @triton.jit(do_not_specialize=["tiles", "sums", "pixels"])

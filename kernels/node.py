@@ -7,7 +7,14 @@ from fastdarts.kernels import tiles
 from fastdarts.kernels.bank import Gradients, Image, Shared, finish_sums
 from fastdarts.kernels.launch import launch
 from fastdarts.kernels.mix import mix_forward_kernel, term_sums_kernel
+from fastdarts.kernels.strips import STRIP
 from fastdarts.kernels.tables import Term, constant
+from fastdarts.kernels.tiles import Tile
+
+
+def strip_tiles(s: Shared, tile: Tile) -> int:
+    """Tiles of whole strips, STRIP pixels below each other, that cover all outputs."""
+    return triton.cdiv(s.images * triton.cdiv(s.height, STRIP.value) * s.width, tile.pixels // STRIP.value)
 
 
 def mix(terms: list[Term], node: int, s: Shared, inputs: list[Image], out: Tensor, weights: Tensor) -> None:
@@ -15,7 +22,7 @@ def mix(terms: list[Term], node: int, s: Shared, inputs: list[Image], out: Tenso
     tile = s.tile(tiles.MIX)
     launch(
         mix_forward_kernel,
-        (triton.cdiv(s.pixels, tile.pixels), triton.cdiv(s.channels, tile.channels)),
+        (strip_tiles(s, tile), triton.cdiv(s.channels, tile.channels)),
         tuple(x for x, _ in inputs),
         *(out, s.saved, s.stats, weights, constant(tuple(terms), out.device), node, len(terms), s.pixels),
         **s.constants,
@@ -38,7 +45,7 @@ def sum_terms(
     tile = s.tile(tiles.MIX)
     if not terms:
         return
-    count = triton.cdiv(s.pixels, tile.pixels)
+    count = strip_tiles(s, tile)
     sums = s.stats.new_empty((count, 1 + len(terms), s.channels))
     launch(
         term_sums_kernel,

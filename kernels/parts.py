@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from fastdarts.kernels.tables import MAX, ROW, X_NORM
+from fastdarts.kernels.tables import MAX, ROW
 
 
 @triton.jit
@@ -16,6 +16,12 @@ def column(rows_ptr, row, name: tl.constexpr):
 def relu(v):
     """NaN stays NaN, as in PyTorch."""
     return tl.maximum(v, 0.0, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def larger(a, b):
+    """NaN if one of them is."""
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -55,10 +61,10 @@ def normaliser(stats_ptr, norm, c, C: tl.constexpr, EPS: tl.constexpr):
 
 
 @triton.jit
-def activation(stats_ptr, rows_ptr, row, c, C: tl.constexpr, NORMALISED: tl.constexpr, EPS: tl.constexpr):
-    """What a stage's input is scaled and shifted by before its relu."""
+def activation(stats_ptr, norm, c, C: tl.constexpr, NORMALISED: tl.constexpr, EPS: tl.constexpr):
+    """What an input is scaled and shifted by before its relu."""
     if NORMALISED:
-        return normaliser(stats_ptr, column(rows_ptr, row, X_NORM), c, C, EPS)
+        return normaliser(stats_ptr, norm, c, C, EPS)
     else:
         return 1.0, 0.0
 
@@ -73,21 +79,25 @@ def pixels_of(step, count, H: tl.constexpr, W: tl.constexpr, HO: tl.constexpr, W
 
 
 @triton.jit
+def activated(at, mask, scale, shift, NORMALISED: tl.constexpr, RELU: tl.constexpr, ACC: tl.constexpr):
+    """What stands at pointers, or with RELU the relu of that or of its normalised values; zero where there is none."""
+    if NORMALISED:  # of minus infinity the relu is zero, whatever the offset
+        return relu(tl.load(at, mask=mask, other=float("-inf")).to(ACC) * scale[None, :] + shift[None, :])
+    elif RELU:
+        return relu(tl.load(at, mask=mask, other=0.0).to(ACC))
+    else:
+        return tl.load(at, mask=mask, other=0.0).to(ACC)
+
+
+@triton.jit
 def neighbour(ptr, q, h, w, dy, dx, exists, c, scale, shift, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
               PITCH: tl.constexpr, NORMALISED: tl.constexpr, RELU: tl.constexpr, BLOCK_C: tl.constexpr,
               ACC: tl.constexpr):  # fmt: skip
-    """Input (dy, dx) away from pixels q at (h, w), or with RELU the relu of that or of its normalised values; zero
-    outside the image.
-    """
+    """Input (dy, dx) away from pixels q at (h, w), activated; zero outside the image."""
     inside = exists & (h + dy >= 0) & (h + dy < H) & (w + dx >= 0) & (w + dx < W)
     mask = mask_of(inside, c, C, BLOCK_C)
     offset = (q + (dy * W + dx)) * PITCH
-    if NORMALISED:  # of minus infinity the relu is zero, whatever the offset
-        return relu(load_tile(ptr, offset, c, mask, ACC, float("-inf")) * scale[None, :] + shift[None, :])
-    elif RELU:
-        return relu(load_tile(ptr, offset, c, mask, ACC))
-    else:
-        return load_tile(ptr, offset, c, mask, ACC)
+    return activated(ptr + (offset[:, None] + c[None, :]), mask, scale, shift, NORMALISED, RELU, ACC)
 
 
 @triton.jit
@@ -109,7 +119,7 @@ def pooled(x_ptr, q, h, w, exists, c, geometry, C: tl.constexpr, H: tl.constexpr
         y += float("-inf")
         for tap in range(9):
             _, v = pool_tap(x_ptr, q, h, w, tap, exists, c, C, H, W, PITCH, BLOCK_C, ACC, float("-inf"))
-            y = tl.maximum(y, v, propagate_nan=tl.PropagateNan.ALL)
+            y = larger(y, v)
     else:
         for tap in range(9):
             _, v = pool_tap(x_ptr, q, h, w, tap, exists, c, C, H, W, PITCH, BLOCK_C, ACC, 0.0)

@@ -4,7 +4,6 @@ import triton
 import triton.language as tl
 
 from fastdarts.kernels.parts import (
-    activation,
     column,
     load_tile,
     mask_of,
@@ -14,7 +13,7 @@ from fastdarts.kernels.parts import (
     pooled,
     store_tile,
 )
-from fastdarts.kernels.tables import AVG, CONV_3, DW, GATHER, GEOMETRY, MAX, PW, X, Y
+from fastdarts.kernels.tables import AVG, CONV_3, DW, GATHER, GEOMETRY, MAX, PW, X_NORM, X, Y
 from fastdarts.kernels.windows import depthwise
 
 
@@ -23,8 +22,8 @@ def stage_forward_kernel(
     x_ptr, saved_ptr, d_ptr, dw_ptr, pw_ptr, stats_ptr, moments_ptr, rows_ptr, groups_ptr, pixels,
     C_IN: tl.constexpr, C_OUT: tl.constexpr, X_PITCH: tl.constexpr, PITCH: tl.constexpr,
     H: tl.constexpr, W: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr,
-    GEOMETRIES: tl.constexpr, KERNEL: tl.constexpr, NORMALISED: tl.constexpr, TRAINING: tl.constexpr,
-    EPS: tl.constexpr, IMAGES: tl.constexpr, BLOCK_P: tl.constexpr, WINDOW_P: tl.constexpr, BLOCK_I: tl.constexpr,
+    GEOMETRIES: tl.constexpr, NORMALISED: tl.constexpr, TRAINING: tl.constexpr,
+    EPS: tl.constexpr, IMAGES: tl.constexpr, BLOCK_P: tl.constexpr, BLOCKS: tl.constexpr, BLOCK_I: tl.constexpr,
     BLOCK_O: tl.constexpr, ACC: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """One program makes BLOCK_O channels of a group's stages' y for IMAGES images, and their moments.
@@ -44,7 +43,7 @@ def stage_forward_kernel(
     d_ptr += ((tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)) * pixels.to(tl.int64) + begin) * PITCH
     o = tl.program_id(2) * BLOCK_O + tl.arange(0, BLOCK_O)
     group = groups_ptr + tl.program_id(1) * 2
-    for row in tl.range(tl.load(group), tl.load(group + 1), disable_licm=KERNEL > 0):
+    for row in tl.range(tl.load(group), tl.load(group + 1), disable_licm=CONV_3 <= GEOMETRIES):
         in_ptr = x_ptr
         if NORMALISED:
             in_ptr = out_ptr + column(rows_ptr, row, X) * plane
@@ -55,14 +54,12 @@ def stage_forward_kernel(
             here_ptr = d_ptr
         if CONV_3 <= GEOMETRIES:
             if geometry >= CONV_3:
-                for i0 in range(0, C_IN, BLOCK_I):
-                    i = i0 + tl.arange(0, BLOCK_I)
-                    scale, shift = activation(stats_ptr, rows_ptr, row, i, C_IN, NORMALISED, EPS)
-                    depthwise(geometry, in_ptr, here_ptr, dw_ptr + column(rows_ptr, row, DW) * C_IN, count // (HO * WO),
-                              i, scale, shift, C_IN, H, W, HO, WO, STRIDE, X_PITCH, PITCH, KERNEL, NORMALISED, WINDOW_P,
-                              BLOCK_I, ACC)  # fmt: skip
+                for first in range(0, C_IN, BLOCK_I):
+                    depthwise(geometry, in_ptr, here_ptr, dw_ptr + column(rows_ptr, row, DW) * C_IN, stats_ptr,
+                              column(rows_ptr, row, X_NORM), count // (HO * WO), first, C_IN, H, W, HO, WO, STRIDE,
+                              X_PITCH, PITCH, GEOMETRIES, NORMALISED, False, EPS, BLOCKS, BLOCK_I, ACC)  # fmt: skip
                 tl.debug_barrier()
-        for step in tl.range(TILES, disable_licm=KERNEL > 0):
+        for step in tl.range(TILES, disable_licm=CONV_3 <= GEOMETRIES):
             p, exists, q, h, w = pixels_of(step, count, H, W, HO, WO, STRIDE, BLOCK_P)
             y = stage_output(in_ptr, here_ptr, pw_ptr, rows_ptr, row, geometry, p, q, h, w, exists, o,
                              C_IN, C_OUT, X_PITCH, PITCH, H, W, STRIDE, GEOMETRIES, BLOCK_I, BLOCK_O, ACC,

@@ -1,6 +1,5 @@
 """A plan as the integer tables that the kernels read: a row for each stage, term, edge and sum."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -19,11 +18,20 @@ GATHER, SKIP, MAX, AVG = (tl.constexpr(1 << i) for i in range(4))
 CONV_3, CONV_5, CONV_7, DILATED_3, DILATED_5 = (tl.constexpr(1 << i) for i in range(4, 9))
 _CONVOLUTIONS = {(3, 1): CONV_3, (5, 1): CONV_5, (7, 1): CONV_7, (3, 2): DILATED_3, (5, 2): DILATED_5}
 
+# Of each geometry: kernel, dilation, and the columns of the blocks (blocks.py) that it goes by, forward and backward,
+# where the registers of a thread hold fewer: with more than these it spills.
+WINDOWS = tl.constexpr(
+    tuple(
+        (geometry.value, kernel, dilation, 4 if kernel < 7 else 2, 4 if kernel == 3 else 2)
+        for (kernel, dilation), geometry in _CONVOLUTIONS.items()
+    )
+)
+WINDOW_KINDS = tl.constexpr(len(_CONVOLUTIONS))
 TAPS = {geometry.value: kernel**2 for (kernel, _), geometry in _CONVOLUTIONS.items()}
 
 # Columns of a stage's row.
 GEOMETRY, Y, NORM, DW, PW, X, X_NORM = (tl.constexpr(i) for i in range(7))
-NODE, OWN, DZ, OP_WEIGHT, FIRST_EDGE, EDGES = (tl.constexpr(i) for i in range(7, 13))
+NODE, OWN, DZ, OP_WEIGHT, FIRST_EDGE, EDGES, GROUP = (tl.constexpr(i) for i in range(7, 14))
 ROW = tl.constexpr(16)
 # Columns of a term's row. SOURCE: 0 a saved tensor, 1 a node, 2 + i input state i; SLOT: which saved tensor or node;
 # POOL: 0, or the geometry of the pool that the state goes through.
@@ -206,11 +214,6 @@ def geometries(stages: Sequence[Stage]) -> int:
     return bits
 
 
-def largest_kernel(stages: Sequence[Stage]) -> int:
-    """Side of the largest window; 0 without convolutions."""
-    return max((math.isqrt(TAPS.get(stage.geometry, 0)) for stage in stages), default=0)
-
-
 def stage_rows(stages: Sequence[Stage], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """The rows of `stages`, those of the edges their pools refer to, and groups (first, last + 1) of rows.
 
@@ -225,7 +228,7 @@ def stage_rows(stages: Sequence[Stage], device: torch.device) -> tuple[Tensor, T
             groups.append([i, i])
         groups[-1][1] = i + 1
         row = [s.geometry, s.y, s.norm, s.dw, s.pw, s.x, s.x_norm, s.node, s.own, s.dz, s.weight]
-        row += [len(edges), len(s.edges)]
+        row += [len(edges), len(s.edges), len(groups) - 1]
         rows.append(tuple(row + [0] * (ROW.value - len(row))))
         edges += s.edges
     return constant(tuple(rows), device), constant(tuple(edges), device), constant(tuple(map(tuple, groups)), device)

@@ -18,9 +18,9 @@ class Tile:
     channels: int
     warps: int
 
-    def strips(self, dtype: torch.dtype) -> int:
-        """Strips (windows.py) of a tile: so many that a thread reads 64 bits of each row."""
-        return max(self.warps * 32 * 8 // (dtype.itemsize * self.channels), 16)
+    def blocks(self, dtype: torch.dtype) -> int:
+        """Blocks (blocks.py) of a tile: so many that a thread reads 32 bits of each pixel."""
+        return max(self.warps * 32 * 4 // (dtype.itemsize * self.channels), 1)
 
 
 # Passes, and the elements (of 16 bits; of wider ones fewer) and warps of their tiles. Small enough that two programs'
@@ -33,7 +33,7 @@ SHIPPED = {
     STAGE_BACKWARD: (2048, 8),
     POOL_BACKWARD: (2048, 8),
     JOIN: (2048, 8),
-    MIX: (2048, 8),
+    MIX: (2048, 4),
 }
 
 PARTIAL_SUMS = 2048

@@ -12,8 +12,12 @@ triton = pytest.importorskip("triton", reason="the kernels need Triton")
 READS_STATES = ("stage_forward_kernel", "stage_backward_kernel", "reduction_backward_kernel", "pool_backward_kernel")
 READS_STATES += ("mix_forward_kernel", "term_sums_kernel")
 MULTIPLIES = ("stage_forward_kernel", "stage_backward_kernel", "reduction_backward_kernel")
-# Bytes a thread that may spill, by target: none. Compilers older than the one tiles were chosen with spill a little.
-SPILLED = {} if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8) else {"sm_80": 32}
+# Bytes a thread that may spill, by target: what a kernel keeps while it calls a pass that takes nearly all registers.
+# Compilers older than the one that tiles were chosen with keep more.
+if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8):
+    SPILLED = {"sm_80": 8, "sm_90": 0, "sm_100": 16, "gfx942": 0}
+else:
+    SPILLED = {"sm_80": 256, "sm_90": 256, "sm_100": 256, "gfx942": 0}
 NARROW = [("gfx942", "reduction_backward_kernel", "32 x 16")]  # of preprocessing: an element for each of 512 threads
 
 
@@ -30,7 +34,7 @@ def report(tmp_path: Path, *options: str) -> list[dict[str, str]]:
 def check(rows: list[dict[str, str]]) -> None:
     assert {"stage_forward_kernel", "join_gradients_kernel", "sum_parts_kernel"} < {row["kernel"] for row in rows}
     for row in rows:
-        assert int(row["spilled bytes"]) <= SPILLED.get(row["target"], 0), row
+        assert int(row["spilled bytes"]) <= SPILLED[row["target"]], row
         assert int(row["occupancy"].removesuffix("%")) >= 25, row
         if row["kernel"] in READS_STATES and (row["target"], row["kernel"], row["tile"]) not in NARROW:
             assert int(row["128-bit loads"]) > 0, row

@@ -41,8 +41,8 @@ def test_autotune_takes_the_fastest_shape_and_the_table_knows_it_from_then_on(mo
     autotune.store(tiles.file(), "a GPU", best)
     autotune.store(tiles.file(), "another", {("mix", *KEY): (8192, 8)})
     monkeypatch.setattr(tiles, "found", None)
-    assert tiles.tile(16, 1024, torch.bfloat16, tiles.MIX) == tiles.Tile(128, 16, 4)
-    assert tiles.tile(16, 256, torch.bfloat16, tiles.MIX) == tiles.Tile(128, 16, 8)  # another image: as shipped
+    assert tiles.tile(16, 1024, torch.bfloat16, tiles.JOIN) == tiles.Tile(128, 16, 4)
+    assert tiles.tile(16, 256, torch.bfloat16, tiles.JOIN) == tiles.Tile(128, 16, 8)  # another image: as shipped
     assert tiles.load(tiles.file(), "another") == {("mix", *KEY): (8192, 8)}
 
 
