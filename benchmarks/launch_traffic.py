@@ -121,7 +121,7 @@ Windows = tuple[tuple[float, float], tuple[float, float]]
 def _window_slots(a: dict[str, Any], row: list[int], windows: Windows, tap: float) -> float:
     """Issue slots of a stage's windows for each element of an output."""
     taps = _taps(row)
-    if a["STRIDE"] > 1:
+    if a["STRIDE"] > 1 or not taps:
         return taps * tap
     of_3, of_5 = windows[a["NORMALISED"]]
     return of_3 + (taps - 9) / 16 * (of_5 - of_3)

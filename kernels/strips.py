@@ -43,7 +43,7 @@ def pooled_strip(ptr, pool, corner, h, w, exists, c, S: tl.constexpr, C: tl.cons
         lines = pool_lines(ptr, corner, h, w, exists, c, 0.0, False, S, C, H, W, PITCH, BLOCK_C, ACC)
         means = ()
         for j in tl.static_range(STRIP):
-            share = 1.0 / tl.maximum(window_size((h + j) * S, w * S, H, W), 1).to(ACC)  # outside 0 or less
+            share = 1.0 / tl.maximum(window_size((h + j) * S, w * S, H, W), 1).to(ACC)  # outside as little as 0
             means = means + ((lines[S * j] + lines[S * j + 1] + lines[S * j + 2]) * share[:, None],)
         y = means
     return y
