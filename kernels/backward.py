@@ -20,6 +20,7 @@ from fastdarts.kernels.parts import (
     mask_of,
     pixels_of,
     pointwise_weight,
+    share,
     statistics,
     store_tile,
 )
@@ -97,13 +98,6 @@ def stage_backward_kernel(
                                      C_IN, X_PITCH, PITCH, DD_PITCH, H, W, HO, WO, STRIDE, GEOMETRIES, NORMALISED, EPS,
                                      IMAGES, BLOCKS, BLOCK_I, ACC)  # fmt: skip
         tl.debug_barrier()  # the next stage overwrites dd and adds to dx
-
-
-@triton.jit
-def share(pixels, IMAGES: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr):
-    """A program's first output pixel, and how many it has."""
-    begin = tl.program_id(0).to(tl.int64) * (IMAGES * HO * WO)
-    return begin, tl.minimum(pixels - begin, IMAGES * HO * WO).to(tl.int32)
 
 
 @triton.jit
@@ -202,10 +196,10 @@ def product_backward(
             d = load_tile(dd_ptr, p * DD_PITCH, i, mask_of(exists, i, C_IN, BLOCK_I), DOT)
         if NEED_PARAMS and C_IN <= BLOCK_I and C_OUT <= BLOCK_O:  # y = W d costs less than reading it back
             mask = mask_of(exists, o, C_OUT, BLOCK_O)
-            g = incoming(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, p, o, mask, plane, C_OUT, PITCH, G_PITCH, ACC)
+            g = incoming(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, p, o, mask, C_OUT, PITCH, G_PITCH, ACC)
             weight = pointwise_weight(pw_ptr, o, i, 0, C_IN, C_OUT, 1, T, DOT)
             y = tl.dot(d, weight, input_precision="ieee", out_dtype=ACC)
-            dy = norm_backward(g, y, coefficients_ptr, stats_ptr, column(rows_ptr, row, NORM), o, mask, C_OUT, ACC)
+            dy = norm_backward(g, y, coefficients_ptr, stats_ptr, column(rows_ptr, row, NORM), o, mask, C_OUT)
         else:
             dy = stage_gradient(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, saved_ptr, coefficients_ptr, stats_ptr, p,
                                 exists, o, plane, C_OUT, PITCH, G_PITCH, BLOCK_O, ACC)  # fmt: skip

@@ -92,13 +92,16 @@ def taps(dw_ptr, c, ky: tl.constexpr, KERNEL: tl.constexpr, C: tl.constexpr, BAC
 
 
 @triton.jit
-def add_row(row, covered, weights, KERNEL: tl.constexpr):
-    """A row of outputs with what a row of input gives to them through a row of taps."""
+def add_row(sums, covered, factors):
+    """A row of sums, each with the products of as many values of a row of input, from its own place on, and factors.
+
+    Of outputs the factors are a row of taps; of taps a row of outputs' gradients.
+    """
     more = ()
-    for i in tl.static_range(len(row)):
-        total = row[i]
-        for kx in tl.static_range(KERNEL):
-            total = tl.fma(covered[i + kx], weights[kx], total)
+    for n in tl.static_range(len(sums)):
+        total = sums[n]
+        for i in tl.static_range(len(factors)):
+            total = tl.fma(covered[n + i], factors[i], total)
         more = more + (total,)
     return more
 
@@ -121,7 +124,7 @@ def convolved(ptr, dw_ptr, q, h, w, exists, c, scale, shift, COLUMNS: tl.constex
         more = ()
         for j in tl.static_range(ROWS):
             if m >= j and m - j < KERNEL:
-                more = more + (add_row(d[j], covered, weights[m - j], KERNEL),)
+                more = more + (add_row(d[j], covered, weights[m - j]),)
             else:
                 more = more + (d[j],)
         d = more
@@ -147,18 +150,6 @@ def convolve_images(
             for i in tl.static_range(COLUMNS):
                 mask = mask_of(rows[j] & columns[i], c, C, BLOCK_C)
                 tl.store(at + away(j * D, i * D, W, D_PITCH), d[j][i].to(d_ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def add_products(sums, covered, row, KERNEL: tl.constexpr):
-    """Sums of a row of taps with the products of a row of input and a row of outputs' gradients."""
-    more = ()
-    for kx in tl.static_range(KERNEL):
-        total = sums[kx]
-        for i in tl.static_range(len(row)):
-            total = tl.fma(covered[i + kx], row[i], total)
-        more = more + (total,)
-    return more
 
 
 @triton.jit(noinline=True)
@@ -188,7 +179,7 @@ def weight_gradient(
             more = ()
             for ky in tl.static_range(KERNEL):
                 if m >= ky and m - ky < ROWS:
-                    more = more + (add_products(sums[ky], covered, dd[m - ky], KERNEL),)
+                    more = more + (add_row(sums[ky], covered, dd[m - ky]),)
                 else:
                     more = more + (sums[ky],)
             sums = more

@@ -19,7 +19,7 @@ def node_gradient(grad_ptr, own_ptr, node, own, p, c, mask, C: tl.constexpr, PIT
 
 
 @triton.jit
-def norm_backward(g, y, coefficients_ptr, stats_ptr, norm, c, mask, C: tl.constexpr, ACC: tl.constexpr):
+def norm_backward(g, y, coefficients_ptr, stats_ptr, norm, c, mask, C: tl.constexpr):
     """The gradient before a batch norm from the one behind it."""
     at = coefficients_ptr + norm * (3 * C) + c
     from_g = tl.load(at, mask=c < C, other=0.0)
@@ -31,7 +31,7 @@ def norm_backward(g, y, coefficients_ptr, stats_ptr, norm, c, mask, C: tl.conste
 
 
 @triton.jit
-def incoming(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, p, o, mask, plane, C: tl.constexpr, PITCH: tl.constexpr,
+def incoming(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, p, o, mask, C: tl.constexpr, PITCH: tl.constexpr,
              G_PITCH: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
     """The gradient behind a stage: its node's, or for the first stage of a separable convolution dz."""
     node = column(rows_ptr, row, NODE)
@@ -48,9 +48,9 @@ def stage_gradient(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, saved_ptr, coeffici
                    ACC: tl.constexpr):  # fmt: skip
     """dy of a stage, from the y that was saved."""
     mask = mask_of(exists, o, C, BLOCK)
-    g = incoming(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, p, o, mask, plane, C, PITCH, G_PITCH, ACC)
+    g = incoming(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, p, o, mask, C, PITCH, G_PITCH, ACC)
     y = load_tile(saved_ptr + column(rows_ptr, row, Y) * plane, p * PITCH, o, mask, ACC)
-    return norm_backward(g, y, coefficients_ptr, stats_ptr, column(rows_ptr, row, NORM), o, mask, C, ACC)
+    return norm_backward(g, y, coefficients_ptr, stats_ptr, column(rows_ptr, row, NORM), o, mask, C)
 
 
 @triton.jit

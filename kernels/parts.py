@@ -15,7 +15,7 @@ def column(rows_ptr, row, name: tl.constexpr):
 @triton.jit
 def relu(v):
     """NaN stays NaN, as in PyTorch."""
-    return tl.maximum(v, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    return larger(v, 0.0)
 
 
 @triton.jit
@@ -76,6 +76,13 @@ def pixels_of(step, count, H: tl.constexpr, W: tl.constexpr, HO: tl.constexpr, W
     p = step * BLOCK_P + tl.arange(0, BLOCK_P)
     h, w = (p // WO) % HO * STRIDE, p % WO * STRIDE
     return p, p < count, (p // (HO * WO) * H + h) * W + w, h, w
+
+
+@triton.jit
+def share(pixels, IMAGES: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr):
+    """A program's first output pixel, and how many it has."""
+    begin = tl.program_id(0).to(tl.int64) * (IMAGES * HO * WO)
+    return begin, tl.minimum(pixels - begin, IMAGES * HO * WO).to(tl.int32)
 
 
 @triton.jit

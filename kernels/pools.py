@@ -11,6 +11,7 @@ from fastdarts.kernels.parts import (
     pixels_of,
     pool_tap,
     pooled,
+    share,
     store_tile,
     window_size,
 )
@@ -40,9 +41,8 @@ def pool_backward_kernel(
     For each pool, the gradient of its values (of a mean's pixels) goes into scratch dd [pixels, PITCH], and the place
     of the maximum in its window, 0 to 8, into largest.
     """
-    begin = tl.program_id(0).to(tl.int64) * (IMAGES * HO * WO)
+    begin, count = share(pixels, IMAGES, HO, WO)
     begin_in = tl.program_id(0).to(tl.int64) * (IMAGES * H * W)
-    count = tl.minimum(pixels - begin, IMAGES * HO * WO).to(tl.int32)
     x_ptr += begin_in * X_PITCH
     dx_ptr += begin_in * DX_PITCH
     grad_ptr += begin * G_PITCH
@@ -93,7 +93,7 @@ def pool_gradient(x_ptr, grad_ptr, own_ptr, dd_ptr, largest_ptr, stats_ptr, coef
         g = node_gradient(
             grad_ptr, own_ptr, tl.load(edge + EDGE_NODE), tl.load(edge + EDGE_OWN), p, c, mask, C, G_PITCH, ACC
         )
-        d += norm_backward(g, y, coefficients_ptr, stats_ptr, tl.load(edge + EDGE_NORM), c, mask, C, ACC)
+        d += norm_backward(g, y, coefficients_ptr, stats_ptr, tl.load(edge + EDGE_NORM), c, mask, C)
     if geometry == AVG:
         d = d / window_size(h, w, H, W).to(ACC)[:, None]
     store_tile(dd_ptr, p * PITCH, c, d, mask)

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from fastdarts.kernels.gradients import product, stage_gradient, store_product_share
-from fastdarts.kernels.parts import column, load_tile, mask_of, neighbour, pixels_of, store_tile
+from fastdarts.kernels.parts import column, load_tile, mask_of, neighbour, pixels_of, share, store_tile
 from fastdarts.kernels.tables import PW
 
 
@@ -23,9 +23,8 @@ def reduction_backward_kernel(
     """
     TILES: tl.constexpr = (IMAGES * HO * WO + BLOCK_P - 1) // BLOCK_P
     part, row = tl.program_id(0), tl.program_id(1)
-    begin = part.to(tl.int64) * (IMAGES * HO * WO)
+    begin, count = share(pixels, IMAGES, HO, WO)
     begin_in = part.to(tl.int64) * (IMAGES * H * W)
-    count = tl.minimum(pixels - begin, IMAGES * HO * WO).to(tl.int32)
     count_in = count // (HO * WO) * (H * W)
     plane = pixels.to(tl.int64) * PITCH
     x_ptr += begin_in * X_PITCH

@@ -11,6 +11,7 @@ from fastdarts.kernels.parts import (
     pixels_of,
     pointwise_weight,
     pooled,
+    share,
     store_tile,
 )
 from fastdarts.kernels.tables import AVG, CONV_3, DW, GATHER, GEOMETRY, MAX, PW, X_NORM, X, Y
@@ -35,8 +36,7 @@ def stage_forward_kernel(
     """
     TILES: tl.constexpr = (IMAGES * HO * WO + BLOCK_P - 1) // BLOCK_P
     part = tl.program_id(0)
-    begin = part.to(tl.int64) * (IMAGES * HO * WO)
-    count = tl.minimum(pixels - begin, IMAGES * HO * WO).to(tl.int32)
+    begin, count = share(pixels, IMAGES, HO, WO)
     plane = pixels.to(tl.int64) * PITCH
     out_ptr = saved_ptr + begin * PITCH
     x_ptr += part.to(tl.int64) * (IMAGES * H * W * X_PITCH)
