@@ -32,6 +32,7 @@ from fastdarts.kernels.tables import (
     SKIP,
     SLOT,
     SOURCE,
+    SUM_NORM,
     TAPS,
 )  # fmt: skip
 
@@ -192,7 +193,8 @@ def term_sums(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, float, int
 
 
 def finish_sums(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, float, int]:
-    return grid[0] * (2 * a["tiles"] + 5) * a["C"] * a["sums_ptr"].element_size(), 0, 0
+    norms = sum(entry[SUM_NORM.value] >= 0 for entry in a["list_ptr"].tolist())
+    return (grid[0] * 2 * a["tiles"] + norms * 5) * a["C"] * a["sums_ptr"].element_size(), 0, 0
 
 
 def _gradients(group: list[list[int]]) -> int:
@@ -252,7 +254,7 @@ def pool_backward(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, float,
     inputs = a["pixels"] // (a["HO"] * a["WO"]) * a["H"] * a["W"] * a["C"]
     nodes = {(edge[EDGE_NODE.value], edge[EDGE_OWN.value]) for edge in a["edges_ptr"].tolist()}
     has_largest = any(row[GEOMETRY.value] == MAX.value for row in _rows(a))
-    size = (2 * inputs + (len(nodes) + 1) * windows) * element + has_largest * windows
+    size = ((2 + a["parts"] + a["HAS_BEFORE"]) * inputs + (len(nodes) + 1) * windows) * element + has_largest * windows
     return size, a["rows"] * POOL_BACK * windows, 0
 
 

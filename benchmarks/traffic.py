@@ -47,7 +47,8 @@ KERNELS = {
     "fastdarts::project": project,
     "fastdarts::project_backward": project_backward,
 }
-LAUNCHES_NOTHING = {"empty", "empty_like", "empty_strided", "new_empty", "detach", "_local_scalar_dense"}
+LAUNCHES_NOTHING = {"empty", "empty_like", "empty_strided", "new_empty", "detach", "detach_", "as_strided_"}
+LAUNCHES_NOTHING |= {"_local_scalar_dense", "_record_function_enter_new", "_record_function_exit"}
 
 
 class Counting(TorchDispatchMode):

@@ -1,5 +1,6 @@
 """What a run needs: peak memory, time, and the largest batch that fits."""
 
+import importlib
 import resource
 import sys
 import time
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from fastdarts.ops import unavailable
 
 _PROBE_IMAGES = 8  # few enough to fit anywhere, enough that the part of memory that does not grow with them is small
 
@@ -26,6 +29,22 @@ class Forecast:
             f"out of memory on {device} with batch_size {batch_size}: the largest batch that fits is about "
             f"{self.largest_batch}; also smaller: init_channels, layers, image_size, or --amp"
         )
+
+
+def compile_ahead(step: Callable[[int], object], batch_size: int, device: torch.device) -> None:
+    """Have the GPU kernels that `forecast`'s steps will launch compiled side by side, in threads.
+
+    Each would otherwise be compiled when it is first launched, one after the other.
+
+    Args:
+        step: as for `forecast`; here it runs on numbers without meaning.
+    """
+    if device.type != "cuda" or unavailable(device, torch.float32) is not None:
+        return
+    launching = importlib.import_module("fastdarts.kernels.launch")  # Triton is imported when it is first used
+    with suppress(torch.OutOfMemoryError), launching.compiling_ahead():  # what does not fit, `forecast` tells
+        for images in (min(_PROBE_IMAGES, batch_size), batch_size):
+            step(images)
 
 
 def forecast(step: Callable[[int], object], batch_size: int, device: torch.device) -> Forecast:

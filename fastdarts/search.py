@@ -109,6 +109,7 @@ def search(
         state = SearchState(config, weights_half.to(device), alphas_half, loss or cross_entropy, device)
         if config.resume:
             resume(state, out)
+        resources.compile_ahead(state.trial_step, config.batch_size, device)
         forecast = resources.forecast(state.trial_step, config.batch_size, device)
         progress = Progress(config.epochs, state.steps_per_epoch, state.steps_done)
         with Keeper(state, out, stop) as keeper, progress:

@@ -63,13 +63,16 @@ class Shared:
 
 def flat(params: list[Tensor], dtype: torch.dtype, like: Tensor) -> Tensor:
     """Parameters one after another: what they give when they are viewed as rows."""
-    return torch.cat(params).to(dtype) if params else like.new_zeros((1, 1), dtype=dtype)
+    return torch.cat(params).to(dtype) if params else like.new_empty((1, 1), dtype=dtype)
 
 
-def bank_forward(bank: Bank, s: Shared, x: Image) -> None:
-    """First stages and pools, then second stages: y into `saved`, moments into `stats`."""
-    _stages_forward(bank.firsts, s, x, bank.stride, normalised=False)
-    _stages_forward(bank.seconds, s, x, 1, normalised=True)
+def banks_forward(banks: list[tuple[Bank, Image]], s: Shared) -> None:
+    """First stages and pools of each, then all second stages: y into `saved`, moments into `stats`."""
+    for bank, x in banks:
+        _stages_forward(bank.firsts, s, x, bank.stride, normalised=False)
+    seconds = [second for bank, _ in banks for second in bank.seconds]
+    if seconds:
+        _stages_forward(seconds, s, banks[0][1], 1, normalised=True)
 
 
 def _stages_forward(stages: list[Stage], s: Shared, x: Image, stride: int, normalised: bool) -> None:
@@ -176,30 +179,48 @@ class Gradients:
     pw_parts: Parts
 
 
-def bank_backward(bank: Bank, s: Shared, g: Gradients, x: Image, before: Image | None, dx: Image | None) -> None:
-    """Gradients of what leaves a state, with `before` what it has from elsewhere; dx None: not wanted."""
-    if dx is None and not g.need_params:
-        return
-    dz = s.saved.new_empty((len(bank.seconds), s.pixels, s.pitch))
-    if bank.seconds:
-        sums = s.stats.new_empty((backward_parts(s, s.channels), 2 * len(bank.seconds), s.channels))
-        _stages_backward(bank.seconds, s, g, x, dz, dz, s.pitch, sums, 1, need_x=True)
-        finish_sums(s, g, sums, [(2 * i, 2 * i + 1, second.x_norm, -1) for i, second in enumerate(bank.seconds)])
+@dataclass(frozen=True)
+class Leaving:
+    """A bank in the backward: its state, what gradient that has from elsewhere, and where all of it goes, if wanted."""
+
+    bank: Bank
+    x: Image
+    before: Image | None
+    dx: Image | None
+
+
+def banks_backward(banks: list[Leaving], s: Shared, g: Gradients) -> None:
+    """Gradients of what leaves states: of all second stages, then of what reads each state."""
+    banks = [leaving for leaving in banks if leaving.dx is not None or g.need_params]
+    seconds = [second for leaving in banks for second in leaving.bank.seconds]
+    dz = s.saved.new_empty((max((second.dz + 1 for second in seconds), default=0), s.pixels, s.pitch))
+    if seconds:
+        sums = s.stats.new_empty((backward_parts(s, s.channels), 2 * len(seconds), s.channels))
+        _stages_backward(seconds, s, g, banks[0].x, dz, dz, s.pitch, sums, 1, need_x=True)
+        finish_sums(s, g, sums, [(2 * i, 2 * i + 1, second.x_norm, -1) for i, second in enumerate(seconds)])
+    for leaving in banks:
+        _state_backward(leaving, s, g, dz)
+
+
+def _state_backward(leaving: Leaving, s: Shared, g: Gradients, dz: Tensor) -> None:
+    """Gradients of what reads a state, behind whose separable convolutions stands dz."""
+    bank, x, before, dx = leaving.bank, leaving.x, leaving.before, leaving.dx
     n, c, h, w = x[0].shape
     if dx is None:
         _stages_backward(bank.convolutions, s, g, x, dz, dz, s.pitch, None, bank.stride, need_x=False)
         _reductions_backward(bank.reductions, s, g, x, dz, s.pitch, bank.stride, need_x=False)
         return
     edges = len({stage.target for stage in bank.edges})
-    count = edges + len(bank.reductions) + bool(bank.pools)
+    count = edges + len(bank.reductions)
     parts, pitch = dx
-    if count > 1 or before is not None:
+    if bank.pools or count > 1 or before is not None:
         pitch = padded_channels(c, s.saved.dtype)
         parts = s.saved.new_empty((count, n * h * w, pitch))
     _stages_backward(bank.edges, s, g, x, dz, parts, pitch, None, bank.stride, need_x=True)
     _reductions_backward(bank.reductions, s, g, x, parts[edges:], pitch, bank.stride, need_x=True)
-    _pools_backward(bank.pools, s, g, x, parts[count - 1 :], pitch, bank.stride)
-    if parts is not dx[0]:
+    if bank.pools:
+        _pools_backward(bank, s, g, x, (parts, pitch), before, dx)
+    elif parts is not dx[0]:
         tile = tiles.tile(c, h * w, s.saved.dtype, tiles.JOIN)
         launch(
             join_gradients_kernel,
@@ -218,31 +239,34 @@ def bank_backward(bank: Bank, s: Shared, g: Gradients, x: Image, before: Image |
 
 
 def _pools_backward(
-    stages: list[Stage], s: Shared, g: Gradients, x: Image, dx: Tensor, pitch: int, stride: int
+    bank: Bank, s: Shared, g: Gradients, x: Image, parts: Image, before: Image | None, dx: Image
 ) -> None:
-    if not stages:
-        return
+    """A state's gradient: its pools', its edges' [parts, pixels, pitch] and `before`."""
     (_, c, h, w), x_pitch = x[0].shape, x[1]
     tile = s.tile(tiles.POOL_BACKWARD)
     images = s.chunk(tiles.BACKWARD_CHUNK, tile)
-    rows, edges, _ = stage_rows(stages, x[0].device)
+    rows, edges, _ = stage_rows(bank.pools, x[0].device)
     dd = s.saved.new_empty((s.pixels, s.pitch))
+    largest = torch.empty(dd.shape, dtype=torch.int8, device=dd.device)
     launch(
         pool_backward_kernel,
         (triton.cdiv(s.images, images), triton.cdiv(c, tile.channels)),
-        *(x[0], g.nodes[0], g.own, dx, dd, torch.empty(dd.shape, dtype=torch.int8, device=dd.device), s.stats),
-        *(g.coefficients, rows, edges, s.pixels, len(stages)),
+        *(x[0], g.nodes[0], g.own, parts[0], before[0] if before else parts[0], dx[0], dd, largest, s.stats),
+        *(g.coefficients, rows, edges, s.pixels, len(bank.pools), len(parts[0])),
         C=c,
         X_PITCH=x_pitch,
         PITCH=s.pitch,
-        DX_PITCH=pitch,
+        PARTS_PITCH=parts[1],
+        BEFORE_PITCH=before[1] if before else 0,
+        DX_PITCH=dx[1],
         G_PITCH=g.nodes[1],
         H=h,
         W=w,
         HO=s.height,
         WO=s.width,
-        STRIDE=stride,
+        STRIDE=bank.stride,
         IMAGES=images,
+        HAS_BEFORE=before is not None,
         BLOCK_P=tile.pixels,
         BLOCK_C=tile.channels,
         ACC=s.constants["ACC"],

@@ -13,18 +13,27 @@ def join_gradients_kernel(
     C: tl.constexpr, PITCH: tl.constexpr, BEFORE_PITCH: tl.constexpr, DX_PITCH: tl.constexpr,
     HAS_BEFORE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """One program makes BLOCK_P pixels x BLOCK_C channels of a state's gradient from its edges' [parts, pixels, PITCH]
-    and what it has from elsewhere.
+    """One program makes BLOCK_P pixels x BLOCK_C channels of the gradient of a state without pools from its edges'
+    [parts, pixels, PITCH] and what it has from elsewhere.
     """
     p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P).to(tl.int64)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask = mask_of(p < pixels, c, C, BLOCK_C)
-    dx = tl.zeros((BLOCK_P, BLOCK_C), ACC)
+    plane = pixels.to(tl.int64) * PITCH
+    dx = joined(parts_ptr, before_ptr, parts, plane, p, c, mask, PITCH, BEFORE_PITCH, HAS_BEFORE, ACC)
+    store_tile(dx_ptr, p * DX_PITCH, c, dx, mask)
+
+
+@triton.jit
+def joined(parts_ptr, before_ptr, parts, plane, p, c, mask, PITCH: tl.constexpr, BEFORE_PITCH: tl.constexpr,
+           HAS_BEFORE: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+    """Pixels p of a state's gradient: its edges' parts, `plane` elements apart, and what it has from elsewhere."""
+    dx = tl.zeros((p.shape[0], c.shape[0]), ACC)
     if HAS_BEFORE:
         dx += load_tile(before_ptr, p * BEFORE_PITCH, c, mask, ACC)
     for part in range(parts):
-        dx += load_tile(parts_ptr + part * (pixels.to(tl.int64) * PITCH), p * PITCH, c, mask, ACC)
-    store_tile(dx_ptr, p * DX_PITCH, c, dx, mask)
+        dx += load_tile(parts_ptr + part * plane, p * PITCH, c, mask, ACC)
+    return dx
 
 
 @triton.jit(do_not_specialize=["size"])

@@ -1,5 +1,8 @@
 """How kernels are started: the one place all launches go through."""
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,12 +18,34 @@ INTERPRETED: bool = triton.knobs.runtime.interpret
 OPTIONS: dict[str, int] = {"num_stages": 2} | ({} if torch.version.hip else {"maxnreg": 128})
 
 
+_only_compile = False
+
+
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
     """Starts grid programs of a kernel; nothing to do where the grid is empty."""
     if not all(grid):
         return
     with torch.cuda.device_of(next(arg for arg in args if isinstance(arg, Tensor))):  # Triton takes the current device
-        kernel[grid](*args, **constants, **OPTIONS)
+        if _only_compile:
+            kernel.warmup(*args, grid=grid, **constants, **OPTIONS)
+        else:
+            kernel[grid](*args, **constants, **OPTIONS)
+
+
+@contextmanager
+def compiling_ahead() -> Iterator[None]:
+    """Launches inside only have their kernels compiled, side by side in threads, which takes minutes one by one.
+
+    Nothing runs: what the kernels would write stays uninitialised. All are ready when the context ends.
+    """
+    global _only_compile
+    # The mode belongs to this thread, so backwards must not go to autograd's own.
+    with ThreadPoolExecutor() as pool, torch.autograd.set_multithreading_enabled(False), triton.AsyncCompileMode(pool):
+        _only_compile = True
+        try:
+            yield
+        finally:
+            _only_compile = False
 
 
 def accumulator(dtype: torch.dtype) -> Any:

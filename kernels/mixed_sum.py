@@ -8,11 +8,12 @@ from torch import Tensor
 from fastdarts.kernels.bank import (
     Gradients,
     Image,
+    Leaving,
     Parts,
     Shared,
     backward_parts,
-    bank_backward,
-    bank_forward,
+    banks_backward,
+    banks_forward,
     flat,
 )
 from fastdarts.kernels.launch import channels_last, compute_dtype, dense_channels_last, new_image, padded_channels
@@ -38,13 +39,10 @@ def mixed_sum(
     compute = compute_dtype(x.dtype)
     stats = x.new_empty((t.norms, 2, c), dtype=compute) if running is None else running.to(compute, copy=True)
     shared = _shared(t, params, saved, stats, out, running is None, eps)
-    for i, state in enumerate(inputs):
-        for bank in t.banks_of(i):
-            bank_forward(bank, shared, state)
+    banks_forward([(bank, state) for i, state in enumerate(inputs) for bank in t.banks_of(i)], shared)
     for node in range(len(t.nodes)):
         mix(t.nodes[node], node, shared, inputs, out, weights.contiguous())
-        for bank in t.banks_of(t.inputs + node):
-            bank_forward(bank, shared, _node(out, node, c))
+        banks_forward([(bank, _node(out, node, c)) for bank in t.banks_of(t.inputs + node)], shared)
     return out, saved, stats
 
 
@@ -83,22 +81,24 @@ def mixed_sum_backward(
         pw_parts=Parts(s.pw, parts, stats.dtype),
     )
     for node in reversed(range(len(t.nodes))):
-        gradient = _node(grads, node, c)
-        for bank in t.banks_of(t.inputs + node):
-            mine = _node(own, node, c)
-            bank_backward(bank, s, g, _node(out, node, c), gradient, mine)
-            gradient = mine
-        sum_terms(t.nodes[node], node, s, g, inputs, out, own if t.banks_of(t.inputs + node) else grads)
+        banks = t.banks_of(t.inputs + node)
+        gradient, mine = _node(grads, node, c), _node(own, node, c)
+        banks_backward(
+            [Leaving(b, _node(out, node, c), mine if i else gradient, mine) for i, b in enumerate(banks)], s, g
+        )
+        sum_terms(t.nodes[node], node, s, g, inputs, out, own if banks else grads)
     d_states: list[Tensor] = []
+    leaving: list[Leaving] = []
     for i, (state, need) in enumerate(zip(states, need_states, strict=True)):
         dx = new_image(state, *state.shape[1:]) if need else state.new_empty(0)
         before: Image | None = None
         for bank in t.banks_of(i):
-            bank_backward(bank, s, g, inputs[i], before, (dx, c) if need else None)
+            leaving.append(Leaving(bank, inputs[i], before, (dx, c) if need else None))
             before = (dx, c)
         if need and before is None:
             dx.zero_()
         d_states.append(dx)
+    banks_backward(leaving, s, g)
     d_params = (
         t.split(params, g.dw_parts.total(), g.pw_parts.total()) if need_params else [p.new_empty(0) for p in params]
     )

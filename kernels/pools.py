@@ -1,9 +1,10 @@
-"""Backward of pools."""
+"""Backward of pools, and with it all of a state's gradient."""
 
 import triton
 import triton.language as tl
 
 from fastdarts.kernels.gradients import add_tile, node_gradient, norm_backward
+from fastdarts.kernels.joins import joined
 from fastdarts.kernels.parts import (
     column,
     load_tile,
@@ -28,22 +29,27 @@ from fastdarts.kernels.tables import (
 )
 
 
-@triton.jit(do_not_specialize=["pixels", "rows"])
+@triton.jit(do_not_specialize=["pixels", "rows", "parts"])
 def pool_backward_kernel(
-    x_ptr, grad_ptr, own_ptr, dx_ptr, dd_ptr, largest_ptr, stats_ptr, coefficients_ptr, rows_ptr, edges_ptr, pixels,
-    rows,
-    C: tl.constexpr, X_PITCH: tl.constexpr, PITCH: tl.constexpr, DX_PITCH: tl.constexpr, G_PITCH: tl.constexpr,
-    H: tl.constexpr, W: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr, IMAGES: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
+    x_ptr, grad_ptr, own_ptr, parts_ptr, before_ptr, dx_ptr, dd_ptr, largest_ptr, stats_ptr, coefficients_ptr, rows_ptr,
+    edges_ptr, pixels, rows, parts,
+    C: tl.constexpr, X_PITCH: tl.constexpr, PITCH: tl.constexpr, PARTS_PITCH: tl.constexpr, BEFORE_PITCH: tl.constexpr,
+    DX_PITCH: tl.constexpr, G_PITCH: tl.constexpr, H: tl.constexpr, W: tl.constexpr, HO: tl.constexpr,
+    WO: tl.constexpr, STRIDE: tl.constexpr, IMAGES: tl.constexpr, HAS_BEFORE: tl.constexpr, BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """One program takes BLOCK_C channels of a state's pools backwards over IMAGES images.
+    """One program makes BLOCK_C channels of a state's gradient over IMAGES images.
 
+    dx: that of the pools, of the edges, [parts, input pixels, PARTS_PITCH], and what the state has from elsewhere.
     For each pool, the gradient of its values (of a mean's pixels) goes into scratch dd [pixels, PITCH], and the place
     of the maximum in its window, 0 to 8, into largest.
     """
     begin, count = share(pixels, IMAGES, HO, WO)
     begin_in = tl.program_id(0).to(tl.int64) * (IMAGES * H * W)
+    plane = (pixels // (HO * WO) * (H * W)).to(tl.int64) * PARTS_PITCH
     x_ptr += begin_in * X_PITCH
+    parts_ptr += begin_in * PARTS_PITCH
+    before_ptr += begin_in * BEFORE_PITCH
     dx_ptr += begin_in * DX_PITCH
     grad_ptr += begin * G_PITCH
     own_ptr += begin * G_PITCH
@@ -62,7 +68,11 @@ def pool_backward_kernel(
             p, exists, _, h, w = pixels_of(step, count // (HO * WO) * (H * W), H, W, H, W, 1, BLOCK_P)
             dx = pool_backward(dd_ptr, largest_ptr, geometry, p // (H * W), h, w, exists, c,
                                C, HO, WO, PITCH, BLOCK_C, ACC, STRIDE)  # fmt: skip
-            add_tile(dx_ptr, p * DX_PITCH, c, dx, mask_of(exists, c, C, BLOCK_C), row > 0, ACC)
+            mask = mask_of(exists, c, C, BLOCK_C)
+            if row == 0:
+                dx += joined(parts_ptr, before_ptr, parts, plane, p, c, mask,
+                             PARTS_PITCH, BEFORE_PITCH, HAS_BEFORE, ACC)  # fmt: skip
+            add_tile(dx_ptr, p * DX_PITCH, c, dx, mask, row > 0, ACC)
         tl.debug_barrier()  # the next pool overwrites dd and adds to dx
 
 

@@ -5,7 +5,16 @@ Relu, 1x1 convolution (one weight) or factorised reduction (two), batch norm: a 
 
 from torch import Tensor
 
-from fastdarts.kernels.bank import Gradients, Parts, Shared, backward_parts, bank_backward, bank_forward, flat
+from fastdarts.kernels.bank import (
+    Gradients,
+    Leaving,
+    Parts,
+    Shared,
+    backward_parts,
+    banks_backward,
+    banks_forward,
+    flat,
+)
 from fastdarts.kernels.launch import channels_last, compute_dtype, dense_channels_last, new_image, padded_channels
 from fastdarts.kernels.node import mix, sum_terms
 from fastdarts.kernels.tables import projection
@@ -24,7 +33,7 @@ def project(x: Tensor, params: list[Tensor], running: Tensor | None, eps: float)
     compute = compute_dtype(x.dtype)
     stats = x.new_empty((1, 2, channels), dtype=compute) if running is None else running.to(compute, copy=True)
     s = _shared(params, saved, stats, out, running is None, eps)
-    bank_forward(projection(stride), s, image)
+    banks_forward([(projection(stride), image)], s)
     mix(_TERMS, 0, s, [image], out, s.pw)
     return out, saved, stats
 
@@ -57,7 +66,7 @@ def project_backward(
     )
     sum_terms(_TERMS, 0, s, g, [image], grads, grads)
     dx = new_image(x, *x.shape[1:]) if need_x else x.new_empty(0)
-    bank_backward(projection(stride), s, g, image, None, (dx, channels_in) if need_x else None)
+    banks_backward([Leaving(projection(stride), image, None, (dx, channels_in) if need_x else None)], s, g)
     if not need_params:
         return dx, [p.new_empty(0) for p in params]
     parts = g.pw_parts.total().view(stride, *params[0].shape)

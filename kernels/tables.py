@@ -174,7 +174,8 @@ class _Builder:
             if c.kind == "sep_conv":
                 first, last = last, self._stage(c, node)
                 last.x, last.x_norm = first.y, first.norm
-                first.dz = last.dz = len(bank.seconds)
+                together = [b for b in t.banks if b is bank or max(b.source, bank.source) < t.inputs]
+                first.dz = last.dz = sum(len(b.seconds) for b in together)
                 bank.seconds.append(last)
         last.node, last.own = node, own
         terms.append((0, last.y, last.norm, weight, 0))

@@ -22,8 +22,9 @@ from fastdarts.kernels import bank, tiles
 OPS = ("max_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3")
 
 
+@pytest.mark.parametrize("ops", [OPS, OPS[1:]], ids=["pools", "no pools"])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_launches_touch_what_the_model_says(stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launches_touch_what_the_model_says(stride: int, ops: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "tile", lambda channels, *_: tiles.Tile(32, tiles.channel_block(channels), 4))
     touched: dict[tuple[int, ...], list[np.ndarray]] = {}  # by program: addresses, and in their last digits widths
 
@@ -53,11 +54,14 @@ def test_launches_touch_what_the_model_says(stride: int, monkeypatch: pytest.Mon
         if abs(said.bytes[name] - real) > 0.15 * real:
             wrong.append(f"{name} {grid}: {said.bytes[name]} said, {real} touched")
 
-    case = make_case(OPS, inputs=1, nodes=1, stride=stride, C=16, size=(1, 8 * stride, 8 * stride)).to(torch.bfloat16)
+    case = make_case(
+        ops, inputs=1, nodes=1 if ops == OPS else 2, stride=stride, C=16, size=(1, 8 * stride, 8 * stride)
+    ).to(torch.bfloat16)
     with launches_to(launch):
         fused(case)
     assert not wrong, "\n".join(wrong)
-    assert len(names) == 8 + stride
+    assert len(names) == 7 + stride  # which of the two adds up a state's gradient depends on its pools
+    assert ("pool_backward_kernel" if ops == OPS else "join_gradients_kernel") in names
 
 
 def test_a_step_moves_less_in_fewer_launches_than_the_plain_one() -> None:
