@@ -163,8 +163,8 @@ def stage_forward(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, float,
             size += grid[2] * a["pixels"] * a["C_IN"] * element
         size += len(group) * tiles * 2 * a["C_OUT"] * compute + grid[0] * sum(_weights(a, row) for row in group)
         for row in group:
-            slot = POOLED if _is_pool(row) else _window_slots(a, row, FORWARD, TAP_FORWARD)
-            slots += grid[2] * a["pixels"] * a["C_IN"] * slot
+            slot = POOLED if _is_pool(row) else grid[2] * _window_slots(a, row, FORWARD, TAP_FORWARD)
+            slots += a["pixels"] * a["C_IN"] * slot
             products += 0 if _is_pool(row) else a["pixels"] * a["C_IN"] * a["C_OUT"]
     return size, slots, products
 

@@ -63,7 +63,9 @@ class Shared:
 
 def flat(params: list[Tensor], dtype: torch.dtype, like: Tensor) -> Tensor:
     """Parameters one after another: what they give when they are viewed as rows."""
-    return torch.cat(params).to(dtype) if params else like.new_empty((1, 1), dtype=dtype)
+    if not params:
+        return like.new_empty((1, 1), dtype=dtype)
+    return (torch.cat(params) if len(params) > 1 else params[0].contiguous()).to(dtype)
 
 
 def banks_forward(banks: list[tuple[Bank, Image]], s: Shared) -> None:
@@ -97,7 +99,7 @@ def _stages_forward(stages: list[Stage], s: Shared, x: Image, stride: int, norma
         **shape,
         **s.constants,
         STRIDE=stride,
-        GEOMETRIES=geometries(stages),
+        GEOMETRIES=geometries(stages, normalised),
         NORMALISED=normalised,
         TRAINING=s.training,
         IMAGES=images,
@@ -310,7 +312,7 @@ def _stages_backward(
         DD_PITCH=dd_pitch,
         G_PITCH=g.nodes[1],
         STRIDE=stride,
-        GEOMETRIES=geometries(stages),
+        GEOMETRIES=geometries(stages, normalised),
         NORMALISED=normalised,
         NEED_X=need_x,
         NEED_PARAMS=g.need_params,

@@ -207,11 +207,18 @@ def projection(stride: int) -> Bank:
     return Bank(0, stride, reductions=[Stage(GATHER.value, -1, 0, 0, node=0)])
 
 
-def geometries(stages: Sequence[Stage]) -> int:
-    """The set of a launch's geometries, as bits."""
+def geometries(stages: Sequence[Stage], normalised: bool) -> int:
+    """The set of a launch's geometries, as bits; of pools and of convolutions all that are usual if there is one.
+
+    A method that draws each edge's op anew would otherwise wait for another kernel to be compiled in many a step.
+    """
+    convolutions = CONV_3.value | CONV_5.value
+    if not normalised:
+        convolutions |= DILATED_3.value | DILATED_5.value
     bits = 0
     for stage in stages:
-        bits |= stage.geometry
+        usual = next((kinds for kinds in (convolutions, MAX.value | AVG.value) if stage.geometry & kinds), 0)
+        bits |= stage.geometry | usual
     return bits
 
 
