@@ -109,6 +109,8 @@ def search(
         state = SearchState(config, weights_half.to(device), alphas_half, loss or cross_entropy, device)
         if config.resume:
             resume(state, out)
+        if device.type == "cuda":
+            print("preparing the kernels; those new to this GPU are compiled, which may take minutes", flush=True)
         resources.compile_ahead(state.trial_step, config.batch_size, device)
         forecast = resources.forecast(state.trial_step, config.batch_size, device)
         progress = Progress(config.epochs, state.steps_per_epoch, state.steps_done)

@@ -92,3 +92,20 @@ def test_unknown_methods_are_refused():
 def test_what_has_no_meaning_is_refused(fields, reason):
     with pytest.raises(ValueError, match=reason):
         tiny_state(**fields)
+
+
+@pytest.mark.parametrize("name", methods.NAMES)
+def test_a_trial_step_on_numbers_without_meaning_leaves_no_trace(name: str) -> None:
+    """As where GPU kernels are only compiled."""
+    state, untouched = (tiny_state(name) for _ in range(2))
+    meant = state.architect.loss
+    state.architect.loss = lambda outputs, targets: meant(outputs, targets) * math.nan
+    state.trial_step(5)
+    state.architect.loss = meant
+    for searched in (state, untouched):
+        torch.manual_seed(1)
+        finish_epoch(searched)
+    for ours, theirs in zip(state.network.parameters(), untouched.network.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    for ours, theirs in zip(state.network.arch_parameters(), untouched.network.arch_parameters(), strict=True):
+        assert torch.equal(ours, theirs)
