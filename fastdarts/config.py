@@ -277,11 +277,17 @@ def parse_cli(
     given = vars(_parser(config_type, argv, prog, description).parse_args(argv))
     tables = {name: dict(pairs) for name, pairs in given.items() if isinstance(pairs, list)}
     file = given.pop("config", None)
-    if file is None and given.get("resume") and given.get("out") is not None:
+    values: dict[str, Any] = {}
+    if file is not None:
+        values = read_file(config_type, file)
+    elif given.get("resume") and given.get("out") is not None:
         file = given["out"] / "config.json"
         if not file.is_file():
             raise FileNotFoundError(f"resume: {given['out']} holds nothing to continue; start without --resume")
-    values = read_file(config_type, file) if file is not None else {}
+        try:
+            values = read_file(config_type, file)
+        except ValueError as error:
+            raise ValueError(f"resume: {given['out']} holds no run of this program ({error})") from error
     merged = {name: values.get(name, {}) | table for name, table in tables.items()}
     return config_type(**(values | given | merged))
 

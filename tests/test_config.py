@@ -146,6 +146,12 @@ def test_command_lines_that_cannot_be_used(capsys, argv, message):
     assert one_line_error(argv, capsys, message)
 
 
+def test_resuming_what_another_program_left(capsys, tmp_path):
+    (tmp_path / "config.json").write_text('{"auxiliary": true}')
+    message = f"resume: {tmp_path} holds no run of this program (config: {tmp_path / 'config.json'} sets 'auxiliary', "
+    assert one_line_error(["--resume", "--out", str(tmp_path)], capsys, message)
+
+
 def test_flags():
     argv = "--dataset cifar100 --image-size 32x48 --no-flip --order 1 --arch-lr 1e-3 --amp --out a --device cuda:1"
     values = {"image_size": (32, 48), "flip": False, "order": 1, "arch_lr": 1e-3, "amp": True, "device": "cuda:1"}
