@@ -41,29 +41,40 @@ Launch = tuple[Any, tuple[Any, ...], dict[str, Any]]
 
 
 def launches(C: int, stride: int) -> list[Launch]:
-    """What one edge with every op and one preprocessing start, forward and backward, in bfloat16."""
+    """What one edge with every op and one preprocessing start, forward and backward, in bfloat16; then what else
+    edges without pools do.
+    """
     found: list[Launch] = []
     started = bank.launch
     bank.launch = node.launch = lambda kernel, grid, *args, **constants: found.append((kernel, args, constants))
+    size = SIZES[C] * stride
     try:
-        plan = MixedPlan(1, 1, (PlannedEdge(0, 1, stride, edge_ops(PRIMITIVES)),))
-        params: list[Tensor] = []
-        for _, c in plan.edges[0].ops:
-            if c.kind in ("sep_conv", "dil_conv"):
-                params += [torch.zeros(C, c.kernel**2), torch.zeros(C, C)] * (2 if c.kind == "sep_conv" else 1)
-            elif c.kind == "skip" and stride == 2:
-                params += [torch.zeros(C // 2, C)] * 2
-        size = SIZES[C] * stride
-        states, weights = [torch.zeros(2, C, size, size, dtype=torch.bfloat16)], torch.zeros(1, len(PRIMITIVES))
-        out, saved, stats = mixed_sum(states, weights, params, None, plan.encoded, 1e-5)
-        mixed_sum_backward(out, states, weights, params, out, saved, stats, plan.encoded, True, 1e-5, [1], True)
+        _cell(PRIMITIVES, 1, C, stride, size)
         x = torch.zeros(2, 4 * C, size, size, dtype=torch.bfloat16)
         halves = [torch.zeros(C // stride, 4 * C, 1, 1)] * stride
         out, saved, stats = project(x, halves, None, 1e-5)
         project_backward(out, x, halves, saved, stats, True, 1e-5, True, True)
+        known, count = {kernel for kernel, _, _ in found}, len(found)
+        _cell(("skip_connect",), 2, C, stride, size)
     finally:
         bank.launch = node.launch = started
-    return found
+    return found[:count] + [launch for launch in found[count:] if launch[0] not in known]
+
+
+def _cell(primitives: tuple[str, ...], nodes: int, C: int, stride: int, size: int) -> None:
+    """Forward and backward of one state's edges to so many nodes."""
+    plan = MixedPlan(1, nodes, tuple(PlannedEdge(0, 1 + n, stride, edge_ops(primitives)) for n in range(nodes)))
+    params: list[Tensor] = []
+    for edge in plan.edges:
+        for _, c in edge.ops:
+            if c.kind in ("sep_conv", "dil_conv"):
+                params += [torch.zeros(C, c.kernel**2), torch.zeros(C, C)] * (2 if c.kind == "sep_conv" else 1)
+            elif c.kind == "skip" and stride == 2:
+                params += [torch.zeros(C // 2, C)] * 2
+    states = [torch.zeros(2, C, size, size, dtype=torch.bfloat16)]
+    weights = torch.zeros(nodes, len(primitives))
+    out, saved, stats = mixed_sum(states, weights, params, None, plan.encoded, 1e-5)
+    mixed_sum_backward(out, states, weights, params, out, saved, stats, plan.encoded, True, 1e-5, [1], True)
 
 
 def compiled(launch: Launch, target: GPUTarget) -> Any:
