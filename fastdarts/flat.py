@@ -172,9 +172,11 @@ class FlatSGD(SGD):
         if lr is None:
             lr = as_scalar(group["lr"], weights.device)
         self.gradient_norm = flat_ops.norm(gradient)
+        # Without momentum the buffers stay as they are, as in torch.optim.SGD, for when there is momentum again.
+        buffer = self.momentum if group["momentum"] else torch.zeros_like(self.momentum)
         flat_ops.clipped_sgd(
             weights,
-            self.momentum,
+            buffer,
             gradient,
             self.gradient_norm,
             lr,

@@ -326,6 +326,19 @@ def test_flat_sgd_makes_the_updates_of_clipping_and_sgd(max_norm: float, momentu
     assert_same(net, plain, 1e-12)
 
 
+def test_momentum_may_come_and_go() -> None:
+    ours, theirs = (torch.linspace(-1, 1, 7).requires_grad_() for _ in range(2))
+    flat, sgd = FlatSGD([nn.Parameter(ours.detach())], lr=0.1, momentum=0.0), torch.optim.SGD([theirs], 0.1)
+    (weight,) = flat.flat.weights
+    for momentum in (0.0, 0.9, 0.9, 0.0, 0.5):
+        gradient = torch.randn(7)
+        for optimizer, parameter in ((flat, weight), (sgd, theirs)):
+            optimizer.param_groups[0]["momentum"] = momentum
+            parameter.grad = gradient.clone()
+            optimizer.step()
+        assert torch.allclose(weight, theirs, rtol=1e-6, atol=1e-6), momentum
+
+
 def test_flat_sgd_is_an_ordinary_optimizer() -> None:
     net = network().double()
     plain = copy.deepcopy(net)
