@@ -41,8 +41,8 @@ Launch = tuple[Any, tuple[Any, ...], dict[str, Any]]
 
 
 def launches(C: int, stride: int) -> list[Launch]:
-    """What one edge with every op and one preprocessing start, forward and backward, in bfloat16; then what else
-    edges without pools do.
+    """What a node with every op on its edges from two inputs and one preprocessing start, forward and backward, in
+    bfloat16; then what else edges without pools do.
     """
     found: list[Launch] = []
     started = bank.launch
@@ -62,8 +62,9 @@ def launches(C: int, stride: int) -> list[Launch]:
 
 
 def _cell(primitives: tuple[str, ...], nodes: int, C: int, stride: int, size: int) -> None:
-    """Forward and backward of one state's edges to so many nodes."""
-    plan = MixedPlan(1, nodes, tuple(PlannedEdge(0, 1 + n, stride, edge_ops(primitives)) for n in range(nodes)))
+    """Forward and backward of two inputs' edges to so many nodes."""
+    pairs = [(i, 2 + n) for n in range(nodes) for i in range(2)]
+    plan = MixedPlan(2, nodes, tuple(PlannedEdge(i, n, stride, edge_ops(primitives)) for i, n in pairs))
     params: list[Tensor] = []
     for edge in plan.edges:
         for _, c in edge.ops:
@@ -71,10 +72,10 @@ def _cell(primitives: tuple[str, ...], nodes: int, C: int, stride: int, size: in
                 params += [torch.zeros(C, c.kernel**2), torch.zeros(C, C)] * (2 if c.kind == "sep_conv" else 1)
             elif c.kind == "skip" and stride == 2:
                 params += [torch.zeros(C // 2, C)] * 2
-    states = [torch.zeros(2, C, size, size, dtype=torch.bfloat16)]
-    weights = torch.zeros(nodes, len(primitives))
+    states = [torch.zeros(2, C, size, size, dtype=torch.bfloat16) for _ in range(2)]
+    weights = torch.zeros(len(pairs), len(primitives))
     out, saved, stats = mixed_sum(states, weights, params, None, plan.encoded, 1e-5)
-    mixed_sum_backward(out, states, weights, params, out, saved, stats, plan.encoded, True, 1e-5, [1], True)
+    mixed_sum_backward(out, states, weights, params, out, saved, stats, plan.encoded, True, 1e-5, [1, 1], True)
 
 
 def compiled(launch: Launch, target: GPUTarget) -> Any:

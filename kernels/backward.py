@@ -21,6 +21,7 @@ from fastdarts.kernels.parts import (
     pixels_of,
     pointwise_weight,
     share,
+    state_of,
     statistics,
     store_tile,
 )
@@ -34,6 +35,7 @@ from fastdarts.kernels.tables import (
     NORM,
     OP_WEIGHT,
     OWN,
+    PART,
     PW,
     SKIP,
     WINDOW_KINDS,
@@ -46,7 +48,7 @@ from fastdarts.kernels.windows import depthwise, depthwise_weight_gradient, seen
 
 @triton.jit(do_not_specialize=["pixels", "rows", "pw_size", "dw_size"])
 def stage_backward_kernel(
-    x_ptr, grad_ptr, own_ptr, saved_ptr, dz_ptr, dx_ptr, dd_ptr, dw_ptr, pw_ptr, stats_ptr, coefficients_ptr,
+    states, grad_ptr, own_ptr, saved_ptr, dz_ptr, dx_ptr, dd_ptr, dw_ptr, pw_ptr, stats_ptr, coefficients_ptr,
     weights_ptr, d_pw_ptr, d_dw_ptr, sums_ptr, rows_ptr, groups_ptr, pixels, rows, pw_size, dw_size,
     C_IN: tl.constexpr, C_OUT: tl.constexpr, X_PITCH: tl.constexpr, PITCH: tl.constexpr, DX_PITCH: tl.constexpr,
     DD_PITCH: tl.constexpr, G_PITCH: tl.constexpr, H: tl.constexpr, W: tl.constexpr, HO: tl.constexpr,
@@ -59,7 +61,7 @@ def stage_backward_kernel(
 
     For each stage, the program's own scratch dd [groups, pixels, DD_PITCH] holds the depthwise output d, where weights'
     gradients are wanted, and then in its place dd = dy W, which the depthwise convolution's windows read from there,
-    while it is still in the caches. dx: [groups, input pixels, DX_PITCH],
+    while it is still in the caches. dx: [parts, input pixels, DX_PITCH],
     to which the stages of a group add up; with NORMALISED, which are second stages, that is dz [tensors, pixels, PITCH]
     instead, one for each, and sums [programs, 2 * rows, C] of dz and dz * (y - mean) of the first stage.
     d_pw: [programs, matrices], d_dw: [programs, taps].
@@ -75,6 +77,7 @@ def stage_backward_kernel(
         if CONV_3 <= GEOMETRIES:
             if geometry >= CONV_3:
                 if NEED_PARAMS:
+                    x_ptr = state_of(states, rows_ptr, row)  # anew for each pass, like its addresses
                     depthwise_again(x_ptr, saved_ptr, dd_ptr, dw_ptr, stats_ptr, rows_ptr, row, pixels,
                                     C_IN, X_PITCH, PITCH, DD_PITCH, H, W, HO, WO, STRIDE, GEOMETRIES, NORMALISED, EPS,
                                     IMAGES, BLOCKS, BLOCK_I, ACC)  # fmt: skip
@@ -90,10 +93,12 @@ def stage_backward_kernel(
                                     C_IN, PITCH, DD_PITCH, HO, WO, GEOMETRIES, EPS, IMAGES, BLOCKS, BLOCK_I,
                                     ACC)  # fmt: skip
                 elif NEED_X:
+                    x_ptr = state_of(states, rows_ptr, row)
                     state_backward(x_ptr, dd_ptr, dx_ptr, dw_ptr, rows_ptr, groups_ptr, row, pixels,
                                    C_IN, X_PITCH, DD_PITCH, DX_PITCH, H, W, HO, WO, STRIDE, GEOMETRIES, IMAGES, BLOCKS,
                                    BLOCK_I, ACC)  # fmt: skip
                 if NEED_PARAMS:
+                    x_ptr = state_of(states, rows_ptr, row)
                     weights_backward(x_ptr, saved_ptr, dd_ptr, d_dw_ptr, stats_ptr, rows_ptr, row, pixels, dw_size,
                                      C_IN, X_PITCH, PITCH, DD_PITCH, H, W, HO, WO, STRIDE, GEOMETRIES, NORMALISED, EPS,
                                      IMAGES, BLOCKS, BLOCK_I, ACC)  # fmt: skip
@@ -113,11 +118,12 @@ def scratch(dd_ptr, rows_ptr, row, pixels, begin, PITCH: tl.constexpr):
 
 
 @triton.jit
-def gradient_part(dx_ptr, pixels, H: tl.constexpr, W: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr,
+def gradient_part(dx_ptr, rows_ptr, row, pixels, H: tl.constexpr, W: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr,
                   PITCH: tl.constexpr, IMAGES: tl.constexpr):  # fmt: skip
     """A program's own part of dx."""
     plane = (pixels // (HO * WO) * (H * W)).to(tl.int64)
-    return dx_ptr + (tl.program_id(1) * plane + tl.program_id(0).to(tl.int64) * (IMAGES * H * W)) * PITCH
+    begin = tl.program_id(0).to(tl.int64) * (IMAGES * H * W)
+    return dx_ptr + (column(rows_ptr, row, PART) * plane + begin) * PITCH
 
 
 @triton.jit
@@ -138,7 +144,7 @@ def skip_backward(grad_ptr, own_ptr, dx_ptr, weights_ptr, rows_ptr, groups_ptr, 
                   ACC: tl.constexpr):  # fmt: skip
     """A skip connection's share of the state's gradient."""
     begin, count = share(pixels, IMAGES, HO, WO)
-    dx_ptr = gradient_part(dx_ptr, pixels, H, W, HO, WO, DX_PITCH, IMAGES)
+    dx_ptr = gradient_part(dx_ptr, rows_ptr, row, pixels, H, W, HO, WO, DX_PITCH, IMAGES)
     grad_ptr += begin * G_PITCH
     own_ptr += begin * G_PITCH
     c = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -228,7 +234,7 @@ def state_backward(
     first = tl.program_id(2) * BLOCK_C
     x_ptr += tl.program_id(0).to(tl.int64) * (IMAGES * H * W * PITCH)
     dd_ptr = scratch(dd_ptr, rows_ptr, row, pixels, begin, DD_PITCH)
-    dx_ptr = gradient_part(dx_ptr, pixels, H, W, HO, WO, DX_PITCH, IMAGES)
+    dx_ptr = gradient_part(dx_ptr, rows_ptr, row, pixels, H, W, HO, WO, DX_PITCH, IMAGES)
     dw_ptr += column(rows_ptr, row, DW) * C
     geometry, more = column(rows_ptr, row, GEOMETRY), is_later(groups_ptr, row)
     if STRIDE == 1:

@@ -1,5 +1,6 @@
 """Launches over a bank: everything that leaves one state at one stride, forward and backward."""
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +21,10 @@ from fastdarts.kernels.mix import finish_sums_kernel
 from fastdarts.kernels.pools import pool_backward_kernel
 from fastdarts.kernels.reduction import reduction_backward_kernel
 from fastdarts.kernels.stage import join_moments_kernel, stage_forward_kernel
-from fastdarts.kernels.tables import TAPS, Bank, Stage, constant, geometries, stage_rows
+from fastdarts.kernels.tables import TAPS, Bank, Stage, constant, geometries, group_of, stage_rows
 
 Image = tuple[Tensor, int]  # [N, C, H, W] and the elements from pixel to pixel
+States = tuple[Image, ...]  # the inputs, or one node
 
 
 @dataclass(frozen=True)
@@ -68,23 +70,33 @@ def flat(params: list[Tensor], dtype: torch.dtype, like: Tensor) -> Tensor:
     return (torch.cat(params) if len(params) > 1 else params[0].contiguous()).to(dtype)
 
 
-def banks_forward(banks: list[tuple[Bank, Image]], s: Shared) -> None:
-    """First stages and pools of each, then all second stages: y into `saved`, moments into `stats`."""
-    for bank, x in banks:
-        _stages_forward(bank.firsts, s, x, bank.stride, normalised=False)
-    seconds = [second for bank, _ in banks for second in bank.seconds]
-    if seconds:
-        _stages_forward(seconds, s, banks[0][1], 1, normalised=True)
+def banks_forward(banks: list[Bank], s: Shared, states: States) -> None:
+    """First stages and pools, then second stages: y into `saved`, moments into `stats`."""
+    for together in alike(banks, states):
+        firsts = [stage for bank in together for stage in bank.firsts]
+        _stages_forward(firsts, s, states, together[0], len(together) > 1)
+    _stages_forward([second for bank in banks for second in bank.seconds], s, states, None, False)
 
 
-def _stages_forward(stages: list[Stage], s: Shared, x: Image, stride: int, normalised: bool) -> None:
+def alike(banks: list[Bank], states: States) -> list[list[Bank]]:
+    """Banks that one launch serves: of one stride, from states of one layout."""
+    found: dict[Any, list[Bank]] = {}
+    for bank in banks:
+        x, pitch = states[bank.state]
+        found.setdefault((bank.stride, x.shape, pitch), []).append(bank)
+    return list(found.values())
+
+
+def _stages_forward(stages: list[Stage], s: Shared, states: States, bank: Bank | None, paired: bool) -> None:
+    """First stages of banks like this one, or without one second stages."""
     if not stages:
         return
-    shape = _input_shape(s, x, normalised)
+    normalised, device = bank is None, s.saved.device
+    shape = _input_shape(s, states[bank.state] if bank else None)
     tile = s.tile(tiles.STAGE_FORWARD)
     images = s.chunk(tiles.FORWARD_CHUNK, tile)
     count = triton.cdiv(s.images, images)
-    rows, _, groups = stage_rows(stages, x[0].device)
+    rows, _, groups = stage_rows(stages, device, paired)
     chunk = images * s.height * s.width
     parts = count * triton.cdiv(chunk, tile.pixels)
     moments = s.stats.new_empty((len(stages) if s.training else 0, parts, 2, s.channels))
@@ -95,10 +107,11 @@ def _stages_forward(stages: list[Stage], s: Shared, x: Image, stride: int, norma
     launch(
         stage_forward_kernel,
         grid,
-        *(x[0], s.saved, d, s.dw, s.pw, s.stats, moments, rows, groups, s.pixels),
+        tuple(x for x, _ in (states if bank else states[:1])),
+        *(s.saved, d, s.dw, s.pw, s.stats, moments, rows, groups, s.pixels),
         **shape,
         **s.constants,
-        STRIDE=stride,
+        STRIDE=bank.stride if bank else 1,
         GEOMETRIES=geometries(stages, normalised),
         NORMALISED=normalised,
         TRAINING=s.training,
@@ -115,7 +128,7 @@ def _stages_forward(stages: list[Stage], s: Shared, x: Image, stride: int, norma
         launch(
             join_moments_kernel,
             (len(pairs), triton.cdiv(s.channels, tile.channels)),
-            *(moments, s.stats, constant(tuple(pairs), x[0].device), s.pixels, parts),
+            *(moments, s.stats, constant(tuple(pairs), device), s.pixels, parts),
             C=s.channels,
             CHUNK=chunk,
             BLOCK_P=tile.pixels,
@@ -126,9 +139,9 @@ def _stages_forward(stages: list[Stage], s: Shared, x: Image, stride: int, norma
         )
 
 
-def _input_shape(s: Shared, x: Image, normalised: bool) -> dict[str, int]:
-    """Sizes of what stages read: the state, or with `normalised` a saved tensor."""
-    if normalised:
+def _input_shape(s: Shared, x: Image | None) -> dict[str, int]:
+    """Sizes of what stages read: a state, or a saved tensor."""
+    if x is None:
         c, h, w, pitch = s.channels, s.height, s.width, s.pitch
     else:
         (_, c, h, w), pitch = x[0].shape, x[1]
@@ -183,67 +196,83 @@ class Gradients:
 
 @dataclass(frozen=True)
 class Leaving:
-    """A bank in the backward: its state, what gradient that has from elsewhere, and where all of it goes, if wanted."""
+    """A bank in the backward: what gradient its state has from elsewhere, and where all of it goes, if wanted."""
 
     bank: Bank
-    x: Image
     before: Image | None
     dx: Image | None
 
 
-def banks_backward(banks: list[Leaving], s: Shared, g: Gradients) -> None:
-    """Gradients of what leaves states: of all second stages, then of what reads each state."""
-    banks = [leaving for leaving in banks if leaving.dx is not None or g.need_params]
-    seconds = [second for leaving in banks for second in leaving.bank.seconds]
+def banks_backward(leaving: list[Leaving], s: Shared, g: Gradients, states: States) -> None:
+    """Gradients of what leaves states: of all second stages, then of what reads the states."""
+    wanted = {id(a.bank): a for a in leaving if a.dx is not None or g.need_params}
+    seconds = [second for a in wanted.values() for second in a.bank.seconds]
     dz = s.saved.new_empty((max((second.dz + 1 for second in seconds), default=0), s.pixels, s.pitch))
     if seconds:
         sums = s.stats.new_empty((backward_parts(s, s.channels), 2 * len(seconds), s.channels))
-        _stages_backward(seconds, s, g, banks[0].x, dz, dz, s.pitch, sums, 1, need_x=True)
+        _stages_backward(seconds, s, g, states, None, dz, dz, s.pitch, sums, need_x=True)
         finish_sums(s, g, sums, [(2 * i, 2 * i + 1, second.x_norm, -1) for i, second in enumerate(seconds)])
-    for leaving in banks:
-        _state_backward(leaving, s, g, dz)
+    for need_x in (True, False):
+        banks = [a.bank for a in wanted.values() if (a.dx is not None) == need_x]
+        for together in alike(banks, states):
+            _states_backward([wanted[id(bank)] for bank in together], s, g, states, dz, need_x)
 
 
-def _state_backward(leaving: Leaving, s: Shared, g: Gradients, dz: Tensor) -> None:
-    """Gradients of what reads a state, behind whose separable convolutions stands dz."""
-    bank, x, before, dx = leaving.bank, leaving.x, leaving.before, leaving.dx
-    n, c, h, w = x[0].shape
-    if dx is None:
-        _stages_backward(bank.convolutions, s, g, x, dz, dz, s.pitch, None, bank.stride, need_x=False)
-        _reductions_backward(bank.reductions, s, g, x, dz, s.pitch, bank.stride, need_x=False)
+def _states_backward(leaving: list[Leaving], s: Shared, g: Gradients, states: States, dz: Tensor, need_x: bool) -> None:
+    """Gradients of what reads states of one layout, behind whose separable convolutions stands dz."""
+    first, paired = leaving[0].bank, len(leaving) > 1
+    if not need_x:
+        convolutions = [stage for a in leaving for stage in a.bank.convolutions]
+        _stages_backward(convolutions, s, g, states, first, dz, dz, s.pitch, None, False, paired)
+        for a in leaving:
+            _reductions_backward(a.bank, s, g, states[a.bank.state], dz, s.pitch, need_x=False)
         return
-    edges = len({stage.target for stage in bank.edges})
-    count = edges + len(bank.reductions)
-    parts, pitch = dx
-    if bank.pools or count > 1 or before is not None:
+    n, c, h, w = states[first.state][0].shape
+    groups = [len({group_of(stage, paired) for stage in a.bank.edges}) for a in leaving]
+    counts = [count + len(a.bank.reductions) for count, a in zip(groups, leaving, strict=True)]
+    assert leaving[0].dx is not None
+    parts, pitch = leaving[0].dx
+    if paired or first.pools or counts[0] > 1 or leaving[0].before is not None:
         pitch = padded_channels(c, s.saved.dtype)
-        parts = s.saved.new_empty((count, n * h * w, pitch))
-    _stages_backward(bank.edges, s, g, x, dz, parts, pitch, None, bank.stride, need_x=True)
-    _reductions_backward(bank.reductions, s, g, x, parts[edges:], pitch, bank.stride, need_x=True)
-    if bank.pools:
-        _pools_backward(bank, s, g, x, (parts, pitch), before, dx)
-    elif parts is not dx[0]:
-        tile = tiles.tile(c, h * w, s.saved.dtype, tiles.JOIN)
-        launch(
-            join_gradients_kernel,
-            (triton.cdiv(n * h * w, tile.pixels), triton.cdiv(c, tile.channels)),
-            *(parts, before[0] if before else parts, dx[0], n * h * w, count),
-            C=c,
-            PITCH=pitch,
-            BEFORE_PITCH=before[1] if before else 0,
-            DX_PITCH=dx[1],
-            HAS_BEFORE=before is not None,
-            BLOCK_P=tile.pixels,
-            BLOCK_C=tile.channels,
-            ACC=s.constants["ACC"],
-            num_warps=tile.warps,
-        )
+        parts = s.saved.new_empty((sum(counts), n * h * w, pitch))
+    begins = dict(zip((a.bank.state for a in leaving), itertools.accumulate(counts, initial=0), strict=False))
+    edges = [stage for a in leaving for stage in a.bank.edges]
+    _stages_backward(edges, s, g, states, first, dz, parts, pitch, None, True, paired, begins)
+    for a, count, own in zip(leaving, counts, groups, strict=True):
+        begin, x = begins[a.bank.state], states[a.bank.state]
+        _reductions_backward(a.bank, s, g, x, parts[begin + own :], pitch, need_x=True)
+        if a.bank.pools:
+            _pools_backward(a, s, g, x, (parts[begin : begin + count], pitch))
+        elif a.dx is not None and parts is not a.dx[0]:
+            _join(a, s, x, (parts[begin : begin + count], pitch))
 
 
-def _pools_backward(
-    bank: Bank, s: Shared, g: Gradients, x: Image, parts: Image, before: Image | None, dx: Image
-) -> None:
-    """A state's gradient: its pools', its edges' [parts, pixels, pitch] and `before`."""
+def _join(leaving: Leaving, s: Shared, x: Image, parts: Image) -> None:
+    """The gradient of a state without pools."""
+    n, c, h, w = x[0].shape
+    before, dx = leaving.before, leaving.dx
+    assert dx is not None
+    tile = tiles.tile(c, h * w, s.saved.dtype, tiles.JOIN)
+    launch(
+        join_gradients_kernel,
+        (triton.cdiv(n * h * w, tile.pixels), triton.cdiv(c, tile.channels)),
+        *(parts[0], before[0] if before else parts[0], dx[0], n * h * w, len(parts[0])),
+        C=c,
+        PITCH=parts[1],
+        BEFORE_PITCH=before[1] if before else 0,
+        DX_PITCH=dx[1],
+        HAS_BEFORE=before is not None,
+        BLOCK_P=tile.pixels,
+        BLOCK_C=tile.channels,
+        ACC=s.constants["ACC"],
+        num_warps=tile.warps,
+    )
+
+
+def _pools_backward(leaving: Leaving, s: Shared, g: Gradients, x: Image, parts: Image) -> None:
+    """A state's gradient: its pools', its edges' [parts, pixels, pitch] and what it has from elsewhere."""
+    bank, before, dx = leaving.bank, leaving.before, leaving.dx
+    assert dx is not None
     (_, c, h, w), x_pitch = x[0].shape, x[1]
     tile = s.tile(tiles.POOL_BACKWARD)
     images = s.chunk(tiles.BACKWARD_CHUNK, tile)
@@ -280,30 +309,33 @@ def _stages_backward(
     stages: list[Stage],
     s: Shared,
     g: Gradients,
-    x: Image,
+    states: States,
+    bank: Bank | None,
     dz: Tensor,
     dx: Tensor,
     dx_pitch: int,
     sums: Tensor | None,
-    stride: int,
     need_x: bool,
+    paired: bool = False,
+    begins: dict[int, int] | None = None,
 ) -> None:
-    """First stages' dx, or with `sums` second stages' dz; and parts of the weights' gradients."""
+    """First stages' dx of banks like this one, or without one second stages' dz; and parts of weights' gradients."""
     if not stages:
         return
-    normalised = sums is not None
-    shape = _input_shape(s, x, normalised)
+    normalised = bank is None
+    shape = _input_shape(s, states[bank.state] if bank else None)
     channels_in = shape["C_IN"]
     block_i = tiles.channel_block(channels_in)
     tile = _backward_tile(s, channels_in)
     parts = backward_parts(s, channels_in)
-    rows, _, groups = stage_rows(stages, x[0].device)
+    rows, _, groups = stage_rows(stages, s.saved.device, paired, begins)
     dd_pitch = padded_channels(channels_in, s.saved.dtype)
     dd = s.saved.new_empty((len(groups), s.pixels, dd_pitch))
     launch(
         stage_backward_kernel,
         (parts, len(groups), triton.cdiv(channels_in, block_i)),
-        *(x[0], g.nodes[0], g.own, s.saved, dz, dx, dd, s.dw, s.pw, s.stats, g.coefficients, g.weights),
+        tuple(x for x, _ in (states if bank else states[:1])),
+        *(g.nodes[0], g.own, s.saved, dz, dx, dd, s.dw, s.pw, s.stats, g.coefficients, g.weights),
         *(g.pw_parts.buffer, g.dw_parts.buffer, s.stats if sums is None else sums, rows, groups),
         *(s.pixels, len(stages), s.pw.numel(), s.dw.numel()),
         **shape,
@@ -311,7 +343,7 @@ def _stages_backward(
         DX_PITCH=dx_pitch,
         DD_PITCH=dd_pitch,
         G_PITCH=g.nodes[1],
-        STRIDE=stride,
+        STRIDE=bank.stride if bank else 1,
         GEOMETRIES=geometries(stages, normalised),
         NORMALISED=normalised,
         NEED_X=need_x,
@@ -332,12 +364,13 @@ def _stages_backward(
 
 
 def _reductions_backward(
-    stages: list[Stage], s: Shared, g: Gradients, x: Image, dx: Tensor, dx_pitch: int, stride: int, need_x: bool
+    bank: Bank, s: Shared, g: Gradients, x: Image, dx: Tensor, dx_pitch: int, need_x: bool
 ) -> None:
     """dx of stages without windows, and parts of their weights' gradients."""
+    stages = bank.reductions
     if not stages:
         return
-    shape = _input_shape(s, x, False)
+    shape = _input_shape(s, x)
     channels_in = shape["C_IN"]
     block_i = tiles.channel_block(channels_in)
     tile = _backward_tile(s, channels_in)
@@ -351,7 +384,7 @@ def _reductions_backward(
         ACC=s.constants["ACC"],
         DX_PITCH=dx_pitch,
         G_PITCH=g.nodes[1],
-        STRIDE=stride,
+        STRIDE=bank.stride,
         NEED_X=need_x,
         NEED_PARAMS=g.need_params,
         IMAGES=s.chunk(tiles.BACKWARD_CHUNK, tile),

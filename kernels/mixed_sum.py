@@ -31,7 +31,7 @@ def mixed_sum(
     n, c = x.shape[:2]
     _check(states, weights, params, plan)
     t = tables(tuple(plan), weights.shape[1])
-    inputs = [channels_last(state) for state in states]
+    inputs = tuple(channels_last(state) for state in states)
     source, stride = t.entry
     height, width = (-(-size // stride) for size in states[source].shape[2:])
     out = new_image(x, len(t.nodes) * c, height, width)
@@ -39,10 +39,10 @@ def mixed_sum(
     compute = compute_dtype(x.dtype)
     stats = x.new_empty((t.norms, 2, c), dtype=compute) if running is None else running.to(compute, copy=True)
     shared = _shared(t, params, saved, stats, out, running is None, eps)
-    banks_forward([(bank, state) for i, state in enumerate(inputs) for bank in t.banks_of(i)], shared)
+    banks_forward([bank for i in range(t.inputs) for bank in t.banks_of(i)], shared, inputs)
     for node in range(len(t.nodes)):
         mix(t.nodes[node], node, shared, inputs, out, weights.contiguous())
-        banks_forward([(bank, _node(out, node, c)) for bank in t.banks_of(t.inputs + node)], shared)
+        banks_forward(t.banks_of(t.inputs + node), shared, (_node(out, node, c),))
     return out, saved, stats
 
 
@@ -64,7 +64,7 @@ def mixed_sum_backward(
     c = states[0].shape[1]
     t = tables(tuple(plan), weights.shape[1])
     s = _shared(t, params, saved, stats, out, training, eps)
-    inputs = [channels_last(state) for state in states]
+    inputs = tuple(channels_last(state) for state in states)
     grads = dense_channels_last(grad_out.to(out.dtype))
     has_banks = any(t.banks_of(t.inputs + node) for node in range(len(t.nodes)))
     own = new_image(out, *out.shape[1:]) if has_banks else grads
@@ -83,22 +83,21 @@ def mixed_sum_backward(
     for node in reversed(range(len(t.nodes))):
         banks = t.banks_of(t.inputs + node)
         gradient, mine = _node(grads, node, c), _node(own, node, c)
-        banks_backward(
-            [Leaving(b, _node(out, node, c), mine if i else gradient, mine) for i, b in enumerate(banks)], s, g
-        )
+        leaving = [Leaving(bank, mine if i else gradient, mine) for i, bank in enumerate(banks)]
+        banks_backward(leaving, s, g, (_node(out, node, c),))
         sum_terms(t.nodes[node], node, s, g, inputs, out, own if banks else grads)
     d_states: list[Tensor] = []
-    leaving: list[Leaving] = []
+    leaving = []
     for i, (state, need) in enumerate(zip(states, need_states, strict=True)):
         dx = new_image(state, *state.shape[1:]) if need else state.new_empty(0)
         before: Image | None = None
         for bank in t.banks_of(i):
-            leaving.append(Leaving(bank, inputs[i], before, (dx, c) if need else None))
+            leaving.append(Leaving(bank, before, (dx, c) if need else None))
             before = (dx, c)
         if need and before is None:
             dx.zero_()
         d_states.append(dx)
-    banks_backward(leaving, s, g)
+    banks_backward(leaving, s, g, inputs)
     d_params = (
         t.split(params, g.dw_parts.total(), g.pw_parts.total()) if need_params else [p.new_empty(0) for p in params]
     )

@@ -4,7 +4,7 @@ import triton
 from torch import Tensor
 
 from fastdarts.kernels import tiles
-from fastdarts.kernels.bank import Gradients, Image, Shared, finish_sums
+from fastdarts.kernels.bank import Gradients, Shared, States, finish_sums
 from fastdarts.kernels.launch import launch
 from fastdarts.kernels.mix import mix_forward_kernel, term_sums_kernel
 from fastdarts.kernels.strips import STRIP
@@ -17,7 +17,7 @@ def strip_tiles(s: Shared, tile: Tile) -> int:
     return triton.cdiv(s.images * triton.cdiv(s.height, STRIP.value) * s.width, tile.pixels // STRIP.value)
 
 
-def mix(terms: list[Term], node: int, s: Shared, inputs: list[Image], out: Tensor, weights: Tensor) -> None:
+def mix(terms: list[Term], node: int, s: Shared, inputs: States, out: Tensor, weights: Tensor) -> None:
     """The node that these terms make, into its channels of `out`."""
     tile = s.tile(tiles.MIX)
     launch(
@@ -39,7 +39,7 @@ def mix(terms: list[Term], node: int, s: Shared, inputs: list[Image], out: Tenso
 
 
 def sum_terms(
-    terms: list[Term], node: int, s: Shared, g: Gradients, inputs: list[Image], out: Tensor, gradient: Tensor
+    terms: list[Term], node: int, s: Shared, g: Gradients, inputs: States, out: Tensor, gradient: Tensor
 ) -> None:
     """Gradients of a node's op weights, and the coefficients of the batch norms that enter it."""
     tile = s.tile(tiles.MIX)

@@ -3,13 +3,25 @@
 import triton
 import triton.language as tl
 
-from fastdarts.kernels.tables import MAX, ROW
+from fastdarts.kernels.tables import MAX, ROW, STATE
 
 
 @triton.jit
 def column(rows_ptr, row, name: tl.constexpr):
     """A number of a stage's row."""
     return tl.load(rows_ptr + row * ROW + name)
+
+
+@triton.jit
+def state_of(states, rows_ptr, row):
+    """The state that a stage reads."""
+    ptr = states[0]
+    if len(states) > 1:
+        state = column(rows_ptr, row, STATE)
+        for n in tl.static_range(1, len(states)):
+            if state == n:
+                ptr = states[n]
+    return ptr
 
 
 @triton.jit

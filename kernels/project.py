@@ -33,8 +33,8 @@ def project(x: Tensor, params: list[Tensor], running: Tensor | None, eps: float)
     compute = compute_dtype(x.dtype)
     stats = x.new_empty((1, 2, channels), dtype=compute) if running is None else running.to(compute, copy=True)
     s = _shared(params, saved, stats, out, running is None, eps)
-    banks_forward([(projection(stride), image)], s)
-    mix(_TERMS, 0, s, [image], out, s.pw)
+    banks_forward([projection(stride)], s, (image,))
+    mix(_TERMS, 0, s, (image,), out, s.pw)
     return out, saved, stats
 
 
@@ -64,9 +64,9 @@ def project_backward(
         dw_parts=Parts(s.dw, 0, stats.dtype),
         pw_parts=Parts(s.pw, backward_parts(s, channels_in) if need_params else 0, stats.dtype),
     )
-    sum_terms(_TERMS, 0, s, g, [image], grads, grads)
+    sum_terms(_TERMS, 0, s, g, (image,), grads, grads)
     dx = new_image(x, *x.shape[1:]) if need_x else x.new_empty(0)
-    banks_backward([Leaving(projection(stride), image, None, (dx, channels_in) if need_x else None)], s, g)
+    banks_backward([Leaving(projection(stride), None, (dx, channels_in) if need_x else None)], s, g, (image,))
     if not need_params:
         return dx, [p.new_empty(0) for p in params]
     parts = g.pw_parts.total().view(stride, *params[0].shape)

@@ -12,6 +12,7 @@ from fastdarts.kernels.parts import (
     pointwise_weight,
     pooled,
     share,
+    state_of,
     store_tile,
 )
 from fastdarts.kernels.tables import AVG, CONV_3, DW, GATHER, GEOMETRY, MAX, PW, X_NORM, X, Y
@@ -20,7 +21,7 @@ from fastdarts.kernels.windows import depthwise
 
 @triton.jit(do_not_specialize=["pixels"])
 def stage_forward_kernel(
-    x_ptr, saved_ptr, d_ptr, dw_ptr, pw_ptr, stats_ptr, moments_ptr, rows_ptr, groups_ptr, pixels,
+    states, saved_ptr, d_ptr, dw_ptr, pw_ptr, stats_ptr, moments_ptr, rows_ptr, groups_ptr, pixels,
     C_IN: tl.constexpr, C_OUT: tl.constexpr, X_PITCH: tl.constexpr, PITCH: tl.constexpr,
     H: tl.constexpr, W: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr,
     GEOMETRIES: tl.constexpr, NORMALISED: tl.constexpr, TRAINING: tl.constexpr,
@@ -29,7 +30,8 @@ def stage_forward_kernel(
 ):  # fmt: skip
     """One program makes BLOCK_O channels of a group's stages' y for IMAGES images, and their moments.
 
-    x: the state, or with NORMALISED the first stages' y in `saved`, normalised here. saved: [tensors, pixels, PITCH].
+    A stage reads one of the states, or with NORMALISED a first stage's y in `saved`, normalised here.
+    saved: [tensors, pixels, PITCH].
     A convolution first leaves its depthwise output d where y will stand; where several programs share the channels of
     y, each in scratch of its own, d [blocks of channels, groups, pixels, PITCH].
     moments: [rows, tiles of all programs, 2 (mean, sum of squares about it), C_OUT].
@@ -39,14 +41,14 @@ def stage_forward_kernel(
     begin, count = share(pixels, IMAGES, HO, WO)
     plane = pixels.to(tl.int64) * PITCH
     out_ptr = saved_ptr + begin * PITCH
-    x_ptr += part.to(tl.int64) * (IMAGES * H * W * X_PITCH)
     d_ptr += ((tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)) * pixels.to(tl.int64) + begin) * PITCH
     o = tl.program_id(2) * BLOCK_O + tl.arange(0, BLOCK_O)
     group = groups_ptr + tl.program_id(1) * 2
     for row in tl.range(tl.load(group), tl.load(group + 1), disable_licm=CONV_3 <= GEOMETRIES):
-        in_ptr = x_ptr
         if NORMALISED:
             in_ptr = out_ptr + column(rows_ptr, row, X) * plane
+        else:
+            in_ptr = state_of(states, rows_ptr, row) + part.to(tl.int64) * (IMAGES * H * W * X_PITCH)
         geometry = column(rows_ptr, row, GEOMETRY)
         y_ptr = out_ptr + column(rows_ptr, row, Y) * plane
         here_ptr = y_ptr

@@ -31,7 +31,7 @@ TAPS = {geometry.value: kernel**2 for (kernel, _), geometry in _CONVOLUTIONS.ite
 
 # Columns of a stage's row.
 GEOMETRY, Y, NORM, DW, PW, X, X_NORM = (tl.constexpr(i) for i in range(7))
-NODE, OWN, DZ, OP_WEIGHT, FIRST_EDGE, EDGES, GROUP = (tl.constexpr(i) for i in range(7, 14))
+NODE, OWN, DZ, OP_WEIGHT, FIRST_EDGE, EDGES, GROUP, STATE, PART = (tl.constexpr(i) for i in range(7, 16))
 ROW = tl.constexpr(16)
 # Columns of a term's row. SOURCE: 0 a saved tensor, 1 a node, 2 + i input state i; SLOT: which saved tensor or node;
 # POOL: 0, or the geometry of the pool that the state goes through.
@@ -67,6 +67,7 @@ class Stage:
     own: int = 0
     dz: int = 0
     weight: int = -1  # of a skip connection
+    state: int = 0  # which of its launch's states it reads
     edges: list[tuple[int, int, int, int]] = field(default_factory=list)  # pools: the edges that use them
 
 
@@ -76,6 +77,7 @@ class Bank:
 
     source: int
     stride: int
+    state: int = 0  # among the inputs; a node is the only state of its launches
     convolutions: list[Stage] = field(default_factory=list)
     reductions: list[Stage] = field(default_factory=list)
     pools: list[Stage] = field(default_factory=list)
@@ -139,7 +141,8 @@ class _Builder:
         for bank in self.tables.banks:
             if (bank.source, bank.stride) == (edge.source, edge.stride):
                 return bank
-        self.tables.banks.append(Bank(edge.source, edge.stride))
+        state = edge.source if edge.source < self.plan.inputs else 0
+        self.tables.banks.append(Bank(edge.source, edge.stride, state))
         return self.tables.banks[-1]
 
     def _op(self, edge: PlannedEdge, c: Candidate, weight: int) -> None:
@@ -150,29 +153,29 @@ class _Builder:
         state = (2 + edge.source, 0) if edge.source < self.plan.inputs else (1, edge.source - self.plan.inputs)
         if c.kind == "skip" and edge.stride == 1:
             terms.append((*state, -1, weight, 0))
-            bank.skips.append(Stage(SKIP.value, node, 0, 0, node=node, own=own, weight=weight))
+            bank.skips.append(Stage(SKIP.value, node, 0, 0, node=node, own=own, weight=weight, state=bank.state))
             return
         if c.is_pool:
             t.norms += 1
             geometry = (MAX if c.kind == "max_pool" else AVG).value
             pool = next((p for p in bank.pools if p.geometry == geometry), None)
             if pool is None:
-                pool = Stage(geometry, -1, self._saved(), norm)
+                pool = Stage(geometry, -1, self._saved(), norm, state=bank.state)
                 bank.pools.append(pool)
             pool.edges.append((node, own, norm, weight))
             terms.append((*state, norm, weight, geometry))
             return
         if c.kind == "skip":  # at stride 2 a factorised reduction
-            last = Stage(GATHER.value, -1, self._saved(), norm, pw=t.matrices)
+            last = Stage(GATHER.value, -1, self._saved(), norm, pw=t.matrices, state=bank.state)
             t.matrices += 1
             t.is_depthwise += [False, False]
             bank.reductions.append(last)
             t.norms += 1
         else:
-            last = self._stage(c, node)
+            last = self._stage(c, node, bank.state)
             bank.convolutions.append(last)
             if c.kind == "sep_conv":
-                first, last = last, self._stage(c, node)
+                first, last = last, self._stage(c, node, 0)
                 last.x, last.x_norm = first.y, first.norm
                 together = [b for b in t.banks if b is bank or max(b.source, bank.source) < t.inputs]
                 first.dz = last.dz = sum(len(b.seconds) for b in together)
@@ -180,10 +183,10 @@ class _Builder:
         last.node, last.own = node, own
         terms.append((0, last.y, last.norm, weight, 0))
 
-    def _stage(self, c: Candidate, node: int) -> Stage:
+    def _stage(self, c: Candidate, node: int, state: int) -> Stage:
         t = self.tables
         geometry = _CONVOLUTIONS[c.kernel, c.dilation].value
-        stage = Stage(geometry, node, self._saved(), t.norms, dw=t.taps, pw=t.matrices)
+        stage = Stage(geometry, node, self._saved(), t.norms, dw=t.taps, pw=t.matrices, state=state)
         t.norms += 1
         t.taps += c.kernel**2
         t.matrices += 1
@@ -222,22 +225,31 @@ def geometries(stages: Sequence[Stage], normalised: bool) -> int:
     return bits
 
 
-def stage_rows(stages: Sequence[Stage], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def group_of(stage: Stage, paired: bool) -> tuple[int, int]:
+    """Stages with the same are one program's: those of an edge, or `paired` of two, which share a state and its
+    gradient; the pools of a state and the reductions.
+    """
+    return stage.state, stage.target // 2 if paired and stage.target >= 0 else stage.target
+
+
+def stage_rows(
+    stages: Sequence[Stage], device: torch.device, paired: bool = False, begins: dict[int, int] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """The rows of `stages`, those of the edges their pools refer to, and groups (first, last + 1) of rows.
 
-    A program works off one group: the stages of one edge, which share a state and a gradient; the pools of a state and
-    the reductions.
+    begins: where in the gradients' parts each state's begin.
     """
     rows: list[Any] = []
     edges: list[Any] = []
     groups: list[list[int]] = []
+    part = -1
     for i, s in enumerate(stages):
-        if i == 0 or s.target != stages[i - 1].target:
+        if i == 0 or group_of(s, paired) != group_of(stages[i - 1], paired):
             groups.append([i, i])
+            part = begins[s.state] if begins and (i == 0 or s.state != stages[i - 1].state) else part + 1
         groups[-1][1] = i + 1
         row = [s.geometry, s.y, s.norm, s.dw, s.pw, s.x, s.x_norm, s.node, s.own, s.dz, s.weight]
-        row += [len(edges), len(s.edges), len(groups) - 1]
-        rows.append(tuple(row + [0] * (ROW.value - len(row))))
+        rows.append((*row, len(edges), len(s.edges), len(groups) - 1, s.state, part))
         edges += s.edges
     return constant(tuple(rows), device), constant(tuple(edges), device), constant(tuple(map(tuple, groups)), device)
 
