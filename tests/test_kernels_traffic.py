@@ -54,9 +54,9 @@ def test_launches_touch_what_the_model_says(stride: int, ops: tuple[str, ...], m
         if abs(said.bytes[name] - real) > 0.15 * real:
             wrong.append(f"{name} {grid}: {said.bytes[name]} said, {real} touched")
 
-    case = make_case(
-        ops, inputs=1, nodes=1 if ops == OPS else 2, stride=stride, C=16, size=(1, 8 * stride, 8 * stride)
-    ).to(torch.bfloat16)
+    inputs, nodes = (1, 1) if ops == OPS else (2, 2)  # with two inputs a program takes two edges
+    size = (1, 8 * stride, 8 * stride)
+    case = make_case(ops, inputs=inputs, nodes=nodes, stride=stride, C=16, size=size).to(torch.bfloat16)
     with launches_to(launch):
         fused(case)
     assert not wrong, "\n".join(wrong)
