@@ -12,7 +12,7 @@ PY := $(VENV)/bin/python
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
 SANITIZED := build/sanitize
-CELLS_AND_EDGES = tests/test_mixed_op.py::test_fused_is_as_good_as_plain tests/test_fused.py::test_cell tests/test_ops.py::test_project
+CELLS_AND_EDGES = tests/mixed/test_mixed_op.py::test_fused_is_as_good_as_plain tests/mixed/test_fused.py::test_cell tests/ops/test_operators.py::test_project
 
 .PHONY: env search test bench sanitize
 
@@ -64,7 +64,7 @@ SANITIZED_PYTEST = ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN
 sanitize: env
 	FASTDARTS_CUDA=0 FASTDARTS_SANITIZE=address,undefined \
 	  $(PY) setup.py --quiet build --build-lib $(SANITIZED)/lib --build-temp $(SANITIZED)/temp
-	$(SANITIZED_PYTEST) tests/test_ops.py tests/test_mixed_op.py tests/test_flat.py tests/test_fused.py::test_cell \
+	$(SANITIZED_PYTEST) tests/ops/test_operators.py tests/mixed/test_mixed_op.py tests/ops/test_flat.py tests/mixed/test_fused.py::test_cell \
 	  -k "not compiled and not papers_size and not instruction and not cuda_sources"
 	FASTDARTS_CPU=portable $(SANITIZED_PYTEST) $(CELLS_AND_EDGES)
 	! grep -qw avx2 /proc/cpuinfo || FASTDARTS_CPU=avx2 $(SANITIZED_PYTEST) $(CELLS_AND_EDGES)

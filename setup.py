@@ -154,6 +154,6 @@ def extension() -> dict[str, Any]:
 setup(
     packages=[*find_packages(include=["fastdarts", "fastdarts.*"]), "fastdarts.kernels"],
     package_dir={"fastdarts.kernels": "kernels"},
-    package_data={"fastdarts": ["py.typed", "*.pyi", "*.html"]},
+    package_data={"fastdarts": ["py.typed", "*.pyi"], "fastdarts.report": ["*.html"]},
     **extension(),
 )

@@ -12,15 +12,16 @@ from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.original import Batch, OriginalSearch, autocast
-from fastdarts import DARTS_V2, Architect, EvalNetwork, MixedOp, SearchNetwork, methods, ops
-from fastdarts.augment import Augment
-from fastdarts.cell import Cell
-from fastdarts.config import SearchConfig
+from fastdarts import DARTS_V2, Architect, EvalNetwork, MixedOp, SearchNetwork, methods
+from fastdarts.bilevel.flat import FlatSGD
+from fastdarts.bilevel.step import SearchStep
 from fastdarts.data import BatchStream, ImageData
-from fastdarts.flat import FlatSGD
-from fastdarts.genotype import edges_of
-from fastdarts.mixed_op import Backend
-from fastdarts.step import SearchStep
+from fastdarts.data.augment import Augment
+from fastdarts.mixed.mixed_op import Backend
+from fastdarts.ops import operators
+from fastdarts.runs.search_config import SearchConfig
+from fastdarts.spaces.darts.cell import Cell
+from fastdarts.spaces.darts.genotype import edges_of
 
 Run = Callable[[], object]
 Thing = TypeVar("Thing", bound=nn.Module | Tensor)
@@ -192,7 +193,7 @@ def new_cell(case: Case, backend: Backend) -> Cell:
 
 def has_kernels(device: torch.device) -> bool:
     """Whether the fused variants run fused there, or by the plain modules like everything else."""
-    return ops.unavailable(device, torch.float32) is None
+    return operators.unavailable(device, torch.float32) is None
 
 
 def backend_of(variant: str) -> Backend:

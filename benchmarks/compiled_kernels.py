@@ -25,13 +25,13 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastdarts.files import write_atomically
+from fastdarts.config.files import write_atomically
 from fastdarts.kernels import bank, node
 from fastdarts.kernels.launch import OPTIONS
 from fastdarts.kernels.mixed_sum import mixed_sum, mixed_sum_backward
 from fastdarts.kernels.project import project, project_backward
-from fastdarts.plan import MixedPlan, PlannedEdge, edge_ops
-from fastdarts.space import PRIMITIVES
+from fastdarts.ops.plan import MixedPlan, PlannedEdge, edge_ops
+from fastdarts.primitives.table import PRIMITIVES
 
 TARGETS = {f"sm_{cc}": GPUTarget("cuda", cc, 32) for cc in (80, 90, 100)} | {"gfx942": GPUTarget("hip", "gfx942", 64)}
 SIZES = {16: 32, 32: 16, 64: 8}  # channels and image sizes of a CIFAR search

@@ -26,7 +26,7 @@ from benchmarks.cases import (
 )
 from benchmarks.machine import Peaks
 from benchmarks.worker import Measurement
-from fastdarts.files import write_atomically
+from fastdarts.config.files import write_atomically
 
 EPOCHS, TRAIN_IMAGES = 50, 25_000
 """The paper's search: in each epoch, steps over 25,000 training images, with as many validation images beside them."""

@@ -19,8 +19,8 @@ import torch
 from benchmarks.cases import CHANNELS_LAST, FUSED, FUSED_AMP, NCHW, Case
 from benchmarks.machine import device, environment
 from benchmarks.worker import Measurement, measure
-from fastdarts.files import write_atomically
-from fastdarts.resources import free_bytes
+from fastdarts.config.files import write_atomically
+from fastdarts.runs.resources import free_bytes
 
 PIXELS = 2 * 64 * 32 * 32
 """Of a batch while the image size varies: so many images that a step has work, so few that it fits."""

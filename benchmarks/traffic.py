@@ -35,8 +35,8 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.launch_traffic import Traffic, traffic_of
 from benchmarks.original import OriginalSearch
 from fastdarts import Architect, SearchNetwork
-from fastdarts.files import write_atomically
-from fastdarts.flat import FlatSGD
+from fastdarts.bilevel.flat import FlatSGD
+from fastdarts.config.files import write_atomically
 from fastdarts.kernels import bank, node
 from fastdarts.kernels.mixed_sum import mixed_sum, mixed_sum_backward
 from fastdarts.kernels.project import project, project_backward

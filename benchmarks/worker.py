@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.cases import COMPILED, Case, build
 from benchmarks.machine import synchronize
-from fastdarts.resources import free_bytes, peak_bytes, reset_peak
+from fastdarts.runs.resources import free_bytes, peak_bytes, reset_peak
 
 LEAST = 0.1
 """Seconds of a turn: it repeats shorter steps, as a search does, whose steps find threads awake and caches filled."""

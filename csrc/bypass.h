@@ -1,5 +1,5 @@
 // Partial channels (PC-DARTS): the ops of an edge see the first 1/K of a state's channels, the others pass them by. Here are the
-// sum of what passes, its shuffle with what the ops make of theirs, and the way back; fastdarts/functional.py has the formulas.
+// sum of what passes, its shuffle with what the ops make of theirs, and the way back; fastdarts/ops/functional.py has the formulas.
 //
 // The ops' channels of all nodes stand in "slots", folded (fold.h); the nodes themselves are whole, as the cell puts them out.
 #pragma once

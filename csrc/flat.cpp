@@ -1,5 +1,5 @@
 // CPU side of the flat bilevel operators, each one pass over its buffers. The loops are bound by memory, so the
-// compiler's vectors of the baseline instruction set do. Definitions and checks: fastdarts/flat_ops.py.
+// compiler's vectors of the baseline instruction set do. Definitions and checks: fastdarts/ops/flat_ops.py.
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>

@@ -1,5 +1,5 @@
 // Arithmetic of the flat bilevel operators: what one element becomes, and how a sum of squares is ordered.
-// Shared by flat.cpp (CPU) and cuda/flat_kernels.cuh (CUDA). Definitions of the operators: fastdarts/flat_ops.py.
+// Shared by flat.cpp (CPU) and cuda/flat_kernels.cuh (CUDA). Definitions of the operators: fastdarts/ops/flat_ops.py.
 #pragma once
 
 #include <cstdint>

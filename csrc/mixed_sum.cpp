@@ -1,4 +1,4 @@
-// fastdarts::mixed_sum and its backward on CPUs: the operators. Schema, fakes and autograd stand in fastdarts/ops.py, the schedule in
+// fastdarts::mixed_sum and its backward on CPUs: the operators. Schema, fakes and autograd stand in fastdarts/ops/operators.py, the schedule in
 // mixed_sum.h, the arithmetic in tiles/.
 #include "mixed_sum.h"
 
@@ -34,7 +34,7 @@ std::vector<at::Tensor> all_folded(at::TensorList states, const Plan& plan, int6
   return result;
 }
 
-// What keeps the kernels inside the tensors; the callers' words for mistakes stand in fastdarts/ops.py.
+// What keeps the kernels inside the tensors; the callers' words for mistakes stand in fastdarts/ops/operators.py.
 Shape check(const Plan& plan, at::TensorList states, const at::Tensor& weights, at::TensorList params) {
   TORCH_CHECK_VALUE(int64_t(states.size()) == plan.inputs, "mixed_sum: plan has ", plan.inputs, " inputs; got ", states.size());
   TORCH_CHECK_VALUE(states[0].dim() == 4, "mixed_sum: states must be [N, C, H, W]");

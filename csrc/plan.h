@@ -1,4 +1,4 @@
-// The static description of a mixed sum: which ops run on which edge. fastdarts/ops.py encodes it (MixedPlan.encoded).
+// The static description of a mixed sum: which ops run on which edge. fastdarts/ops/operators.py encodes it (MixedPlan.encoded).
 #pragma once
 #include <ATen/ATen.h>
 

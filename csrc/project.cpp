@@ -1,4 +1,4 @@
-// fastdarts::project and its backward on CPUs: a cell's preprocessing. Schema, fakes and autograd stand in fastdarts/ops.py.
+// fastdarts::project and its backward on CPUs: a cell's preprocessing. Schema, fakes and autograd stand in fastdarts/ops/operators.py.
 #include <ATen/ATen.h>
 #include <torch/library.h>
 

@@ -22,18 +22,23 @@ from typing import Any, ClassVar
 import torch
 
 from fastdarts import data
-from fastdarts.compare_report import Record, summaries, write_comparison
-from fastdarts.config import Config, Dataset, SearchConfig, check_names, differences, option, run_cli
-from fastdarts.eval_config import EvalConfig
+from fastdarts.config.files import write_atomically
+from fastdarts.config.options import Config, check_names, differences, option
+from fastdarts.config.search_options import Dataset
 from fastdarts.evaluate import evaluate
-from fastdarts.files import write_atomically
-from fastdarts.genotype import Genotype
-from fastdarts.interrupt import Interrupted, stop_requests
 from fastdarts.methods import NAMES, find
-from fastdarts.methods.derivation import skips
-from fastdarts.progress import duration
-from fastdarts.run import check_out, choose_device, out_dir, outputs_for
+from fastdarts.report.comparison import Record, summaries, write_comparison
+from fastdarts.runs.device import choose_device
+from fastdarts.runs.eval_config import EvalConfig
+from fastdarts.runs.folder import check_out, out_dir
+from fastdarts.runs.images import outputs_for
+from fastdarts.runs.interrupt import Interrupted, stop_requests
+from fastdarts.runs.program import run_cli
+from fastdarts.runs.progress import duration
+from fastdarts.runs.search_config import SearchConfig
 from fastdarts.search import search
+from fastdarts.spaces.darts.derivation import skips
+from fastdarts.spaces.darts.genotype import Genotype
 
 _PROGRAM = "python -m fastdarts.compare"
 _CHILD = "import sys; from fastdarts.compare import work; sys.exit(work(*sys.argv[1:]))"

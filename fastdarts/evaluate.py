@@ -11,37 +11,29 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastdarts import data, report, resources
-from fastdarts.bilevel import Loss
-from fastdarts.checkpoint import load_weights
-from fastdarts.config import option, run_cli
+from fastdarts import data
+from fastdarts.bilevel.architect import Loss
+from fastdarts.config.files import write_atomically
+from fastdarts.config.options import option
 from fastdarts.data import ImageData
-from fastdarts.draw import write_cells
-from fastdarts.eval_config import EvalConfig
-from fastdarts.eval_network import EvalNetwork, count_multiply_adds, count_parameters
-from fastdarts.eval_state import EvalState
 from fastdarts.export import check_export_packages, export
-from fastdarts.files import write_atomically
-from fastdarts.genotype import PUBLISHED, Genotype
-from fastdarts.interrupt import stop_requests
-from fastdarts.progress import Progress
-from fastdarts.run import (
-    Images,
-    Keeper,
-    Metrics,
-    check_out,
-    check_writable,
-    choose_device,
-    determinism,
-    forecast_line,
-    json_number,
-    out_dir,
-    out_of_memory_explained,
-    read_images,
-    read_second_images,
-    resume,
-    train_epoch,
-)
+from fastdarts.report import run_report
+from fastdarts.runs import resources
+from fastdarts.runs.checkpoint import load_weights
+from fastdarts.runs.device import choose_device, determinism
+from fastdarts.runs.eval_config import EvalConfig
+from fastdarts.runs.eval_state import EvalState
+from fastdarts.runs.folder import check_out, check_writable, out_dir
+from fastdarts.runs.forecast import forecast_line, out_of_memory_explained
+from fastdarts.runs.images import Images, read_images, read_second_images
+from fastdarts.runs.interrupt import stop_requests
+from fastdarts.runs.keeper import Keeper, resume, train_epoch
+from fastdarts.runs.program import run_cli
+from fastdarts.runs.progress import Progress, json_number
+from fastdarts.runs.state import Metrics
+from fastdarts.spaces.darts.discrete import EvalNetwork, count_multiply_adds, count_parameters
+from fastdarts.spaces.darts.draw import write_cells
+from fastdarts.spaces.darts.genotype import PUBLISHED, Genotype
 
 __all__ = ["EvalConfig", "EvalResult", "evaluate"]
 
@@ -259,7 +251,7 @@ def _write_results(result: EvalResult, train_images: ImageData, image_shape: Seq
     }
     write_atomically(out / "result.json", json.dumps(numbers, indent=2) + "\n")
     write_cells(Genotype.load(out / "genotype.json"), out)
-    report.write_report(out)
+    run_report.write_report(out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,7 +284,7 @@ def _run(command: _Command) -> int:
         f"{result.multiply_adds:,} multiply-adds an image"
     )
     if result.out_dir is not None:
-        print(f"results: {result.out_dir} (report.html)")
+        print(f"results: {result.out_dir} (run_report.html)")
     if result.exported:
         print(f"exported: {', '.join(map(str, result.exported))}")
     return 0

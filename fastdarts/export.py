@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from fastdarts.eval_network import EvalNetwork
-from fastdarts.files import write_atomically
+from fastdarts.config.files import write_atomically
+from fastdarts.spaces.darts.discrete import EvalNetwork
 
 _ONNX_PACKAGES = ("onnx", "onnxscript")
 

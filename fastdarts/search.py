@@ -14,35 +14,28 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fastdarts import data, report, resources
-from fastdarts.bilevel import Loss
-from fastdarts.config import SearchConfig, run_cli
+from fastdarts import data
+from fastdarts.bilevel.architect import Loss
+from fastdarts.config.files import write_atomically
 from fastdarts.data import ImageData
-from fastdarts.draw import draw_alphas, write_cells
-from fastdarts.files import write_atomically
-from fastdarts.genotype import Genotype
-from fastdarts.interrupt import stop_requests
 from fastdarts.methods import find
-from fastdarts.methods.derivation import skips
-from fastdarts.network import SearchNetwork
-from fastdarts.progress import Progress
-from fastdarts.run import (
-    Images,
-    Keeper,
-    Metrics,
-    check_out,
-    choose_device,
-    determinism,
-    forecast_line,
-    json_number,
-    out_dir,
-    out_of_memory_explained,
-    read_images,
-    read_second_images,
-    resume,
-    train_epoch,
-)
-from fastdarts.search_state import SearchState
+from fastdarts.report import run_report
+from fastdarts.runs import resources
+from fastdarts.runs.device import choose_device, determinism
+from fastdarts.runs.folder import check_out, out_dir
+from fastdarts.runs.forecast import forecast_line, out_of_memory_explained
+from fastdarts.runs.images import Images, read_images, read_second_images
+from fastdarts.runs.interrupt import stop_requests
+from fastdarts.runs.keeper import Keeper, resume, train_epoch
+from fastdarts.runs.program import run_cli
+from fastdarts.runs.progress import Progress, json_number
+from fastdarts.runs.search_config import SearchConfig
+from fastdarts.runs.search_state import SearchState
+from fastdarts.runs.state import Metrics
+from fastdarts.spaces.darts.derivation import skips
+from fastdarts.spaces.darts.draw import draw_alphas, write_cells
+from fastdarts.spaces.darts.genotype import Genotype
+from fastdarts.spaces.darts.supernet import SearchNetwork
 
 __all__ = ["SearchConfig", "SearchResult", "search"]
 
@@ -213,7 +206,7 @@ def _write_results(state: SearchState, genotype: Genotype, out: Path) -> None:
     _write_alphas(state, out)
     write_cells(genotype, out)
     draw_alphas(out / "alphas.npz")
-    report.write_report(out)
+    run_report.write_report(out)
 
 
 def _epoch_line(metrics: Metrics) -> str:
@@ -254,7 +247,7 @@ def _run(config: SearchConfig) -> int:
     result = search(config)
     print(f"genotype: {result.genotype}")
     print(f"results: {result.out_dir}")
-    command = shlex.join(report.evaluate_command(dataclasses.asdict(config), result.out_dir))
+    command = shlex.join(run_report.evaluate_command(dataclasses.asdict(config), result.out_dir))
     print(f"next, train the found network from scratch: {command}")
     return 0
 

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 import triton
 
-from fastdarts.cell import Cell
-from fastdarts.files import write_atomically
-from fastdarts.genotype import edges_of
+from fastdarts.config.files import write_atomically
 from fastdarts.kernels import tiles
+from fastdarts.spaces.darts.cell import Cell
+from fastdarts.spaces.darts.genotype import edges_of
 
 ELEMENTS, WARPS = (1024, 2048, 4096, 8192), (4, 8)
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}

@@ -1,4 +1,4 @@
-"""`fastdarts::mixed_sum` and its backward on GPUs: the schedule over a plan. Schema and autograd: fastdarts/ops.py."""
+"""`fastdarts::mixed_sum` and its backward on GPUs: the schedule over a plan."""
 
 from collections.abc import Sequence
 
@@ -19,14 +19,14 @@ from fastdarts.kernels.bank import (
 from fastdarts.kernels.launch import channels_last, compute_dtype, dense_channels_last, new_image, padded_channels
 from fastdarts.kernels.node import mix, sum_terms
 from fastdarts.kernels.tables import Tables, tables
-from fastdarts.plan import decode, param_count
-from fastdarts.reference import check_even
+from fastdarts.ops.plan import decode, param_count
+from fastdarts.primitives.modules import check_even
 
 
 def mixed_sum(
     states: list[Tensor], weights: Tensor, params: list[Tensor], running: Tensor | None, plan: Sequence[int], eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The nodes of an encoded plan, what the backward needs, and the statistics; see `fastdarts.ops.mixed_sum`."""
+    """The nodes of an encoded plan, what the backward needs, and the statistics; see `operators.mixed_sum`."""
     x = states[0]
     n, c = x.shape[:2]
     _check(states, weights, params, plan)

@@ -1,4 +1,4 @@
-"""`fastdarts::project` and its backward on GPUs: a cell's preprocessing. Schema and autograd: fastdarts/ops.py.
+"""`fastdarts::project` and its backward on GPUs: a cell's preprocessing. Schema and autograd: `ops/operators.py`.
 
 Relu, 1x1 convolution (one weight) or factorised reduction (two), batch norm: a bank of one stage, a node of one term.
 """
@@ -23,7 +23,7 @@ _TERMS = [(0, 0, 0, -1, 0)]  # the batch norm's output, with no op weight
 
 
 def project(x: Tensor, params: list[Tensor], running: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """[N, C, H', W'] from [N, C_in, H, W], what the backward needs, and statistics [1, 2, C]; see `fastdarts.ops`."""
+    """[N, C, H', W'] from [N, C_in, H, W], what the backward needs, and statistics [1, 2, C]."""
     stride = len(params)
     image = channels_last(x)
     channels = stride * params[0].shape[0]

@@ -9,8 +9,8 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from fastdarts.plan import PlannedEdge, decode
-from fastdarts.space import Candidate
+from fastdarts.ops.plan import PlannedEdge, decode
+from fastdarts.primitives.table import Candidate
 
 # What a stage does before its pointwise product; pools and skip connections have none. Bits: a kernel is compiled for
 # the set that occurs.

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from fastdarts.genotype import edges_of
+from fastdarts.spaces.darts.genotype import edges_of
 
 EPS = 1e-5  # of every batch norm
 State = Mapping[str, Tensor]

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdarts import functional
-from fastdarts.plan import MixedPlan, PlannedEdge, edge_ops, norm_count
-from fastdarts.space import PRIMITIVES
+from fastdarts.ops import functional
+from fastdarts.ops.plan import MixedPlan, PlannedEdge, edge_ops, norm_count
+from fastdarts.primitives.table import PRIMITIVES
 
 EPS = 1e-5
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fastdarts.network import SearchNetwork
+from fastdarts.spaces.darts.supernet import SearchNetwork
 
 Batch = tuple[Tensor, Tensor]
 

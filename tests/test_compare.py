@@ -14,11 +14,11 @@ from PIL import Image
 
 from fastdarts import compare as module
 from fastdarts.compare import CompareConfig, compare, main, run_one
-from fastdarts.compare_report import summaries
-from fastdarts.eval_state import EvalState
-from fastdarts.genotype import DARTS_V2
-from fastdarts.interrupt import Interrupted
-from fastdarts.search_state import SearchState
+from fastdarts.report.comparison import summaries
+from fastdarts.runs.eval_state import EvalState
+from fastdarts.runs.interrupt import Interrupted
+from fastdarts.runs.search_state import SearchState
+from fastdarts.spaces.darts.genotype import DARTS_V2
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def lasting(record: dict[str, Any]) -> dict[str, Any]:
 def test_a_run_goes_on_where_it_stopped(tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped in the search, then in the training: the same record as of a run that never was."""
     monkeypatch.setattr("fastdarts.search.draw_alphas", lambda path: None)  # takes longer than these searches
-    monkeypatch.setattr("fastdarts.report.write_report", lambda out: None)
+    monkeypatch.setattr("fastdarts.report.run_report.write_report", lambda out: None)
     whole = run_one(CompareConfig(**tiny), "darts", 0)
     assert 0 <= whole["accuracy"] <= 1
     assert whole["search_seconds"] > 0

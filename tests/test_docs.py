@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fastdarts.compare import CompareConfig
-from fastdarts.config import parse_cli
+from fastdarts.config.command_line import parse_cli
 from fastdarts.evaluate import _Command as EvalCommand
 from fastdarts.search import SearchConfig
 

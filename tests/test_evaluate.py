@@ -16,10 +16,10 @@ from torch import Tensor
 
 from fastdarts import DARTS_V1, DARTS_V2, EvalNetwork, Genotype
 from fastdarts.data import ImageData
-from fastdarts.eval_network import count_multiply_adds
-from fastdarts.eval_state import EvalState
 from fastdarts.evaluate import EvalConfig, evaluate, main
-from fastdarts.interrupt import Interrupted
+from fastdarts.runs.eval_state import EvalState
+from fastdarts.runs.interrupt import Interrupted
+from fastdarts.spaces.darts.discrete import count_multiply_adds
 
 TINY: dict[str, Any] = {"init_channels": 4, "layers": 2, "batch_size": 128, "device": "cpu"}
 FEW: dict[str, Any] = TINY | {"batch_size": 16, "epochs": 3, "deterministic": True, "drop_path": 0.3, "lr": 0.1}

@@ -9,12 +9,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, cross_entropy
 
-from fastdarts import ops
-from fastdarts.bilevel import Architect
-from fastdarts.network import SearchNetwork
+from fastdarts.bilevel.architect import Architect
+from fastdarts.ops import operators
+from fastdarts.spaces.darts.supernet import SearchNetwork
 
 pytestmark = pytest.mark.skipif(
-    ops.unavailable(torch.device("cpu"), torch.float32) is not None, reason="needs the extension, which is not built"
+    operators.unavailable(torch.device("cpu"), torch.float32) is not None,
+    reason="needs fastdarts._C, which is not built",
 )
 Curve = tuple[Tensor, Tensor]  # alphas [steps, 2, edges, ops] and losses [steps, 2] (train, valid)
 

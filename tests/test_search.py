@@ -22,11 +22,11 @@ from torch.utils.data import Dataset
 
 import fastdarts.search as search_module
 from fastdarts import PRIMITIVES, Genotype
-from fastdarts.config import SearchConfig
-from fastdarts.files import DiskFullError
+from fastdarts.config.files import DiskFullError
 from fastdarts.methods.darts import Darts
+from fastdarts.runs.search_config import SearchConfig
+from fastdarts.runs.search_state import SearchState
 from fastdarts.search import main, search
-from fastdarts.search_state import SearchState
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch
         def now():
             return datetime(2026, 1, 2, 3, 4, 5)
 
-    monkeypatch.setattr("fastdarts.run.datetime", Stopped)
+    monkeypatch.setattr("fastdarts.runs.run.datetime", Stopped)
     config = dataclasses.replace(tiny_config(tmp_path, epochs=1), out=None)
     found = [search(config, train=tiny_images()).out_dir for _ in range(2)]
     assert [path.name for path in found] == ["search-custom-20260102-030405", "search-custom-20260102-030405-2"]

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from fastdarts.config import SearchConfig
 from fastdarts.data import ImageData
+from fastdarts.runs.search_config import SearchConfig
 
 
 def tiny_images() -> ImageData:

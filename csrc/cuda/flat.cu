@@ -1,4 +1,4 @@
-// CUDA side of the flat bilevel operators. Definitions and checks: fastdarts/flat_ops.py.
+// CUDA side of the flat bilevel operators. Definitions and checks: fastdarts/ops/flat_ops.py.
 
 #include <ATen/Dispatch.h>
 #include <ATen/core/Tensor.h>

@@ -33,7 +33,7 @@ def find(name: str) -> "type[Method]":
 
     Raises: ValueError for a name that is unknown, a class that cannot be imported or is no Method.
     """
-    from fastdarts.methods.method import Method  # reads fastdarts.config, which asks for methods
+    from fastdarts.methods.method import Method  # reads fastdarts.config.options, which asks for methods
 
     place = f"fastdarts.methods.{_CLASSES[name]}" if name in _CLASSES else name
     module, _, attribute = place.partition(":")

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fastdarts.genotype import Genotype
-from fastdarts.methods.edges import groups, in_degrees, softmax_by_node
 from fastdarts.methods.method import Method, MethodOptions, Settings, hyper
-from fastdarts.network import Mix, SearchNetwork
+from fastdarts.spaces.darts.edges import groups, in_degrees, softmax_by_node
+from fastdarts.spaces.darts.genotype import Genotype
+from fastdarts.spaces.darts.supernet import Mix, SearchNetwork
 
 NAMES = ("betas_normal", "betas_reduce")
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastdarts.methods.method import Method, MethodOptions, Settings, hyper
-from fastdarts.network import Mix, SearchNetwork
+from fastdarts.spaces.darts.supernet import Mix, SearchNetwork
 
 
 @dataclass(frozen=True, kw_only=True)

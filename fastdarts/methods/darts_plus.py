@@ -7,17 +7,15 @@ known.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from fastdarts.config import SearchConfig
-from fastdarts.genotype import Genotype
-from fastdarts.methods.derivation import skips
+from fastdarts.config.search_options import SearchOptions
 from fastdarts.methods.masks import has_weights
 from fastdarts.methods.method import Method, MethodOptions, hyper
-from fastdarts.network import SearchNetwork
-
-if TYPE_CHECKING:
-    from fastdarts.search_state import SearchState
+from fastdarts.methods.running import RunningSearch
+from fastdarts.spaces.darts.derivation import skips
+from fastdarts.spaces.darts.genotype import Genotype
+from fastdarts.spaces.darts.supernet import SearchNetwork
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +35,13 @@ class DartsPlus(Method):
 
     Options = DartsPlusOptions
 
-    def __init__(self, config: SearchConfig) -> None:
+    def __init__(self, config: SearchOptions) -> None:
         super().__init__(config)
         self._ranking: list[list[list[int]]] = []
         self._unchanged = 0
         self._genotypes: list[str] = []  # of the previous and the latest epoch, as JSON
 
-    def end_epoch(self, state: "SearchState", metrics: dict[str, Any]) -> None:
+    def end_epoch(self, state: RunningSearch, metrics: dict[str, Any]) -> None:
         super().end_epoch(state, metrics)
         genotype = self.genotype(state.network)
         self._genotypes = [*self._genotypes[-1:], genotype.to_json()]
@@ -69,7 +67,7 @@ class DartsPlus(Method):
                 return f"the {cell} cell has {count} skip connections"
         return None
 
-    def result(self, state: "SearchState") -> Genotype:
+    def result(self, state: RunningSearch) -> Genotype:
         if self.stopped is not None and self.options.take == "previous":
             return Genotype.from_json(self._genotypes[0])
         return super().result(state)

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fastdarts.genotype import Genotype
-from fastdarts.methods import derivation
 from fastdarts.methods.method import Method, MethodOptions, Settings, hyper
-from fastdarts.network import Mix, SearchNetwork
+from fastdarts.spaces.darts import derivation
+from fastdarts.spaces.darts.genotype import Genotype
+from fastdarts.spaces.darts.supernet import Mix, SearchNetwork
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
-from fastdarts import fused
-from fastdarts.cell import Cell
-from fastdarts.genotype import Genotype
 from fastdarts.methods import gumbel
-from fastdarts.methods.edges import groups
 from fastdarts.methods.method import Method, MethodOptions, Settings, hyper
-from fastdarts.mixed_op import Active
-from fastdarts.network import Mix, SearchNetwork
+from fastdarts.mixed import fused
+from fastdarts.mixed.mixed_op import Active
+from fastdarts.spaces.darts.cell import Cell
+from fastdarts.spaces.darts.edges import groups
+from fastdarts.spaces.darts.genotype import Genotype
+from fastdarts.spaces.darts.supernet import Mix, SearchNetwork
 
 
 @dataclass(frozen=True, kw_only=True)

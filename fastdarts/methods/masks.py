@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastdarts.network import SearchNetwork
-from fastdarts.space import EdgeOps, candidate
+from fastdarts.primitives.table import EdgeOps, candidate
+from fastdarts.spaces.darts.supernet import SearchNetwork
 
 MASKED = -1e4
 """The alpha of an op that is left out: softmax and sigmoid make exactly 0 of it; -inf would make NaN in gradients."""

@@ -5,27 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer
 
-from fastdarts.config import Config, SearchConfig, option, read_table
-from fastdarts.flat import FlatSGD
-from fastdarts.genotype import Genotype
-from fastdarts.methods import derivation, spaces
+from fastdarts.bilevel.flat import FlatSGD
+from fastdarts.bilevel.step import Level, SearchStep, StepRules
+from fastdarts.config.options import Config, option, read_table
+from fastdarts.config.search_options import SearchOptions
 from fastdarts.methods.masks import MASKED, GroupDropout, prune
-from fastdarts.network import Mix, SearchNetwork
-from fastdarts.run import cosine
-from fastdarts.step import Level, SearchStep, StepRules
-
-if TYPE_CHECKING:
-    from fastdarts.search_state import SearchState
-
+from fastdarts.methods.running import RunningSearch
+from fastdarts.methods.schedules import cosine
+from fastdarts.spaces.darts import candidates, derivation
+from fastdarts.spaces.darts.genotype import Genotype
+from fastdarts.spaces.darts.supernet import Mix, SearchNetwork
 
 Settings = Mapping[str, Any]
-"""Values of fields of SearchConfig by their names."""
+"""Values of fields of SearchOptions by their names."""
 
 
 def hyper(text: str, default: Any, **limits: Any) -> Any:
@@ -48,7 +46,7 @@ class Method(StepRules):
     Options: ClassVar[type[MethodOptions]] = MethodOptions
     level: Level = "bilevel"
     settings: ClassVar[Settings] = {}
-    """Defaults of SearchConfig's fields that differ from DARTS' for every data set."""
+    """Defaults of SearchOptions's fields that differ from DARTS' for every data set."""
     published: ClassVar[Settings] = {}
     """Those that hold for the paper's images but not for `digits`."""
     draws: ClassVar[bool] = False
@@ -60,7 +58,7 @@ class Method(StepRules):
     alpha_grad_clip: ClassVar[float | None] = None
     """Largest global norm of the alphas' gradient."""
 
-    def __init__(self, config: SearchConfig) -> None:
+    def __init__(self, config: SearchOptions) -> None:
         self.config = config
         self.options: Any = self.read_options(config.method_options)
         self.epoch = 0
@@ -80,7 +78,7 @@ class Method(StepRules):
         return read_table(cls.Options, values, "method_options")
 
     @classmethod
-    def check(cls, config: SearchConfig) -> None:
+    def check(cls, config: SearchOptions) -> None:
         """ValueError, in a sentence that says why, for a config that has no meaning for this method."""
         refuse = f"method {config.method!r}"
         if config.order == 2 and cls.level != "bilevel":
@@ -97,7 +95,7 @@ class Method(StepRules):
     def network_arguments(self) -> dict[str, Any]:
         """Arguments of `SearchNetwork` beyond those of the config. When an epoch begins with others than the one before
         ended with, network and optimizers are made anew."""
-        return {"layers": self.config.layers, **spaces.arguments_of(self.config.space)}
+        return {"layers": self.config.layers, **candidates.arguments_of(self.config.space)}
 
     def attach(self, network: SearchNetwork) -> None:
         """Prepare a new network: its relaxation, further architecture parameters, other initial alphas."""
@@ -219,20 +217,20 @@ class Method(StepRules):
 
     # An epoch's end.
 
-    def end_epoch(self, state: SearchState, metrics: dict[str, Any]) -> None:
+    def end_epoch(self, state: RunningSearch, metrics: dict[str, Any]) -> None:
         """Look at the search when an epoch has been measured; set `stopped` to end it."""
         limit = self.config.prune_below * (self.epoch + 1) / self.config.epochs
         if limit and self.alphas_move():
             self.kept = prune(self.kept, self.scores(state.network), state.network.candidates, limit)
 
-    def between_epochs(self, state: SearchState) -> None:
+    def between_epochs(self, state: RunningSearch) -> None:
         """Look at the search where the next epoch is about to begin; may load a state of before."""
 
     def metrics(self, network: SearchNetwork) -> dict[str, Any]:
         """Numbers (or lists of them, one an edge) for metrics.jsonl and the report."""
         return {"ops_left": sum(int(kept.sum()) for kept in self.kept)} if self.kept else {}
 
-    def result(self, state: SearchState) -> Genotype:
+    def result(self, state: RunningSearch) -> Genotype:
         """What the search found, when it has ended."""
         return self.genotype(state.network)
 
@@ -253,7 +251,7 @@ class Method(StepRules):
             self.dropout.after_alpha_step(search_network(step))
 
 
-def check_warmup(config: SearchConfig, epochs: int, what: str) -> None:
+def check_warmup(config: SearchOptions, epochs: int, what: str) -> None:
     """ValueError where alphas wait for all of these epochs."""
     if config.alpha_warmup and round(config.alpha_warmup * epochs) >= epochs:
         raise ValueError(

@@ -10,20 +10,18 @@ the number of skip connections is one setting, `--max-skips`, 2 by default, wher
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from fastdarts.config import SearchConfig
-from fastdarts.genotype import Genotype, Pairs, edges_of
+from fastdarts.config.search_options import SearchOptions
 from fastdarts.methods.method import Method, MethodOptions, Settings, check_warmup, hyper
-from fastdarts.network import SearchNetwork
-from fastdarts.run import cosine
-from fastdarts.space import PRIMITIVES, EdgeOps
-
-if TYPE_CHECKING:
-    from fastdarts.search_state import SearchState
+from fastdarts.methods.running import RunningSearch
+from fastdarts.methods.schedules import cosine
+from fastdarts.primitives.table import PRIMITIVES, EdgeOps
+from fastdarts.spaces.darts.genotype import Genotype, Pairs, edges_of
+from fastdarts.spaces.darts.supernet import SearchNetwork
 
 STAGES = 3
 
@@ -48,13 +46,13 @@ class PDarts(Method):
     capturable = False  # dropout is drawn on the host
     alpha_grad_clip = 5.0
 
-    def __init__(self, config: SearchConfig) -> None:
+    def __init__(self, config: SearchOptions) -> None:
         super().__init__(config)
         edges = len(edges_of(4))
         self.candidates: list[EdgeOps] = [(PRIMITIVES,) * edges] * 2
 
     @classmethod
-    def check(cls, config: SearchConfig) -> None:
+    def check(cls, config: SearchOptions) -> None:
         super().check(config)
         if config.order == 2 and any(config.method_options["skip_dropout"]):
             raise ValueError(
@@ -111,7 +109,7 @@ class PDarts(Method):
             return float(rate * (length - epoch - 1) / length)
         return float(rate * math.exp(-5 * (epoch - self._first_of_alphas()) / length))
 
-    def end_epoch(self, state: "SearchState", metrics: dict[str, Any]) -> None:
+    def end_epoch(self, state: RunningSearch, metrics: dict[str, Any]) -> None:
         super().end_epoch(state, metrics)
         if self._epoch_of_stage() == self._length() - 1 and self.stage() < STAGES - 1:
             pairs = zip(self.scores(state.network), self.candidates, strict=True)

@@ -14,14 +14,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fastdarts import functional, fused
-from fastdarts.cell import Cell
-from fastdarts.config import SearchConfig
-from fastdarts.genotype import Genotype, edges_of
-from fastdarts.methods.edges import groups, softmax_by_node
+from fastdarts.config.search_options import SearchOptions
 from fastdarts.methods.method import Method, MethodOptions, Settings, hyper
-from fastdarts.mixed_op import Active
-from fastdarts.network import Mix, SearchNetwork
+from fastdarts.mixed import fused
+from fastdarts.mixed.mixed_op import Active
+from fastdarts.ops import functional
+from fastdarts.spaces.darts.cell import Cell
+from fastdarts.spaces.darts.edges import groups, softmax_by_node
+from fastdarts.spaces.darts.genotype import Genotype, edges_of
+from fastdarts.spaces.darts.supernet import Mix, SearchNetwork
 
 NAMES = ("betas_normal", "betas_reduce")
 
@@ -40,12 +41,12 @@ class PCDarts(Method):
     settings: ClassVar[Settings] = {"order": 1, "alpha_warmup": 0.3}
     published: ClassVar[Settings] = {"batch_size": 256, "lr": 0.1, "lr_min": 0.0, "arch_lr": 6e-4}
 
-    def __init__(self, config: SearchConfig) -> None:
+    def __init__(self, config: SearchOptions) -> None:
         super().__init__(config)
         self._arguments = super().network_arguments() | {"cell": partial(PartialCell, K=self.options.k)}
 
     @classmethod
-    def check(cls, config: SearchConfig) -> None:
+    def check(cls, config: SearchOptions) -> None:
         super().check(config)
         k = config.method_options["k"]
         if config.init_channels % k:

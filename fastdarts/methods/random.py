@@ -7,21 +7,19 @@ random cell.
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fastdarts.config import SearchConfig
+from fastdarts.bilevel.step import Level
+from fastdarts.config.search_options import SearchOptions
 from fastdarts.data import ImageData
-from fastdarts.genotype import Genotype, Pairs, edges_of
-from fastdarts.methods import derivation
 from fastdarts.methods.method import Method, MethodOptions, Settings, hyper
-from fastdarts.network import Mix, SearchNetwork
-from fastdarts.step import Level
-
-if TYPE_CHECKING:
-    from fastdarts.search_state import SearchState
+from fastdarts.methods.running import RunningSearch
+from fastdarts.spaces.darts import derivation
+from fastdarts.spaces.darts.genotype import Genotype, Pairs, edges_of
+from fastdarts.spaces.darts.supernet import Mix, SearchNetwork
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +40,7 @@ class Random(Method):
     sparse = True
     capturable = False  # which ops run is drawn on the host
 
-    def __init__(self, config: SearchConfig) -> None:
+    def __init__(self, config: SearchOptions) -> None:
         super().__init__(config)
         self._measured = torch.Generator()
 
@@ -59,7 +57,7 @@ class Random(Method):
         """A random cell, as good as any before the search has ended."""
         return draw(network, torch.Generator().manual_seed(self.epoch), self.config.max_skips)
 
-    def result(self, state: "SearchState") -> Genotype:
+    def result(self, state: RunningSearch) -> Genotype:
         """The best of the random cells. Changes nothing: asked again, it gives the same."""
         options, images = self.options, state.validation
         assert images is not None  # two halves: the alphas', which no alpha uses, rank the cells

@@ -16,23 +16,21 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from fastdarts import fused
-from fastdarts.bilevel import frozen_buffers, without_gradients
-from fastdarts.cell import Cell
-from fastdarts.config import SearchConfig
-from fastdarts.genotype import Genotype, edges_of
+from fastdarts.bilevel.architect import frozen_buffers, without_gradients
+from fastdarts.config.search_options import SearchOptions
 from fastdarts.methods.lanczos import largest_eigenvalue
 from fastdarts.methods.method import Method, MethodOptions, hyper
-from fastdarts.mixed_op import Active
-from fastdarts.network import SearchNetwork
-
-if TYPE_CHECKING:
-    from fastdarts.search_state import SearchState
+from fastdarts.methods.running import RunningSearch
+from fastdarts.mixed import fused
+from fastdarts.mixed.mixed_op import Active
+from fastdarts.spaces.darts.cell import Cell
+from fastdarts.spaces.darts.genotype import Genotype, edges_of
+from fastdarts.spaces.darts.supernet import SearchNetwork
 
 WINDOW = 5  # measurements in a mean
 BEFORE = 4  # measurements between the means that are compared
@@ -62,7 +60,7 @@ class RobustDarts(Method):
 
     Options = RobustDartsOptions
 
-    def __init__(self, config: SearchConfig) -> None:
+    def __init__(self, config: SearchOptions) -> None:
         super().__init__(config)
         self._values: list[float] = []
         self._genotypes: list[str] = []  # at each measurement, as JSON
@@ -77,7 +75,7 @@ class RobustDarts(Method):
             self._arguments["cell"] = partial(DropPathCell, self)
 
     @classmethod
-    def check(cls, config: SearchConfig) -> None:
+    def check(cls, config: SearchOptions) -> None:
         super().check(config)
         if config.order == 2 and config.method_options["drop_path"]:
             raise ValueError("drop_path has no second order: its difference needs passes that drop the same samples")
@@ -115,7 +113,7 @@ class RobustDarts(Method):
     def _measures(self, epoch: int) -> bool:
         return epoch % self.options.every == 0 or epoch == self.config.epochs - 1
 
-    def end_epoch(self, state: "SearchState", metrics: dict[str, Any]) -> None:
+    def end_epoch(self, state: RunningSearch, metrics: dict[str, Any]) -> None:
         super().end_epoch(state, metrics)
         if not self._measures(self.epoch):
             return
@@ -144,7 +142,7 @@ class RobustDarts(Method):
                 f"the cells are those of that epoch"
             )
 
-    def between_epochs(self, state: "SearchState") -> None:
+    def between_epochs(self, state: RunningSearch) -> None:
         """Keep the search as it is after a measured epoch, or go back to the epoch before the rise."""
         options = self.options
         if options.early_stop != "adapt" or not self._measures(state.epoch - 1):
@@ -160,7 +158,7 @@ class RobustDarts(Method):
             state.metrics = metrics  # what was measured on the way that is given up
             self._level, self._start, self._snapshots = level, len(self._values) - 1, [before]
 
-    def eigenvalue(self, state: "SearchState") -> float:
+    def eigenvalue(self, state: RunningSearch) -> float:
         """The largest of the validation loss's Hessian in the architecture parameters, with Adam's weight decay on its
         diagonal as in the authors' code."""
         network, images = state.network, state.validation
@@ -181,7 +179,7 @@ class RobustDarts(Method):
             start = torch.randn(gradient.shape, generator=self.generator, dtype=torch.float64)
             return largest_eigenvalue(product, start.to(gradient), self.options.iterations)
 
-    def result(self, state: "SearchState") -> Genotype:
+    def result(self, state: RunningSearch) -> Genotype:
         if self._result is not None and self.options.early_stop == "on":
             return Genotype.from_json(self._result)
         return super().result(state)

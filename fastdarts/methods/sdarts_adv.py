@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastdarts.bilevel import Batch, without_gradients
+from fastdarts.bilevel.architect import Batch, without_gradients
+from fastdarts.bilevel.step import SearchStep
 from fastdarts.methods.method import hyper, search_network
 from fastdarts.methods.sdarts_rs import SdartsOptions, SdartsRs, project
-from fastdarts.network import Mix
-from fastdarts.step import SearchStep
+from fastdarts.spaces.darts.supernet import Mix
 
 
 @dataclass(frozen=True, kw_only=True)

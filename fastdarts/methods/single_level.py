@@ -7,9 +7,9 @@ for the search network, which is the remedy named most often.
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from fastdarts.config import SearchConfig
+from fastdarts.bilevel.step import Level
+from fastdarts.config.search_options import SearchOptions
 from fastdarts.methods.method import Method, MethodOptions, Settings, hyper
-from fastdarts.step import Level
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class SingleLevel(Method):
     settings: ClassVar[Settings] = {"order": 1}
     level: Level = "single"
 
-    def __init__(self, config: SearchConfig) -> None:
+    def __init__(self, config: SearchOptions) -> None:
         super().__init__(config)
         if self.options.steps == "alternating":
             self.level = "coordinate"

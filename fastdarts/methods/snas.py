@@ -11,12 +11,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fastdarts.cell import Cell
-from fastdarts.config import SearchConfig
-from fastdarts.genotype import Genotype
-from fastdarts.methods import derivation, gumbel
+from fastdarts.config.search_options import SearchOptions
+from fastdarts.methods import gumbel
 from fastdarts.methods.method import Method, MethodOptions, Settings, hyper
-from fastdarts.network import Mix, SearchNetwork
+from fastdarts.spaces.darts import derivation
+from fastdarts.spaces.darts.cell import Cell
+from fastdarts.spaces.darts.genotype import Genotype
+from fastdarts.spaces.darts.supernet import Mix, SearchNetwork
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class Snas(Method):
     draws = True
     capturable = False  # its numbers are drawn on the host
 
-    def __init__(self, config: SearchConfig) -> None:
+    def __init__(self, config: SearchOptions) -> None:
         super().__init__(config)
         self._drawn: dict[int, Tensor] = {}
 

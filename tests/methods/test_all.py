@@ -6,11 +6,14 @@ import pytest
 import torch
 from tiny_method import finish, finish_epoch, tiny_state
 
-from fastdarts import checkpoint, methods, ops
-from fastdarts.genotype import Genotype
+from fastdarts import methods
+from fastdarts.ops import operators
+from fastdarts.runs import checkpoint
+from fastdarts.spaces.darts.genotype import Genotype
 
 NEEDS_KERNELS = pytest.mark.skipif(
-    ops.unavailable(torch.device("cpu"), torch.float64) is not None, reason="needs the extension, which is not built"
+    operators.unavailable(torch.device("cpu"), torch.float64) is not None,
+    reason="needs fastdarts._C, which is not built",
 )
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from tiny_method import network_of, paper_method, tiny_state
 
-from fastdarts.genotype import edges_of
 from fastdarts.methods.daas import NAMES, entropy, phi
-from fastdarts.network import Mix
+from fastdarts.spaces.darts.genotype import edges_of
+from fastdarts.spaces.darts.supernet import Mix
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch
 from tiny_method import finish_epoch, network_of, paper_method, tiny_state
 
 from fastdarts.methods import gumbel
-from fastdarts.network import Mix
+from fastdarts.spaces.darts.supernet import Mix
 
 
 @pytest.mark.parametrize("tau", [10.0, 1.0, 0.1])

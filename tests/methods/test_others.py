@@ -8,13 +8,13 @@ import torch
 from tiny_method import finish_epoch, network_of, paper_method, paper_size, tiny_state
 from torch.nn.functional import cross_entropy
 
-from fastdarts.genotype import edges_of
 from fastdarts.methods import random
-from fastdarts.methods.derivation import skips, with_at_most
 from fastdarts.methods.p_darts import DroppedSkip, without_weakest
 from fastdarts.methods.sdarts_rs import project
-from fastdarts.network import Mix
-from fastdarts.space import PRIMITIVES
+from fastdarts.primitives.table import PRIMITIVES
+from fastdarts.spaces.darts.derivation import skips, with_at_most
+from fastdarts.spaces.darts.genotype import edges_of
+from fastdarts.spaces.darts.supernet import Mix
 
 SKIP = PRIMITIVES.index("skip_connect")
 

@@ -6,11 +6,11 @@ from tiny_method import finish_epoch, network_of, paper_method, paper_size, tiny
 from torch import nn
 from torch.nn.functional import max_pool2d
 
-from fastdarts.cell import Cell
-from fastdarts.functional import shuffled
-from fastdarts.genotype import edges_of
-from fastdarts.methods.edges import groups, softmax_by_node
 from fastdarts.methods.pc_darts import PartialCell
+from fastdarts.ops.functional import shuffled
+from fastdarts.spaces.darts.cell import Cell
+from fastdarts.spaces.darts.edges import groups, softmax_by_node
+from fastdarts.spaces.darts.genotype import edges_of
 
 
 def test_sizes():

@@ -4,8 +4,8 @@ import pytest
 import torch
 from tiny_method import paper_method, paper_size
 
-from fastdarts.eval_network import EvalNetwork, count_multiply_adds, count_parameters
-from fastdarts.genotype import Genotype
+from fastdarts.spaces.darts.discrete import EvalNetwork, count_multiply_adds, count_parameters
+from fastdarts.spaces.darts.genotype import Genotype
 
 SHORT = {
     "mp": "max_pool_3x3", "ap": "avg_pool_3x3", "skip": "skip_connect", "sep3": "sep_conv_3x3", "sep5": "sep_conv_5x5",

@@ -6,11 +6,11 @@ import pytest
 import torch
 from tiny_method import finish, finish_epoch, network_of, paper_method, tiny_state
 
-from fastdarts import checkpoint
-from fastdarts.genotype import Genotype
 from fastdarts.methods import find
 from fastdarts.methods.lanczos import largest_eigenvalue
 from fastdarts.methods.robustdarts import smoothed
+from fastdarts.runs import checkpoint
+from fastdarts.spaces.darts.genotype import Genotype
 
 SKIP, MAX, SEP3, SEP5 = 3, 1, 4, 5
 

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from fastdarts.config import SearchConfig
 from fastdarts.data import ImageData
 from fastdarts.methods import find
-from fastdarts.network import SearchNetwork
+from fastdarts.runs.search_config import SearchConfig
+from fastdarts.runs.search_state import SearchState
 from fastdarts.search import _epoch_metrics
-from fastdarts.search_state import SearchState
+from fastdarts.spaces.darts.supernet import SearchNetwork
 
 SMALL = {"epochs": 3, "batch_size": 8, "init_channels": 4, "layers": 3, "arch_lr": 0.03, "device": "cpu"}
 

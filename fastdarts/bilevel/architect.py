@@ -1,0 +1,313 @@
+"""The alpha step of DARTS (Liu et al., arXiv:1806.09055): the alphas' gradient through one virtual weight step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim import Adam, Optimizer
+
+from fastdarts.bilevel.flat import FlatSGD, FlatWeights, as_scalar
+from fastdarts.mixed import fused
+from fastdarts.mixed.walk import modules_of
+from fastdarts.ops import flat_ops
+
+Batch = tuple[Tensor, Tensor]
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def nothing() -> None:
+    """The penalty of an alpha step that has none."""
+
+
+class SearchableNetwork(Protocol):
+    """What the bilevel step asks of a network: an `nn.Module` that offers its architecture parameters."""
+
+    def arch_parameters(self) -> list[Tensor]:
+        """Leaf tensors that require gradients and are none of the network's weights."""
+        ...
+
+
+class Architect:
+    """Makes the alpha step: the architecture's gradient through one virtual step of the weights, then Adam.
+
+    Works on any `nn.Module` with `arch_parameters()`. The weights are the module's parameters that require
+    gradients; they become views of one buffer (`FlatWeights`). If the network has a context manager
+    `frozen_statistics()`, the passes run inside it; otherwise its buffers are saved before and put back after.
+
+    Args:
+        network: the search network, already on its device.
+        lr, betas, weight_decay: of Adam on the alphas.
+        w_momentum, w_weight_decay: of the weights' SGD, for the virtual step.
+        hvp: "finite-difference" is the paper's central difference (eq. 8). "exact" is the same product by double
+            backward; it is another estimator wherever a ReLU or max-pool switches within the difference's step, and
+            needs a network that can be differentiated twice.
+        r: numerator of the central difference's step, epsilon = r / ||v||.
+        loss: loss(outputs, targets) -> scalar.
+        amp_dtype: autocast the network's passes to this dtype; None keeps the weights' own.
+        penalty: -> a scalar (None: nothing), added to the loss of the alpha step; a function of the alphas alone, so
+            that neither the virtual step nor the product in it changes.
+        grad_clip: largest global norm of the alphas' gradient; None for no clipping.
+        optimizer: holds the alphas, in place of Adam with lr, betas and weight_decay.
+
+    Raises:
+        ValueError: unknown `hvp`, `r` not positive, alphas that are missing, no leaves or among the weights.
+    """
+
+    valid_loss: Tensor
+    """Validation loss of the latest alpha gradients (order 2: at the virtual weights); a scalar on the device."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        lr: float = 3e-4,
+        betas: tuple[float, float] = (0.5, 0.999),
+        weight_decay: float = 1e-3,
+        w_momentum: float = 0.9,
+        w_weight_decay: float = 3e-4,
+        hvp: Literal["finite-difference", "exact"] = "finite-difference",
+        r: float = 0.01,
+        *,
+        loss: Loss = cross_entropy,
+        amp_dtype: torch.dtype | None = None,
+        penalty: Callable[[], Tensor | None] = nothing,
+        grad_clip: float | None = None,
+        optimizer: Optimizer | None = None,
+    ) -> None:
+        if hvp not in ("finite-difference", "exact"):
+            raise ValueError(f'hvp must be "finite-difference" or "exact"; got {hvp!r}')
+        if not (math.isfinite(r) and r > 0):
+            raise ValueError(f"r must be a positive number; got {r!r}")
+        self.network = network
+        self.w_momentum = w_momentum
+        self.w_weight_decay = w_weight_decay
+        self.hvp = hvp
+        self.r = r
+        self.loss = loss
+        self.amp_dtype = amp_dtype
+        self.penalty = penalty
+        self.grad_clip = grad_clip
+        self.alphas = list(cast(SearchableNetwork, network).arch_parameters())
+        self._check_alphas()
+        self.flat = FlatWeights(p for p in network.parameters() if p.requires_grad)
+        # capturable: Adam's step counts stay on the GPU, so that a step can be captured as a CUDA graph.
+        self.optimizer: Optimizer = optimizer or Adam(
+            self.alphas, lr=lr, betas=betas, weight_decay=weight_decay, capturable=self.alphas[0].is_cuda
+        )
+
+    def alpha_gradients(
+        self, train: Batch, valid: Batch, xi: float | Tensor, w_optimizer: Optimizer, order: int = 2
+    ) -> list[Tensor]:
+        """The architecture gradient, one tensor for each of `arch_parameters()`; changes nothing.
+
+        Order 1 is d/dalpha L_valid(w, alpha). Order 2 (eq. 7 and 8) takes the virtual step
+        w' = w - xi (momentum * buffer + g + weight_decay * w) with g = d/dw L_train and the optimizer's momentum
+        buffer, and returns d/dalpha L_valid(w', alpha) - xi * H, where H is the product of L_train's mixed second
+        derivative at w with v = d/dw' L_valid(w', alpha). A weight that a pass does not use has gradient zero; v = 0
+        makes H = 0.
+
+        Args:
+            train, valid: (inputs, targets), of equal length within each pair, on the network's device.
+            xi: learning rate of the virtual step: a number or a scalar tensor.
+            w_optimizer: the weights' optimizer; only its momentum buffers are read (none yet: zero).
+            order: 1 or 2.
+
+        Raises:
+            ValueError: wrong order, xi, batch or optimizer.
+        """
+        self._check_call(train, valid, xi, w_optimizer, order)
+        with frozen_buffers(self.network), fused.reading_once():
+            if order == 1:
+                with without_gradients(self.flat.weights):
+                    self.valid_loss, gradients = self._gradients(valid, self.alphas, self.penalty)
+                return dense(gradients)
+            return self._second_order(
+                train, valid, as_scalar(xi, self.flat.buffer.device), momentum_of(w_optimizer, self.flat)
+            )
+
+    def step(
+        self, train: Batch, valid: Batch, xi: float | Tensor, w_optimizer: Optimizer, order: int = 2
+    ) -> list[Tensor]:
+        """`alpha_gradients`, then one step of Adam on the alphas. Returns the gradients and leaves none in `.grad`."""
+        gradients = self.alpha_gradients(train, valid, xi, w_optimizer, order)
+        self.apply(gradients)
+        return gradients
+
+    def apply(self, gradients: Sequence[Tensor]) -> None:
+        """One step of the optimizer on the alphas with these gradients, clipped by their global norm if wanted."""
+        for alpha, gradient in zip(self.alphas, gradients, strict=True):
+            alpha.grad = gradient if self.grad_clip is None else gradient.clone()
+        if self.grad_clip is not None:
+            nn.utils.clip_grad_norm_(self.alphas, self.grad_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Loss (a scalar) and outputs of the network on a batch, under the chosen autocast."""
+        inputs, targets = batch
+        if self.amp_dtype is None:
+            outputs = self.network(inputs)
+        else:
+            # No cache of cast weights: the weights change between the passes of one step.
+            with torch.autocast(inputs.device.type, dtype=self.amp_dtype, cache_enabled=False):
+                outputs = self.network(inputs).float()
+        return self.loss(outputs, targets), outputs
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of Adam. The alphas themselves belong to the network."""
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave, also on another kind of device."""
+        here = {"capturable": self.alphas[0].is_cuda}
+        groups = [group | here if "capturable" in group else group for group in state["param_groups"]]
+        self.optimizer.load_state_dict(state | {"param_groups": groups})
+
+    def _second_order(self, train: Batch, valid: Batch, xi: Tensor, momentum: Tensor | None) -> list[Tensor]:
+        flat = self.flat
+        buffer = flat.attach()
+        saved = torch.empty_like(buffer)
+        gradient = flat.gather(self._gradients(train, flat.weights)[1])
+        flat_ops.virtual_step(buffer, saved, gradient, momentum, xi, self.w_momentum, self.w_weight_decay)
+        try:
+            self.valid_loss, both = self._gradients(valid, [*self.alphas, *flat.weights], self.penalty)
+            direct = dense(both[: len(self.alphas)])
+            v = flat.gather(both[len(self.alphas) :], out=gradient)
+            if self.hvp == "exact":
+                buffer.copy_(saved)
+                implicit = self._exact_product(train, flat.views(v))
+                return [a - xi * h for a, h in zip(direct, implicit, strict=True)]
+            norm = flat_ops.norm(v)
+            ends = []
+            with without_gradients(flat.weights):
+                for r in (self.r, -self.r):
+                    flat_ops.perturb(buffer, saved, v, norm, r)
+                    ends.append(dense(self._gradients(train, self.alphas)[1]))
+            return [flat_ops.combine(a, p, m, norm, xi, self.r) for a, p, m in zip(direct, *ends, strict=True)]
+        finally:
+            buffer.copy_(saved)
+
+    def _exact_product(self, train: Batch, v: Sequence[Tensor]) -> list[Tensor]:
+        """d/dalpha <d/dw L_train, v> by double backward."""
+        loss, _ = self.forward(train)
+        g = torch.autograd.grad(loss, self.flat.weights, create_graph=True, materialize_grads=True)
+        product = torch.stack([torch.sum(a * b) for a, b in zip(g, v, strict=True)]).sum()
+        return list(torch.autograd.grad(product, self.alphas, materialize_grads=True))
+
+    def _gradients(
+        self, batch: Batch, inputs: Sequence[Tensor], penalty: Callable[[], Tensor | None] = nothing
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The loss on a batch, and the gradients of it and the penalty."""
+        loss, _ = self.forward(batch)
+        extra = penalty()
+        total = loss if extra is None else loss + extra
+        gradients = torch.autograd.grad(total, inputs, materialize_grads=True)
+        return loss.detach(), list(gradients)
+
+    def _check_alphas(self) -> None:
+        weights = {id(w) for w in self.network.parameters()}
+        if not self.alphas:
+            raise ValueError("network.arch_parameters() is empty; an Architect needs at least one alpha tensor")
+        for index, alpha in enumerate(self.alphas):
+            if not (alpha.is_leaf and alpha.requires_grad):
+                raise ValueError(f"network.arch_parameters()[{index}] must be a leaf tensor that requires gradients")
+            if alpha.dtype not in (torch.float32, torch.float64):
+                raise ValueError(f"network.arch_parameters()[{index}] must be float32 or float64; got {alpha.dtype}")
+            if id(alpha) in weights:
+                raise ValueError(f"network.arch_parameters()[{index}] is also one of network.parameters()")
+
+    def _check_call(self, train: Batch, valid: Batch, xi: float | Tensor, w_optimizer: Optimizer, order: int) -> None:
+        if order not in (1, 2):
+            raise ValueError(f"order must be 1 or 2; got {order!r}")
+        if isinstance(xi, Tensor):
+            if xi.numel() != 1:
+                raise ValueError(f"xi must be a number or a tensor of one element; got shape {tuple(xi.shape)}")
+        elif not (math.isfinite(xi) and xi >= 0):
+            raise ValueError(f"xi must be finite and not negative; got {xi!r}")
+        now = cast(SearchableNetwork, self.network).arch_parameters()
+        if len(now) != len(self.alphas) or any(a is not b for a, b in zip(now, self.alphas, strict=True)):
+            raise ValueError(
+                "network.arch_parameters() are not the tensors this Architect was made with; make a new one"
+            )
+        held = {id(p) for group in w_optimizer.param_groups for p in group["params"]}
+        holders = (module._parameters for module in modules_of(self.network) if module._parameters)
+        weights = self.flat.weights
+        if {id(p) for own in holders for p in own.values() if p is not None and p.requires_grad} != {
+            id(w) for w in weights
+        }:
+            raise ValueError("the network's parameters are not those this Architect was made with; make a new one")
+        if any(id(w) not in held for w in weights):
+            missing = [name for name, w in self.network.named_parameters() if w.requires_grad and id(w) not in held]
+            raise ValueError(
+                f"w_optimizer does not hold {len(missing)} of the network's weights (the first is {missing[0]!r}); "
+                "build it from network.parameters()"
+            )
+        device = weights[0].device
+        for name, batch in (("train", train), ("valid", valid)):
+            check_batch(name, batch, device)
+
+
+def dense(gradients: Sequence[Tensor]) -> list[Tensor]:
+    """Autograd may give views that are expanded or transposed."""
+    return [gradient.contiguous() for gradient in gradients]
+
+
+def check_batch(name: str, batch: Batch, device: torch.device) -> None:
+    """Raise ValueError unless `batch` is (inputs, targets) of equal, positive length on `device`."""
+    if not (isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(t, Tensor) for t in batch)):
+        raise ValueError(f"{name} must be a pair (inputs, targets) of tensors; got {type(batch).__name__}")
+    inputs, targets = batch
+    if inputs.dim() == 0 or targets.dim() == 0 or len(inputs) != len(targets) or len(inputs) == 0:
+        raise ValueError(
+            f"{name} must hold as many targets as inputs, at least one; "
+            f"got inputs {tuple(inputs.shape)} and targets {tuple(targets.shape)}"
+        )
+    for what, tensor in (("inputs", inputs), ("targets", targets)):
+        if tensor.device != device:
+            raise ValueError(f"{name} {what} are on {tensor.device}, the network's weights on {device}")
+
+
+@contextmanager
+def frozen_buffers(network: nn.Module) -> Iterator[None]:
+    """Passes inside leave every buffer of `network` as it was: batch statistics are used, running ones kept."""
+    frozen_statistics = getattr(network, "frozen_statistics", None)
+    if frozen_statistics is not None:
+        with frozen_statistics():
+            yield
+        return
+    saved = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in saved:
+            buffer.copy_(value)
+
+
+@contextmanager
+def without_gradients(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Passes inside record nothing for `tensors`: kernels that make several gradients at once see what is wanted."""
+    for tensor in tensors:
+        tensor.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for tensor in tensors:
+            tensor.requires_grad_(True)
+
+
+def momentum_of(optimizer: Optimizer, flat: FlatWeights) -> Tensor | None:
+    """The optimizer's momentum buffers as one flat tensor; None if it has none yet, which counts as zero."""
+    if isinstance(optimizer, FlatSGD):
+        optimizer.attach()
+        if list(map(id, optimizer.flat.weights)) == list(map(id, flat.weights)):
+            return optimizer.momentum
+    flat.attach()
+    held = [optimizer.state[w].get("momentum_buffer") if w in optimizer.state else None for w in flat.weights]
+    if all(m is None for m in held):
+        return None
+    return flat.gather(held)

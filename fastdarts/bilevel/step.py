@@ -1,0 +1,310 @@
+"""One step of the search: the alphas on the validation batch, then the weights on the training batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fastdarts.bilevel.architect import Architect, Batch, Loss, check_batch
+from fastdarts.bilevel.flat import FlatSGD, as_scalar
+
+_EAGER_STEPS = 3  # of one kind, before it is captured: libraries choose their algorithms, optimizers make their state
+
+
+class StepResult(NamedTuple):
+    """What a step measured: float64 scalars on the network's device, nothing read back."""
+
+    train_loss: Tensor
+    """Loss of the weight step, with the new alphas."""
+    valid_loss: Tensor
+    """Loss of the alpha step (order 2: at the virtual weights)."""
+    correct: Tensor
+    """Training inputs classified right (maps: by their share of positions); NaN if targets are no classes."""
+    gradient_norm: Tensor
+    """Euclidean norm of the weights' gradient before clipping."""
+    alpha_gradient_norm: Tensor
+    """Euclidean norm of the alphas' gradient."""
+
+
+Level = Literal["bilevel", "single", "coordinate", "weights"]
+"""Which loss moves the alphas: that of the validation batch; that of the training batch, in one pass with the weights
+or in a pass of its own; none."""
+
+
+class StepRules:
+    """What a search method may change in a step; as they stand, the rules of DARTS."""
+
+    weights_first: bool = False
+    """The weight step comes before the alpha step."""
+    sparse: bool = False
+    """A pass may use some of the weights; the others get no gradient and stay as they are, undecayed."""
+    capturable: bool = True
+    """The step does the same in each replay of a CUDA graph: nothing is drawn or decided on the host."""
+
+    def graph_key(self) -> Hashable:
+        """Equal for two steps if one CUDA graph can serve both: the numbers that a capture fixes."""
+        return None
+
+    def weight_pass(self, step: SearchStep, train: Batch) -> AbstractContextManager[None]:
+        """What the weight step's forward pass runs in."""
+        return nullcontext()
+
+    def level_now(self) -> Level:
+        """Which loss moves the alphas in this step."""
+        return "bilevel"
+
+    def before_alpha_step(self, step: SearchStep) -> None:
+        """Called before the alphas' gradient is made."""
+
+    def after_alpha_step(self, step: SearchStep) -> None:
+        """Called when the alphas have moved."""
+
+
+class SearchStep:
+    """Alpha step first, then the weight step on the same training batch, with the gradient clipped by its global norm.
+
+    xi of the virtual step is the learning rate that `w_optimizer` has at that moment.
+
+    A step reads nothing back from the device. On CUDA with `FlatSGD` it becomes one CUDA graph after a few eager steps
+    with the same shapes: later steps copy the batches and the learning rate in and replay it. Other shapes in between,
+    like an epoch's last batch, run eagerly; a changed mode, hyper-parameter or replaced tensor makes a new graph.
+
+    Args:
+        network: the search network, in the mode (train or eval) that its passes shall run in.
+        architect: makes the alpha step.
+        w_optimizer: holds the network's weights in one parameter group. `FlatSGD` makes clipping and update one pass.
+        loss: loss(outputs, targets) of both steps; set on the architect. None keeps the architect's.
+        order: 1 or 2, of the alpha gradient.
+        grad_clip: largest global norm of the weights' gradient; None for no clipping.
+        amp_dtype: autocast dtype of both steps; set on the architect. None keeps the architect's.
+        cuda_graphs: False runs every step eagerly.
+        rules: what differs from DARTS.
+
+    Raises:
+        ValueError: wrong order or grad_clip, an architect of another network, several parameter groups.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        architect: Architect,
+        w_optimizer: Optimizer,
+        *,
+        loss: Loss | None = None,
+        order: int = 2,
+        grad_clip: float | None = 5.0,
+        amp_dtype: torch.dtype | None = None,
+        cuda_graphs: bool = True,
+        rules: StepRules | None = None,
+    ) -> None:
+        if architect.network is not network:
+            raise ValueError("architect was made for another network; give Architect and SearchStep the same one")
+        if order not in (1, 2):
+            raise ValueError(f"order must be 1 or 2; got {order!r}")
+        if grad_clip is not None and not (math.isfinite(grad_clip) and grad_clip > 0):
+            raise ValueError(f"grad_clip must be a positive number or None; got {grad_clip!r}")
+        if len(w_optimizer.param_groups) != 1:
+            raise ValueError(f"w_optimizer must have one parameter group; got {len(w_optimizer.param_groups)}")
+        if loss is not None:
+            architect.loss = loss
+        if amp_dtype is not None:
+            architect.amp_dtype = amp_dtype
+        self.network = network
+        self.architect = architect
+        self.w_optimizer = w_optimizer
+        self.order = order
+        self.grad_clip = grad_clip
+        self.cuda_graphs = cuda_graphs
+        self.rules = rules or StepRules()
+        self._stream: torch.cuda.Stream | None = None  # of eager steps and captures
+        self._captured: _CapturedStep | None = None
+        self._kind: Hashable = None
+        self._seen = 0
+
+    def step(self, train: Batch, valid: Batch) -> StepResult:
+        """Make one search step. `train` and `valid` are (inputs, targets) on the network's device; the levels but
+        "bilevel" do not look at `valid`.
+
+        Raises:
+            ValueError: as `Architect.alpha_gradients`.
+            RuntimeError: the step cannot be captured as a CUDA graph.
+        """
+        lr = self.w_optimizer.param_groups[0]["lr"]
+        if not self._capturable():
+            return StepResult(*self.run(train, valid, lr).unbind())
+        for name, batch in (("train", train), ("valid", valid)):
+            check_batch(name, batch, self.architect.flat.buffer.device)
+        kind = self._kind_of(train, valid)
+        seen = self._seen + 1 if kind == self._kind else 1  # in a row
+        self._kind, self._seen = kind, seen
+        if self._captured is None or self._captured.kind != kind:
+            self._stream = self._stream or torch.cuda.Stream(train[0].device)
+            if seen <= _EAGER_STEPS:
+                with _beside(self._stream):
+                    measured = self.run(train, valid, lr)
+                return StepResult(*measured.unbind())
+            self._captured = None  # frees its memory for the next
+            self._captured = _CapturedStep(self, kind, train, valid, self._stream)
+        return StepResult(*self._captured.replay(train, valid, lr).unbind())
+
+    def run(self, train: Batch, valid: Batch, lr: float | Tensor) -> Tensor:
+        """The step itself, launched operation by operation. Returns the fields of its StepResult, [5]."""
+        lr = as_scalar(lr, self.architect.flat.buffer.device)
+        level = self.rules.level_now()
+        if level == "single":
+            return self._both(train, lr)
+        none = torch.full_like(lr, math.nan)
+        valid_loss, alpha_norm = none, none
+        if level == "coordinate":
+            valid = train
+        if level != "weights" and not self.rules.weights_first:
+            valid_loss, alpha_norm = self._alpha_step(train, valid, lr)
+        with self.rules.weight_pass(self, train):
+            loss, outputs = self.architect.forward(train)
+        norm = self._move_weights(self._gradients(loss, self.architect.flat.weights), lr)
+        if level != "weights" and self.rules.weights_first:
+            valid_loss, alpha_norm = self._alpha_step(train, valid, lr)
+        return _measured(loss, valid_loss, outputs, train, norm, alpha_norm)
+
+    def _alpha_step(self, train: Batch, valid: Batch, lr: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the loss and the norm of the alphas' gradient."""
+        self.rules.before_alpha_step(self)
+        gradients = self.architect.step(train, valid, lr, self.w_optimizer, self.order)
+        self.rules.after_alpha_step(self)
+        return self.architect.valid_loss, _norm(gradients)
+
+    def _both(self, train: Batch, lr: Tensor) -> Tensor:
+        """Alphas and weights from one backward."""
+        architect = self.architect
+        self.rules.before_alpha_step(self)
+        loss, outputs = architect.forward(train)
+        extra = architect.penalty()
+        total = loss if extra is None else loss + extra
+        gradients = self._gradients(total, [*architect.alphas, *architect.flat.weights])
+        of_alphas = [
+            torch.zeros_like(alpha) if g is None else g for alpha, g in zip(architect.alphas, gradients, strict=False)
+        ]
+        norm = self._move_weights(gradients[len(of_alphas) :], lr)
+        architect.apply(of_alphas)
+        self.rules.after_alpha_step(self)
+        return _measured(loss, loss.detach(), outputs, train, norm, _norm(of_alphas))
+
+    def _gradients(self, loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor | None]:
+        """None for what the pass did not use, if the method is sparse; else zeros."""
+        sparse = self.rules.sparse
+        return list(torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=not sparse))
+
+    def _move_weights(self, gradients: Sequence[Tensor | None], lr: Tensor) -> Tensor:
+        """The weights' optimizer on the clipped gradients; returns their norm."""
+        optimizer, flat = self.w_optimizer, self.architect.flat
+        max_norm = math.inf if self.grad_clip is None else self.grad_clip
+        if isinstance(optimizer, FlatSGD):
+            optimizer.attach()  # its weights may stand in another order, or have got another memory format
+            if len(optimizer.flat.weights) != len(flat.weights):
+                raise ValueError(
+                    f"w_optimizer holds {len(optimizer.flat.weights)} weights, of which {len(flat.weights)} require "
+                    "gradients; build FlatSGD from these alone"
+                )
+            known = {id(weight): gradient for weight, gradient in zip(flat.weights, gradients, strict=True)}
+            whole = optimizer.flat.gather([known[id(weight)] for weight in optimizer.flat.weights])
+            optimizer.step(gradient=whole, max_norm=max_norm, lr=lr)
+            return optimizer.gradient_norm
+        for weight, gradient in zip(flat.weights, gradients, strict=True):
+            weight.grad = gradient
+        norm = nn.utils.clip_grad_norm_(flat.weights, max_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _capturable(self) -> bool:
+        wanted = self.cuda_graphs and self.rules.capturable
+        return wanted and isinstance(self.w_optimizer, FlatSGD) and self.architect.flat.buffer.is_cuda
+
+    def _kind_of(self, train: Batch, valid: Batch) -> Hashable:
+        """Equal for two steps if one graph can serve both: all that a capture fixes and a caller may change."""
+        architect, optimizer = self.architect, self.w_optimizer
+        assert isinstance(optimizer, FlatSGD)
+        optimizer.attach()
+        adam = architect.optimizer
+        states = [value for alpha in architect.alphas for value in adam.state[alpha].values()]
+        tensors = [*architect.alphas, architect.flat.attach(), optimizer.momentum, *states]
+        options = [
+            tuple((key, value) for key, value in group.items() if key not in ("params", "lr"))
+            for group in (*adam.param_groups, optimizer.param_groups[0])
+        ]
+        return (
+            *((t.shape, t.dtype, t.stride()) for t in (*train, *valid)),
+            *(t.data_ptr() for t in tensors),
+            *options,
+            *(group["lr"] for group in adam.param_groups),
+            *(self.rules.level_now(), self.rules.weights_first, self.rules.graph_key()),
+            *(self.network.training, self.order, self.grad_clip, architect.amp_dtype, id(architect.loss)),
+            *(architect.hvp, architect.r, architect.w_momentum, architect.w_weight_decay),
+        )
+
+
+class _CapturedStep:
+    """A search step as a CUDA graph, with places of its own for what changes between replays."""
+
+    def __init__(self, step: SearchStep, kind: Hashable, train: Batch, valid: Batch, stream: torch.cuda.Stream) -> None:
+        self.kind = kind
+        self.inputs = [t.clone() for t in (*train, *valid)]
+        self.lr = torch.zeros((), dtype=torch.float64, device=self.inputs[0].device)
+        self.graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.device(stream.device), torch.cuda.graph(self.graph, stream=stream):
+                self.measured = step.run((self.inputs[0], self.inputs[1]), (self.inputs[2], self.inputs[3]), self.lr)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise RuntimeError(
+                "the search step could not be captured as a CUDA graph (something in the network or the loss waits for "
+                "the device?); cuda_graphs=False runs it without"
+            ) from error
+
+    def replay(self, train: Batch, valid: Batch, lr: float | Tensor) -> Tensor:
+        for place, tensor in zip(self.inputs, (*train, *valid), strict=True):
+            place.copy_(tensor)
+        self.lr.copy_(as_scalar(lr, self.lr.device))
+        self.graph.replay()
+        return self.measured.clone()
+
+
+@contextmanager
+def _beside(stream: torch.cuda.Stream) -> Iterator[None]:
+    """Work beside the default stream, which no capture may touch: autograd goes back to a parameter's first stream."""
+    main = torch.cuda.current_stream(stream.device)
+    stream.wait_stream(main)
+    with torch.cuda.stream(stream):
+        yield
+    main.wait_stream(stream)
+
+
+def _norm(gradients: Sequence[Tensor]) -> Tensor:
+    return torch.cat([g.flatten() for g in gradients]).norm()
+
+
+def _measured(
+    loss: Tensor, valid_loss: Tensor, outputs: Tensor, train: Batch, norm: Tensor, alpha_norm: Tensor
+) -> Tensor:
+    correct = count_correct(outputs.detach(), train[1])
+    return torch.stack([value.double() for value in (loss.detach(), valid_loss, correct, norm, alpha_norm)])
+
+
+def count_correct(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Number of inputs whose largest output is the target; a float scalar, NaN where targets are no class indices.
+
+    Args:
+        outputs: [N, classes, ...].
+        targets: [N, ...] integers; with further axes an input counts by its share of right positions.
+    """
+    if outputs.dim() < 2 or targets.is_floating_point() or targets.shape != outputs.shape[:1] + outputs.shape[2:]:
+        return outputs.new_full((), math.nan)
+    hits = outputs.argmax(1) == targets
+    return hits.reshape(len(hits), -1).float().mean(1).sum()

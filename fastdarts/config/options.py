@@ -1,0 +1,168 @@
+"""Typed configurations: one frozen dataclass is the Python API, the flags, the config file and the record of a run."""
+
+import dataclasses
+import difflib
+import json
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self, TypeVar
+
+from fastdarts.config.files import write_atomically
+
+FROM_PRESET: Any = type("FromPreset", (), {"__repr__": lambda self: "from the preset of the data set"})()
+
+_LIMITS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
+    "at_least": ("at least", lambda value, limit: value >= limit),
+    "above": ("above", lambda value, limit: value > limit),
+    "at_most": ("at most", lambda value, limit: value <= limit),
+    "below": ("below", lambda value, limit: value < limit),
+}
+
+
+def option(group: str, text: str, default: Any = FROM_PRESET, *, metavar: str | None = None, **limits: float) -> Any:
+    """A field of a Config: its group and help text on the command line, its default (left out: the data set's preset
+    decides) and its limits (at_least, above, at_most, below)."""
+    return dataclasses.field(
+        default=default, metadata={"group": group, "help": text, "metavar": metavar, "limits": limits}
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Base of SearchConfig and EvalConfig. Fields are made with `option`; the first, `dataset`, picks the preset.
+
+    Raises: ValueError (TypeError for a wrong type) that names the field, what came and what is allowed.
+    """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # by data set, see `preset`
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):  # what decides the preset stands first
+            value = getattr(self, field.name)
+            if value is FROM_PRESET:
+                value = self.preset()[field.name]
+            object.__setattr__(self, field.name, _checked(field, value, hints[field.name]))
+
+    def preset(self) -> Mapping[str, Any]:
+        """Defaults of the fields that have none of their own."""
+        return self.presets[getattr(self, "dataset")]  # noqa: B009 - the subclasses' first field
+
+    def help_notes(self) -> str:
+        """What --help says below the options."""
+        return ""
+
+    def save(self, path: Path) -> None:
+        """Write a file that `--config` and `load` read again: all but `out` and `resume`, which name one run."""
+        values = {name: value for name, value in dataclasses.asdict(self).items() if name not in ("out", "resume")}
+        write_atomically(path, json.dumps(values, indent=2, default=str) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a .json or .toml file; fields it does not name get their defaults."""
+        return cls(**read_file(cls, path))
+
+
+ConfigType = TypeVar("ConfigType", bound=Config)
+
+
+def differences(ours: Config, theirs: Config, ignore: Sequence[str] = ()) -> list[str]:
+    """The fields that differ, each as "name: ours, theirs"."""
+    pairs = ((field.name, getattr(ours, field.name), getattr(theirs, field.name)) for field in dataclasses.fields(ours))
+    return [f"{name}: {a}, before {b}" for name, a, b in pairs if a != b and name not in ignore]
+
+
+def read_table(config_type: type[ConfigType], values: Mapping[str, Any], what: str) -> ConfigType:
+    """The config with these values; ValueError for a name that it has not, as a field of `what`."""
+    check_names(config_type, values, what)
+    try:
+        return config_type(**values)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"{what}: {error}") from None
+
+
+def check_names(config_type: type[Config], values: Mapping[str, Any], what: str) -> None:
+    """ValueError for a name that is no field."""
+    names = [field.name for field in dataclasses.fields(config_type)]
+    for name in values:
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"the names are {', '.join(names) or '(none)'}"
+            raise ValueError(f"{what} sets {name!r}, which is unknown; {hint}")
+
+
+def read_file(config_type: type[Config], path: Path) -> dict[str, Any]:
+    """The values in a .json or .toml file, checked to be names of fields."""
+    if path.suffix not in (".json", ".toml"):
+        raise ValueError(f"config: {path} must end in .json or .toml")
+    if not path.is_file():
+        raise FileNotFoundError(f"config: there is no file {path}")
+    try:
+        text = path.read_text()
+        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except ValueError as error:
+        raise ValueError(f"config: {path} is not readable as {path.suffix[1:].upper()}: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"config: {path} must hold one table of names and values")
+    values = {name.replace("-", "_"): value for name, value in values.items()}
+    check_names(config_type, values, f"config: {path}")
+    return values
+
+
+def shown(value: Any) -> str:
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def without_none(hint: Any) -> tuple[Any, bool]:
+    """(T, True) for T | None, (T, False) for T."""
+    if isinstance(hint, types.UnionType):
+        return next(arm for arm in hint.__args__ if arm is not types.NoneType), True
+    return hint, False
+
+
+def _checked(field: dataclasses.Field[Any], value: Any, hint: Any) -> Any:
+    """The value as its type (an int is taken for a float, a list for a tuple, text for a path), or an error."""
+    hint, optional = without_none(hint)
+    if value is None and optional:
+        return None
+    if typing.get_origin(hint) is Literal:
+        allowed = typing.get_args(hint)
+        if value not in allowed or isinstance(value, bool):
+            raise ValueError(f"{field.name} must be one of {', '.join(map(str, allowed))}; got {value!r}")
+        return value
+    if typing.get_origin(hint) is dict:
+        if not isinstance(value, dict):
+            raise TypeError(f"{field.name} must be a table of names and values; got {value!r}")
+        return value
+    if typing.get_origin(hint) is tuple:
+        value = tuple(value) if isinstance(value, list) else value
+        kinds = typing.get_args(hint)
+        if not (
+            isinstance(value, tuple)
+            and len(value) == len(kinds)
+            and all(type(v) is k for v, k in zip(value, kinds, strict=True))
+        ):
+            raise TypeError(f"{field.name} must be ({', '.join(k.__name__ for k in kinds)}); got {value!r}")
+        return _within(field, value, value)
+    if hint is float and type(value) is int:
+        value = float(value)
+    if hint is Path and isinstance(value, str):
+        value = Path(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise TypeError(f"{field.name} must be {hint.__name__}; got {value!r}")
+    return _within(field, value, (value,))
+
+
+def _within(field: dataclasses.Field[Any], value: Any, numbers: tuple[Any, ...]) -> Any:
+    if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+        raise ValueError(f"{field.name} must be finite; got {value}")
+    for name, limit in field.metadata["limits"].items():
+        words, holds = _LIMITS[name]
+        if not all(holds(number, limit) for number in numbers):
+            raise ValueError(f"{field.name} must be {words} {limit}; got {shown(value)}")
+    return value

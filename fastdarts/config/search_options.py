@@ -1,0 +1,130 @@
+"""Options of a search, with the values of the DARTS paper as presets."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from fastdarts.config.options import Config, option
+
+LARGEST_SEED = 2**63 - 1
+"""Of any run; torch's generators take twice as much, so that an offset can be added."""
+
+
+_PAPER: dict[str, Any] = {
+    "method_options": {},
+    "epochs": 50,
+    "batch_size": 64,
+    "init_channels": 16,
+    "layers": 8,
+    "lr": 0.025,
+    "lr_min": 0.001,
+    "order": 2,
+    "weight_decay": 3e-4,
+    "arch_lr": 3e-4,
+    "alpha_warmup": 0.0,
+    "max_skips": None,
+    "crop_padding": 4,
+    "flip": True,
+}
+
+
+_SMALL = _PAPER | {
+    "epochs": 6,
+    "batch_size": 48,
+    "init_channels": 4,
+    "layers": 3,
+    "lr": 0.05,
+    "arch_lr": 0.03,
+    "crop_padding": 1,
+    "flip": False,
+}
+
+
+_UNFLIPPED = _PAPER | {"flip": False}  # a mirrored digit is another sign
+
+
+Dataset = Literal["digits", "mnist", "fashionmnist", "cifar10", "cifar100", "svhn", "imagefolder", "custom"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions(Config):
+    """Everything that decides a search. Defaults are those of the method's paper (DARTS: Liu et al., ICLR 2019, section
+    A.1), but for `digits`, whose small preset ends within minutes on a CPU.
+
+    Raises: ValueError or TypeError that names the field, what came and what is allowed.
+    """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "digits": _SMALL,
+        "mnist": _UNFLIPPED,
+        "fashionmnist": _PAPER,
+        "cifar10": _PAPER,
+        "cifar100": _PAPER,
+        "svhn": _UNFLIPPED,
+        "imagefolder": _PAPER,
+        "custom": _PAPER,
+    }
+
+    dataset: Dataset = option("data", "data set and its preset; custom: given to search() from Python", "digits")
+    method: str = option("method", "search method: a name, or MODULE:CLASS of your own", "darts", metavar="NAME")
+    method_options: dict[str, Any] = option("method", "the method's own, see below", metavar="NAME=VALUE")
+    space: Literal["s5", "s1", "s2", "s3", "s4"] = option(
+        "method", "candidates of the edges: s5 has DARTS' eight, s1 to s4 are the small ones of RobustDARTS", "s5"
+    )
+    max_skips: int | None = option(
+        "method", "skip connections that the normal cell may have (default: any number)", metavar="N", at_least=0
+    )
+    op_dropout: float = option(
+        "method",
+        "drop ops at random; the probability that all ops with weights, or all without, of an edge would be (DropNAS)",
+        0.0,
+        at_least=0,
+        below=1,
+    )
+    prune_below: float = option(
+        "method", "end each epoch without the ops that weigh less; a limit that rises to this", 0.0, at_least=0, below=1
+    )
+
+    data: Path = option("data", "folder of the data set", Path("data"), metavar="DIR")
+    image_size: tuple[int, int] | None = option(
+        "data", "resize images to this (default: as they are)", None, metavar="SIZE|HxW", at_least=1
+    )
+    train_portion: float = option(
+        "data", "share of the training images that trains weights; the rest trains alphas", 0.5, above=0, below=1
+    )
+    crop_padding: int = option("data", "random crops out of images padded by this many pixels", at_least=0)
+    flip: bool = option("data", "mirror half of the images")
+    cutout: int = option("data", "side of the square that is blanked in each image, in pixels", 0, at_least=0)
+
+    init_channels: int = option("network", "channels C of the first cells", at_least=1)
+    layers: int = option("network", "number of cells", at_least=1)
+    backend: Literal["auto", "fused", "reference"] = option("network", "how mixed operations are computed", "auto")
+
+    epochs: int = option("weights", "passes over the weights' half", at_least=1)
+    batch_size: int = option("weights", "images of each half in a step", at_least=1)
+    lr: float = option("weights", "learning rate of SGD in epoch 0", above=0)
+    lr_min: float = option("weights", "where its cosine schedule ends", at_least=0)
+    momentum: float = option("weights", "momentum of SGD", 0.9, at_least=0, below=1)
+    weight_decay: float = option("weights", "L2 of the weights", at_least=0)
+    grad_clip: float = option("weights", "largest norm of the weights' gradient", 5.0, above=0)
+
+    order: Literal[1, 2] = option("alphas", "1: gradient at the present weights; 2: after a virtual step")
+    arch_lr: float = option("alphas", "learning rate of Adam", above=0)
+    alpha_warmup: float = option(
+        "alphas", "share of the epochs, from the first, in which alphas stay as they are", at_least=0, below=1
+    )
+    arch_weight_decay: float = option("alphas", "L2 of the alphas", 1e-3, at_least=0)
+
+    seed: int = option(
+        "run", "seed of weights, alphas, data order and augmentation", 0, at_least=0, at_most=LARGEST_SEED
+    )
+    device: str = option("run", "auto (CUDA where there is some), cpu, cuda or cuda:N", "auto", metavar="DEVICE")
+    amp: bool = option("run", "compute in bfloat16 where that is safe (autocast)", False)
+    cuda_graphs: bool = option("run", "on CUDA, capture a step once and replay it", True)
+    deterministic: bool = option("run", "the same bits in each run on the same machine", False)
+    out: Path | None = option("run", "folder of the results (default: runs/search-DATASET-TIME)", None, metavar="DIR")
+    resume: bool = option("run", "continue the search in --out", False)
+    save_every_steps: int = option(
+        "run", "checkpoint every N steps too (0: each epoch only)", 0, metavar="N", at_least=0
+    )

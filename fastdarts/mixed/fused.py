@@ -1,0 +1,383 @@
+"""Runs mixed edges through the fused operators: reads the modules' weights, keeps their running statistics."""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fastdarts.ops import operators
+from fastdarts.ops.plan import MixedPlan, PlannedEdge, edge_ops
+from fastdarts.primitives.modules import DilConv, FactorizedReduce, ReLUConvBN, SepConv, Zero
+from fastdarts.primitives.table import CANDIDATES
+
+Settings = tuple[type, bool, bool, float, float | None, bool]
+"""Of a batch norm: class, affine, training, eps, momentum, track_running_stats."""
+
+
+Signature = tuple[tuple[type, Any], ...]
+"""Of an op: its layers' classes and geometries."""
+
+
+class Edge(Protocol):
+    """What the kernels need of a mixed op."""
+
+    stride: int
+    primitives: tuple[str, ...]
+    _built: tuple[Signature, ...]
+    _ops: nn.ModuleList
+    _modules: dict[str, nn.Module | None]
+
+
+class ReadEdge(NamedTuple):
+    """What a call needs of a mixed op: which of its ops have a kernel, with their weights and batch norms."""
+
+    edge: Edge
+    fused: dict[int, tuple[list[Tensor], list[nn.BatchNorm2d]]]
+    others: list[int]
+    settings: frozenset[Settings]
+    """Of all batch norms."""
+
+
+class _Reading(threading.local):
+    """What this thread has read."""
+
+    before: dict[Any, ReadEdge] | None = None
+
+
+_reading = _Reading()
+
+
+@contextmanager
+def reading_once() -> Iterator[None]:
+    """Inside, modules stay what they are: passes that come later need not read the mixed ops again."""
+    _reading.before = {}
+    try:
+        yield
+    finally:
+        _reading.before = None
+
+
+def read(edge: Edge, active: Sequence[int] | None = None) -> ReadEdge:
+    """Sorts a mixed op's columns into those a kernel computes and those their modules do; `none` is neither.
+
+    Of the active columns only; None: of all.
+    """
+    before = None if torch.compiler.is_compiling() else _reading.before
+    if before is None:
+        return _read(edge, active)
+    key = (edge, None if active is None else tuple(active))
+    found = before.get(key)
+    if found is None:
+        found = _read(edge, active)
+        # What stands in for a parameter, a parametrization's output for one, may be made anew for each pass.
+        if all(type(weight) is nn.Parameter for weights, _ in found.fused.values() for weight in weights):
+            before[key] = found
+    return found
+
+
+def _read(edge: Edge, active: Sequence[int] | None) -> ReadEdge:
+    fused, others = {}, []
+    ops_of_edge = list(edge._modules["_ops"]._modules.values())  # type: ignore[union-attr]
+    built = edge._built
+    for column in range(len(ops_of_edge)) if active is None else sorted(active):
+        op = ops_of_edge[column]
+        if type(op) is Zero:
+            continue
+        known = column < len(built) and type(op) in _MODULES.get(CANDIDATES[edge.primitives[column]].kind, ())
+        if known and _as_built(op, built[column]):
+            fused[column] = _contents(op)
+        else:
+            others.append(column)
+    return ReadEdge(edge, fused, others, settings_of(fused))
+
+
+def settings_of(fused: Mapping[int, tuple[list[Tensor], list[nn.BatchNorm2d]]]) -> frozenset[Settings]:
+    """Those of all batch norms of an edge."""
+    return frozenset(_settings(norm) for _, norms in fused.values() for norm in norms)
+
+
+def refusal(edges: Sequence[ReadEdge], x: Tensor) -> str | None:
+    """Why the kernels cannot compute these edges for an input like x, or None."""
+    # torch has no public name for the second.
+    if torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():  # type: ignore[attr-defined,no-untyped-call]
+        return "torch.jit.trace and torch.func see plain modules only"
+    known = x.device.type in ("cpu", "cuda")
+    reason = operators.unavailable(x.device, storage_dtype(x) if known else x.dtype)
+    if reason is not None:
+        return reason
+    settings = {one for edge in edges for one in edge.settings}
+    if len(settings) > 1:
+        return "its batch norms differ in class, mode, eps, momentum, tracking or in having scales and shifts"
+    return next((_unlike_search(*one) for one in settings), None)
+
+
+def storage_dtype(x: Tensor) -> torch.dtype:
+    """What autocast makes of x: it leaves float64 alone."""
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
+
+
+def mixed_nodes(
+    edges: Sequence[ReadEdge],
+    ends: Sequence[tuple[int, int]],
+    states: Sequence[Tensor],
+    weights: Tensor,
+    active: Sequence[Sequence[int]] | None = None,
+    K: int = 1,
+) -> Tensor:
+    """The nodes of a graph of mixed edges, [N, nodes * C, H', W'].
+
+    Args:
+        edges: the mixed ops, edge e from state ends[e][0] to state ends[e][1]; row e of weights is theirs.
+        ends: states are numbered inputs first, then nodes.
+        states: the inputs, [N, C, H, W] each.
+        weights: [edges, ops].
+        active: the columns that run, for each edge; None: all but those whose weight is a constant 0.
+        K: of partial channels, see `MixedPlan`; above 1 only on a CPU and where every op has a kernel.
+    """
+    dtype = storage_dtype(states[0])
+    if not weights.is_floating_point():
+        weights = weights.to(dtype)
+    inputs = [state.to(dtype) for state in states]
+    if active is None:
+        active = [_needed(edge, row) for edge, row in zip(edges, _skippable(weights), strict=True)]
+    needed = [_only(edge, columns) for edge, columns in zip(edges, active, strict=True)]
+    if not any(edge.others for edge in needed):
+        return _run(needed, tuple(ends), inputs, weights, K)
+    # Nodes with ops that have no kernel are made one by one, so that their modules see finished states.
+    made: list[Tensor] = []
+    for node in range(len(states), max(target for _, target in ends) + 1):
+        here = [e for e, (_, target) in enumerate(ends) if target == node]
+        known = inputs + made
+        sources = sorted({ends[e][0] for e in here})
+        local = tuple((sources.index(ends[e][0]), len(sources)) for e in here)
+        # Not weights[here]: torch would bring the list to the GPU, which a captured step may not wait for.
+        rows = torch.stack([weights[e] for e in here])
+        total = _run([needed[e] for e in here], local, [known[s] for s in sources], rows)
+        for e in here:
+            for column in needed[e].others:
+                total = total + weights[e, column] * edges[e].edge._ops[column](known[ends[e][0]])
+        made.append(total.to(dtype))
+    return torch.cat(made, dim=1)
+
+
+def preprocess(module: nn.Module, x: Tensor, built: Signature) -> Tensor:
+    """A cell's preprocessing through `operators.project`; by the module itself where the kernel cannot serve.
+
+    built: what the module was when the cell was made.
+    """
+    if type(module) not in (FactorizedReduce, ReLUConvBN) or not _as_built(module, built):
+        out: Tensor = module(x)
+        return out
+    params, (norm,) = _contents(module)
+    if _unlike_search(*_settings(norm)):
+        return module(x)
+    if norm.training:
+        _check_values(x, stride=len(params))
+    running = None if norm.training else _running([norm])
+    out, stats = operators.project(x.to(storage_dtype(x)), params, running, norm.eps)
+    if norm.training and norm.track_running_stats:
+        _update_running([norm], stats, out.shape[0] * out.shape[2] * out.shape[3])
+    return out
+
+
+def _run(
+    edges: Sequence[ReadEdge], ends: tuple[tuple[int, int], ...], states: list[Tensor], weights: Tensor, K: int = 1
+) -> Tensor:
+    plan = _plan(len(states), ends, tuple((e.edge.stride, e.edge.primitives, tuple(e.fused)) for e in edges), K)
+    params = [param for edge in edges for params, _ in edge.fused.values() for param in params]
+    norms = [norm for edge in edges for _, norms in edge.fused.values() for norm in norms]
+    training, eps, running = False, 1e-5, None
+    if norms:
+        training, eps = norms[0].training, norms[0].eps
+        running = None if training else _running(norms)
+    if training:
+        _check_values(states[0], edges[0].edge.stride)
+    out, stats = operators.mixed_sum(states, weights, params, running, plan, eps)
+    if training and norms[0].track_running_stats:
+        _update_running(norms, stats, out.shape[0] * out.shape[2] * out.shape[3])
+    return out
+
+
+def _check_values(x: Tensor, stride: int) -> None:
+    """ValueError where a batch has no variance, as batch norm itself says it."""
+    if x.shape[0] == 1 and max(x.shape[2:]) <= stride:
+        raise ValueError(f"batch norm needs more than one value per channel when training; got x {tuple(x.shape)}")
+
+
+@lru_cache(maxsize=1024)
+def _plan(
+    inputs: int,
+    ends: tuple[tuple[int, int], ...],
+    edges: tuple[tuple[int, tuple[str, ...], tuple[int, ...]], ...],
+    K: int,
+) -> MixedPlan:
+    planned = tuple(
+        PlannedEdge(source, node, stride, edge_ops(primitives, columns))
+        for (source, node), (stride, primitives, columns) in zip(ends, edges, strict=True)
+    )
+    return MixedPlan(inputs, max(node for _, node in ends) + 1 - inputs, planned, K)
+
+
+def _skippable(weights: Tensor) -> list[list[float] | None]:
+    """The op weights' values where a 0 means that nobody will miss the op; None where they may not be looked at."""
+    plain = type(weights) in (Tensor, nn.Parameter) and weights.device.type == "cpu"
+    if weights.requires_grad or not plain or torch.compiler.is_compiling():
+        return [None] * len(weights)
+    return weights.tolist()
+
+
+def _needed(edge: ReadEdge, values: list[float] | None) -> Sequence[int]:
+    """The columns of an edge but those whose weight is a constant 0."""
+    columns = range(len(edge.edge._ops))
+    return columns if values is None else [column for column in columns if values[column] != 0.0]
+
+
+def _only(edge: ReadEdge, columns: Sequence[int]) -> ReadEdge:
+    """The edge with the ops of these columns, in its own order."""
+    fused = {column: contents for column, contents in edge.fused.items() if column in columns}
+    return ReadEdge(edge.edge, fused, [column for column in edge.others if column in columns], edge.settings)
+
+
+# The modules that the kernels compute; a pool's holds the pool and its batch norm.
+_MODULES: dict[str, tuple[type, ...]] = {
+    "max_pool": (nn.Sequential,),
+    "avg_pool": (nn.Sequential,),
+    "skip": (nn.Identity, FactorizedReduce),
+    "sep_conv": (SepConv,),
+    "dil_conv": (DilConv,),
+}
+
+
+def _contents(op: nn.Module) -> tuple[list[Tensor], list[nn.BatchNorm2d]]:
+    """Convolution weights and batch norms of a reference module, in the operators' order.
+
+    Through the modules' dictionaries: a step asks for 1,400 weights, and attribute look-up would take milliseconds.
+    """
+    match op:
+        case SepConv():
+            layers = op._modules["op"]._modules  # type: ignore[union-attr]
+            params = [_weight(layers["1"]), _weight(layers["2"]), _weight(layers["5"]), _weight(layers["6"])]
+            return params, [layers["3"], layers["7"]]  # type: ignore[list-item]
+        case ReLUConvBN():
+            layers = op._modules["op"]._modules  # type: ignore[union-attr]
+            return [_weight(layers["1"])], [layers["2"]]  # type: ignore[list-item]
+        case DilConv():
+            layers = op._modules["op"]._modules  # type: ignore[union-attr]
+            return [_weight(layers["1"]), _weight(layers["2"])], [layers["3"]]  # type: ignore[list-item]
+        case FactorizedReduce():
+            layers = op._modules
+            return [_weight(layers["conv_1"]), _weight(layers["conv_2"])], [layers["bn"]]  # type: ignore[list-item]
+        case nn.Sequential():
+            return [], [op._modules["1"]]  # type: ignore[list-item]
+    return [], []
+
+
+def _convolution(own: dict[str, Any]) -> tuple[Any, ...]:
+    return own["kernel_size"], own["stride"], own["padding"], own["dilation"], own["groups"], own["padding_mode"]
+
+
+def _max_pool(own: dict[str, Any]) -> tuple[Any, ...]:
+    window = own["kernel_size"], own["stride"], own["padding"]
+    return *window, own["dilation"], own["ceil_mode"], own["return_indices"]
+
+
+def _avg_pool(own: dict[str, Any]) -> tuple[Any, ...]:
+    window = own["kernel_size"], own["stride"], own["padding"]
+    return *window, own["ceil_mode"], own["count_include_pad"], own["divisor_override"]
+
+
+GEOMETRY: dict[type, Callable[[dict[str, Any]], tuple[Any, ...]]] = {
+    nn.Conv2d: _convolution,
+    nn.MaxPool2d: _max_pool,
+    nn.AvgPool2d: _avg_pool,
+}
+"""What a layer computes beside its numbers, from its attributes. Numbers of channels are the kernels' to look at."""
+
+
+def _layers(op: nn.Module) -> list[nn.Module]:
+    return [layer for layer in (op._modules.get("op") or op)._modules.values() if layer is not None]
+
+
+def signature(op: nn.Module) -> Signature:
+    """What an op's layers are and do, apart from their numbers."""
+    layers = ((type(layer), layer.__dict__) for layer in _layers(op))
+    return tuple((kind, GEOMETRY[kind](own) if kind in GEOMETRY else None) for kind, own in layers)
+
+
+def _as_built(op: nn.Module, built: Signature) -> bool:
+    """Whether an op still computes what it did when it was built, with nobody looking on.
+
+    That is, it has the layers that it was built of, without hooks, biases or forwards of their own. Which batch norms
+    have kernels is `refusal`'s to say.
+    """
+    layers = _layers(op)
+    if len(layers) != len(built):
+        return False
+    for layer, (kind, geometry) in zip(layers, built, strict=True):
+        own = layer.__dict__
+        if kind is nn.BatchNorm2d:
+            if not isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                return False
+            batch_alone = layer.training and not layer.track_running_stats
+            if not batch_alone and own["_buffers"].get("running_mean") is None:
+                return False
+        elif kind is nn.Conv2d:
+            if type(layer) is not kind and not (isinstance(layer, kind) and "parametrizations" in own["_modules"]):
+                return False
+            if own["_parameters"].get("bias") is not None:
+                return False
+        elif type(layer) is not kind:
+            return False
+        if geometry is not None and GEOMETRY[kind](own) != geometry:
+            return False
+    inner = op._modules.get("op") or op
+    return not any("forward" in part.__dict__ or watched(part) for part in (op, inner, *layers))
+
+
+def _weight(module: nn.Module | None) -> Tensor:
+    weight = module._parameters.get("weight")  # type: ignore[union-attr]
+    return module.weight if weight is None else weight  # type: ignore[union-attr,return-value]
+
+
+def _running(norms: list[nn.BatchNorm2d]) -> Tensor:
+    return torch.stack([torch.stack([_buffer(n, "running_mean"), _buffer(n, "running_var")]) for n in norms])
+
+
+def watched(module: nn.Module) -> bool:
+    """Whether hooks want to see the module called."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def _buffer(norm: nn.BatchNorm2d, name: str) -> Tensor:
+    return norm._buffers[name]  # type: ignore[return-value]
+
+
+def _settings(norm: nn.BatchNorm2d) -> Settings:
+    return type(norm), norm.affine, norm.training, norm.eps, norm.momentum, norm.track_running_stats
+
+
+def _unlike_search(kind: type, affine: bool, training: bool, eps: float, momentum: float | None, _: bool) -> str | None:
+    """Why no kernel computes batch norms with these settings, or None."""
+    if kind is not nn.BatchNorm2d or affine:
+        return f"its batch norms are {kind.__name__}{' with scales and shifts' * affine}"
+    return "its batch norms average without momentum" if momentum is None else None
+
+
+def _update_running(norms: list[nn.BatchNorm2d], stats: Tensor, values: int) -> None:
+    """As nn.BatchNorm2d does, in a few calls for all: unbiased variance, exponential average."""
+    momentum = norms[0].momentum
+    assert momentum is not None
+    stats = stats.detach()
+    for name, batch in (("running_mean", stats[:, 0]), ("running_var", stats[:, 1] * (values / (values - 1)))):
+        running = [_buffer(norm, name) for norm in norms]
+        torch._foreach_lerp_(running, list(batch.to(running[0].dtype).unbind()), momentum)
+    counters = [_buffer(norm, "num_batches_tracked") for norm in norms]
+    torch._foreach_add_([counter for counter in counters if counter is not None], 1)

@@ -1,0 +1,121 @@
+"""The mixed sum in plain torch functions: what the operators compute, differentiable as often as one likes."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastdarts.ops.plan import MixedPlan, norm_count, param_count
+from fastdarts.primitives.table import Candidate
+
+
+def mixed_sum(
+    states: list[Tensor], weights: Tensor, params: list[Tensor], running: Tensor | None, plan: MixedPlan, eps: float
+) -> Tensor:
+    """[N, nodes * C, H', W'] from the inputs [N, C, H, W] of a plan; see `fastdarts.ops.operators.mixed_sum`."""
+    known = list(states)
+    size = states[0].shape[1] // plan.K
+    totals: dict[int, Tensor] = {}
+    param = norm = 0
+    made: list[Tensor] = []
+    for node in range(plan.inputs, plan.inputs + plan.nodes):
+        for e, edge in enumerate(plan.edges):
+            if edge.node != node:
+                continue
+            for column, c in edge.ops:
+                p, n = _offsets(plan, e, column)
+                param, norm = param_count(c, edge.stride), norm_count(c, edge.stride)
+                stats = None if running is None else running[n : n + norm]
+                value = _op(c, edge.stride, known[edge.source][:, :size], params[p : p + param], stats, eps)
+                term = weights[e, column] * value
+                totals[node] = totals[node] + term if node in totals else term
+        own = totals[node] if node in totals else _zeros([x[:, :size] for x in states], weights, plan)
+        here = [e for e, edge in enumerate(plan.edges) if edge.node == node] if plan.K > 1 else []
+        passing = [passed_by(known[plan.edges[e].source], plan.K, plan.edges[e].stride) for e in here]
+        known.append(shuffled(own, passing, weights[here, -1]) if here else own)
+        made.append(known[-1])
+    return torch.cat(made, dim=1)
+
+
+def passed_by(state: Tensor, K: int, stride: int) -> Tensor:
+    """The channels of a state behind the first 1/K; at stride 2 through a 2x2 max-pooling."""
+    rest = state[:, state.shape[1] // K :]
+    return F.max_pool2d(rest, 2, ceil_mode=True) if stride == 2 else rest
+
+
+def shuffled(own: Tensor, passing: Sequence[Tensor], factors: Tensor) -> Tensor:
+    """A node of PC-DARTS: what ops made of C/K channels and the sum of what passed them by, as K groups, shuffled.
+
+    Channel j of group g becomes channel j * K + g; group 0 is `own`.
+
+    Args:
+        own: [N, C/K, H, W].
+        passing: [N, C - C/K, H, W] each.
+        factors: [len(passing)].
+    Returns:
+        [N, C, H, W], channels-last.
+    """
+    terms = [f * x for f, x in zip(factors.to(own.dtype), passing, strict=True)]
+    groups = torch.cat([own, sum(terms[1:], terms[0])], dim=1).permute(0, 2, 3, 1).unflatten(3, (-1, own.shape[1]))
+    return groups.transpose(3, 4).flatten(3).permute(0, 3, 1, 2)
+
+
+def _zeros(states: list[Tensor], weights: Tensor, plan: MixedPlan) -> Tensor:
+    """A node that no op reaches; still a function of the weights, so that it has gradients, which are zero."""
+    edge = next(edge for edge in plan.edges if edge.source < plan.inputs)
+    x = states[edge.source]
+    return 0 * weights.sum() * torch.zeros_like(x[:, :, :: edge.stride, :: edge.stride])
+
+
+def project(x: Tensor, params: list[Tensor], running: Tensor | None, eps: float) -> Tensor:
+    """[N, C, H', W'] from [N, C_in, H, W]; see `fastdarts.ops.operators.project`."""
+    x = F.relu(x)
+    y = F.conv2d(x, params[0]) if len(params) == 1 else factorized_reduce(x, params)
+    return _norm(y, running, 0, eps)
+
+
+def factorized_reduce(x: Tensor, params: list[Tensor]) -> Tensor:
+    """Two 1x1 convolutions of stride 2, the second one pixel down and right; odd sides are padded by a zero."""
+    x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
+    return torch.cat([F.conv2d(x, params[0], stride=2), F.conv2d(x[:, :, 1:, 1:], params[1], stride=2)], dim=1)
+
+
+def _norm(y: Tensor, running: Tensor | None, i: int, eps: float) -> Tensor:
+    mean, var = (None, None) if running is None else (running[i, 0], running[i, 1])
+    return F.batch_norm(y, mean, var, training=running is None, eps=eps)
+
+
+def _offsets(plan: MixedPlan, edge_index: int, column: int) -> tuple[int, int]:
+    """The first parameter and the first batch norm of an op."""
+    param = norm = 0
+    for e, edge in enumerate(plan.edges):
+        for col, c in edge.ops:
+            if (e, col) == (edge_index, column):
+                return param, norm
+            param += param_count(c, edge.stride)
+            norm += norm_count(c, edge.stride)
+    raise KeyError((edge_index, column))
+
+
+def _op(c: Candidate, stride: int, x: Tensor, params: list[Tensor], running: Tensor | None, eps: float) -> Tensor:
+    def stage(y: Tensor, depthwise: Tensor, pointwise: Tensor, s: int, i: int) -> Tensor:
+        C = y.shape[1]
+        y = F.conv2d(F.relu(y), depthwise.view(C, 1, c.kernel, c.kernel), None, s, c.padding, c.dilation, C)
+        return _norm(F.conv2d(y, pointwise.view(C, C, 1, 1)), running, i, eps)
+
+    match c.kind:
+        case "max_pool":
+            return _norm(F.max_pool2d(x, c.kernel, stride, c.padding), running, 0, eps)
+        case "avg_pool":
+            return _norm(F.avg_pool2d(x, c.kernel, stride, c.padding, count_include_pad=False), running, 0, eps)
+        case "skip" if stride == 1:
+            return x
+        case "skip":
+            return _norm(factorized_reduce(F.relu(x), params), running, 0, eps)
+        case "dil_conv":
+            return stage(x, params[0], params[1], stride, 0)
+        case "sep_conv":
+            return stage(stage(x, params[0], params[1], stride, 0), params[2], params[3], 1, 1)
+        case _:
+            raise ValueError(f"no formula for {c.name}")

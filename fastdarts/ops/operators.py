@@ -1,0 +1,409 @@
+"""The operators: schema, fakes and autograd. CPU kernels stand in csrc/mixed_sum.cpp, GPU kernels in kernels/.
+
+`fastdarts::mixed_sum` computes every node of a plan; a plan (`fastdarts.ops.plan`) is a whole cell, one node of it, or
+the one edge of a `MixedOp`. Op weights are given numbers, whatever relaxation made them.
+"""
+
+import importlib
+import importlib.util
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdarts.ops import extension, functional
+from fastdarts.ops.plan import MixedPlan, decode, norm_count
+
+_library = torch.library.Library("fastdarts", "FRAGMENT")
+_library.define(
+    "mixed_sum(Tensor[] states, Tensor weights, Tensor[] params, Tensor? running, int[] plan, float eps) "
+    "-> (Tensor out, Tensor saved, Tensor stats)"
+)
+_library.define(
+    "project(Tensor x, Tensor[] params, Tensor? running, float eps) -> (Tensor out, Tensor saved, Tensor stats)"
+)
+_library.define(
+    "project_backward(Tensor grad_out, Tensor x, Tensor[] params, Tensor saved, Tensor stats, bool training, "
+    "float eps, bool need_x, bool need_params) -> (Tensor x, Tensor[] params)"
+)
+_library.define(
+    "mixed_sum_backward(Tensor grad_out, Tensor[] states, Tensor weights, Tensor[] params, Tensor out, Tensor saved, "
+    "Tensor stats, int[] plan, bool training, float eps, int[] need_states, bool need_params) "
+    "-> (Tensor weights, Tensor[] states, Tensor[] params)"
+)
+
+CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+"""What the CPU kernels store; bfloat16 is computed in float32."""
+
+GPU_DTYPES = (*CPU_DTYPES, torch.float16)
+"""What the GPU kernels (`fastdarts.kernels`) store; 16-bit types are computed in float32."""
+
+_TRITON = importlib.util.find_spec("triton") is not None
+
+
+def _in_module(module: str, name: str) -> Any:
+    """The operator's GPU implementation; Triton is imported when it is first used."""
+    return lambda *args: getattr(importlib.import_module(f"fastdarts.kernels.{module}"), name)(*args)
+
+
+if _TRITON:
+    for _operator in ("mixed_sum", "project"):
+        for _name in (_operator, f"{_operator}_backward"):
+            _library.impl(_name, _in_module(_operator, _name), "CUDA")
+
+
+def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why no kernel can serve tensors like these, or None."""
+    if device.type == "cpu":
+        if extension.UNAVAILABLE is not None:
+            return extension.UNAVAILABLE
+        if dtype not in CPU_DTYPES:
+            return f"the CPU kernels take {', '.join(str(d).removeprefix('torch.') for d in CPU_DTYPES)}, not {dtype}"
+        return None
+    if device.type == "cuda":
+        if not _TRITON:
+            return "Triton is not installed"
+        if dtype not in GPU_DTYPES:
+            return f"the GPU kernels take {', '.join(str(d).removeprefix('torch.') for d in GPU_DTYPES)}, not {dtype}"
+        return None
+    return f"there are no kernels for {device.type}"
+
+
+def mixed_sum(
+    states: list[Tensor],
+    weights: Tensor,
+    params: list[Tensor],
+    running: Tensor | None,
+    plan: MixedPlan,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor]:
+    """All nodes of a plan: s_j = sum over edges (i, j) and ops o of weights[edge, o] * op_o(s_i) (DARTS, equation 2).
+
+    Args:
+        states: the plan's inputs, [N, C, H, W] each, any layout; float32, float64, bfloat16.
+        weights: [edges, ops]; with partial channels (`plan.K`) [edges, ops + 1].
+        params: the convolutions' weights in plan order, each op's as its reference module registers them.
+        running: None to normalise by the batch, or the running statistics [norms, 2 (mean, variance), C / plan.K].
+        plan: which ops run on which edge.
+        eps: of the batch norms.
+    Returns:
+        The nodes, [N, nodes * C, H', W'] channels-last in the states' dtype, and the statistics [norms, 2, C / plan.K]
+        used: means and biased variances.
+    """
+    _check(states, params, running, weights)
+    if torch.compiler.is_compiling():
+        out, _, stats = torch.ops.fastdarts.mixed_sum(states, weights, params, running, plan.encoded, eps)
+    else:
+        out, _, stats = _MixedSum.apply(weights, *states, *params, (len(states), running, plan.encoded, eps))
+    return out, stats
+
+
+def project(x: Tensor, params: list[Tensor], running: Tensor | None, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
+    """A cell's preprocessing: relu, pointwise convolution, batch norm without affine parameters.
+
+    Args:
+        x: [N, C_in, H, W], any layout; float32, float64 or bfloat16.
+        params: one weight [C, C_in, 1, 1]; or the two [C / 2, C_in, 1, 1] of a factorised reduction, which halves
+            H and W (rounded up; see `fastdarts.primitives.modules.FactorizedReduce`).
+        running: None to normalise by the batch, or the running statistics [1, 2 (mean, variance), C].
+        eps: of the batch norm.
+    Returns:
+        [N, C, H', W'] channels-last in x's dtype, and the statistics [1, 2, C] used: mean and biased variance.
+    """
+    _check([x], params, running)
+    if torch.compiler.is_compiling():
+        out, _, stats = torch.ops.fastdarts.project(x, params, running, eps)
+    else:
+        out, _, stats = _Project.apply(x, *params, (running, eps))
+    return out, stats
+
+
+def _check(states: list[Tensor], params: list[Tensor], running: Tensor | None, weights: Tensor | None = None) -> None:
+    """TypeError unless a kernel takes the states and all else fits them; most shapes are the operators' to check."""
+    (dtype, device), *others = {(state.dtype, state.device): None for state in states}
+    if others:
+        raise TypeError(f"states must share dtype and device; got {_on(dtype, device)} and {_on(*others[0])}")
+    reason = unavailable(device, dtype)
+    if reason is not None:
+        raise TypeError(f"no kernel for {_on(dtype, device)}: {reason}")
+    compute = _compute_dtype(dtype)
+    wrong = {(param.dtype, param.device) for param in params} - {(dtype, device), (compute, device)}
+    if wrong:
+        raise TypeError(f"params must be {_on(compute, device)} to go with x of {dtype}; got {_on(*wrong.pop())}")
+    for name, tensor in (("weights", weights), ("running", running)):
+        if tensor is not None and (tensor.device != device or not tensor.is_floating_point()):
+            raise TypeError(f"{name} must be floating-point on {device}; got {_on(tensor.dtype, tensor.device)}")
+    if running is not None and (running.dim() != 3 or running.shape[1] != 2):
+        raise ValueError(f"running must be [norms, 2 (mean, variance), C]; got {tuple(running.shape)}")
+
+
+def _on(dtype: torch.dtype, device: torch.device) -> str:
+    return f"{dtype} on {device}"
+
+
+def _compute_dtype(storage: torch.dtype) -> torch.dtype:
+    return torch.float64 if storage == torch.float64 else torch.float32
+
+
+def _line(storage: torch.dtype) -> int:
+    """Numbers in a cache line of the type computed in."""
+    return 64 // _compute_dtype(storage).itemsize
+
+
+def _padded_channels(storage: torch.dtype, C: int) -> int:
+    """Channels of a saved tensor: whole cache lines."""
+    return -(-C // _line(storage)) * _line(storage)
+
+
+def _images_in_line(x: Tensor, C: int) -> int:
+    """Images that share a cache line's padded channels: on CPUs as many as fit and divide N (csrc/fold.h)."""
+    N = x.shape[0]
+    most = max(_line(x.dtype) // C, 1) if x.device.type == "cpu" else 1
+    return max(images for images in range(1, most + 1) if N % images == 0)
+
+
+def _empty_image(x: Tensor, C: int, H: int, W: int) -> Tensor:
+    return x.new_empty((x.shape[0], H, W, C)).permute(0, 3, 1, 2)
+
+
+def _saved_tensors(plan: MixedPlan) -> int:
+    """Batch-norm inputs kept for the backward: one a batch norm, but a state's pools only once."""
+    pools = {(edge.source, edge.stride, c) for edge in plan.edges for _, c in edge.ops if c.is_pool}
+    return len(pools) + sum(norm_count(c, edge.stride) for edge in plan.edges for _, c in edge.ops if not c.is_pool)
+
+
+@torch.library.register_fake("fastdarts::mixed_sum", lib=_library)
+def _(
+    states: list[Tensor], weights: Tensor, params: list[Tensor], running: Tensor | None, plan: list[int], eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    decoded, x = decode(plan), states[0]
+    source = next(edge for edge in decoded.edges if edge.source < decoded.inputs)
+    N, C = x.shape[0], x.shape[1] // decoded.K
+    H, W = (-(-size // source.stride) for size in states[source.source].shape[2:])
+    norms = sum(norm_count(c, edge.stride) for edge in decoded.edges for _, c in edge.ops)
+    images = _images_in_line(x, C)
+    pixels = N // images * H * W
+    saved = x.new_empty((_saved_tensors(decoded) * pixels * _padded_channels(x.dtype, C * images),))
+    out = _empty_image(x, decoded.nodes * decoded.K * C, H, W)
+    return out, saved, x.new_empty((norms, 2, C), dtype=_compute_dtype(x.dtype))
+
+
+@torch.library.register_fake("fastdarts::mixed_sum_backward", lib=_library)
+def _(
+    grad_out: Tensor,
+    states: list[Tensor],
+    weights: Tensor,
+    params: list[Tensor],
+    out: Tensor,
+    saved: Tensor,
+    stats: Tensor,
+    plan: list[int],
+    training: bool,
+    eps: float,
+    need_states: list[int],
+    need_params: bool,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    return (
+        weights.new_empty(weights.shape),
+        [
+            _empty_image(x, *x.shape[1:]) if need else x.new_empty((0,))
+            for x, need in zip(states, need_states, strict=True)
+        ],
+        [_like_param(p, need_params) for p in params],
+    )
+
+
+@torch.library.register_fake("fastdarts::project", lib=_library)
+def _(x: Tensor, params: list[Tensor], running: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    N, stride, C = x.shape[0], len(params), len(params) * params[0].shape[0]
+    H, W = (-(-size // stride) for size in x.shape[2:])
+    saved = x.new_empty((N * H * W * _padded_channels(x.dtype, C),))
+    return _empty_image(x, C, H, W), saved, x.new_empty((1, 2, C), dtype=_compute_dtype(x.dtype))
+
+
+@torch.library.register_fake("fastdarts::project_backward", lib=_library)
+def _(
+    grad_out: Tensor,
+    x: Tensor,
+    params: list[Tensor],
+    saved: Tensor,
+    stats: Tensor,
+    training: bool,
+    eps: float,
+    need_x: bool,
+    need_params: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    dx = _empty_image(x, *x.shape[1:]) if need_x else x.new_empty((0,))
+    return dx, [_like_param(p, need_params) for p in params]
+
+
+def _like_param(p: Tensor, needed: bool) -> Tensor:
+    return torch.empty_like(p, memory_format=torch.contiguous_format) if needed else p.new_empty((0,))
+
+
+@lru_cache(maxsize=1024)
+def _reads_nodes(plan: tuple[int, ...]) -> bool:
+    decoded = decode(list(plan))
+    return any(edge.source >= decoded.inputs for edge in decoded.edges)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    states, weights, params, running, plan, eps = inputs
+    out, saved, stats = output
+    ctx.mark_non_differentiable(saved, stats)
+    ctx.set_materialize_grads(False)
+    # Without edges from nodes the backward asks the output its shape alone: nothing but that stays alive.
+    nodes = out if _reads_nodes(tuple(plan)) else out.new_empty(()).expand(out.shape)
+    ctx.save_for_backward(weights, nodes, saved, stats, *states, *params)
+    ctx.inputs, ctx.plan, ctx.eps, ctx.training = len(states), plan, eps, running is None
+
+
+def _backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    need_states, need_weights, need_params, *rest = ctx.needs_input_grad
+    return (*_gradients(ctx, grad_out, need_states, need_weights, need_params), *(None for _ in rest))
+
+
+def _gradients(
+    ctx: Any, grad_out: Tensor | None, need_states: Sequence[bool], need_weights: bool, need_params: Sequence[bool]
+) -> tuple[list[Tensor | None], Tensor | None, list[Tensor | None]]:
+    """Of states, weights and params."""
+    weights, out, saved, stats, *rest = ctx.saved_tensors
+    states, params = rest[: ctx.inputs], rest[ctx.inputs :]
+    if grad_out is None:
+        return [None] * len(states), None, [None] * len(params)
+    if torch.is_grad_enabled():  # somebody wants derivatives of the gradients
+        d_weights, d_states, d_params = _differentiable_backward(ctx, grad_out, states, weights, params, stats)
+    else:
+        d_weights, d_states, d_params = torch.ops.fastdarts.mixed_sum_backward(
+            grad_out,
+            states,
+            weights,
+            params,
+            out,
+            saved,
+            stats,
+            ctx.plan,
+            ctx.training,
+            ctx.eps,
+            [int(need) for need in need_states],
+            any(need_params),
+        )
+    return (
+        [d if need else None for d, need in zip(d_states, need_states, strict=True)],
+        d_weights if need_weights else None,
+        [d if need else None for d, need in zip(d_params, need_params, strict=True)],
+    )
+
+
+def _differentiable_backward(
+    ctx: Any, grad_out: Tensor, states: list[Tensor], weights: Tensor, params: list[Tensor], stats: Tensor
+) -> tuple[Any, list[Any], list[Any]]:
+    """The gradients as a function torch can differentiate again: through the plain formulas."""
+    compute = stats.dtype  # as the kernels: storage may be narrower than arithmetic
+    weights, *rest = inputs = _aliases([weights, *states, *params])
+    out = functional.mixed_sum(
+        [x.to(compute) for x in rest[: len(states)]],
+        weights.to(compute),
+        [p.to(compute) for p in rest[len(states) :]],
+        None if ctx.training else stats,
+        decode(ctx.plan),
+        ctx.eps,
+    )
+    grads = _grads(out, inputs, grad_out)
+    return grads[0], grads[1 : 1 + len(states)], grads[1 + len(states) :]
+
+
+def _aliases(inputs: list[Tensor]) -> list[Tensor]:
+    """Stand-ins for an operator's inputs: a state may itself depend on the same weights, by paths of its own."""
+    return [t.view_as(t) if t.requires_grad else t for t in inputs]
+
+
+def _grads(out: Tensor, inputs: list[Tensor], grad_out: Tensor) -> list[Tensor | None]:
+    """d out / d inputs, differentiable; None for inputs that need no gradient."""
+    if not out.requires_grad:  # no op that runs reaches any of them
+        return [torch.zeros_like(t) if t.requires_grad else None for t in inputs]
+    wanted = [t for t in inputs if t.requires_grad]
+    found = iter(torch.autograd.grad(out, wanted, grad_out.to(out.dtype), create_graph=True, materialize_grads=True))
+    return [next(found) if t.requires_grad else None for t in inputs]
+
+
+torch.library.register_autograd("fastdarts::mixed_sum", _backward, setup_context=_setup_context, lib=_library)
+
+
+class _MixedSum(torch.autograd.Function):
+    """The operator with the same formula, for eager calls: what `register_autograd` makes walks lists as trees, which
+    takes milliseconds for the weights of a network."""
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+        *tensors, (inputs, running, plan, eps) = rest
+        arguments = (tensors[:inputs], weights, tensors[inputs:], running, plan, eps)
+        output = torch.ops.fastdarts.mixed_sum.default(*arguments)
+        _setup_context(ctx, arguments, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        need_weights, *needs = ctx.needs_input_grad[:-1]
+        states, weights, params = _gradients(ctx, grad_out, needs[: ctx.inputs], need_weights, needs[ctx.inputs :])
+        return weights, *states, *params, None
+
+
+def _setup_project(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, params, running, eps = inputs
+    _, saved, stats = output
+    ctx.mark_non_differentiable(saved, stats)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(saved, stats, x, *params)
+    ctx.eps, ctx.training = eps, running is None
+
+
+def _project_backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    need_x, need_params, *rest = ctx.needs_input_grad
+    return (*_project_gradients(ctx, grad_out, need_x, need_params), *(None for _ in rest))
+
+
+def _project_gradients(
+    ctx: Any, grad_out: Tensor | None, need_x: bool, need_params: Sequence[bool]
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """Of x and params."""
+    saved, stats, x, *params = ctx.saved_tensors
+    if grad_out is None:
+        return None, [None] * len(params)
+    if torch.is_grad_enabled():
+        compute = stats.dtype
+        running = None if ctx.training else stats
+        inputs = _aliases([x, *params])
+        out = functional.project(inputs[0].to(compute), [p.to(compute) for p in inputs[1:]], running, ctx.eps)
+        dx, *d_params = _grads(out, inputs, grad_out)
+    else:
+        dx, d_params = torch.ops.fastdarts.project_backward(
+            grad_out, x, params, saved, stats, ctx.training, ctx.eps, need_x, any(need_params)
+        )
+    return (
+        dx if need_x else None,
+        [d if need else None for d, need in zip(d_params, need_params, strict=True)],
+    )
+
+
+torch.library.register_autograd("fastdarts::project", _project_backward, setup_context=_setup_project, lib=_library)
+
+
+class _Project(torch.autograd.Function):
+    """See `_MixedSum`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+        *params, (running, eps) = rest
+        arguments = (x, params, running, eps)
+        output = torch.ops.fastdarts.project.default(*arguments)
+        _setup_project(ctx, arguments, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        need_x, *need_params = ctx.needs_input_grad[:-1]
+        dx, d_params = _project_gradients(ctx, grad_out, need_x, need_params)
+        return dx, *d_params, None

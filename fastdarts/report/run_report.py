@@ -1,0 +1,374 @@
+"""report.html: one self-contained page about a run, made from the files in its folder."""
+
+import base64
+import json
+import math
+import shlex
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from fastdarts.config.files import write_atomically
+from fastdarts.report.chart import Chart
+from fastdarts.runs.progress import duration
+from fastdarts.spaces.darts.draw import alphas_png, draw_cells, read_alphas
+from fastdarts.spaces.darts.genotype import Genotype, Pairs
+
+Record = dict[str, Any]
+
+_SEARCH_KEYS = (
+    "train_loss",
+    "valid_loss",
+    "train_accuracy",
+    "valid_accuracy",
+    "lr",
+    "skips_normal",
+    "skips_reduce",
+    "entropy_normal",
+    "entropy_reduce",
+)
+
+_EVALUATION_KEYS = ("test_accuracy",)
+
+_RESULT_KEYS = ("parameters", "multiply_adds")
+
+_LONG = 20  # values of a list that are shown
+
+
+@dataclass(frozen=True)
+class Run:
+    """The files of a run's folder, read and checked.
+
+    Attributes:
+        config, environment: what config.json and environment.json hold.
+        epochs: the "epoch" lines of metrics.jsonl, in order, without those that the search has gone back behind.
+        given_up: the other ones.
+        genotype: what the search found or the evaluation trained.
+        result: what result.json holds; None for a search.
+        alphas: `alphas.png` as bytes; None for an evaluation.
+    """
+
+    folder: Path
+    config: Record
+    environment: Record
+    epochs: list[Record]
+    given_up: list[Record]
+    genotype: Genotype
+    result: Record | None
+    alphas: bytes | None
+
+
+def write_report(out_dir: Path) -> Path:
+    """Writes `report.html` into the folder of a search or an evaluation and returns its path.
+
+    It reads config.json, environment.json, metrics.jsonl, genotype.json and, for a search, alphas.npz; a folder that
+    has a result.json is an evaluation's. The page loads nothing: pictures and style are part of it.
+
+    Raises: FileNotFoundError or ValueError that names the file (and line and key) that is missing or cannot be used.
+    """
+    run = _read(out_dir)
+    path = out_dir / "report.html"
+    write_atomically(path, template("report.html").render(_page(run)))
+    return path
+
+
+def _read(folder: Path) -> Run:
+    evaluation = (folder / "result.json").is_file()
+    config, environment = (_read_object(folder / f"{name}.json") for name in ("config", "environment"))
+    epochs: list[Record] = []
+    given_up: list[Record] = []
+    for line in _read_epochs(folder / "metrics.jsonl", _EVALUATION_KEYS if evaluation else _SEARCH_KEYS):
+        while epochs and epochs[-1]["epoch"] >= line["epoch"]:
+            given_up.append(epochs.pop())
+        epochs.append(line)
+    return Run(
+        folder=folder,
+        config=config,
+        environment=environment,
+        epochs=epochs,
+        given_up=given_up,
+        genotype=_read_genotype(folder / "genotype.json"),
+        result=_read_result(folder / "result.json") if evaluation else None,
+        alphas=None if evaluation else _alphas(folder / "alphas.npz"),
+    )
+
+
+def _alphas(path: Path) -> bytes:
+    """The picture beside the file, if it is not older, or drawn anew."""
+    drawn = path.with_suffix(".png")
+    if drawn.is_file() and path.is_file() and drawn.stat().st_mtime_ns >= path.stat().st_mtime_ns:
+        return drawn.read_bytes()
+    return alphas_png(*read_alphas(path))
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"report: there is no file {path}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"report: {path} is not text: {error}") from None
+
+
+def _parse_object(text: str, place: str) -> Record:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"report: {place} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"report: {place} must be a JSON object; got {text.strip()[:60]!r}")
+    return value
+
+
+def _read_object(path: Path) -> Record:
+    return _parse_object(_read_text(path), str(path))
+
+
+def _read_result(path: Path) -> Record:
+    result = _read_object(path)
+    for key in _RESULT_KEYS:
+        _check_number(result, key, str(path))
+    return result
+
+
+def _check_number(record: Record, key: str, place: str) -> None:
+    """A number or null."""
+    if key not in record:
+        raise ValueError(f"report: {place}: the key {key!r} is missing")
+    if not (record[key] is None or type(record[key]) in (int, float)):
+        raise ValueError(f"report: {place}: {key!r} must be a number; got {record[key]!r}")
+
+
+def _read_genotype(path: Path) -> Genotype:
+    try:
+        return Genotype.from_json(_read_text(path))
+    except ValueError as error:
+        raise ValueError(f"report: {path}: {error}") from None
+
+
+def _read_epochs(path: Path, keys: Sequence[str]) -> list[Record]:
+    """The "epoch" lines with the given keys, each a number or null."""
+    epochs = []
+    for number, line in enumerate(_read_text(path).splitlines(), start=1):
+        place = f"{path}, line {number}"
+        record = _parse_object(line, place)
+        if record.get("event") != "epoch":
+            continue
+        if type(record.get("epoch")) is not int:
+            raise ValueError(f"report: {place}: 'epoch' must be a whole number; got {record.get('epoch')!r}")
+        for key in (*keys, "seconds"):
+            _check_number(record, key, place)
+        epochs.append(record)
+    if not epochs:
+        raise ValueError(f'report: {path} has no line with "event": "epoch"')
+    return epochs
+
+
+def _page(run: Run) -> dict[str, Any]:
+    dataset = str(run.config.get("dataset", "own data"))
+    return {
+        "title": f"fastdarts {'evaluation' if run.result else _search_words(run)} on {dataset}",
+        "folder": str(run.folder),
+        "tiles": _evaluation_tiles(run, run.result) if run.result else _search_tiles(run),
+        "stopped": _stopped(run),
+        "commands": _commands(run),
+        "cells": Markup(draw_cells(run.genotype)),
+        "genotype": run.genotype.to_json(),
+        "charts": _charts(run),
+        "alphas": base64.b64encode(run.alphas).decode() if run.alphas else None,
+        "tables": {
+            **({"Result": _rows(run.result)} if run.result else {}),
+            **({"Method, in the last epoch": rows} if (rows := _method_rows(run)) else {}),
+            "Time": _time_rows(run),
+            "Configuration": _rows(run.config),
+            "Environment": _rows(run.environment),
+        },
+    }
+
+
+def _search_words(run: Run) -> str:
+    method = run.config.get("method", "darts")
+    return "search" if method == "darts" else f"search by {method}"
+
+
+def _method_rows(run: Run) -> list[tuple[str, str]]:
+    """What the method measured last."""
+    return _rows(run.epochs[-1].get("method") or {})
+
+
+def _stopped(run: Run) -> tuple[int, str] | None:
+    """The epoch after which the method ended the search, and why."""
+    last = run.epochs[-1]
+    return (last["epoch"] + 1, str(last["stopped"])) if last.get("stopped") else None
+
+
+def _search_tiles(run: Run) -> list[tuple[str, str]]:
+    last = run.epochs[-1]
+    return [
+        ("validation accuracy", _percent(last["valid_accuracy"])),
+        ("validation loss", "–" if last["valid_loss"] is None else f"{last['valid_loss']:.4g}"),
+        ("epochs", f"{len(run.epochs)} of {_shown(run.config.get('epochs'))}"),
+        ("time", duration(_seconds(run))),
+        ("skips, normal cell", _skips(run.genotype.nodes("normal"))),
+        ("skips, reduction cell", _skips(run.genotype.nodes("reduce"))),
+    ]
+
+
+def _skips(nodes: Sequence[Pairs]) -> str:
+    return str(sum(op == "skip_connect" for node in nodes for op, _ in node))
+
+
+def _evaluation_tiles(run: Run, result: Record) -> list[tuple[str, str]]:
+    accuracy = run.epochs[-1]["test_accuracy"]
+    counts = {"parameters": "parameters", "multiply-adds": "multiply_adds"}
+    return [
+        ("test error", _percent(None if accuracy is None else 1 - accuracy)),
+        ("test accuracy", _percent(accuracy)),
+        *((name, "–" if result[key] is None else f"{result[key]:,}") for name, key in counts.items()),
+        ("epochs", f"{len(run.epochs)} of {_shown(run.config.get('epochs'))}"),
+        ("time", duration(_seconds(run))),
+    ]
+
+
+def evaluate_command(search: Mapping[str, Any], out: Path) -> list[str]:
+    """The words of the command line that trains what a search with these values of its config found into `out`."""
+    size = search.get("image_size")
+    flags = {
+        "--dataset": search.get("dataset"),
+        "--data": None if search.get("dataset") == "digits" else search.get("data"),
+        "--image-size": "x".join(map(str, size)) if isinstance(size, list | tuple) else None,
+    }
+    given = [str(word) for flag, value in flags.items() if value is not None for word in (flag, value)]
+    return ["python", "-m", "fastdarts.evaluate", *given, "--genotype", str(out / "genotype.json")]
+
+
+def _commands(run: Run) -> list[tuple[str, list[str]]]:
+    """What to do next, and the words of its command line; none for images given from Python: no flag names them."""
+    config, out = run.config, run.folder
+    if config.get("dataset") == "custom":
+        return []
+    python = ["python", "-m", "fastdarts.search" if run.result is None else "fastdarts.evaluate"]
+    commands = []
+    left = config["epochs"] - len(run.epochs) if isinstance(config.get("epochs"), int) else 0
+    if left > 0 and _stopped(run) is None:
+        commands.append((f"Continue for the {left} epochs that are left", [*python, "--resume", "--out", str(out)]))
+    genotype = ["--genotype", str(out / "genotype.json")]
+    if run.result is None:
+        commands.append(("Train the found network from scratch", evaluate_command(config, out)))
+    else:
+        weights = ["--test-only", "--checkpoint", str(out / "checkpoint.pt"), "--export", str(out / "network")]
+        again = [*python, "--config", str(out / "config.json"), *genotype, *weights]
+        commands.append(("Test the trained network again and export it (torch.export and ONNX)", again))
+    return [(what, [shlex.quote(word) for word in command]) for what, command in commands]
+
+
+def _charts(run: Run) -> list[Chart]:
+    """Those with a value in at least one epoch."""
+    epochs = [record["epoch"] + 1 for record in run.epochs]
+    wanted: list[tuple[str, dict[str, str], dict[str, Any]]] = [
+        ("Loss", {"training": "train_loss", "validation": "valid_loss", "test": "test_loss"}, {}),
+        (
+            "Accuracy",
+            {"training": "train_accuracy", "validation": "valid_accuracy", "test": "test_accuracy"},
+            {"percent": True},
+        ),
+        ("Entropy of the op weights (nats)", {"normal cell": "entropy_normal", "reduction cell": "entropy_reduce"}, {}),
+        ("Skip connections", {"normal cell": "skips_normal", "reduction cell": "skips_reduce"}, {"integer": True}),
+        ("Learning rate", {"weights": "lr"}, {}),
+        ("Images per second", {"training": "images_per_second"}, {"zero": True}),
+        ("Discretisation error", {"search network − cells cut out of it": "discretisation_error"}, {"percent": True}),
+    ]
+    charts = []
+    for title, keys, style in wanted:
+        columns = {name: [record.get(key) for record in run.epochs] for name, key in keys.items()}
+        series = {name: column for name, column in columns.items() if any(value is not None for value in column)}
+        if series:
+            charts.append(Chart(title, epochs, series, **style))
+    return [*charts, *_method_charts(run, epochs)]
+
+
+def _method_charts(run: Run, epochs: list[int]) -> list[Chart]:
+    """The numbers a method adds; those whose names begin with the same word share a chart. A number called NAME_epoch
+    marks that epoch in all of them."""
+    records = [record.get("method") or {} for record in run.epochs]
+    everything = [*records, *(record.get("method") or {} for record in run.given_up)]
+    marks = dict.fromkeys(
+        (value, name.removesuffix("_epoch").replace("_", " "))
+        for record in everything
+        for name, value in record.items()
+        if name.endswith("_epoch")
+    )
+    groups: dict[str, dict[str, list[float | None]]] = {}
+    for name in dict.fromkeys(name for record in records for name in record):
+        values = [record.get(name) for record in records]
+        if not name.endswith("_epoch") and all(type(value) in (int, float, NoneType) for value in values):
+            groups.setdefault(name.partition("_")[0], {})[name.replace("_", " ")] = values
+    charts = []
+    for first, series in groups.items():
+        title = first if len(series) > 1 else next(iter(series))
+        whole = all(type(value) is not float for values in series.values() for value in values)
+        charts.append(Chart(title.capitalize(), epochs, series, integer=whole, marks=list(marks)))
+    return charts
+
+
+def _seconds(run: Run) -> float:
+    return math.fsum(record["seconds"] or 0 for record in (*run.epochs, *run.given_up))
+
+
+def _time_rows(run: Run) -> list[tuple[str, str]]:
+    """The whole, an epoch, and each phase that the epochs name with a key such as alpha_seconds."""
+    total = _seconds(run)
+    rows = [("all epochs", duration(total))]
+    phases = dict.fromkeys(key for record in run.epochs for key in record if key.endswith("_seconds"))
+    for phase in phases:
+        seconds = math.fsum(record.get(phase) or 0 for record in run.epochs)
+        share = f" ({100 * seconds / total:.0f} %)" if total else ""
+        rows.append((phase.removesuffix("_seconds").replace("_", " "), duration(seconds) + share))
+    typical = statistics.median(record["seconds"] or 0 for record in run.epochs)
+    return [*rows, ("an epoch (median)", duration(typical) if typical >= 10 else f"{typical:.2f} s")]
+
+
+def _rows(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Names and values of an object, inner objects as "outer.inner"."""
+    rows = []
+    for name, value in record.items():
+        inner = isinstance(value, dict) and value
+        rows += _rows(value, f"{prefix}{name}.") if inner else [(f"{prefix}{name}", _shown(value))]
+    return rows
+
+
+def _shown(value: Any) -> str:
+    if value is None or value in ([], {}):
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list):
+        more = f", … ({len(value)})" if len(value) > _LONG else ""
+        return ", ".join(map(_shown, value[:_LONG])) + more
+    return str(value)
+
+
+def _percent(fraction: float | None) -> str:
+    return "–" if fraction is None else f"{100 * fraction:.2f} %"
+
+
+@cache
+def template(name: str) -> jinja2.Template:
+    """One of the package's pages."""
+    settings = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return settings.get_template(name)

@@ -1,0 +1,146 @@
+"""What decides a training of a discrete network, with the paper's values as presets."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from fastdarts.config.options import Config, option
+from fastdarts.config.search_options import LARGEST_SEED, Dataset
+
+_CIFAR = {  # Liu et al., section 3.2
+    "image_size": None,
+    "augment": "cifar",
+    "crop_padding": 4,
+    "flip": True,
+    "cutout": 16,
+    "stem": "cifar",
+    "init_channels": 36,
+    "layers": 20,
+    "drop_path": 0.2,
+    "epochs": 600,
+    "batch_size": 96,
+    "lr": 0.025,
+    "schedule": "cosine",
+    "weight_decay": 3e-4,
+    "label_smoothing": 0.0,
+}
+_UNFLIPPED = _CIFAR | {"flip": False}  # a mirrored digit is another sign
+_SMALL = _UNFLIPPED | {
+    "crop_padding": 1,
+    "cutout": 0,
+    "init_channels": 8,
+    "layers": 5,
+    "drop_path": 0.1,
+    "epochs": 20,
+    "batch_size": 64,
+    "lr": 0.1,
+}
+_IMAGENET = _CIFAR | {  # section 3.3, "mobile setting"
+    "image_size": (256, 256),
+    "augment": "imagenet",
+    "crop_padding": 0,
+    "cutout": 0,
+    "stem": "imagenet",
+    "init_channels": 48,
+    "layers": 14,
+    "drop_path": 0.0,
+    "epochs": 250,
+    "batch_size": 128,
+    "lr": 0.1,
+    "schedule": "exponential",
+    "weight_decay": 3e-5,
+    "label_smoothing": 0.1,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig(Config):
+    """Everything that decides a training from scratch but the genotype. Defaults are the paper's for CIFAR-10 (Liu et
+    al., ICLR 2019, section 3.2), but for `digits`, whose small preset ends within minutes on a CPU, and `imagenet`.
+
+    Raises: ValueError or TypeError that names the field, what came and what is allowed.
+    """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "digits": _SMALL,
+        "mnist": _UNFLIPPED,
+        "fashionmnist": _CIFAR,
+        "cifar10": _CIFAR,
+        "cifar100": _CIFAR,
+        "svhn": _UNFLIPPED,
+        "imagefolder": _CIFAR,
+        "imagenet": _IMAGENET,
+        "custom": _CIFAR,
+    }
+
+    dataset: Literal[Dataset, "imagenet"] = option(
+        "data",
+        "data set and its preset; imagenet: an image folder with the paper's values for ImageNet; custom: given to "
+        "evaluate() from Python",
+        "digits",
+    )
+    data: Path = option("data", "folder of the data set", Path("data"), metavar="DIR")
+    image_size: tuple[int, int] | None = option("data", "resize images to this", metavar="SIZE|HxW", at_least=1)
+    augment: Literal["cifar", "imagenet"] = option(
+        "data", "cifar: crop, flip, cutout; imagenet: resized crop of 7/8 of the sides, flip, colour jitter"
+    )
+    crop_padding: int = option("data", "random crops out of images padded by this many pixels", at_least=0)
+    flip: bool = option("data", "mirror half of the images")
+    cutout: int = option("data", "side of the square that is blanked in each image, in pixels", at_least=0)
+
+    stem: Literal["cifar", "imagenet"] = option("network", "first layers; imagenet divides the image's sides by 8")
+    init_channels: int = option("network", "channels C of the first cells, even", at_least=2)
+    layers: int = option("network", "number of cells", at_least=1)
+    auxiliary: bool = option("network", "train with a second classifier behind the cell at two thirds", True)
+    drop_path: float = option(
+        "network", "probability of dropping an op in the last epoch, rising from 0", at_least=0, below=1
+    )
+
+    epochs: int = option("training", "passes over all training images", at_least=1)
+    batch_size: int = option("training", "images in a step", at_least=2)
+    lr: float = option("training", "learning rate of SGD in epoch 0", above=0)
+    schedule: Literal["cosine", "exponential"] = option("training", "lr: cosine to 0, or times lr_decay each epoch")
+    lr_decay: float = option("training", "factor of the exponential schedule", 0.97, above=0, at_most=1)
+    momentum: float = option("training", "momentum of SGD", 0.9, at_least=0, below=1)
+    weight_decay: float = option("training", "L2 of the weights", at_least=0)
+    grad_clip: float = option("training", "largest norm of the gradient", 5.0, above=0)
+    auxiliary_weight: float = option("training", "weight of the auxiliary classifier's loss", 0.4, at_least=0)
+    label_smoothing: float = option("training", "share of the target spread over all classes", at_least=0, below=1)
+
+    seed: int = option(
+        "run", "seed of weights, data order, augmentation and drop path", 0, at_least=0, at_most=LARGEST_SEED
+    )
+    device: str = option("run", "auto (CUDA where there is some), cpu, cuda or cuda:N", "auto", metavar="DEVICE")
+    amp: bool = option("run", "compute in bfloat16 where that is safe (autocast)", False)
+    deterministic: bool = option("run", "the same bits in each run on the same machine", False)
+    out: Path | None = option(
+        "run", "folder of the results (default: runs/evaluation-DATASET-TIME)", None, metavar="DIR"
+    )
+    resume: bool = option("run", "continue the training in --out", False)
+    save_every_steps: int = option(
+        "run", "checkpoint every N steps too (0: each epoch only)", 0, metavar="N", at_least=0
+    )
+    test_only: bool = option("run", "do not train: measure the weights in --checkpoint", False)
+    checkpoint: Path | None = option(
+        "run",
+        "for --test-only: a run's checkpoint.pt, or a state_dict (as of the original code)",
+        None,
+        metavar="FILE",
+    )
+    export: Path | None = option(
+        "run", "write the trained network as FILE.pt2 (torch.export) and FILE.onnx", None, metavar="FILE"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.init_channels % 2:
+            raise ValueError(f"init_channels must be even (factorised reductions halve it); got {self.init_channels}")
+        if self.augment == "imagenet" and (self.crop_padding or self.cutout):
+            raise ValueError("crop_padding and cutout must be 0 with augment 'imagenet'; they belong to 'cifar'")
+        if self.test_only and self.resume:
+            raise ValueError("resume continues a training; it cannot go with test_only")
+        if self.test_only != (self.checkpoint is not None):
+            raise ValueError("test_only and checkpoint go together; to continue a training give resume and out")
+        if self.resume and self.out is None:
+            raise ValueError("resume needs out, the folder of the training to continue")

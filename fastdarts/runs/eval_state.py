@@ -1,0 +1,123 @@
+"""All that changes while a discrete network is trained."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from fastdarts.bilevel.architect import Batch, Loss
+from fastdarts.bilevel.step import count_correct
+from fastdarts.data import BatchStream, ImageData
+from fastdarts.data.augment import Augment
+from fastdarts.data.augment_imagenet import ImageNetAugment
+from fastdarts.methods.schedules import cosine
+from fastdarts.runs.eval_config import EvalConfig
+from fastdarts.runs.images import outputs_for
+from fastdarts.runs.state import RunState
+from fastdarts.spaces.darts.discrete import EvalNetwork
+from fastdarts.spaces.darts.genotype import Genotype
+
+_PARTS: dict[str, str | None] = {
+    "train_loss": "the loss",
+    "gradient_norm": "the gradient",
+    "train_accuracy": None,  # NaN without classes
+}
+
+
+class EvalState(RunState):
+    """A training between two steps.
+
+    Args:
+        genotype: of the network.
+        config: as given to `evaluate`.
+        train: the images, on the device.
+        loss: loss(logits, targets) -> scalar; cross entropy if left out, smoothed in training as the config says.
+        device: where all of it is.
+    """
+
+    kind = "evaluation"
+    program = "python -m fastdarts.evaluate"
+    network: EvalNetwork
+
+    def __init__(
+        self, genotype: Genotype, config: EvalConfig, train: ImageData, loss: Loss | None, device: torch.device
+    ) -> None:
+        torch.manual_seed(config.seed)
+        network = EvalNetwork(
+            genotype,
+            C=config.init_channels,
+            num_classes=outputs_for(train),
+            layers=config.layers,
+            auxiliary=config.auxiliary,
+            drop_path_prob=config.drop_path,
+            in_channels=train.images.shape[1],
+            stem=config.stem,
+        ).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        augment = _augment(config, train, device)
+        # the auxiliary head's last batch norm sees one pixel an image: a batch of one has no variance there
+        single = len(train) % config.batch_size == 1
+        stream = BatchStream(train, config.batch_size, seed=config.seed, drop_last=single)
+        super().__init__(config, network, augment, [stream], _PARTS)
+        self.genotype = genotype
+        self.optimizer = torch.optim.SGD(
+            network.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+        self.loss: Loss = loss or cross_entropy
+        self.train_loss: Loss = loss or partial(cross_entropy, label_smoothing=config.label_smoothing)
+
+    def learning_rate(self) -> float:
+        """Of this epoch."""
+        if self.config.schedule == "cosine":
+            return cosine(self.config.lr, 0.0, self.epoch, self.config.epochs)
+        return float(self.config.lr * self.config.lr_decay**self.epoch)
+
+    def drop_path(self) -> float:
+        """Of this epoch: from 0, linearly."""
+        return float(self.config.drop_path * self.epoch / self.config.epochs)
+
+    def train_batches(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        (batch,) = batches
+        images, targets = batch
+        self.optimizer.param_groups[0]["lr"] = self.learning_rate()
+        self.network.drop_path_prob = self.drop_path()
+        with self._autocast(images.device):
+            outputs = self.network(images)
+        logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
+        loss = total = self.train_loss(logits.float(), targets)
+        for logits_auxiliary in auxiliary:
+            total = total + self.config.auxiliary_weight * self.train_loss(logits_auxiliary.float(), targets)
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.grad_clip)
+        self.optimizer.step()
+        accuracy = count_correct(logits.detach().float(), targets) / len(images)
+        return {"train_loss": loss, "gradient_norm": norm, "train_accuracy": accuracy}
+
+    def test_batch(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        images, targets = batch
+        with self._autocast(images.device):
+            logits = self.network(images)
+        return self.loss(logits.float(), targets), logits.float()
+
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.config.amp)
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"genotype": self.genotype.to_json(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises: ValueError when another genotype was trained."""
+        if state["genotype"] != self.genotype.to_json():
+            raise ValueError("resume: another genotype was trained there; give that one, or none to take it from out")
+        super().load_state_dict(state)
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def _augment(config: EvalConfig, train: ImageData, device: torch.device) -> Augment | ImageNetAugment:
+    if config.augment == "imagenet":
+        size = train.images.shape[2:]
+        return ImageNetAugment(train.mean, train.std, size, config.flip, config.seed, device)
+    return Augment(train.mean, train.std, config.crop_padding, config.flip, config.cutout, config.seed, device)

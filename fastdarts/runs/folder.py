@@ -1,0 +1,40 @@
+"""The folder of a run."""
+
+import itertools
+import os
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+
+def check_out(config: Any) -> None:
+    """ValueError if a run is in `config.out` that is not resumed, or nothing can be written there."""
+    if config.out is None:
+        return
+    check_writable("out", config.out)
+    if not config.resume and (config.out / "config.json").exists():
+        raise ValueError(f"out: {config.out} holds a run already; continue it with --resume or choose another folder")
+
+
+def check_writable(name: str, folder: Path) -> None:
+    """ValueError that begins with the option's name, unless files can be written into the folder or it can be made."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(f"{name}: {there} is no folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{name}: nothing can be written into {there}; choose another folder")
+
+
+def out_dir(config: Any, kind: str) -> Path:
+    """The run's folder: `config.out`, or runs/KIND-DATASET-TIME, made at once, so that no run of the same second gets
+    it too."""
+    if config.out is not None:
+        return Path(config.out)
+    name = f"{kind}-{config.dataset}-{datetime.now():%Y%m%d-%H%M%S}"
+    for number in itertools.count(1):
+        out = Path("runs") / (name if number == 1 else f"{name}-{number}")
+        with suppress(FileExistsError):
+            out.mkdir(parents=True)
+            break
+    return out

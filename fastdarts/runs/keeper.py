@@ -1,0 +1,101 @@
+"""Checkpoints, metrics and stops of a run."""
+
+import json
+import shlex
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from fastdarts.config.files import write_atomically
+from fastdarts.config.options import differences
+from fastdarts.runs import checkpoint
+from fastdarts.runs.environment import environment
+from fastdarts.runs.interrupt import Interrupted, StopRequest
+from fastdarts.runs.progress import MetricsFile, Progress, TensorBoard
+from fastdarts.runs.state import Metrics, RunState
+
+MAY_DIFFER = ("data", "device", "export", "out", "resume", "save_every_steps")  # between a run and its continuation
+
+
+_READ_EVERY = 10  # steps between two looks at the device, for which it must be waited
+
+
+class Keeper:
+    """Writes down what a killed run needs to go on, and ends one that is asked to stop.
+
+    Args:
+        state: the run.
+        out: its folder.
+        stop: see `stop_requests`.
+    """
+
+    def __init__(self, state: RunState, out: Path, stop: StopRequest) -> None:
+        self.state = state
+        self.out = out
+        self.stop = stop
+        self.metrics = MetricsFile(out / "metrics.jsonl", state.metrics)
+        self.board = TensorBoard(out / "tensorboard", state.epoch)
+        write_atomically(out / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        self.save()
+        state.config.save(out / "config.json")  # last: a folder that has it can be resumed
+
+    def __enter__(self) -> "Keeper":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.board.close()
+
+    def save(self) -> None:
+        self.state.read()  # no checkpoint of a run that has failed already
+        checkpoint.save(self.out / "checkpoint.pt", self.state.kind, self.state.state_dict())
+
+    def after_step(self) -> None:
+        every = self.state.config.save_every_steps
+        if every and self.state.step % every == 0:
+            self.save()
+        self.stop_if_asked()
+
+    def after_epoch(self, metrics: Metrics, histograms: Mapping[str, Tensor]) -> None:
+        """Write the epoch's metrics and a checkpoint; `histograms` go to TensorBoard."""
+        self.metrics.write(metrics)
+        self.save()
+        everything = {**metrics, **{f"method/{name}": value for name, value in metrics.get("method", {}).items()}}
+        numbers = {name: value for name, value in everything.items() if isinstance(value, int | float)}
+        self.board.write(metrics["epoch"], numbers, histograms)
+
+    def stop_if_asked(self) -> None:
+        """Raises: Interrupted, with the state saved."""
+        if self.stop.signum:
+            self.save()
+            name = signal.Signals(self.stop.signum).name
+            position = f"epoch {self.state.epoch + 1}, step {self.state.step}"
+            again = f"{self.state.program} --resume --out {shlex.quote(str(self.out))}"
+            if self.state.config.dataset == "custom":  # the images came from Python
+                again = f"the same call with resume=True and out={str(self.out)!r} in its config"
+            raise Interrupted(self.stop.signum, f"stopped by {name} in {position}; to continue: {again}")
+
+
+def train_epoch(state: RunState, progress: Progress, keeper: Keeper) -> None:
+    """The steps that are left of the epoch."""
+    while state.step < state.steps_per_epoch:
+        state.train_step()
+        if state.step % _READ_EVERY == 0 or state.step == state.steps_per_epoch:
+            progress.update(state.epoch, state.step, state.read())
+        keeper.after_step()
+
+
+def resume(state: RunState, out: Path) -> None:
+    """Load the checkpoint in out.
+
+    Raises: ValueError with the keys that differ when the checkpoint is of another config.
+    """
+    saved = checkpoint.load(out / "checkpoint.pt", state.kind)
+    changed = differences(state.config, type(state.config)(**saved["config"]), ignore=MAY_DIFFER)
+    if changed:
+        free = ", ".join(name for name in MAY_DIFFER if hasattr(state.config, name))
+        raise ValueError(
+            f"resume: the {state.kind} in {out} has another config ({'; '.join(changed)}); only {free} may change"
+        )
+    state.load_state_dict(saved)

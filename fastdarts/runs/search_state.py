@@ -1,0 +1,221 @@
+"""All that changes during a search: method, network, optimizers, data order, position, sums of the epoch."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdarts.bilevel.architect import Architect, Batch, Loss
+from fastdarts.bilevel.step import SearchStep
+from fastdarts.data import BatchStream, ImageData
+from fastdarts.data.augment import Augment
+from fastdarts.methods import find
+from fastdarts.primitives.table import EdgeOps
+from fastdarts.runs.images import outputs_for
+from fastdarts.runs.search_config import SearchConfig
+from fastdarts.runs.state import Metrics, RunState
+from fastdarts.spaces.darts.supernet import Mix, SearchNetwork
+
+_PARTS = {
+    "valid_loss": "the loss of the alpha step",
+    "alpha_gradient_norm": "the alphas' gradient",
+    "train_loss": "the loss of the weight step",
+    "gradient_norm": "the weights' gradient",
+    "train_accuracy": None,  # NaN without classes
+}
+
+
+class SearchState(RunState):
+    """A search between two steps.
+
+    Args:
+        config: as given to `search`.
+        weights_half, alphas_half: the images of the two steps, on the device. The second are those that the search is
+            measured with, too; a method whose alphas learn from the first may go without.
+        loss: loss(logits, targets) -> scalar.
+        device: where all of it is.
+    """
+
+    kind = "search"
+    program = "python -m fastdarts.search"
+
+    network: SearchNetwork
+    augment: Augment
+
+    def __init__(
+        self,
+        config: SearchConfig,
+        weights_half: ImageData,
+        alphas_half: ImageData | None,
+        loss: Loss,
+        device: torch.device,
+    ) -> None:
+        torch.manual_seed(config.seed)
+        self.config = config
+        self.method = find(config.method)(config)
+        self._loss = loss
+        self._device = device
+        self._outputs, self._in_channels = outputs_for(weights_half), weights_half.images.shape[1]
+        self.validation = alphas_half
+        self._build()
+        augment = Augment(
+            weights_half.mean,
+            weights_half.std,
+            crop_padding=config.crop_padding,
+            flip=config.flip,
+            cutout=config.cutout,
+            generator_seed=config.seed,
+            device=device,
+        )
+        halves = [weights_half] if self.method.level in ("single", "coordinate") else [weights_half, alphas_half]
+        streams = [
+            BatchStream(half, config.batch_size, seed=2 * config.seed + index)
+            for index, half in enumerate(halves)
+            if half is not None
+        ]
+        super().__init__(config, self.network, augment, streams, dict(_PARTS))
+        self._begin_epoch()
+        self.history: list[dict[str, Tensor]] = [self.architecture()]
+
+    def _build(self) -> None:
+        """A new network and what moves it."""
+        config, method = self.config, self.method
+        self._arguments = method.network_arguments()
+        network = SearchNetwork(
+            C=config.init_channels,
+            num_classes=self._outputs,
+            in_channels=self._in_channels,
+            backend=config.backend,
+            **self._arguments,
+        )
+        method.attach(network)
+        self.network = network.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.architect = Architect(
+            self.network,
+            w_momentum=config.momentum,
+            w_weight_decay=config.weight_decay,
+            loss=self._loss,
+            amp_dtype=torch.bfloat16 if config.amp else None,
+            penalty=lambda: method.penalty(network),  # not self's: a cycle would keep the GPU's memory
+            grad_clip=method.alpha_grad_clip,
+            optimizer=method.arch_optimizer(self.network),
+        )
+        self.w_optimizer = method.weight_optimizer(self.network)
+        self.search_step = SearchStep(
+            self.network,
+            self.architect,
+            self.w_optimizer,
+            order=config.order,
+            grad_clip=config.grad_clip,
+            cuda_graphs=config.cuda_graphs,
+            rules=method,
+        )
+
+    def _begin_epoch(self) -> None:
+        """Let the method set what depends on the epoch."""
+        self.method.begin_epoch(self.epoch)
+        if self.method.network_arguments() != self._arguments:
+            self._build()
+        self.augment.cutout_share = self.method.cutout_share()
+        finite = self.method.level_now() != "weights"  # else there is no alpha step to measure
+        for part in ("valid_loss", "alpha_gradient_norm"):
+            self._parts[part] = _PARTS[part] if finite else None
+
+    def alphas(self) -> list[Tensor]:
+        """[edges, primitives] of normal and reduction cells, on the CPU; -inf where an edge has no such op."""
+        return [
+            in_columns(alpha, names, self.network.primitives, kept)
+            for alpha, names, kept in zip(
+                self.network.alphas, self.network.candidates, self.method.kept or (None, None), strict=True
+            )
+        ]
+
+    def architecture(self) -> dict[str, Tensor]:
+        """What alphas.npz holds of an epoch: `normal` and `reduce` (`alphas`), `weights_normal` and `weights_reduce`
+        (op weights, NaN where an edge has no such op), and `edges_normal` and `edges_reduce` if edges have weights."""
+        network, alphas = self.network, self.alphas()
+        scores = [
+            in_columns(score, names, network.primitives, None).masked_fill(alpha.isinf(), math.nan)
+            for score, names, alpha in zip(self.method.scores(network), network.candidates, alphas, strict=True)
+        ]
+        edges = self.method.edge_weights(network) or []
+        tables = [("", alphas), ("weights_", scores), ("edges_", edges)]
+        return {
+            prefix + cell: value
+            for prefix, values in tables
+            for cell, value in zip(("normal", "reduce"), values, strict=False)
+        }
+
+    def learning_rate(self) -> float:
+        """Of the weights, in this epoch."""
+        return self.method.learning_rate()
+
+    def train_batches(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        """The search step on the weights' batch and, at two levels, the alphas' batch."""
+        decay = self.architect.w_weight_decay = self.method.weight_decay()
+        for group in self.w_optimizer.param_groups:
+            group["lr"], group["weight_decay"] = self.learning_rate(), decay
+        rates = self.method.arch_learning_rates()
+        for group, rate in zip(self.architect.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        train, valid = batches[0], batches[-1]
+        result = self.search_step.step(train, valid)
+        return {
+            "valid_loss": result.valid_loss,
+            "alpha_gradient_norm": result.alpha_gradient_norm,
+            "train_loss": result.train_loss,
+            "gradient_norm": result.gradient_norm,
+            "train_accuracy": result.correct / len(train[0]),
+        }
+
+    def test_batch(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        return self.architect.forward(batch)
+
+    def validate(
+        self, between_batches: Callable[[], object], mixes: Sequence[Mix] | None = None
+    ) -> tuple[float, float]:
+        """Mean loss and accuracy on the alphas' half (NaN without one); with these op weights, if given."""
+        if self.validation is None:
+            return math.nan, math.nan
+        with nullcontext() if mixes is None else self.network.mixing(mixes):
+            return self.measure(self.validation, between_batches)
+
+    def next_epoch(self, metrics: Metrics) -> None:
+        super().next_epoch(metrics)
+        self.history.append(self.architecture())
+        self._begin_epoch()
+        self.method.between_epochs(self)
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {
+            "method": self.method.state_dict(),
+            "alphas": [alpha.detach() for alpha in self.network.arch_parameters()],
+            "architect": self.architect.state_dict(),
+            "w_optimizer": self.w_optimizer.state_dict(),
+            "history": self.history,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.method.load_state_dict(state["method"])
+        self.epoch = state["epoch"]
+        self._begin_epoch()  # may make the network that the state is of
+        super().load_state_dict(state)
+        with torch.no_grad():
+            for alpha, value in zip(self.network.arch_parameters(), state["alphas"], strict=True):
+                alpha.copy_(value)
+        self.architect.load_state_dict(state["architect"])
+        self.w_optimizer.load_state_dict(state["w_optimizer"])
+        self.history = list(state["history"])
+
+
+def in_columns(alpha: Tensor, names: EdgeOps, primitives: Sequence[str], kept: Tensor | None) -> Tensor:
+    """Alphas [edges, ops] on the CPU, sorted into a column for each primitive; -inf where an edge has not that op."""
+    values = alpha.detach().cpu()
+    if kept is not None:
+        values = values.masked_fill(~kept, -math.inf)
+    table = values.new_full((len(names), len(primitives)), -math.inf)
+    columns = torch.tensor([[primitives.index(name) for name in row] for row in names])
+    return table.scatter(1, columns, values)

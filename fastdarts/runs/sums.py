@@ -1,0 +1,59 @@
+"""Means over the images of an epoch."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class EpochSums:
+    """Means over the images of an epoch. Steps' results wait on the device until `read`.
+
+    Args:
+        parts: what a step measures, as means over its images, in the order of computation; each with its name in an
+            error message when it is not finite, or None where that is no error.
+    """
+
+    def __init__(self, parts: Mapping[str, str | None]) -> None:
+        self.images = 0
+        self._parts = parts
+        self._sums = dict.fromkeys(parts, 0.0)
+        self._waiting: list[tuple[int, Tensor]] = []
+
+    def add(self, images: int, measured: Mapping[str, Tensor]) -> None:
+        """A step's scalars, one for each part; nothing is read from the device."""
+        self._waiting.append((images, torch.stack([measured[part].detach().float() for part in self._parts])))
+
+    def read(self, epoch: int, step: int) -> None:
+        """Fetch what waits, in one transfer, and add it up.
+
+        Args:
+            epoch, step: how far the run is, to name the step at fault.
+
+        Raises: FloatingPointError at the first part that is not finite and must be.
+        """
+        if not self._waiting:
+            return
+        rows = torch.stack([row for _, row in self._waiting]).cpu().tolist()
+        counts = [images for images, _ in self._waiting]
+        self._waiting.clear()
+        for at, (images, row) in enumerate(zip(counts, rows, strict=True), start=step - len(rows) + 1):
+            for (part, words), value in zip(self._parts.items(), row, strict=True):  # the first one is the cause
+                if words is not None and not math.isfinite(value):
+                    raise FloatingPointError(f"{words} is {value} in epoch {epoch + 1}, step {at}")
+                self._sums[part] += images * value
+            self.images += images
+
+    def means(self) -> dict[str, float]:
+        """Each part per image."""
+        return {part: value / max(self.images, 1) for part, value in self._sums.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"images": self.images, "sums": dict(self._sums)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._waiting.clear()
+        self.images = state["images"]
+        self._sums = dict(state["sums"])

@@ -1,0 +1,207 @@
+"""The discrete network a genotype describes: what is trained from scratch after a search (DARTS, section 3.2).
+
+Structure and `state_dict` names are those of the original evaluation code, so its checkpoints load with `strict=True`.
+"""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from fastdarts.mixed.mixed_op import check_input
+from fastdarts.primitives.modules import FactorizedReduce, ReLUConvBN, build, check_even
+from fastdarts.spaces.darts.genotype import Genotype
+
+STEMS = ("cifar", "imagenet")
+
+
+class EvalNetwork(nn.Module):
+    """A stack of `layers` discrete cells with `C` initial channels; cells L//3 and 2L//3 halve the image and double C.
+
+    Args:
+        genotype: the two cells; any number of ops a node, any concat.
+        C: channels of the first cell's nodes, even. The paper: 36 for CIFAR-10, 48 for ImageNet.
+        layers: number of cells. The paper: 20 for CIFAR-10, 14 for ImageNet.
+        auxiliary: attach a second classifier behind cell 2L//3, used in training mode only.
+        drop_path_prob: probability of dropping an op's output for one sample, in training mode; every op but the
+            identity. An attribute of the same name: a schedule assigns it.
+        stem: "cifar" keeps the image's size; "imagenet" divides it by eight before the second input of the first cell.
+
+    Raises:
+        ValueError: an argument or the genotype describes no network.
+    """
+
+    def __init__(
+        self,
+        genotype: Genotype,
+        C: int = 36,
+        num_classes: int = 10,
+        layers: int = 20,
+        auxiliary: bool = True,
+        drop_path_prob: float = 0.2,
+        in_channels: int = 3,
+        stem: str = "cifar",
+    ) -> None:
+        super().__init__()
+        if stem not in STEMS:
+            raise ValueError(f"stem must be one of {', '.join(STEMS)}; got {stem!r}")
+        for name, value in {"C": C, "num_classes": num_classes, "layers": layers, "in_channels": in_channels}.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1; got {value}")
+        check_even(C, "C")
+        if not 0 <= drop_path_prob < 1:
+            raise ValueError(f"drop_path_prob must be in [0, 1); got {drop_path_prob}")
+
+        genotype.validated()
+
+        self.drop_path_prob = drop_path_prob
+        self.in_channels = in_channels
+        reduction_prev = stem == "imagenet"
+        if stem == "cifar":
+            self.stem = nn.Sequential(nn.Conv2d(in_channels, 3 * C, 3, padding=1, bias=False), nn.BatchNorm2d(3 * C))
+            C_prev_prev = C_prev = 3 * C
+        else:
+            self.stem0 = nn.Sequential(
+                nn.Conv2d(in_channels, C // 2, 3, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(C // 2),
+                nn.ReLU(),
+                nn.Conv2d(C // 2, C, 3, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(C),
+            )
+            self.stem1 = nn.Sequential(
+                nn.ReLU(), nn.Conv2d(C, C, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(C)
+            )
+            C_prev_prev = C_prev = C
+        self.cells = nn.ModuleList()
+        self._auxiliary_index = 2 * layers // 3
+        for index in range(layers):
+            reduction = index in (layers // 3, 2 * layers // 3)
+            if reduction:
+                C *= 2
+            cell = EvalCell(genotype, C_prev_prev, C_prev, C, reduction, reduction_prev)
+            self.cells.append(cell)
+            reduction_prev = reduction
+            C_prev_prev, C_prev = C_prev, cell.out_channels
+            if auxiliary and index == self._auxiliary_index:
+                self.auxiliary_head = AuxiliaryHead(C_prev, num_classes, stem)
+        self.global_pooling = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(C_prev, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Images [N, in_channels, H, W] -> logits [N, num_classes]; both heads' in training with `auxiliary`."""
+        check_input(x, self.in_channels)
+        if hasattr(self, "stem"):
+            s0 = s1 = self.stem(x)
+        else:
+            s0 = self.stem0(x)
+            s1 = self.stem1(s0)
+        auxiliary_logits = None
+        for index, cell in enumerate(self.cells):
+            s0, s1 = s1, cell(s0, s1, self.drop_path_prob)
+            if self.training and index == self._auxiliary_index and hasattr(self, "auxiliary_head"):
+                auxiliary_logits = self.auxiliary_head(s1)
+        logits: Tensor = self.classifier(self.global_pooling(s1).flatten(1))
+        return logits if auxiliary_logits is None else (logits, auxiliary_logits)
+
+
+class EvalCell(nn.Module):
+    """A discrete cell: a node sums the ops that the genotype lists for it; the output joins the concat's states."""
+
+    def __init__(
+        self, genotype: Genotype, C_prev_prev: int, C_prev: int, C: int, reduction: bool, reduction_prev: bool
+    ) -> None:
+        super().__init__()
+        self.preprocess0: nn.Module = FactorizedReduce(C_prev_prev, C) if reduction_prev else ReLUConvBN(C_prev_prev, C)
+        self.preprocess1 = ReLUConvBN(C_prev, C)
+        nodes = genotype.nodes("reduce" if reduction else "normal")
+        self._concat = tuple(genotype.reduce_concat if reduction else genotype.normal_concat)
+        self.out_channels = len(self._concat) * C
+        self._predecessors: list[list[int]] = [[predecessor for _, predecessor in node] for node in nodes]
+        self._ops = nn.ModuleList(
+            build(name, C, stride=2 if reduction and predecessor < 2 else 1)
+            for node in nodes
+            for name, predecessor in node
+        )
+
+    def forward(self, s0: Tensor, s1: Tensor, drop_path_prob: float) -> Tensor:
+        states = [self.preprocess0(s0), self.preprocess1(s1)]
+        ops = iter(self._ops)
+        for predecessors in self._predecessors:
+            terms = []
+            for predecessor in predecessors:
+                op = next(ops)
+                term = op(states[predecessor])
+                if self.training and drop_path_prob > 0 and not isinstance(op, nn.Identity):
+                    term = drop_path(term, drop_path_prob)
+                terms.append(term)
+            states.append(sum(terms[1:], start=terms[0]) if terms else states[0])  # a node without ops is not used
+        return torch.cat([states[index] for index in self._concat], dim=1)
+
+
+def drop_path(x: Tensor, probability: float) -> Tensor:
+    """Zero samples of x [N, ...] with `probability` and scale the others to keep the expectation."""
+    keep = 1 - probability
+    mask = x.new_empty(x.shape[0], *[1] * (x.dim() - 1)).bernoulli_(keep)
+    return x / keep * mask
+
+
+class AuxiliaryHead(nn.Module):
+    """The second classifier, on a cell's output [N, C, H, W] of any size.
+
+    It equals the original where that one's pooling gives the 2x2 it assumes: 8x8 on CIFAR-10, 7x7 on ImageNet.
+    """
+
+    def __init__(self, C: int, num_classes: int, stem: str) -> None:
+        super().__init__()
+        # The original's ImageNet head lacks the second batch norm: a typo it kept for its published numbers.
+        second_norm = [nn.BatchNorm2d(768)] if stem == "cifar" else []
+        self.features = nn.Sequential(
+            nn.ReLU(),  # not in place: the next cell reads the same tensor
+            AuxiliaryPool(stride=3 if stem == "cifar" else 2),
+            nn.Conv2d(C, 128, 1, bias=False),
+            nn.BatchNorm2d(128),
+            nn.ReLU(),
+            nn.Conv2d(128, 768, 2, bias=False),
+            *second_norm,
+            nn.ReLU(),
+        )
+        self.classifier = nn.Linear(768, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.features(x).flatten(1))
+        return logits
+
+
+class AuxiliaryPool(nn.Module):
+    """5x5 average pooling as in the original, then the means of four quarters, as the next convolution needs 2x2."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        if min(x.shape[-2:]) >= 5:
+            x = F.avg_pool2d(x, 5, stride=self.stride)
+        return x if x.shape[-2:] == (2, 2) else quarter_means(x)
+
+
+def quarter_means(x: Tensor) -> Tensor:
+    """[N, C, H, W] -> [N, C, 2, 2]: `adaptive_avg_pool2d`, whose gradient CUDA adds up in no fixed order."""
+    rows, columns = ((slice(-(-side // 2)), slice(side // 2, side)) for side in x.shape[-2:])
+    return torch.stack([x[:, :, r, c].mean((2, 3)) for r in rows for c in columns], 2).unflatten(2, (2, 2))
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Number of weights of a network without its auxiliary head, which only training uses."""
+    return sum(p.numel() for name, p in network.named_parameters() if not name.startswith("auxiliary_head."))
+
+
+def count_multiply_adds(network: nn.Module, image_shape: Sequence[int]) -> int:
+    """Multiply-adds of convolutions and linear layers for one image [C, H, W] in eval mode, from shapes alone."""
+    shadow = copy.deepcopy(network).to("meta").eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        shadow(torch.empty(1, *image_shape, device="meta"))
+    return int(counter.get_total_flops()) // 2

@@ -1,0 +1,99 @@
+"""Lines, bar, metrics.jsonl, TensorBoard."""
+
+import io
+import json
+import math
+import sys
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from fastdarts.runs import progress
+from fastdarts.runs.progress import MetricsFile, Progress, TensorBoard, duration
+
+
+class Clock:
+    now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(progress, "time", clock)
+    return clock
+
+
+def test_without_a_terminal_one_line_an_epoch_and_one_a_minute(clock, capsys):
+    with Progress(epochs=4, steps_per_epoch=10) as shown:
+        for step, seconds in ((1, 30), (2, 61), (3, 90), (4, 122)):
+            clock.now = seconds
+            shown.update(0, step, {"train_loss": 1.23456, "gradient_norm": 7.0, "train_accuracy": math.nan})
+        clock.now = 200
+        shown.end_epoch(0, "train loss 1.2")
+        clock.now = 800
+        shown.end_epoch(3, "train loss 0.5")
+    # 61 s for 2 of 40 steps leave 19 * 61 s, 122 s for 4 leave 9 * 122 s
+    assert capsys.readouterr() == (
+        "epoch 1/4, step 2/10: train loss 1.23, 19 min 19 s left\n"
+        "epoch 1/4, step 4/10: train loss 1.23, 18 min 18 s left\n"
+        "epoch 1/4: train loss 1.2, 10 min 0 s left\n"
+        "epoch 4/4: train loss 0.5\n",
+        "",
+    )
+
+
+def test_a_resumed_run_counts_its_own_time(clock):
+    shown = Progress(epochs=4, steps_per_epoch=10, step=20)
+    clock.now = 50
+    assert shown.seconds_left(25) == 150
+
+
+def test_on_a_terminal_a_bar(monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with Progress(epochs=2, steps_per_epoch=5) as shown:
+        shown.update(1, 2, {"train_loss": 0.5, "valid_loss": 0.75})
+        shown.bar.refresh()
+    last = terminal.getvalue().split("\r")[-1]
+    assert "epoch 2/2, step 2/5" in last
+    assert "70 %" in last
+    assert "train loss 0.5, valid loss 0.75" in last
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.354, "0.35 s"),
+        (0.999, "1 s"),
+        (59.6, "1 min 0 s"),
+        (200, "3 min 20 s"),
+        (3599.7, "1 h 0 min"),
+        (7500, "2 h 5 min"),
+    ],
+)
+def test_duration(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_metrics_start_with_what_is_known_and_grow_by_lines(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"epoch": 0}\n{"epoch": 1}\n{"epo')
+    metrics = MetricsFile(path, [{"epoch": 0}])
+    metrics.write({"epoch": 1, "loss": 0.5})
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [{"epoch": 0}, {"epoch": 1, "loss": 0.5}]
+
+
+def test_tensorboard_has_scalars_and_histograms_and_forgets_what_is_done_again(tmp_path):
+    for first, loss in ((0, 1.0), (1, 2.0)):
+        board = TensorBoard(tmp_path, first)
+        for epoch in (0, 1) if first == 0 else (1, 2):
+            board.write(epoch, {"train_loss": loss}, {"alphas_normal": torch.zeros(14, 8)})
+        board.close()
+    events = EventAccumulator(str(tmp_path), size_guidance={"histograms": 0}).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("train_loss")] == [(0, 1.0), (1, 2.0), (2, 2.0)]
+    assert [event.step for event in events.Histograms("alphas_normal")] == [0, 1, 2]
