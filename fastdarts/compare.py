@@ -37,8 +37,7 @@ from fastdarts.runs.program import run_cli
 from fastdarts.runs.progress import duration
 from fastdarts.runs.search_config import SearchConfig
 from fastdarts.search import search
-from fastdarts.spaces.darts.derivation import skips
-from fastdarts.spaces.darts.genotype import Genotype
+from fastdarts.spaces.registry import load_architecture, space_of
 
 _PROGRAM = "python -m fastdarts.compare"
 _CHILD = "import sys; from fastdarts.compare import work; sys.exit(work(*sys.argv[1:]))"
@@ -124,7 +123,9 @@ class CompareConfig(Config):
 
     def select_config(self, seed: int, out: Path) -> EvalConfig:
         """Of the training that a found cell is judged by."""
-        return EvalConfig(**{**self.select, **self._common(seed, out), "epochs": self.select_epochs})
+        space = self.search.get("space", "darts")
+        network = "darts" if space in ("s1", "s2", "s3", "s4", "s5") else space
+        return EvalConfig(**{"space": network, **self.select, **self._common(seed, out), "epochs": self.select_epochs})
 
     def _common(self, seed: int, out: Path) -> dict[str, Any]:
         return {
@@ -211,7 +212,7 @@ def run_one(config: CompareConfig, method: str, seed: int) -> Record:
                 "stopped": searched.stopped,
             }
             write_atomically(folder / "search.json", json.dumps(found, indent=2) + "\n")
-        genotype = Genotype.load(folder / "search" / "genotype.json")
+        genotype = load_architecture(str(folder / "search" / "genotype.json"))
         images = data.load(config.dataset, config.data, "train", config.image_size)
         train, validation = data.split(images, search_config.train_portion, seed=0)
         trained = evaluate(genotype, config.select_config(seed, folder / "select"), train, validation)
@@ -221,8 +222,7 @@ def run_one(config: CompareConfig, method: str, seed: int) -> Record:
             "accuracy": trained.test_accuracy,
             "parameters": trained.parameters,
             "multiply_adds": trained.multiply_adds,
-            "skips_normal": skips(genotype.nodes("normal")),
-            "skips_reduce": skips(genotype.nodes("reduce")),
+            "numbers": space_of(genotype).numbers(genotype),
             **found,
             "select_seconds": sum(metrics["seconds"] for metrics in trained.metrics),
             "folder": folder.name,

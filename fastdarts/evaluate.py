@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from fastdarts.config.options import option
 from fastdarts.data import ImageData
 from fastdarts.export import check_export_packages, export
 from fastdarts.report import run_report
+from fastdarts.report.pictures import write_picture
 from fastdarts.runs import resources
 from fastdarts.runs.checkpoint import load_weights
 from fastdarts.runs.device import choose_device, determinism
@@ -31,9 +33,10 @@ from fastdarts.runs.keeper import Keeper, resume, train_epoch
 from fastdarts.runs.program import run_cli
 from fastdarts.runs.progress import Progress, json_number
 from fastdarts.runs.state import Metrics
-from fastdarts.spaces.darts.discrete import EvalNetwork, count_multiply_adds, count_parameters
-from fastdarts.spaces.darts.draw import write_cells
-from fastdarts.spaces.darts.genotype import PUBLISHED, Genotype
+from fastdarts.spaces.darts.discrete import count_multiply_adds, count_parameters
+from fastdarts.spaces.darts.genotype import PUBLISHED
+from fastdarts.spaces.network import DiscreteNetwork
+from fastdarts.spaces.registry import load_architecture, read_architecture
 
 __all__ = ["EvalConfig", "EvalResult", "evaluate"]
 
@@ -68,12 +71,12 @@ class EvalResult:
     epochs: int
     out_dir: Path | None
     metrics: list[Metrics]
-    network: EvalNetwork
+    network: DiscreteNetwork
     exported: tuple[Path, ...] = ()
 
 
 def evaluate(
-    genotype: Genotype,
+    genotype: Any,
     config: EvalConfig,
     train: Images | None = None,
     test: Images | None = None,
@@ -84,7 +87,7 @@ def evaluate(
     The test images are measured after every epoch and decide nothing; the last epoch is reported.
 
     Args:
-        genotype: of the cells.
+        genotype: what a search found, of any space.
         config: see EvalConfig. With test_only nothing is trained or written but the export.
         train, test: your own images instead of those of config.dataset: map-style Datasets of (image, target), or
             ImageData.
@@ -102,7 +105,6 @@ def evaluate(
         check_writable("export", config.export.parent)
     if train is not None:
         config = dataclasses.replace(config, dataset="custom")
-    genotype.validated()
     device = choose_device(config.device)
     if not config.test_only:
         check_out(config)
@@ -210,7 +212,7 @@ def _images(config: EvalConfig, train: Images | None, test: Images | None) -> tu
     return images, data.load(dataset, config.data, "test", config.image_size, train=images)
 
 
-def _load_weights(network: EvalNetwork, path: Path) -> None:
+def _load_weights(network: DiscreteNetwork, path: Path) -> None:
     """Those of a checkpoint; its auxiliary head may be missing or too many, since testing does not use it."""
     weights = load_weights(path)
     ours = network.state_dict()
@@ -250,7 +252,7 @@ def _write_results(result: EvalResult, train_images: ImageData, image_shape: Seq
         "classes": train_images.classes,
     }
     write_atomically(out / "result.json", json.dumps(numbers, indent=2) + "\n")
-    write_cells(Genotype.load(out / "genotype.json"), out)
+    write_picture(read_architecture((out / "genotype.json").read_text()), out)
     run_report.write_report(out)
 
 
@@ -263,6 +265,11 @@ class _Command(EvalConfig):
         metavar="NAME|FILE",
     )
 
+    def __post_init__(self) -> None:
+        if self.genotype is not None:
+            object.__setattr__(self, "space", load_architecture(self.genotype).space)  # before presets are looked up
+        super().__post_init__()
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     return run_cli(_Command, _run, argv, EvalState.program, (__doc__ or "").replace("`", "'"))
@@ -272,9 +279,9 @@ def _run(command: _Command) -> int:
     values = {field.name: getattr(command, field.name) for field in dataclasses.fields(EvalConfig)}
     config = EvalConfig(**values)
     if command.genotype is not None:
-        genotype = Genotype.load(command.genotype)
+        genotype = load_architecture(command.genotype)
     elif config.resume and config.out is not None:
-        genotype = Genotype.load(config.out / "genotype.json")
+        genotype = load_architecture(str(config.out / "genotype.json"))
     else:
         raise ValueError(f"--genotype is needed: {', '.join(PUBLISHED)}, or a file such as a search's genotype.json")
     result = evaluate(genotype, config)
@@ -284,7 +291,7 @@ def _run(command: _Command) -> int:
         f"{result.multiply_adds:,} multiply-adds an image"
     )
     if result.out_dir is not None:
-        print(f"results: {result.out_dir} (run_report.html)")
+        print(f"results: {result.out_dir} (report.html)")
     if result.exported:
         print(f"exported: {', '.join(map(str, result.exported))}")
     return 0

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from fastdarts.config.files import write_atomically
-from fastdarts.spaces.darts.discrete import EvalNetwork
+from fastdarts.spaces.network import DiscreteNetwork
 
 _ONNX_PACKAGES = ("onnx", "onnxscript")
 
@@ -21,7 +21,7 @@ def check_export_packages() -> None:
         raise ImportError(f"export to ONNX needs {' and '.join(missing)}; run: pip install 'fastdarts[export]'")
 
 
-def export(network: EvalNetwork, image_size: Sequence[int], path: Path) -> tuple[Path, Path]:
+def export(network: DiscreteNetwork, image_size: Sequence[int], path: Path) -> tuple[Path, Path]:
     """Write the network in eval mode, without its auxiliary head, as `path`.pt2 and `path`.onnx.
 
     Both take normalised float32 images [N, in_channels, H, W] named "images" and give "logits" [N, num_classes].

@@ -1,6 +1,7 @@
 """Architecture search: `python -m fastdarts.search`, or `search(SearchConfig(...))` from Python."""
 
 import dataclasses
+import json
 import shlex
 import sys
 import time
@@ -20,6 +21,8 @@ from fastdarts.config.files import write_atomically
 from fastdarts.data import ImageData
 from fastdarts.methods import find
 from fastdarts.report import run_report
+from fastdarts.report.alphas import draw_alphas
+from fastdarts.report.pictures import write_picture
 from fastdarts.runs import resources
 from fastdarts.runs.device import choose_device, determinism
 from fastdarts.runs.folder import check_out, out_dir
@@ -32,14 +35,11 @@ from fastdarts.runs.progress import Progress, json_number
 from fastdarts.runs.search_config import SearchConfig
 from fastdarts.runs.search_state import SearchState
 from fastdarts.runs.state import Metrics
-from fastdarts.spaces.darts.derivation import skips
-from fastdarts.spaces.darts.draw import draw_alphas, write_cells
-from fastdarts.spaces.darts.genotype import Genotype
-from fastdarts.spaces.darts.supernet import SearchNetwork
+from fastdarts.spaces.supernet import Supernet
 
 __all__ = ["SearchConfig", "SearchResult", "search"]
 
-Callback = Callable[[Metrics, SearchNetwork], object]
+Callback = Callable[[Metrics, Supernet], object]
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class SearchResult:
     """What a search found.
 
     Attributes:
-        genotype: what the method derives at the end; for most, of the last epoch's alphas.
-        alphas_normal, alphas_reduce: [edges, ops], raw, on the CPU; -inf where an edge has not (any more) that op.
+        genotype: the architecture that the method derives at the end; for most, of the last epoch's alphas.
+        alphas: [rows, ops] of each group, raw, on the CPU; -inf where a row has not (any more) that op.
         out_dir: the folder with everything else.
         metrics: a dict per epoch, as the lines of metrics.jsonl.
         seconds: of all epochs and of what the method does after the last.
@@ -56,14 +56,23 @@ class SearchResult:
         stopped: the method's reason to end before the last epoch, if it did.
     """
 
-    genotype: Genotype
-    alphas_normal: Tensor
-    alphas_reduce: Tensor
+    genotype: Any
+    alphas: dict[str, Tensor]
     out_dir: Path
     metrics: list[Metrics]
     seconds: float
     peak_bytes: int
     stopped: str | None = None
+
+    @property
+    def alphas_normal(self) -> Tensor:
+        """Return the alphas of DARTS' normal cell."""
+        return self.alphas["normal"]
+
+    @property
+    def alphas_reduce(self) -> Tensor:
+        """Return the alphas of DARTS' reduction cell."""
+        return self.alphas["reduce"]
 
 
 def search(
@@ -109,10 +118,9 @@ def search(
         progress = Progress(config.epochs, state.steps_per_epoch, state.steps_done)
         with Keeper(state, out, stop) as keeper, progress:
             progress.say(forecast_line(state, forecast, device))
-            if all(cell.reduction for cell in state.network.cells):
-                progress.say(
-                    "note: so few layers are all reduction cells; the normal cell stays as drawn (3 have both)"
-                )
+            for name, group in state.network.groups.items():
+                if not state.network.mixed_ops(name):
+                    progress.say(f"note: so few layers have no {group.title}; its alphas are not trained")
             with out_of_memory_explained(forecast, config.batch_size, device):
                 _run_epochs(state, progress, keeper, callbacks)
     start = time.monotonic()
@@ -120,8 +128,7 @@ def search(
     seconds = sum(metrics["seconds"] for metrics in state.metrics) + time.monotonic() - start
     peak = resources.peak_bytes(device)
     _write_results(state, genotype, out)
-    normal, reduce = state.alphas()
-    return SearchResult(genotype, normal, reduce, out, state.metrics, seconds, peak, state.method.stopped)
+    return SearchResult(genotype, state.alphas(), out, state.metrics, seconds, peak, state.method.stopped)
 
 
 def _run_epochs(state: SearchState, progress: Progress, keeper: Keeper, callbacks: Sequence[Callback]) -> None:
@@ -146,7 +153,7 @@ def _epoch_metrics(state: SearchState, keeper: Keeper) -> Metrics:
     genotype = state.method.genotype(state.network)
     discrete = state.method.discrete(state.network, genotype)
     _, discrete_accuracy = state.validate(keeper.stop_if_asked, discrete)
-    normal, reduce = (_entropy(score) for score in state.method.scores(state.network))
+    entropies = {f"entropy_{name}": _entropy(score) for name, score in state.method.scores(state.network).items()}
     metrics = {
         "event": "epoch",
         "epoch": state.epoch,
@@ -157,11 +164,9 @@ def _epoch_metrics(state: SearchState, keeper: Keeper) -> Metrics:
         "valid_accuracy": json_number(valid_accuracy),
         "discretisation_error": json_number(valid_accuracy - discrete_accuracy),
         "images_per_second": training["images_per_second"],
-        "genotype": genotype._asdict(),
-        "skips_normal": skips(genotype.nodes("normal")),
-        "skips_reduce": skips(genotype.nodes("reduce")),
-        "entropy_normal": normal,
-        "entropy_reduce": reduce,
+        "genotype": json.loads(genotype.to_json()),
+        **state.method.space.numbers(genotype),
+        **entropies,
     }
     state.method.end_epoch(state, metrics)
     return metrics | {
@@ -173,7 +178,7 @@ def _epoch_metrics(state: SearchState, keeper: Keeper) -> Metrics:
 
 def _histograms(state: SearchState) -> dict[str, Tensor]:
     latest = state.history[-1]
-    return {f"alphas_{cell}": latest[cell][latest[cell].isfinite()] for cell in ("normal", "reduce")}
+    return {f"alphas_{name}": latest[name][latest[name].isfinite()] for name in state.network.groups}
 
 
 def _halves(config: SearchConfig, train: Images | None, valid: Images | None) -> tuple[ImageData, ImageData | None]:
@@ -198,13 +203,18 @@ def _write_alphas(state: SearchState, out: Path) -> None:
         name: np.stack([epoch[name].numpy() for epoch in state.history]) for name in state.history[0]
     }
     tables["primitives"] = np.array(state.network.primitives)
+    tables["groups"] = np.array(list(state.network.groups))
+    for name, group in state.network.groups.items():
+        tables[f"title_{name}"] = np.array(group.title)
+        if group.ends:
+            tables[f"ends_{name}"] = np.array(group.ends)
     write_atomically(out / "alphas.npz", lambda file: np.savez(file, **tables))
 
 
-def _write_results(state: SearchState, genotype: Genotype, out: Path) -> None:
+def _write_results(state: SearchState, genotype: Any, out: Path) -> None:
     write_atomically(out / "genotype.json", genotype.to_json() + "\n")
     _write_alphas(state, out)
-    write_cells(genotype, out)
+    write_picture(genotype, out)
     draw_alphas(out / "alphas.npz")
     run_report.write_report(out)
 
@@ -220,8 +230,8 @@ def _epoch_line(metrics: Metrics) -> str:
     parts = [
         *losses,
         *accuracies,
-        f"{metrics['skips_normal']}+{metrics['skips_reduce']} skips",
-        f"entropy {metrics['entropy_normal']:.3f}/{metrics['entropy_reduce']:.3f}",
+        "+".join(f"{value:.0f}" for name, value in metrics.items() if name.startswith("skips_")) + " skips",
+        "entropy " + "/".join(f"{value:.3f}" for name, value in metrics.items() if name.startswith("entropy_")),
         *(f"{name.replace('_', ' ')} {value:.4g}" for name, value in numbers),
         f"{metrics['images_per_second']:.0f} images/s",
     ]

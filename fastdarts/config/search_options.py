@@ -69,8 +69,9 @@ class SearchOptions(Config):
     dataset: Dataset = option("data", "data set and its preset; custom: given to search() from Python", "digits")
     method: str = option("method", "search method: a name, or MODULE:CLASS of your own", "darts", metavar="NAME")
     method_options: dict[str, Any] = option("method", "the method's own, see below", metavar="NAME=VALUE")
-    space: Literal["s5", "s1", "s2", "s3", "s4"] = option(
-        "method", "candidates of the edges: s5 has DARTS' eight, s1 to s4 are the small ones of RobustDARTS", "s5"
+    space: str = option("method", "search space", "darts", metavar="NAME")
+    primitives: tuple[str, ...] | None = option(
+        "method", "candidate ops of every edge (default: the space's)", None, metavar="NAME"
     )
     max_skips: int | None = option(
         "method", "skip connections that the normal cell may have (default: any number)", metavar="N", at_least=0

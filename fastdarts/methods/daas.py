@@ -17,12 +17,16 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fastdarts.methods.edges import first_edges, in_degrees, softmax_by_node
 from fastdarts.methods.method import Method, MethodOptions, Settings, hyper
-from fastdarts.spaces.darts.edges import groups, in_degrees, softmax_by_node
-from fastdarts.spaces.darts.genotype import Genotype
-from fastdarts.spaces.darts.supernet import Mix, SearchNetwork
+from fastdarts.mixed.mix import Mix
+from fastdarts.spaces.space import Feature
+from fastdarts.spaces.supernet import Supernet
 
-NAMES = ("betas_normal", "betas_reduce")
+
+def beta_name(group: str) -> str:
+    """Return the name of a group's edge weights among the extra alphas."""
+    return f"betas_{group}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,18 +52,18 @@ class Daas(Method):
     settings: ClassVar[Settings] = {"order": 1}
     competes = False
     varies = True
+    needs: ClassVar[frozenset[Feature]] = frozenset({"edges"})
 
-    def attach(self, network: SearchNetwork) -> None:
+    def attach(self, network: Supernet) -> None:
         super().attach(network)
-        start = (
-            2 / in_degrees(network.steps, network.alphas_normal.detach())[2:]
-        )  # the first node keeps both of its edges, without betas
-        for alpha, name in zip(network.alphas, NAMES, strict=True):
+        for group, alpha in network.alphas.items():
+            # The first node keeps all of its edges, without betas.
+            start = 2 / in_degrees(network.groups[group], alpha.detach())[first_edges(network.groups[group]) :]
             alpha.data *= 0.1
-            network.extra_alphas[name] = (start + 1e-4 * torch.randn(start.shape)).requires_grad_()
+            network.extra_alphas[beta_name(group)] = (start + 1e-4 * torch.randn(start.shape)).requires_grad_()
 
-    def arch_optimizer(self, network: SearchNetwork) -> Optimizer:
-        return self.adam(network.alphas, [network.extra_alphas[name] for name in NAMES])
+    def arch_optimizer(self, network: Supernet) -> Optimizer:
+        return self.adam(list(network.alphas.values()), list(network.extra_alphas.values()))
 
     def arch_learning_rates(self) -> Sequence[float]:
         """While alphas wait, Adam's moments already follow their gradients."""
@@ -92,58 +96,56 @@ class Daas(Method):
                 value = float(epoch > start)
         return common, value
 
-    def relax(self, network: SearchNetwork, cell: int, alpha: Tensor) -> Mix:
-        share, factor = phi(alpha).softmax(dim=-1), self._factor(network, cell)
+    def relax(self, network: Supernet, group: str, alpha: Tensor) -> Mix:
+        share, factor = phi(alpha).softmax(dim=-1), self._factor(network, group)
         return Mix(share * factor[:, None])
 
-    def _factor(self, network: SearchNetwork, cell: int) -> Tensor:
-        """[edges]: 1 for the first node's; n * softmax of psi(beta) for those of a node with n."""
-        weights = self._edge_weights(network, cell)
-        factor = weights * in_degrees(network.steps, weights)
-        return torch.cat([torch.ones_like(factor[:2]), factor[2:]])
+    def _factor(self, network: Supernet, name: str) -> Tensor:
+        """Return [edges]: 1 for the first node's; n * softmax of psi(beta) for those of a node with n."""
+        group, weights = network.groups[name], self._edge_weights(network, name)
+        factor, first = weights * in_degrees(group, weights), first_edges(group)
+        return torch.cat([torch.ones_like(factor[:first]), factor[first:]])
 
-    def _edge_weights(self, network: SearchNetwork, cell: int) -> Tensor:
-        beta = network.extra_alphas[NAMES[cell]]
-        return softmax_by_node(torch.cat([torch.ones_like(beta[:2]), beta.clamp(max=1)]), network.steps)
+    def _edge_weights(self, network: Supernet, name: str) -> Tensor:
+        group, beta = network.groups[name], network.extra_alphas[beta_name(name)]
+        return softmax_by_node(torch.cat([beta.new_ones(first_edges(group)), beta.clamp(max=1)]), group)
 
-    def penalty(self, network: SearchNetwork) -> Tensor:
+    def penalty(self, network: Supernet) -> Tensor:
         options, (common, of_ops) = self.options, self.growth()
         ops, edges = self.entropies(network)
         return options.weight * common * (of_ops * ops + options.edge_weight * edges)
 
-    def entropies(self, network: SearchNetwork) -> tuple[Tensor, Tensor]:
-        """L_O and L_E, summed over both cell types."""
-        ops = torch.stack([entropy(phi(alpha)) for alpha in network.alphas]).sum()
+    def entropies(self, network: Supernet) -> tuple[Tensor, Tensor]:
+        """Return L_O and L_E, summed over all groups."""
+        ops = torch.stack([entropy(phi(alpha)) for alpha in network.alphas.values()]).sum()
         edges = []
-        for name in NAMES:
-            beta = network.extra_alphas[name]
-            for rows in groups(network.steps)[1:]:
-                psi = beta[rows.start - 2 : rows.stop - 2].clamp(max=1)
+        for name, group in network.groups.items():
+            beta, first = network.extra_alphas[beta_name(name)], first_edges(group)
+            for rows in group.entering()[1:]:
+                psi = beta[rows.start - first : rows.stop - first].clamp(max=1)
                 edges.append(entropy(psi) + self.options.kept_weight * (psi.clamp(min=0).sum() - 2) ** 2)
         return ops, torch.stack(edges).sum()
 
-    def strength(self, network: SearchNetwork, cell: int, alpha: Tensor) -> Tensor:
+    def strength(self, network: Supernet, group: str, alpha: Tensor) -> Tensor:
         return phi(alpha.double()).softmax(dim=-1)  # what loses much still differs
 
     @torch.no_grad()
-    def edge_weights(self, network: SearchNetwork) -> list[Tensor]:
-        return [self._edge_weights(network, cell).cpu() for cell in (0, 1)]
+    def edge_weights(self, network: Supernet) -> dict[str, Tensor]:
+        return {group: self._edge_weights(network, group).cpu() for group in network.groups}
 
-    def derive(self, network: SearchNetwork, scores: Sequence[Tensor]) -> Genotype:
-        """Each node keeps the two edges of largest beta, each edge its strongest op but `none`."""
-        ranked = []
-        for cell, score in enumerate(scores):
-            beta = network.extra_alphas[NAMES[cell]].detach().cpu()
-            place = torch.cat([beta.new_ones(2), beta]).argsort(stable=True).argsort()
-            rank = score.argsort(descending=True, stable=True).argsort()  # within the edge; the strongest has 0
-            ranked.append(place[:, None] - rank / rank.shape[1])
-        return network.derive(ranked)
+    def ranking(self, network: Supernet, group: str, score: Tensor) -> Tensor:
+        """Rank edges by beta and the ops of an edge by score, so that a node keeps the edges of largest beta."""
+        beta = network.extra_alphas[beta_name(group)].detach().cpu()
+        first = first_edges(network.groups[group])
+        place = torch.cat([beta.new_ones(first), beta]).argsort(stable=True).argsort()
+        rank = score.argsort(descending=True, stable=True).argsort()  # within the edge; the strongest has 0
+        return place[:, None] - rank / rank.shape[1]
 
-    def metrics(self, network: SearchNetwork) -> dict[str, Any]:
+    def metrics(self, network: Supernet) -> dict[str, Any]:
         with torch.no_grad():
             ops, edges = self.entropies(network)
         common, of_ops = self.growth()
-        betas = {name: network.extra_alphas[name].tolist() for name in NAMES}
+        betas = {name: beta.tolist() for name, beta in network.extra_alphas.items()}
         entropies = {"entropy_ops": float(ops), "entropy_edges": float(edges)}
         return super().metrics(network) | entropies | {"weight_ops": common * of_ops, "weight_edges": common} | betas
 

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from fastdarts.methods.method import Method, MethodOptions, Settings, hyper
-from fastdarts.spaces.darts.supernet import Mix, SearchNetwork
+from fastdarts.mixed.mix import Mix
+from fastdarts.spaces.space import Feature
+from fastdarts.spaces.supernet import Supernet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,7 @@ class DartsMinus(Method):
     Options = DartsMinusOptions
     settings: ClassVar[Settings] = {"order": 1}
     varies = True
+    needs: ClassVar[frozenset[Feature]] = frozenset({"auxiliary ops"})
 
     def network_arguments(self) -> dict[str, Any]:
         return super().network_arguments() | {"auxiliary": ("skip_connect",)}
@@ -51,9 +54,9 @@ class DartsMinus(Method):
                 share = 1.0
         return float(options.factor * share)
 
-    def relax(self, network: SearchNetwork, cell: int, alpha: Tensor) -> Mix:
+    def relax(self, network: Supernet, group: str, alpha: Tensor) -> Mix:
         share = alpha.softmax(dim=-1)
         return Mix(torch.cat([share, share.new_full((len(share), 1), self.factor())], dim=1))
 
-    def metrics(self, network: SearchNetwork) -> dict[str, Any]:
+    def metrics(self, network: Supernet) -> dict[str, Any]:
         return super().metrics(network) | {"auxiliary_skip": self.factor()}

@@ -13,9 +13,8 @@ from fastdarts.config.search_options import SearchOptions
 from fastdarts.methods.masks import has_weights
 from fastdarts.methods.method import Method, MethodOptions, hyper
 from fastdarts.methods.running import RunningSearch
-from fastdarts.spaces.darts.derivation import skips
-from fastdarts.spaces.darts.genotype import Genotype
-from fastdarts.spaces.darts.supernet import SearchNetwork
+from fastdarts.spaces.registry import read_architecture
+from fastdarts.spaces.supernet import Supernet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +24,7 @@ class DartsPlusOptions(MethodOptions):
     rule: Literal["skips", "ranking"] = hyper("what ends the search", "skips")
     skips: int = hyper("rule skips: so many in a cell end it", 2, at_least=1)
     stable: int = hyper("rule ranking: epochs in which it has not changed", 10, at_least=1)
-    cells: Literal["normal", "both"] = hyper("whose skips count, in either cell", "normal")
+    cells: Literal["normal", "both"] = hyper("whose skips count: the normal cell's, or any cell's", "normal")
     min_epoch: int = hyper("not before this one, from 0", 0, at_least=0)
     take: Literal["current", "previous"] = hyper("the epoch whose cells are the result", "current")
 
@@ -51,28 +50,27 @@ class DartsPlus(Method):
         self._unchanged = self._unchanged + 1 if ranking == self._ranking else 0
         self._ranking = ranking
         if self.epoch >= self.options.min_epoch:
-            self.stopped = self._reason(genotype)
+            self.stopped = self._reason(state.network, genotype)
 
-    def _reason(self, genotype: Genotype) -> str | None:
+    def _reason(self, network: Supernet, architecture: Any) -> str | None:
         options = self.options
         if options.rule == "ranking":
             if self._unchanged >= options.stable:
                 return f"the ranking of the ops with weights has not changed for {self._unchanged} epochs"
             return None
-        counts = {"normal": skips(genotype.nodes("normal")), "reduction": skips(genotype.nodes("reduce"))}
-        if options.cells == "normal":
-            del counts["reduction"]
-        for cell, count in counts.items():
-            if count >= options.skips:
-                return f"the {cell} cell has {count} skip connections"
+        titles = {f"skips_{name}": group.title for name, group in network.groups.items()}
+        counts = {name: count for name, count in self.space.numbers(architecture).items() if name in titles}
+        for name in list(counts)[: 1 if options.cells == "normal" else None]:
+            if counts[name] >= options.skips:
+                return f"the {titles[name]} has {counts[name]:.0f} skip connections"
         return None
 
-    def result(self, state: RunningSearch) -> Genotype:
+    def result(self, state: RunningSearch) -> Any:
         if self.stopped is not None and self.options.take == "previous":
-            return Genotype.from_json(self._genotypes[0])
+            return read_architecture(self._genotypes[0])
         return super().result(state)
 
-    def metrics(self, network: SearchNetwork) -> dict[str, Any]:
+    def metrics(self, network: Supernet) -> dict[str, Any]:
         return super().metrics(network) | {"epochs_unchanged": self._unchanged}
 
     def state_dict(self) -> dict[str, Any]:
@@ -84,12 +82,12 @@ class DartsPlus(Method):
         self._ranking, self._unchanged, self._genotypes = state["ranking"], state["unchanged"], state["genotypes"]
 
 
-def rankings(network: SearchNetwork) -> list[list[list[int]]]:
-    """Of each edge of both cell types: the columns of the ops with weights, by falling alpha."""
+def rankings(network: Supernet) -> list[list[list[int]]]:
+    """Return the columns of the ops with weights by falling alpha, for each row of each group."""
     return [
         [
             sorted((c for c, name in enumerate(row) if has_weights(name)), key=[-v for v in values].__getitem__)
-            for row, values in zip(names, alpha.tolist(), strict=True)
+            for row, values in zip(network.groups[group].ops, alpha.tolist(), strict=True)
         ]
-        for names, alpha in zip(network.candidates, network.alphas, strict=True)
+        for group, alpha in network.alphas.items()
     ]

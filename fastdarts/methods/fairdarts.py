@@ -7,7 +7,6 @@ Of the authors' code it differs so: a cell in which no op reaches the threshold 
 drop path in the evaluation drops an op's output, never the identity, as DARTS does (theirs: a node's sum).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -15,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fastdarts.config.search_options import SearchOptions
 from fastdarts.methods.method import Method, MethodOptions, Settings, hyper
-from fastdarts.spaces.darts import derivation
-from fastdarts.spaces.darts.genotype import Genotype
-from fastdarts.spaces.darts.supernet import Mix, SearchNetwork
+from fastdarts.mixed.mix import Mix
+from fastdarts.spaces.group import Choice
+from fastdarts.spaces.supernet import Supernet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,46 +42,43 @@ class FairDarts(Method):
     competes = False
     published: ClassVar[Settings] = {"batch_size": 128, "lr": 0.005, "arch_lr": 3e-3}
 
+    def __init__(self, config: SearchOptions) -> None:
+        super().__init__(config)
+        limit = self.options.threshold
+        match self.options.derivation:
+            case "sparse":
+                self.choice = Choice(threshold=limit)
+            case "edge":
+                self.choice = Choice(ops_per_edge=2, edges_per_node=None, threshold=limit)
+
     def network_arguments(self) -> dict[str, Any]:
         arguments = super().network_arguments()
         return arguments | {"primitives": tuple(name for name in arguments["primitives"] if name != "none")}
 
-    def attach(self, network: SearchNetwork) -> None:
+    def attach(self, network: Supernet) -> None:
         super().attach(network)
-        for alpha in network.alphas:
+        for alpha in network.alphas.values():
             alpha.data.zero_()
 
-    def arch_optimizer(self, network: SearchNetwork) -> Optimizer:
+    def arch_optimizer(self, network: Supernet) -> Optimizer:
         return self.adam(network.arch_parameters(), betas=(0.9, 0.999))
 
-    def relax(self, network: SearchNetwork, cell: int, alpha: Tensor) -> Mix:
+    def relax(self, network: Supernet, group: str, alpha: Tensor) -> Mix:
         return Mix(alpha.sigmoid())
 
-    def strength(self, network: SearchNetwork, cell: int, alpha: Tensor) -> Tensor:
+    def strength(self, network: Supernet, group: str, alpha: Tensor) -> Tensor:
         return alpha.sigmoid()
 
-    def penalty(self, network: SearchNetwork) -> Tensor:
+    def penalty(self, network: Supernet) -> Tensor:
         return self.options.weight * self.zero_one_loss(network)
 
-    def zero_one_loss(self, network: SearchNetwork) -> Tensor:
+    def zero_one_loss(self, network: Supernet) -> Tensor:
         """L_01, from 0 at sigmoids of 0.5 to -0.25 (l2) or -0.5 (l1)."""
-        away = torch.cat([alpha.sigmoid().flatten() for alpha in network.alphas]) - 0.5
+        away = torch.cat([alpha.sigmoid().flatten() for alpha in network.alphas.values()]) - 0.5
         return -(away**2 if self.options.form == "l2" else away.abs()).mean()
 
-    def derive(self, network: SearchNetwork, scores: Sequence[Tensor]) -> Genotype:
-        options = self.options
-        if options.derivation == "darts":
-            return network.derive(scores)
-
-        def chosen(row: list[float], names: Sequence[str]) -> list[str]:
-            order = sorted(range(len(row)), key=lambda column: -row[column])
-            wanted = order[: 1 if options.derivation == "sparse" else 2]
-            return [names[column] for column in wanted if row[column] >= options.threshold]
-
-        return derivation.from_edges(network, scores, chosen, 2 if options.derivation == "sparse" else None)
-
-    def metrics(self, network: SearchNetwork) -> dict[str, Any]:
+    def metrics(self, network: Supernet) -> dict[str, Any]:
         with torch.no_grad():
             loss = float(self.zero_one_loss(network))
-        above = sum(int((score >= self.options.threshold).sum()) for score in self.scores(network))
+        above = sum(int((score >= self.options.threshold).sum()) for score in self.scores(network).values())
         return super().metrics(network) | {"zero_one_loss": loss, "ops_above_threshold": above}

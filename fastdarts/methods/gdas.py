@@ -16,18 +16,13 @@ network without training runs each edge's likeliest op.
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from fastdarts.methods import gumbel
 from fastdarts.methods.method import Method, MethodOptions, Settings, hyper
-from fastdarts.mixed import fused
-from fastdarts.mixed.mixed_op import Active
-from fastdarts.spaces.darts.cell import Cell
-from fastdarts.spaces.darts.edges import groups
-from fastdarts.spaces.darts.genotype import Genotype
-from fastdarts.spaces.darts.supernet import Mix, SearchNetwork
+from fastdarts.mixed.mix import Mix
+from fastdarts.spaces.supernet import Supernet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +50,7 @@ class Gdas(Method):
     def tau(self) -> float:
         return gumbel.temperature(self.options.tau_max, self.options.tau_min, self.epoch, self.config.epochs)
 
-    def network_arguments(self) -> dict[str, Any]:
-        cell = {"cell": SampledCell} if self.options.others == "samples" else {}
-        return super().network_arguments() | cell
-
-    def weight_optimizer(self, network: SearchNetwork) -> Optimizer:
+    def weight_optimizer(self, network: Supernet) -> Optimizer:
         config = self.config
         return SGD(
             network.parameters(),
@@ -69,44 +60,15 @@ class Gdas(Method):
             nesterov=config.momentum > 0,
         )
 
-    def relax(self, network: SearchNetwork, cell: int, alpha: Tensor) -> Mix:
+    def relax(self, network: Supernet, group: str, alpha: Tensor) -> Mix:
         if network.training:
             weights = gumbel.one_hot(gumbel.sample(alpha, self.tau(), self.generator))
         else:
             weights = gumbel.one_hot(alpha.detach())
         active = [[column] for column in weights.argmax(1).tolist()]
-        if self.options.others == "samples":
-            others = weights.masked_fill(weights.detach() > 0, 0).sum(1, keepdim=True)
-            weights = torch.cat([weights, others], dim=1)
-        return Mix(weights, active)
+        if self.options.others == "nothing":
+            return Mix(weights, active)
+        return Mix(weights, active, added=weights.masked_fill(weights.detach() > 0, 0).sum(1))
 
-    def discrete(self, network: SearchNetwork, genotype: Genotype) -> list[Mix]:
-        mixes = super().discrete(network, genotype)
-        if self.options.others == "samples":
-            mixes = [Mix(torch.cat([w, torch.zeros_like(w[:, :1])], dim=1), active) for w, active in mixes]
-        return mixes
-
-    def metrics(self, network: SearchNetwork) -> dict[str, Any]:
+    def metrics(self, network: Supernet) -> dict[str, Any]:
         return super().metrics(network) | {"temperature": self.tau()}
-
-
-class SampledCell(Cell):
-    """A cell whose edges also add a number each, the last column of op weights, to every pixel."""
-
-    extra_columns = 1
-
-    def _nodes(
-        self, states: list[Tensor], weights: Tensor, active: Active | None, edges: list[fused.ReadEdge] | None
-    ) -> Tensor:
-        states = list(states)
-        for node, here in enumerate(groups(self.steps), start=2):
-            rows = weights[here, :-1]
-            columns = [None] * node if active is None else active[here]
-            if edges is None:
-                terms = [op(*of) for op, *of in zip(self.edges()[here], states, rows, columns, strict=True)]
-                mixed = sum(terms[1:], terms[0])
-            else:
-                into = [(source, node) for source in range(node)]
-                mixed = fused.mixed_nodes(edges[here], into, states, rows, None if active is None else active[here])
-            states.append(mixed + weights[here, -1].sum().to(mixed.dtype))
-        return torch.cat(states[2:], dim=1)

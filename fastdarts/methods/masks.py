@@ -1,13 +1,14 @@
 """Which candidates take part: pruning for good, and dropout by groups for one pass."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from fastdarts.primitives.table import EdgeOps, candidate
-from fastdarts.spaces.darts.supernet import SearchNetwork
+from fastdarts.spaces.group import Group
+from fastdarts.spaces.supernet import Supernet
 
 MASKED = -1e4
 """The alpha of an op that is left out: softmax and sigmoid make exactly 0 of it; -inf would make NaN in gradients."""
@@ -16,22 +17,24 @@ _WITH_WEIGHTS = ("sep_conv", "dil_conv", "factored_conv")
 
 
 def prune(
-    kept: list[Tensor] | None, scores: Sequence[Tensor], candidates: Sequence[EdgeOps], limit: float
-) -> list[Tensor]:
-    """Candidates that stay when those that score less than `limit` go; each edge keeps its best one but `none`.
+    kept: Mapping[str, Tensor] | None, scores: Mapping[str, Tensor], groups: Mapping[str, Group], limit: float
+) -> dict[str, Tensor]:
+    """Return the candidates that stay when those that score less than `limit` go; a row keeps its best but `none`.
 
     Args:
-        kept: of the epochs before, booleans [edges, ops] of both cell types; None: all.
-        scores: [edges, ops] of both cell types.
+        kept: of the epochs before, booleans [rows, ops] of each group; None: all.
+        scores: [rows, ops] of each group.
+        groups: the names of the ops.
+        limit: smallest score that stays.
     """
-    left = []
-    for cell, (score, names) in enumerate(zip(scores, candidates, strict=True)):
+    left = {}
+    for name, score in scores.items():
         stays = score >= limit
-        for edge, row in enumerate(names):
-            known = [c for c, name in enumerate(row) if name != "none"]
+        for edge, row in enumerate(groups[name].ops):
+            known = [c for c, op in enumerate(row) if op != "none"]
             if known:
                 stays[edge, max(known, key=score[edge].tolist().__getitem__)] = True
-        left.append(stays if kept is None else stays & kept[cell])
+        left[name] = stays if kept is None else stays & kept[name]
     return left
 
 
@@ -57,10 +60,10 @@ class GroupDropout:
         self.rate = rate
         self.generator = generator
         self.competes = competes
-        self._survivors: dict[int, Tensor] = {}
-        self._before: list[Tensor] = []
+        self._survivors: dict[str, Tensor] = {}
+        self._before: dict[str, Tensor] = {}
 
-    def survivors(self, cell: int, names: EdgeOps, kept: Tensor | None) -> Tensor:
+    def survivors(self, group_name: str, names: EdgeOps, kept: Tensor | None) -> Tensor:
         """Booleans [edges, ops] for one pass, out of those that are `kept`."""
         left = torch.ones(len(names), len(names[0]), dtype=torch.bool) if kept is None else kept.clone()
         for edge, row in enumerate(names):
@@ -69,7 +72,7 @@ class GroupDropout:
                 members = group.nonzero().flatten()
                 if len(members):
                     left[edge, members] = self._draw(len(members))
-        self._survivors[cell] = left
+        self._survivors[group_name] = left
         return left
 
     def _draw(self, size: int) -> Tensor:
@@ -79,15 +82,15 @@ class GroupDropout:
                 return stays
 
     @torch.no_grad()
-    def before_alpha_step(self, network: SearchNetwork) -> None:
+    def before_alpha_step(self, network: Supernet) -> None:
         """Remember the alphas."""
-        self._before = [alpha.clone() for alpha in network.alphas]
+        self._before = {group: alpha.clone() for group, alpha in network.alphas.items()}
 
     @torch.no_grad()
-    def after_alpha_step(self, network: SearchNetwork) -> None:
+    def after_alpha_step(self, network: Supernet) -> None:
         """Put back the alphas of those that the step's last pass went without; the others keep their share together."""
-        for cell, (alpha, before) in enumerate(zip(network.alphas, self._before, strict=True)):
-            stays = self._survivors[cell].to(alpha.device)
+        for group, alpha in network.alphas.items():
+            before, stays = self._before[group], self._survivors[group].to(alpha.device)
             if self.competes:
                 then, now = (a.masked_fill(~stays, -math.inf).logsumexp(1, keepdim=True) for a in (before, alpha))
                 alpha += torch.where(stays.all(1, keepdim=True), 0.0, then - now)  # none was dropped

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +19,11 @@ from fastdarts.config.search_options import SearchOptions
 from fastdarts.methods.masks import MASKED, GroupDropout, prune
 from fastdarts.methods.running import RunningSearch
 from fastdarts.methods.schedules import cosine
-from fastdarts.spaces.darts import candidates, derivation
-from fastdarts.spaces.darts.genotype import Genotype
-from fastdarts.spaces.darts.supernet import Mix, SearchNetwork
+from fastdarts.mixed.mix import Mix
+from fastdarts.spaces import registry
+from fastdarts.spaces.group import Choice
+from fastdarts.spaces.space import Feature, Space
+from fastdarts.spaces.supernet import Mixes, Supernet
 
 Settings = Mapping[str, Any]
 """Values of fields of SearchOptions by their names."""
@@ -57,16 +60,21 @@ class Method(StepRules):
     """An edge's op weights are a softmax of its alphas."""
     alpha_grad_clip: ClassVar[float | None] = None
     """Largest global norm of the alphas' gradient."""
+    needs: ClassVar[frozenset[Feature]] = frozenset()
+    """What the method needs of a search space."""
+    choice: Choice = Choice()
+    """How an architecture is cut out of the scores."""
 
     def __init__(self, config: SearchOptions) -> None:
         self.config = config
         self.options: Any = self.read_options(config.method_options)
+        self.space = self.space_of(config)
         self.epoch = 0
         self.stopped: str | None = None
         """Why the search ends before its last epoch."""
         self.generator = torch.Generator().manual_seed(config.seed + 7_919)  # apart from that of the weights
-        self.kept: list[Tensor] | None = None
-        """The candidates [edges, ops] of both cell types that pruning has left, as booleans; None: all."""
+        self.kept: dict[str, Tensor] | None = None
+        """The candidates [rows, ops] of each group that pruning has left, as booleans; None: all."""
         self.dropout = GroupDropout(config.op_dropout, self.generator, self.competes) if config.op_dropout else None
         self.sparse = type(self).sparse or self.dropout is not None
         # Masks come from the host.
@@ -81,6 +89,8 @@ class Method(StepRules):
     def check(cls, config: SearchOptions) -> None:
         """ValueError, in a sentence that says why, for a config that has no meaning for this method."""
         refuse = f"method {config.method!r}"
+        for feature in sorted(cls.needs - cls.space_of(config).features):
+            raise ValueError(f"{refuse} needs {feature}, which space {config.space!r} has not")
         if config.order == 2 and cls.level != "bilevel":
             raise ValueError(f"{refuse} has no second order: its alphas do not look through a step of the weights")
         if config.order == 2 and (cls.draws or config.op_dropout):
@@ -90,18 +100,25 @@ class Method(StepRules):
             raise ValueError(f"{refuse} moves no alphas: alpha_warmup, op_dropout and prune_below would change nothing")
         check_warmup(config, config.epochs, "epochs")
 
+    @staticmethod
+    def space_of(config: SearchOptions) -> Space:
+        """Return the search space that a config names, with the config's primitives."""
+        return registry.find(config.space, config.primitives)
+
     # The network and what moves it.
 
     def network_arguments(self) -> dict[str, Any]:
-        """Arguments of `SearchNetwork` beyond those of the config. When an epoch begins with others than the one before
-        ended with, network and optimizers are made anew."""
-        return {"layers": self.config.layers, **candidates.arguments_of(self.config.space)}
+        """Return arguments of `Space.supernet` beyond those of the config.
 
-    def attach(self, network: SearchNetwork) -> None:
+        When an epoch begins with others than the one before ended with, network and optimizers are made anew.
+        """
+        return {"layers": self.config.layers, **self.space.arguments()}
+
+    def attach(self, network: Supernet) -> None:
         """Prepare a new network: its relaxation, further architecture parameters, other initial alphas."""
         network.relaxation = self.mixes
 
-    def arch_optimizer(self, network: SearchNetwork) -> Optimizer:
+    def arch_optimizer(self, network: Supernet) -> Optimizer:
         """Of the architecture parameters."""
         return self.adam(network.arch_parameters())
 
@@ -111,7 +128,7 @@ class Method(StepRules):
         parts = [{"params": list(group)} for group in groups]
         return Adam(parts, config.arch_lr, betas, weight_decay=config.arch_weight_decay, capturable=capturable)
 
-    def weight_optimizer(self, network: SearchNetwork) -> Optimizer:
+    def weight_optimizer(self, network: Supernet) -> Optimizer:
         """Of the weights, one parameter group."""
         config = self.config
         if self.sparse:  # leaves alone what got no gradient
@@ -152,68 +169,71 @@ class Method(StepRules):
 
     # Relaxation.
 
-    def mixes(self, network: SearchNetwork) -> list[Mix]:
-        """The relaxation of both cell types, called once for each forward pass."""
-        return [self._mix(network, cell) for cell in (0, 1)]
+    def mixes(self, network: Supernet) -> Mixes:
+        """Return the relaxation of each group, called once for each forward pass."""
+        return {group: self._mix(network, group) for group in network.groups}
 
-    def _mix(self, network: SearchNetwork, cell: int) -> Mix:
-        alpha, active = network.alphas[cell], None
-        kept = self.kept[cell] if self.kept else None
+    def _mix(self, network: Supernet, group: str) -> Mix:
+        alpha, active = network.alphas[group], None
+        kept = self.kept[group] if self.kept else None
         if self.dropout is not None and network.training:
-            kept = self.dropout.survivors(cell, network.candidates[cell], kept)
+            kept = self.dropout.survivors(group, network.groups[group].ops, kept)
         if kept is not None:
             alpha = alpha.masked_fill(~kept.to(alpha.device), MASKED)
             extra = range(kept.shape[1], kept.shape[1] + len(network.auxiliary))
             active = [[c for c, keep in enumerate(row) if keep] + list(extra) for row in kept.tolist()]
-        mix = self.relax(network, cell, alpha)
-        return mix if mix.active is not None else Mix(mix.weights, active)
+        mix = self.relax(network, group, alpha)
+        return mix if mix.active is not None else mix._replace(active=active)
 
-    def relax(self, network: SearchNetwork, cell: int, alpha: Tensor) -> Mix:
-        """The op weights of a forward pass for cell type 0 (normal) or 1 (reduction).
+    def relax(self, network: Supernet, group: str, alpha: Tensor) -> Mix:
+        """Return the op weights of a group for a forward pass.
 
         Args:
             network: gives further parameters and, by its mode, says whether to draw at random (train) or not (eval).
-            alpha: [edges, ops], those of pruned ops at MASKED.
+            group: the name of the group of rows.
+            alpha: [rows, ops], those of pruned ops at MASKED.
         """
         return Mix(alpha.softmax(dim=-1))
 
-    def penalty(self, network: SearchNetwork) -> Tensor | None:
+    def penalty(self, network: Supernet) -> Tensor | None:
         """What the alpha step adds to the loss; a function of the architecture parameters alone."""
         return None
 
     # Reading the cells off.
 
     @torch.no_grad()
-    def scores(self, network: SearchNetwork) -> list[Tensor]:
-        """The strength of each candidate [edges, ops] in normal and reduction cells; pruned ones have 0."""
-        return [
-            self.strength(network, cell, alpha if self.kept is None else alpha.masked_fill(~self.kept[cell], MASKED))
-            for cell, alpha in enumerate(alpha.cpu() for alpha in network.alphas)
-        ]
+    def scores(self, network: Supernet) -> dict[str, Tensor]:
+        """Return the strength of each candidate [rows, ops] in each group; pruned ones have 0."""
+        found = {}
+        for group, alpha in network.alphas.items():
+            alpha = alpha.cpu()
+            masked = alpha if self.kept is None else alpha.masked_fill(~self.kept[group], MASKED)
+            found[group] = self.strength(network, group, masked)
+        return found
 
-    def strength(self, network: SearchNetwork, cell: int, alpha: Tensor) -> Tensor:
-        """`scores` of one cell type, from its alphas on the CPU."""
+    def strength(self, network: Supernet, group: str, alpha: Tensor) -> Tensor:
+        """Return the `scores` of one group, from its alphas on the CPU."""
         return alpha.softmax(dim=-1)
 
-    def genotype(self, network: SearchNetwork) -> Genotype:
-        """The discrete cells of the present architecture."""
-        scores, limit = self.scores(network), self.config.max_skips
-        if self.kept is not None:  # below a skip connection that has been taken out
-            scores = [score.masked_fill(~kept, -math.inf) for score, kept in zip(scores, self.kept, strict=True)]
-        return derivation.with_at_most(limit, scores, lambda s: self.derive(network, s), network.candidates)
+    def ranking(self, network: Supernet, group: str, score: Tensor) -> Tensor:
+        """Return the numbers [rows, ops] by which ops and edges of a group are chosen, from its scores."""
+        return score
 
-    def derive(self, network: SearchNetwork, scores: Sequence[Tensor]) -> Genotype:
-        """The discrete cells of `scores`, in which some skip connections may have been taken out (-1) and ops pruned
-        (minus infinity)."""
-        return network.derive(scores)
+    @torch.no_grad()
+    def genotype(self, network: Supernet) -> Any:
+        """Return the discrete architecture of the present alphas."""
+        ranked = {group: self.ranking(network, group, score) for group, score in self.scores(network).items()}
+        if self.kept is not None:  # below a skip connection that has been removed
+            ranked = {group: score.masked_fill(~self.kept[group], -math.inf) for group, score in ranked.items()}
+        return network.derive(ranked, dataclasses.replace(self.choice, max_skips=self.config.max_skips))
 
-    def edge_weights(self, network: SearchNetwork) -> list[Tensor] | None:
-        """Weight of each edge [edges] in normal and reduction cells, if the method has such."""
-        return None
+    def edge_weights(self, network: Supernet) -> dict[str, Tensor]:
+        """Return the weight of each edge [edges] in each group; empty if the method has no edge weights."""
+        return {}
 
-    def discrete(self, network: SearchNetwork, genotype: Genotype) -> list[Mix]:
-        """The genotype's ops, each with weight 1, in the search network."""
-        return derivation.discrete_mixes(network, genotype)
+    def discrete(self, network: Supernet, architecture: Any) -> Mixes:
+        """Return the op weights with which the search network computes an architecture."""
+        return network.mixes_of(architecture)
 
     # An epoch's end.
 
@@ -221,16 +241,16 @@ class Method(StepRules):
         """Look at the search when an epoch has been measured; set `stopped` to end it."""
         limit = self.config.prune_below * (self.epoch + 1) / self.config.epochs
         if limit and self.alphas_move():
-            self.kept = prune(self.kept, self.scores(state.network), state.network.candidates, limit)
+            self.kept = prune(self.kept, self.scores(state.network), state.network.groups, limit)
 
     def between_epochs(self, state: RunningSearch) -> None:
         """Look at the search where the next epoch is about to begin; may load a state of before."""
 
-    def metrics(self, network: SearchNetwork) -> dict[str, Any]:
+    def metrics(self, network: Supernet) -> dict[str, Any]:
         """Numbers (or lists of them, one an edge) for metrics.jsonl and the report."""
-        return {"ops_left": sum(int(kept.sum()) for kept in self.kept)} if self.kept else {}
+        return {"ops_left": sum(int(kept.sum()) for kept in self.kept.values())} if self.kept else {}
 
-    def result(self, state: RunningSearch) -> Genotype:
+    def result(self, state: RunningSearch) -> Any:
         """What the search found, when it has ended."""
         return self.genotype(state.network)
 
@@ -260,7 +280,7 @@ def check_warmup(config: SearchOptions, epochs: int, what: str) -> None:
         )
 
 
-def search_network(step: SearchStep) -> SearchNetwork:
-    """The network of a step that a method takes part in."""
-    assert isinstance(step.network, SearchNetwork)
+def search_network(step: SearchStep) -> Supernet:
+    """Return the network of a step that a method takes part in."""
+    assert isinstance(step.network, Supernet)
     return step.network

@@ -8,7 +8,7 @@ the number of skip connections is one setting, `--max-skips`, 2 by default, wher
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,9 +19,10 @@ from fastdarts.config.search_options import SearchOptions
 from fastdarts.methods.method import Method, MethodOptions, Settings, check_warmup, hyper
 from fastdarts.methods.running import RunningSearch
 from fastdarts.methods.schedules import cosine
-from fastdarts.primitives.table import PRIMITIVES, EdgeOps
-from fastdarts.spaces.darts.genotype import Genotype, Pairs, edges_of
-from fastdarts.spaces.darts.supernet import SearchNetwork
+from fastdarts.primitives.table import EdgeOps
+from fastdarts.spaces.group import Choice
+from fastdarts.spaces.space import Feature
+from fastdarts.spaces.supernet import Supernet
 
 STAGES = 3
 
@@ -45,11 +46,12 @@ class PDarts(Method):
     published: ClassVar[Settings] = {"epochs": 75, "batch_size": 96, "layers": 5, "lr_min": 0.0, "arch_lr": 6e-4}
     capturable = False  # dropout is drawn on the host
     alpha_grad_clip = 5.0
+    needs: ClassVar[frozenset[Feature]] = frozenset({"depth", "skip connections"})
+    choice = Choice(last_wins=True)
 
     def __init__(self, config: SearchOptions) -> None:
         super().__init__(config)
-        edges = len(edges_of(4))
-        self.candidates: list[EdgeOps] = [(PRIMITIVES,) * edges] * 2
+        self.candidates: dict[str, EdgeOps] = {name: group.ops for name, group in self.space.groups.items()}
 
     @classmethod
     def check(cls, config: SearchOptions) -> None:
@@ -61,10 +63,12 @@ class PDarts(Method):
         if config.epochs % STAGES:
             raise ValueError(f"epochs must be a multiple of the method's {STAGES} stages; got {config.epochs}")
         check_warmup(config, config.epochs // STAGES, "epochs of a stage")
-        if sum(config.method_options["dropped"]) >= len(PRIMITIVES) - 1:
-            raise ValueError(f"dropped must leave two ops on an edge; got {config.method_options['dropped']}")
-        if config.space != "s5":
-            raise ValueError(f"space {config.space!r} leaves nothing for the method's stages to remove; it takes s5")
+        ops = min(group.shape[1] for group in cls.space_of(config).groups.values())
+        if sum(config.method_options["dropped"]) > ops - 2:
+            raise ValueError(
+                f"dropped must leave two of the {ops} ops on an edge of space {config.space!r}; "
+                f"got {config.method_options['dropped']}"
+            )
         if config.prune_below:
             raise ValueError("prune_below has no use here: the stages remove weak ops, equally many on each edge")
 
@@ -88,14 +92,15 @@ class PDarts(Method):
 
     def network_arguments(self) -> dict[str, Any]:
         layers = max(round(self.options.depth[self.stage()] * self.config.layers), 1)
-        return {"layers": layers, "candidates": self.candidates}
+        return {**super().network_arguments(), "layers": layers, "candidates": self.candidates}
 
-    def attach(self, network: SearchNetwork) -> None:
+    def attach(self, network: Supernet) -> None:
         super().attach(network)
         if not self.options.skip_dropout[self.stage()]:
             return
-        for cell in network.cells:
-            for edge in cell.edges():  # type: ignore[operator]
+        cells = [edges for group in network.groups for edges in network.mixed_ops(group)]
+        for edges in cells:
+            for edge in edges:
                 if edge.stride == 1 and "skip_connect" in edge.primitives:
                     edge._ops[edge.primitives.index("skip_connect")] = DroppedSkip(self)
 
@@ -112,17 +117,14 @@ class PDarts(Method):
     def end_epoch(self, state: RunningSearch, metrics: dict[str, Any]) -> None:
         super().end_epoch(state, metrics)
         if self._epoch_of_stage() == self._length() - 1 and self.stage() < STAGES - 1:
-            pairs = zip(self.scores(state.network), self.candidates, strict=True)
-            self.candidates = [without_weakest(*pair, self.options.dropped[self.stage()]) for pair in pairs]
+            count = self.options.dropped[self.stage()]
+            scores = self.scores(state.network)
+            self.candidates = {name: without_weakest(scores[name], ops, count) for name, ops in self.candidates.items()}
 
-    def derive(self, network: SearchNetwork, scores: Sequence[Tensor]) -> Genotype:
-        """Two edges a node, ties to the later one, in the order of their sources."""
-        cells = [top_two(score, names, network.steps) for score, names in zip(scores, network.candidates, strict=True)]
-        return Genotype(cells[0], network.concat(), cells[1], network.concat())
-
-    def metrics(self, network: SearchNetwork) -> dict[str, Any]:
-        ops = len(network.candidates[0][0])
-        own = {"stage": self.stage() + 1, "cells": len(network.cells), "ops_an_edge": ops}
+    def metrics(self, network: Supernet) -> dict[str, Any]:
+        ops = min(group.shape[1] for group in network.groups.values())
+        cells = sum(len(network.mixed_ops(group)) for group in network.groups)
+        own = {"stage": self.stage() + 1, "cells": cells, "ops_an_edge": ops}
         return super().metrics(network) | own | {"skip_dropout": self.skip_dropout()}
 
     def state_dict(self) -> dict[str, Any]:
@@ -155,18 +157,3 @@ def without_weakest(scores: Tensor, names: EdgeOps, count: int) -> EdgeOps:
         weakest = sorted(range(len(ops)), key=row.__getitem__)[:count]
         left.append(tuple(name for column, name in enumerate(ops) if column not in weakest))
     return tuple(left)
-
-
-def top_two(scores: Tensor, names: EdgeOps, steps: int) -> Pairs:
-    pairs: Pairs = []
-    edges = edges_of(steps)
-    best = []
-    for row, ops in zip(scores.tolist(), names, strict=True):
-        known = [column for column, name in enumerate(ops) if name != "none"]
-        column = max(known, key=row.__getitem__)
-        best.append((row[column], ops[column]))
-    for state in range(2, 2 + steps):
-        incoming = [edge for edge, (_, target) in enumerate(edges) if target == state]
-        kept = sorted(incoming, key=lambda edge: (best[edge][0], edge))[-2:]
-        pairs += [(best[edge][1], edges[edge][0]) for edge in sorted(kept)]
-    return pairs

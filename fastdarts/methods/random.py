@@ -7,7 +7,7 @@ random cell.
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,9 +17,8 @@ from fastdarts.config.search_options import SearchOptions
 from fastdarts.data import ImageData
 from fastdarts.methods.method import Method, MethodOptions, Settings, hyper
 from fastdarts.methods.running import RunningSearch
-from fastdarts.spaces.darts import derivation
-from fastdarts.spaces.darts.genotype import Genotype, Pairs, edges_of
-from fastdarts.spaces.darts.supernet import Mix, SearchNetwork
+from fastdarts.mixed.mix import Mix
+from fastdarts.spaces.supernet import Supernet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,16 +47,16 @@ class Random(Method):
         super().begin_epoch(epoch)
         self._measured.manual_seed(epoch)
 
-    def relax(self, network: SearchNetwork, cell: int, alpha: Tensor) -> Mix:
-        """A random cell; when the network is measured, cells of the epoch's own, another for each batch."""
-        drawn = draw(network, self.generator if network.training else self._measured)
-        return self.discrete(network, drawn)[cell]
+    def relax(self, network: Supernet, group: str, alpha: Tensor) -> Mix:
+        """Draw an architecture; when the network is measured, from the epoch's own generator, one for each batch."""
+        drawn = network.random(self.generator if network.training else self._measured)
+        return self.discrete(network, drawn)[group]
 
-    def genotype(self, network: SearchNetwork) -> Genotype:
-        """A random cell, as good as any before the search has ended."""
-        return draw(network, torch.Generator().manual_seed(self.epoch), self.config.max_skips)
+    def genotype(self, network: Supernet) -> Any:
+        """Return a random architecture, as good as any before the search has ended."""
+        return network.random(torch.Generator().manual_seed(self.epoch), self.config.max_skips)
 
-    def result(self, state: RunningSearch) -> Genotype:
+    def result(self, state: RunningSearch) -> Any:
         """The best of the random cells. Changes nothing: asked again, it gives the same."""
         options, images = self.options, state.validation
         assert images is not None  # two halves: the alphas', which no alpha uses, rank the cells
@@ -65,29 +64,11 @@ class Random(Method):
         generator.set_state(self.generator.get_state())
         some = images.subset(torch.arange(min(options.batches * state.config.batch_size, len(images))))
 
-        def score(genotype: Genotype, data: ImageData) -> float:
-            with state.network.mixing(self.discrete(state.network, genotype)):
+        def score(architecture: Any, data: ImageData) -> float:
+            with state.network.mixing(self.discrete(state.network, architecture)):
                 loss, accuracy = state.measure(data, lambda: None)
             return -loss if math.isnan(accuracy) else accuracy  # targets that are no classes
 
-        cells = [draw(state.network, generator, state.config.max_skips) for _ in range(options.cells)]
+        cells = [state.network.random(generator, state.config.max_skips) for _ in range(options.cells)]
         ranked = sorted(cells, key=lambda genotype: -score(genotype, some))
         return max(ranked[: options.finalists], key=lambda genotype: score(genotype, images))
-
-
-def draw(network: SearchNetwork, generator: torch.Generator, max_skips: int | None = None) -> Genotype:
-    """A uniformly random genotype of the network's candidates, normal and reduction cell apart; of those whose normal
-    cell has at most `max_skips` skip connections."""
-    while True:
-        cells = []
-        for names in network.candidates:
-            pairs: Pairs = []
-            edges = edges_of(network.steps)
-            for state in range(2, 2 + network.steps):
-                for source in torch.randperm(state, generator=generator)[:2].sort().values.tolist():
-                    row = names[edges.index((source, state))]
-                    pairs.append((row[int(torch.randint(len(row), (), generator=generator))], source))
-            cells.append(pairs)
-        genotype = Genotype(cells[0], network.concat(), cells[1], network.concat())
-        if max_skips is None or derivation.skips(genotype.nodes("normal")) <= max_skips:
-            return genotype

@@ -15,7 +15,6 @@ stopping is on; after going back, epochs before that one are no longer gone back
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -26,11 +25,9 @@ from fastdarts.config.search_options import SearchOptions
 from fastdarts.methods.lanczos import largest_eigenvalue
 from fastdarts.methods.method import Method, MethodOptions, hyper
 from fastdarts.methods.running import RunningSearch
-from fastdarts.mixed import fused
-from fastdarts.mixed.mixed_op import Active
-from fastdarts.spaces.darts.cell import Cell
-from fastdarts.spaces.darts.genotype import Genotype, edges_of
-from fastdarts.spaces.darts.supernet import SearchNetwork
+from fastdarts.mixed.mix import DropPath, Mix
+from fastdarts.spaces.registry import read_architecture
+from fastdarts.spaces.supernet import Supernet
 
 WINDOW = 5  # measurements in a mean
 BEFORE = 4  # measurements between the means that are compared
@@ -70,13 +67,12 @@ class RobustDarts(Method):
         self._level = self._first_level()
         self._snapshots: list[dict[str, Any]] = []  # the search after each of the latest measured epochs
         self.capturable = self.capturable and not self.options.drop_path  # drawn on the host
-        self._arguments = super().network_arguments()
-        if self.options.drop_path:
-            self._arguments["cell"] = partial(DropPathCell, self)
 
     @classmethod
     def check(cls, config: SearchOptions) -> None:
         super().check(config)
+        if config.method_options["drop_path"] and "drop path" not in cls.space_of(config).features:
+            raise ValueError(f"drop_path needs edges that can drop samples, which space {config.space!r} has not")
         if config.order == 2 and config.method_options["drop_path"]:
             raise ValueError("drop_path has no second order: its difference needs passes that drop the same samples")
         options = config.method_options
@@ -94,8 +90,10 @@ class RobustDarts(Method):
         paths = self.options.strengthen == "drop-path"
         return float(self.options.drop_path if paths else self.config.weight_decay)
 
-    def network_arguments(self) -> dict[str, Any]:
-        return self._arguments
+    def relax(self, network: Supernet, group: str, alpha: Tensor) -> Mix:
+        mix = super().relax(network, group, alpha)
+        rate = self.drop_path() if network.training else 0.0
+        return mix._replace(drop_path=DropPath(rate, self.generator)) if rate else mix
 
     def drop_path(self) -> float:
         level = self._level if self.options.strengthen == "drop-path" else self.options.drop_path
@@ -179,12 +177,12 @@ class RobustDarts(Method):
             start = torch.randn(gradient.shape, generator=self.generator, dtype=torch.float64)
             return largest_eigenvalue(product, start.to(gradient), self.options.iterations)
 
-    def result(self, state: RunningSearch) -> Genotype:
+    def result(self, state: RunningSearch) -> Any:
         if self._result is not None and self.options.early_stop == "on":
-            return Genotype.from_json(self._result)
+            return read_architecture(self._result)
         return super().result(state)
 
-    def metrics(self, network: SearchNetwork) -> dict[str, Any]:
+    def metrics(self, network: Supernet) -> dict[str, Any]:
         own: dict[str, Any] = {"eigenvalue": self._values[-1], "eigenvalue_mean": smoothed(self._values)[-1]}
         own |= self._marks
         options = self.options
@@ -217,27 +215,3 @@ def smoothed(values: list[float]) -> list[float]:
     half = WINDOW // 2
     windows = (values[max(i - half, 0) : i + half + 1] for i in range(len(values)))
     return [sum(window) / len(window) for window in windows]
-
-
-class DropPathCell(Cell):
-    """A cell that, in training, drops single samples on its edges and scales up what stays."""
-
-    def __init__(self, method: RobustDarts, *args: Any) -> None:
-        super().__init__(*args)
-        self.method = method
-
-    def _nodes(
-        self, states: list[Tensor], weights: Tensor, active: Active | None, edges: list[fused.ReadEdge] | None
-    ) -> Tensor:
-        rate = self.method.drop_path() if self.training else 0.0
-        if rate == 0:
-            return super()._nodes(states, weights, active, edges)
-        known, terms = list(states), []
-        for e, (source, target) in enumerate(edges_of(self.steps)):  # an edge at a time: each has samples of its own
-            term = self.edges()[e](known[source], weights[e], None if active is None else active[e])
-            stays = torch.rand(len(term), generator=self.method.generator) >= rate
-            terms.append(term * (stays.to(term) / (1 - rate))[:, None, None, None])
-            if source == target - 1:
-                known.append(sum(terms[1:], terms[0]))
-                terms = []
-        return torch.cat(known[2:], dim=1)

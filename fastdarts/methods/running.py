@@ -7,7 +7,7 @@ from fastdarts.bilevel.architect import Architect
 from fastdarts.config.search_options import SearchOptions
 from fastdarts.data import ImageData
 from fastdarts.data.augment import Augment
-from fastdarts.spaces.darts.supernet import SearchNetwork
+from fastdarts.spaces.supernet import Supernet
 
 
 class RunningSearch(Protocol):
@@ -16,7 +16,7 @@ class RunningSearch(Protocol):
     @property
     def config(self) -> SearchOptions: ...
 
-    network: SearchNetwork
+    network: Supernet
     architect: Architect
     augment: Augment
     validation: ImageData | None

@@ -13,7 +13,7 @@ from fastdarts.bilevel.architect import Batch, without_gradients
 from fastdarts.bilevel.step import SearchStep
 from fastdarts.methods.method import hyper, search_network
 from fastdarts.methods.sdarts_rs import SdartsOptions, SdartsRs, project
-from fastdarts.spaces.darts.supernet import Mix
+from fastdarts.mixed.mix import Mix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,27 +28,28 @@ class SdartsAdv(SdartsRs):
 
     Options = SdartsAdvOptions
 
-    def perturb(self, step: SearchStep, train: Batch, weights: list[Tensor]) -> list[Tensor]:
+    def perturb(self, step: SearchStep, train: Batch, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         network, eps = search_network(step), self.eps()
         network.eval()
         try:
             with without_gradients(step.architect.flat.weights):
-                attacked = [project(a + self.noise(a), a) for a in weights]
+                attacked = super().perturb(step, train, weights)
                 for _ in range(self.options.steps):
-                    for a in attacked:
+                    for a in attacked.values():
                         a.requires_grad_()
-                    gradients = torch.autograd.grad(self._loss(step, train, attacked), attacked)
+                    gradients = torch.autograd.grad(self._loss(step, train, attacked), list(attacked.values()))
                     size = 2 * eps / self.options.steps
-                    moved = [a.detach() + size * g.sign() for a, g in zip(attacked, gradients, strict=True)]
-                    attacked = [
-                        project(a + (m - a).clamp(-eps, eps) * (a > 0), a) for a, m in zip(weights, moved, strict=True)
-                    ]
+                    moved = [a.detach() + size * g.sign() for a, g in zip(attacked.values(), gradients, strict=True)]
+                    attacked = {
+                        group: project(a + (m - a).clamp(-eps, eps) * (a > 0), a)
+                        for (group, a), m in zip(weights.items(), moved, strict=True)
+                    }
                 with torch.no_grad():
                     found = self._loss(step, train, attacked) >= self._loss(step, train, weights)
         finally:
             network.train()
-        return [torch.where(found, m, a) for m, a in zip(attacked, weights, strict=True)]
+        return {group: torch.where(found, attacked[group], a) for group, a in weights.items()}
 
-    def _loss(self, step: SearchStep, train: Batch, weights: list[Tensor]) -> Tensor:
-        with search_network(step).mixing([Mix(a) for a in weights]):
+    def _loss(self, step: SearchStep, train: Batch, weights: dict[str, Tensor]) -> Tensor:
+        with search_network(step).mixing({group: Mix(a) for group, a in weights.items()}):
             return step.architect.forward(train)[0]

@@ -15,7 +15,7 @@ from torch import Tensor
 from fastdarts.bilevel.architect import Batch
 from fastdarts.bilevel.step import SearchStep
 from fastdarts.methods.method import Method, MethodOptions, Settings, hyper, search_network
-from fastdarts.spaces.darts.supernet import Mix, SearchNetwork
+from fastdarts.spaces.supernet import Supernet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,23 +45,24 @@ class SdartsRs(Method):
             return
         with torch.no_grad():
             mixes = network.op_weights()
-        perturbed = self.perturb(step, train, [mix.weights for mix in mixes])
-        # All that ran would run: an op that the projection leaves with 0 still moves its running statistics.
-        everything = [range(mix.weights.shape[1]) for mix in mixes]
-        active = [mix.active or [columns] * len(mix.weights) for mix, columns in zip(mixes, everything, strict=True)]
-        with network.mixing([Mix(*pair) for pair in zip(perturbed, active, strict=True)]):
+        perturbed = self.perturb(step, train, {group: mix.weights for group, mix in mixes.items()})
+        for group, mix in mixes.items():
+            # All that ran would run: an op that the projection leaves with 0 still moves its running statistics.
+            active = mix.active or [range(mix.weights.shape[1])] * len(mix.weights)
+            mixes[group] = mix._replace(weights=perturbed[group], active=active)
+        with network.mixing(mixes):
             yield
 
-    def perturb(self, step: SearchStep, train: Batch, weights: list[Tensor]) -> list[Tensor]:
-        """The op weights for the weight step, from the unperturbed ones of both cell types."""
-        return [project(a + self.noise(a), a) for a in weights]
+    def perturb(self, step: SearchStep, train: Batch, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the op weights for the weight step, from the unperturbed ones of each group."""
+        return {group: project(a + self.noise(a), a) for group, a in weights.items()}
 
     def noise(self, a: Tensor) -> Tensor:
         """Uniform in [-eps, eps]; 0 for ops that are left out."""
         uniform = torch.rand(a.shape, generator=self.generator, dtype=torch.float64)
         return (self.eps() * (2 * uniform - 1)).to(a) * (a > 0)
 
-    def metrics(self, network: SearchNetwork) -> dict[str, Any]:
+    def metrics(self, network: Supernet) -> dict[str, Any]:
         return super().metrics(network) | {"epsilon": self.eps()}
 
 

@@ -4,7 +4,6 @@ Op weights are soft Gumbel-softmax samples, drawn in each pass and shared by the
 move together on one loss of all training images. A derived cell has each edge's likeliest op, `none` included.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,10 +13,9 @@ from torch import Tensor
 from fastdarts.config.search_options import SearchOptions
 from fastdarts.methods import gumbel
 from fastdarts.methods.method import Method, MethodOptions, Settings, hyper
-from fastdarts.spaces.darts import derivation
-from fastdarts.spaces.darts.cell import Cell
-from fastdarts.spaces.darts.genotype import Genotype
-from fastdarts.spaces.darts.supernet import Mix, SearchNetwork
+from fastdarts.mixed.mix import Mix
+from fastdarts.spaces.group import Choice
+from fastdarts.spaces.supernet import Supernet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,40 +36,31 @@ class Snas(Method):
     level = "single"
     draws = True
     capturable = False  # its numbers are drawn on the host
+    choice = Choice(edges_per_node=None, none_wins=True)
 
     def __init__(self, config: SearchOptions) -> None:
         super().__init__(config)
-        self._drawn: dict[int, Tensor] = {}
+        self._drawn: dict[str, Tensor] = {}
 
     def tau(self) -> float:
         return gumbel.temperature(self.options.tau_max, self.options.tau_min, self.epoch, self.config.epochs)
 
-    def relax(self, network: SearchNetwork, cell: int, alpha: Tensor) -> Mix:
+    def relax(self, network: Supernet, group: str, alpha: Tensor) -> Mix:
         if not network.training:
             return Mix(alpha.softmax(dim=-1))
-        self._drawn[cell] = gumbel.sample(alpha, self.tau(), self.generator)
-        return Mix(self._drawn[cell])
+        self._drawn[group] = gumbel.sample(alpha, self.tau(), self.generator)
+        return Mix(self._drawn[group])
 
-    def penalty(self, network: SearchNetwork) -> Tensor | None:
+    def penalty(self, network: Supernet) -> Tensor | None:
         """Of the latest pass's sample (section 2.3)."""
         if not self.options.resource:
             return None
         costs = []
-        for cell in network.cells:
-            assert isinstance(cell, Cell)
-            drawn = self._drawn[cell.reduction]
-            counts = [[sum(p.numel() for p in op.parameters()) / 1000 for op in edge._ops] for edge in cell.edges()]
-            costs.append((drawn * torch.tensor(counts, dtype=torch.float64).to(drawn)).sum())
+        for group, drawn in self._drawn.items():
+            for edges in network.mixed_ops(group):
+                counts = [[sum(p.numel() for p in op.parameters()) / 1000 for op in edge._ops] for edge in edges]
+                costs.append((drawn * torch.tensor(counts, dtype=torch.float64).to(drawn)).sum())
         return self.options.resource * torch.stack(costs).sum()
 
-    def derive(self, network: SearchNetwork, scores: Sequence[Tensor]) -> Genotype:
-        """Each edge's strongest op, `none` meaning no edge; a cell without any edge is DARTS'."""
-        return derivation.from_edges(network, scores, strongest)
-
-    def metrics(self, network: SearchNetwork) -> dict[str, Any]:
+    def metrics(self, network: Supernet) -> dict[str, Any]:
         return super().metrics(network) | {"temperature": self.tau()}
-
-
-def strongest(row: list[float], names: Sequence[str]) -> list[str]:
-    best = names[max(range(len(row)), key=row.__getitem__)]
-    return [] if best == "none" else [best]

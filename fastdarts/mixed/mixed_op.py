@@ -7,12 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from fastdarts.mixed import fused
+from fastdarts.mixed.mix import Active
 from fastdarts.primitives.modules import build_for_search
 from fastdarts.primitives.table import PRIMITIVES, check_primitives
 
 Backend = Literal["auto", "reference", "fused"]
-Active = Sequence[Sequence[int]]
-"""For each edge, the columns of the ops that run; what is left out costs nothing and gets no gradient."""
 BACKENDS: tuple[Backend, ...] = ("auto", "reference", "fused")
 
 

@@ -20,8 +20,8 @@ from fastdarts.config.files import write_atomically
 from fastdarts.report.run_report import template
 from fastdarts.runs.environment import environment
 from fastdarts.runs.progress import duration
-from fastdarts.spaces.darts.draw import MUTED, STATE, draw_cells
-from fastdarts.spaces.darts.genotype import Genotype
+from fastdarts.spaces.picture import MUTED, STATE
+from fastdarts.spaces.registry import load_architecture, space_of
 
 Record = dict[str, Any]
 
@@ -78,7 +78,7 @@ def write_comparison(out: Path, runs: Sequence[Record], failures: dict[str, str]
             (
                 f"{run['method']}, seed {run['seed']}: {100 * run['accuracy']:.2f} %",
                 run is method["best"],
-                Markup(draw_cells(Genotype.load(_genotype(out, run)))),
+                Markup(_picture(_genotype(out, run))),
             )
             for method in methods
             for run in sorted(runs, key=lambda run: -run["accuracy"])
@@ -107,7 +107,7 @@ def _row(method: Record) -> list[str]:
         str(method["seeds"]),
         f"{100 * best['accuracy']:.2f} %",
         *(f"{best[key]:,}" for key in _COUNTS),
-        f"{best['skips_normal']} + {best['skips_reduce']}",
+        _skips(best),
         duration(method["search_seconds"]),
         _mib(method["peak_bytes"]),
     ]
@@ -119,12 +119,22 @@ def _run_row(run: Record) -> list[str]:
         str(run["seed"]),
         f"{100 * run['accuracy']:.2f} %",
         *(f"{run[key]:,}" for key in _COUNTS),
-        f"{run['skips_normal']} + {run['skips_reduce']}",
+        _skips(run),
         f"{run['search_epochs']}" + (f" ({run['stopped']})" if run["stopped"] else ""),
         duration(run["search_seconds"]),
         duration(run["select_seconds"]),
         _mib(run["peak_bytes"]),
     ]
+
+
+def _skips(run: Record) -> str:
+    """Return a run's skip connections, of each group that reports them."""
+    return " + ".join(f"{count:.0f}" for name, count in run["numbers"].items() if name.startswith("skips_")) or "–"
+
+
+def _picture(genotype: Path) -> str:
+    architecture = load_architecture(str(genotype))
+    return space_of(architecture).svg(architecture)
 
 
 def _mib(count: int) -> str:

@@ -16,10 +16,10 @@ import jinja2
 from markupsafe import Markup
 
 from fastdarts.config.files import write_atomically
+from fastdarts.report.alphas import alphas_png, read_alphas
 from fastdarts.report.chart import Chart
 from fastdarts.runs.progress import duration
-from fastdarts.spaces.darts.draw import alphas_png, draw_cells, read_alphas
-from fastdarts.spaces.darts.genotype import Genotype, Pairs
+from fastdarts.spaces.registry import read_architecture, space_of
 
 Record = dict[str, Any]
 
@@ -29,10 +29,6 @@ _SEARCH_KEYS = (
     "train_accuracy",
     "valid_accuracy",
     "lr",
-    "skips_normal",
-    "skips_reduce",
-    "entropy_normal",
-    "entropy_reduce",
 )
 
 _EVALUATION_KEYS = ("test_accuracy",)
@@ -60,7 +56,7 @@ class Run:
     environment: Record
     epochs: list[Record]
     given_up: list[Record]
-    genotype: Genotype
+    genotype: Any
     result: Record | None
     alphas: bytes | None
 
@@ -146,9 +142,9 @@ def _check_number(record: Record, key: str, place: str) -> None:
         raise ValueError(f"report: {place}: {key!r} must be a number; got {record[key]!r}")
 
 
-def _read_genotype(path: Path) -> Genotype:
+def _read_genotype(path: Path) -> Any:
     try:
-        return Genotype.from_json(_read_text(path))
+        return read_architecture(_read_text(path))
     except ValueError as error:
         raise ValueError(f"report: {path}: {error}") from None
 
@@ -179,7 +175,7 @@ def _page(run: Run) -> dict[str, Any]:
         "tiles": _evaluation_tiles(run, run.result) if run.result else _search_tiles(run),
         "stopped": _stopped(run),
         "commands": _commands(run),
-        "cells": Markup(draw_cells(run.genotype)),
+        "cells": Markup(space_of(run.genotype).svg(run.genotype)),
         "genotype": run.genotype.to_json(),
         "charts": _charts(run),
         "alphas": base64.b64encode(run.alphas).decode() if run.alphas else None,
@@ -216,13 +212,19 @@ def _search_tiles(run: Run) -> list[tuple[str, str]]:
         ("validation loss", "–" if last["valid_loss"] is None else f"{last['valid_loss']:.4g}"),
         ("epochs", f"{len(run.epochs)} of {_shown(run.config.get('epochs'))}"),
         ("time", duration(_seconds(run))),
-        ("skips, normal cell", _skips(run.genotype.nodes("normal"))),
-        ("skips, reduction cell", _skips(run.genotype.nodes("reduce"))),
+        *((_label(run, name), f"{value:g}") for name, value in space_of(run.genotype).numbers(run.genotype).items()),
     ]
 
 
-def _skips(nodes: Sequence[Pairs]) -> str:
-    return str(sum(op == "skip_connect" for node in nodes for op, _ in node))
+def _label(run: Run, key: str) -> str:
+    """Return a number's name for readers: "skips_normal" as "skips, normal cell"."""
+    what, _, group = key.partition("_")
+    return f"{what}, {_titles(run)[group]}" if group in _titles(run) else key.replace("_", " ")
+
+
+def _titles(run: Run) -> dict[str, str]:
+    """Return the titles of the groups of the run's space."""
+    return {name: group.title for name, group in space_of(run.genotype).groups.items()}
 
 
 def _evaluation_tiles(run: Run, result: Record) -> list[tuple[str, str]]:
@@ -271,7 +273,7 @@ def _commands(run: Run) -> list[tuple[str, list[str]]]:
 
 def _charts(run: Run) -> list[Chart]:
     """Those with a value in at least one epoch."""
-    epochs = [record["epoch"] + 1 for record in run.epochs]
+    epochs, titles = [record["epoch"] + 1 for record in run.epochs], _titles(run)
     wanted: list[tuple[str, dict[str, str], dict[str, Any]]] = [
         ("Loss", {"training": "train_loss", "validation": "valid_loss", "test": "test_loss"}, {}),
         (
@@ -279,8 +281,8 @@ def _charts(run: Run) -> list[Chart]:
             {"training": "train_accuracy", "validation": "valid_accuracy", "test": "test_accuracy"},
             {"percent": True},
         ),
-        ("Entropy of the op weights (nats)", {"normal cell": "entropy_normal", "reduction cell": "entropy_reduce"}, {}),
-        ("Skip connections", {"normal cell": "skips_normal", "reduction cell": "skips_reduce"}, {"integer": True}),
+        ("Entropy of the op weights (nats)", {title: f"entropy_{name}" for name, title in titles.items()}, {}),
+        ("Skip connections", {title: f"skips_{name}" for name, title in titles.items()}, {"integer": True}),
         ("Learning rate", {"weights": "lr"}, {}),
         ("Images per second", {"training": "images_per_second"}, {"zero": True}),
         ("Discretisation error", {"search network − cells cut out of it": "discretisation_error"}, {"percent": True}),

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from fastdarts.config.options import Config, option
 from fastdarts.config.search_options import LARGEST_SEED, Dataset
+from fastdarts.spaces import registry
 
 _CIFAR = {  # Liu et al., section 3.2
     "image_size": None,
@@ -89,6 +90,7 @@ class EvalConfig(Config):
     flip: bool = option("data", "mirror half of the images")
     cutout: int = option("data", "side of the square that is blanked in each image, in pixels", at_least=0)
 
+    space: str = option("network", "search space of the genotype, which sets defaults", "darts", metavar="NAME")
     stem: Literal["cifar", "imagenet"] = option("network", "first layers; imagenet divides the image's sides by 8")
     init_channels: int = option("network", "channels C of the first cells, even", at_least=2)
     layers: int = option("network", "number of cells", at_least=1)
@@ -131,6 +133,9 @@ class EvalConfig(Config):
     export: Path | None = option(
         "run", "write the trained network as FILE.pt2 (torch.export) and FILE.onnx", None, metavar="FILE"
     )
+
+    def preset(self) -> Mapping[str, Any]:
+        return {**super().preset(), **registry.find(self.space).evaluation_defaults(self.dataset)}
 
     def __post_init__(self) -> None:
         super().__post_init__()

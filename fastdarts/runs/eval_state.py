@@ -17,8 +17,8 @@ from fastdarts.methods.schedules import cosine
 from fastdarts.runs.eval_config import EvalConfig
 from fastdarts.runs.images import outputs_for
 from fastdarts.runs.state import RunState
-from fastdarts.spaces.darts.discrete import EvalNetwork
-from fastdarts.spaces.darts.genotype import Genotype
+from fastdarts.spaces.network import DiscreteNetwork
+from fastdarts.spaces.registry import space_of
 
 _PARTS: dict[str, str | None] = {
     "train_loss": "the loss",
@@ -31,7 +31,7 @@ class EvalState(RunState):
     """A training between two steps.
 
     Args:
-        genotype: of the network.
+        genotype: the architecture, of any space.
         config: as given to `evaluate`.
         train: the images, on the device.
         loss: loss(logits, targets) -> scalar; cross entropy if left out, smoothed in training as the config says.
@@ -40,22 +40,26 @@ class EvalState(RunState):
 
     kind = "evaluation"
     program = "python -m fastdarts.evaluate"
-    network: EvalNetwork
+    network: DiscreteNetwork
 
     def __init__(
-        self, genotype: Genotype, config: EvalConfig, train: ImageData, loss: Loss | None, device: torch.device
+        self, genotype: Any, config: EvalConfig, train: ImageData, loss: Loss | None, device: torch.device
     ) -> None:
         torch.manual_seed(config.seed)
-        network = EvalNetwork(
-            genotype,
-            C=config.init_channels,
-            num_classes=outputs_for(train),
-            layers=config.layers,
-            auxiliary=config.auxiliary,
-            drop_path_prob=config.drop_path,
-            in_channels=train.images.shape[1],
-            stem=config.stem,
-        ).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = (
+            space_of(genotype)
+            .discrete(
+                genotype,
+                C=config.init_channels,
+                num_classes=outputs_for(train),
+                layers=config.layers,
+                auxiliary=config.auxiliary,
+                drop_path_prob=config.drop_path,
+                in_channels=train.images.shape[1],
+                stem=config.stem,
+            )
+            .to(device, memory_format=torch.channels_last)
+        )  # type: ignore[call-overload]
         augment = _augment(config, train, device)
         # the auxiliary head's last batch norm sees one pixel an image: a batch of one has no variance there
         single = len(train) % config.batch_size == 1

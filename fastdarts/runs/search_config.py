@@ -8,6 +8,7 @@ from typing import Any
 from fastdarts import methods
 from fastdarts.config.options import option
 from fastdarts.config.search_options import SearchOptions
+from fastdarts.spaces import registry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,10 +23,13 @@ class SearchConfig(SearchOptions):
         "method", f"{', '.join(methods.NAMES)}; or MODULE:CLASS of your own", methods.NAMES[0], metavar="NAME"
     )
 
+    space: str = option("method", f"search space: {', '.join(registry.names())}", "darts", metavar="NAME")
+
     def preset(self) -> Mapping[str, Any]:
         method = methods.find(self.method)
         published = method.published if self.dataset != "digits" else {}
-        return {**super().preset(), **method.settings, **published}
+        space = registry.find(self.space).search_defaults(self.dataset)
+        return {**super().preset(), **space, **method.settings, **published}
 
     def help_notes(self) -> str:
         lines = [

@@ -13,11 +13,12 @@ from fastdarts.bilevel.step import SearchStep
 from fastdarts.data import BatchStream, ImageData
 from fastdarts.data.augment import Augment
 from fastdarts.methods import find
+from fastdarts.mixed.mix import Mix
 from fastdarts.primitives.table import EdgeOps
 from fastdarts.runs.images import outputs_for
 from fastdarts.runs.search_config import SearchConfig
 from fastdarts.runs.state import Metrics, RunState
-from fastdarts.spaces.darts.supernet import Mix, SearchNetwork
+from fastdarts.spaces.supernet import Supernet
 
 _PARTS = {
     "valid_loss": "the loss of the alpha step",
@@ -42,7 +43,7 @@ class SearchState(RunState):
     kind = "search"
     program = "python -m fastdarts.search"
 
-    network: SearchNetwork
+    network: Supernet
     augment: Augment
 
     def __init__(
@@ -84,7 +85,7 @@ class SearchState(RunState):
         """A new network and what moves it."""
         config, method = self.config, self.method
         self._arguments = method.network_arguments()
-        network = SearchNetwork(
+        network = method.space.supernet(
             C=config.init_channels,
             num_classes=self._outputs,
             in_channels=self._in_channels,
@@ -124,30 +125,29 @@ class SearchState(RunState):
         for part in ("valid_loss", "alpha_gradient_norm"):
             self._parts[part] = _PARTS[part] if finite else None
 
-    def alphas(self) -> list[Tensor]:
-        """[edges, primitives] of normal and reduction cells, on the CPU; -inf where an edge has no such op."""
-        return [
-            in_columns(alpha, names, self.network.primitives, kept)
-            for alpha, names, kept in zip(
-                self.network.alphas, self.network.candidates, self.method.kept or (None, None), strict=True
-            )
-        ]
+    def alphas(self) -> dict[str, Tensor]:
+        """Return [rows, primitives] of each group, on the CPU; -inf where a row has no such op."""
+        network, kept = self.network, self.method.kept or {}
+        return {
+            name: in_columns(network.alphas[name], group.ops, network.primitives, kept.get(name))
+            for name, group in network.groups.items()
+        }
 
     def architecture(self) -> dict[str, Tensor]:
-        """What alphas.npz holds of an epoch: `normal` and `reduce` (`alphas`), `weights_normal` and `weights_reduce`
-        (op weights, NaN where an edge has no such op), and `edges_normal` and `edges_reduce` if edges have weights."""
-        network, alphas = self.network, self.alphas()
-        scores = [
-            in_columns(score, names, network.primitives, None).masked_fill(alpha.isinf(), math.nan)
-            for score, names, alpha in zip(self.method.scores(network), network.candidates, alphas, strict=True)
-        ]
-        edges = self.method.edge_weights(network) or []
-        tables = [("", alphas), ("weights_", scores), ("edges_", edges)]
-        return {
-            prefix + cell: value
-            for prefix, values in tables
-            for cell, value in zip(("normal", "reduce"), values, strict=False)
+        """Return what alphas.npz holds of an epoch.
+
+        Of each group G: `G` (`alphas`), `weights_G` (op weights, NaN where a row has no such op), and `edges_G` if the
+        method gives edges weights.
+        """
+        network, tables = self.network, self.alphas()
+        scores, edges = self.method.scores(network), self.method.edge_weights(network)
+        weights = {
+            f"weights_{name}": in_columns(scores[name], group.ops, network.primitives, None).masked_fill(
+                tables[name].isinf(), math.nan
+            )
+            for name, group in network.groups.items()
         }
+        return tables | weights | {f"edges_{name}": value for name, value in edges.items()}
 
     def learning_rate(self) -> float:
         """Of the weights, in this epoch."""
@@ -175,7 +175,7 @@ class SearchState(RunState):
         return self.architect.forward(batch)
 
     def validate(
-        self, between_batches: Callable[[], object], mixes: Sequence[Mix] | None = None
+        self, between_batches: Callable[[], object], mixes: Mapping[str, Mix] | None = None
     ) -> tuple[float, float]:
         """Mean loss and accuracy on the alphas' half (NaN without one); with these op weights, if given."""
         if self.validation is None:

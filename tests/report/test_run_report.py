@@ -1,4 +1,4 @@
-"""run_report.html is made from a run's files alone, shows them, loads nothing and escapes everything."""
+"""report.html is made from a run's files alone, shows them, loads nothing and escapes everything."""
 
 import json
 import math
@@ -124,7 +124,7 @@ class Page(HTMLParser):
 
 def test_search(search_folder: Path) -> None:
     path = write_report(search_folder)
-    assert path == search_folder / "run_report.html"
+    assert path == search_folder / "report.html"
     page = Page(path)
     assert all(source.startswith("data:image/png;base64,") for source in page.loaded)
     assert len(page.loaded) == 1
@@ -265,7 +265,7 @@ def test_bad_files(search_folder: Path, fault: str) -> None:
     spoil(search_folder / name)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         write_report(search_folder)
-    assert not (search_folder / "run_report.html").exists()
+    assert not (search_folder / "report.html").exists()
 
 
 def test_bad_result(evaluation_folder: Path) -> None:

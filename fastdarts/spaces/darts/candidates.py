@@ -1,4 +1,4 @@
-"""Search spaces: which ops each edge chooses from (Zela et al., ICLR 2020, arXiv:1909.09656, section 3)."""
+"""The ops of each edge in RobustDARTS' spaces s1 to s4 (Zela et al., ICLR 2020, arXiv:1909.09656, section 3)."""
 
 from typing import Any
 
@@ -26,13 +26,14 @@ _SAME = {
 
 
 def arguments_of(space: str) -> dict[str, Any]:
-    """What `SearchNetwork` takes for a space: `primitives`, and `candidates` where edges differ."""
-    if space == "s5":
-        return {"primitives": PRIMITIVES}
+    """Return what `SearchNetwork` takes for a space: `primitives`, and `candidates` where edges differ."""
     if space in _SAME:
         return {"primitives": _SAME[space]}
-    candidates: list[EdgeOps] = [
-        tuple(tuple(_SHORT[name] for name in edge.split("/")) for edge in cell.split()) for cell in _S1
-    ]
-    used = {name for cell in candidates for edge in cell for name in edge}
+    if space != "s1":
+        return {"primitives": PRIMITIVES}
+    candidates: dict[str, EdgeOps] = {
+        name: tuple(tuple(_SHORT[op] for op in edge.split("/")) for edge in cell.split())
+        for name, cell in zip(("normal", "reduce"), _S1, strict=True)
+    }
+    used = {name for cell in candidates.values() for edge in cell for name in edge}
     return {"primitives": tuple(name for name in PRIMITIVES if name in used), "candidates": candidates}

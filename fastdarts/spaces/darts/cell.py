@@ -1,13 +1,13 @@
 """A cell of the search network: a directed acyclic graph of mixed edges over two input states."""
 
 from collections.abc import Sequence
-from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from fastdarts.mixed import fused
-from fastdarts.mixed.mixed_op import Active, Backend, MixedOp, check_active, check_input, check_weights_kind, read_fused
+from fastdarts.mixed.graph import nodes_of
+from fastdarts.mixed.mix import Active, DropPath, Mix
+from fastdarts.mixed.mixed_op import Backend, MixedOp, check_active, check_input, check_weights_kind, read_fused
 from fastdarts.primitives.modules import FactorizedReduce, ReLUConvBN
 from fastdarts.primitives.table import PRIMITIVES, per_edge
 from fastdarts.spaces.darts.genotype import edges_of
@@ -18,11 +18,9 @@ class Cell(nn.Module):
 
     The output concatenates the last `multiplier` nodes: [N, multiplier * C, H', W'], where H', W' are halved (rounded
     up) in a reduction cell. Edges are numbered as in `genotype.edges_of`. `primitives` names the ops of every edge, or
-    holds the names of each, equally many.
+    holds the names of each, equally many. With K > 1 an edge's ops see the first C/K channels; the others bypass them:
+    as they are, or at stride 2 through a 2x2 max-pooling (PC-DARTS).
     """
-
-    extra_columns: ClassVar[int] = 0
-    """Columns of the op weights behind those of the ops."""
 
     def __init__(
         self,
@@ -35,8 +33,11 @@ class Cell(nn.Module):
         reduction_prev: bool,
         primitives: Sequence[str] | Sequence[Sequence[str]] = PRIMITIVES,
         backend: Backend = "auto",
+        K: int = 1,
     ) -> None:
         super().__init__()
+        if C % K:
+            raise ValueError(f"C must be a multiple of K = {K}; got {C}")
         self.steps = steps
         self.multiplier = multiplier
         self.C_prev_prev = C_prev_prev
@@ -44,6 +45,7 @@ class Cell(nn.Module):
         self.C = C
         self.reduction = reduction
         self.reduction_prev = reduction_prev
+        self.K = K
         self.preprocess0: FactorizedReduce | ReLUConvBN = (
             FactorizedReduce(C_prev_prev, C, affine=False)
             if reduction_prev
@@ -51,50 +53,48 @@ class Cell(nn.Module):
         )
         self.preprocess1 = ReLUConvBN(C_prev, C, affine=False)
         self._built = fused.signature(self.preprocess0), fused.signature(self.preprocess1)
+        self._ends = edges_of(steps)
         self._ops = nn.ModuleList(
-            MixedOp(self._edge_channels(C), 2 if reduction and source < 2 else 1, names, backend)
-            for (source, _), names in zip(edges_of(steps), per_edge(primitives, len(edges_of(steps))), strict=True)
+            MixedOp(C // K, 2 if reduction and source < 2 else 1, names, backend)
+            for (source, _), names in zip(self._ends, per_edge(primitives, len(self._ends)), strict=True)
         )
 
-    def forward(self, s0: Tensor, s1: Tensor, weights: Tensor, active: Active | None = None) -> Tensor:
-        """s0 and s1: outputs of the two cells before; weights: [edges, ops] op weights; active: the ops that run."""
+    def forward(
+        self,
+        s0: Tensor,
+        s1: Tensor,
+        weights: Tensor,
+        active: Active | None = None,
+        passing: Tensor | None = None,
+        added: Tensor | None = None,
+        drop_path: DropPath | None = None,
+    ) -> Tensor:
+        """Compute the cell's output.
+
+        Args:
+            s0, s1: outputs of the two cells before.
+            weights: [edges, ops] op weights.
+            active, passing, added, drop_path: see `Mix`; drop_path acts in training only.
+        """
         self._check(s0, s1, weights)
         if active is not None:
             check_active(active, [weights.shape[1]] * len(weights))
-        edges = None if any(map(called_by_itself, self.edges())) else read_fused(self.edges(), s0, active)
-        if edges is None:
+        edges = self.edges()
+        read = None if any(map(called_by_itself, edges)) else read_fused(edges, s0, active)
+        if read is None:
             states = [self.preprocess0(s0), self.preprocess1(s1)]
         else:
             before = (self.preprocess0, s0), (self.preprocess1, s1)
             states = [fused.preprocess(*one, built) for one, built in zip(before, self._built, strict=True)]
-        nodes = self._nodes(states, weights, active, edges)
+        mix = Mix(weights, active, passing, added, drop_path if self.training else None)
+        nodes = nodes_of(edges, read, self._ends, states, mix, self.K)
         if self.multiplier == self.steps:
             return nodes
         return nodes[:, (self.steps - self.multiplier) * states[0].shape[1] :]
 
     def edges(self) -> list[MixedOp]:
-        """The mixed ops, in the order of the rows of op weights."""
+        """Return the mixed ops, in the order of the rows of op weights."""
         return list(self._ops)  # type: ignore[arg-type]
-
-    def _edge_channels(self, C: int) -> int:
-        """The channels that the ops of an edge work on, of a node's C."""
-        return C
-
-    def _nodes(
-        self, states: list[Tensor], weights: Tensor, active: Active | None, edges: list[fused.ReadEdge] | None
-    ) -> Tensor:
-        """All nodes of two preprocessed states, [N, steps * C, H', W']; edges: as the kernels take them, if they do."""
-        if edges is not None:
-            return fused.mixed_nodes(edges, edges_of(self.steps), states, weights, active)
-        states = list(states)
-        for node in range(2, 2 + self.steps):
-            terms = []
-            for edge, (source, target) in enumerate(edges_of(self.steps)):
-                if target == node:
-                    columns = None if active is None else active[edge]
-                    terms.append(self._ops[edge](states[source], weights[edge], columns))
-            states.append(sum(terms[1:], terms[0]))
-        return torch.cat(states[2:], dim=1)
 
     def _check(self, s0: Tensor, s1: Tensor, weights: Tensor) -> None:
         check_input(s0, self.C_prev_prev, "s0")
@@ -110,7 +110,7 @@ class Cell(nn.Module):
             raise TypeError(f"s1 must be {s0.dtype} on {s0.device} like s0; got {s1.dtype} on {s1.device}")
         first = self._ops[0]
         assert isinstance(first, MixedOp)
-        columns = len(first.primitives) + self.extra_columns
+        columns = len(first.primitives)
         if not isinstance(weights, Tensor) or weights.shape != (len(self._ops), columns):
             got = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
             raise ValueError(f"weights must be [{len(self._ops)} edges, {columns} ops]; got {got}")
@@ -118,5 +118,5 @@ class Cell(nn.Module):
 
 
 def called_by_itself(edge: MixedOp) -> bool:
-    """Whether somebody looks on or in: hooks, or a forward of its own."""
+    """Return True if the edge has hooks or an overridden forward, so that it must be called as a module."""
     return fused.watched(edge) or "forward" in edge.__dict__ or type(edge).forward is not MixedOp.forward

@@ -1,102 +1,133 @@
-"""From scores to cells: the limit of skip connections, and a genotype inside the search network."""
+"""From scores to cells: which edges and ops of a relaxed cell form the discrete one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from fastdarts.primitives.table import EdgeOps
-from fastdarts.spaces.darts.genotype import Genotype, Pairs, edges_of
-from fastdarts.spaces.darts.supernet import Mix, SearchNetwork
+from fastdarts.spaces.darts.genotype import Genotype, Pairs, derive_cell
+from fastdarts.spaces.group import Choice, Group
 
-Derive = Callable[[list[Tensor]], Genotype]
+Ends = Sequence[tuple[int, int]]
 
 
 def skips(nodes: Sequence[Pairs]) -> int:
-    """The number of skip connections in a cell."""
+    """Count the skip connections of a cell."""
     return sum(op == "skip_connect" for node in nodes for op, _ in node)
 
 
-def with_at_most(
-    limit: int | None, scores: Sequence[Tensor], derive: Derive, candidates: Sequence[EdgeOps]
+def derive(
+    groups: Mapping[str, Group], scores: Mapping[str, Tensor], choice: Choice, concat: Sequence[int]
 ) -> Genotype:
-    """`derive(scores)`, its normal cell with at most `limit` skip connections; None: as it is.
+    """Derive a genotype; its normal cell has at most `choice.max_skips` skip connections.
 
     As long as there are more, the weakest of them leaves its edge and the cell is derived anew (P-DARTS, Chen et al.,
-    ICCV 2019). An edge that has no other ops keeps its skip connection.
+    ICCV 2019). An edge that has no other op keeps its skip connection.
+
+    Args:
+        groups: the edges and ops of "normal" and "reduce".
+        scores: [edges, ops] of each; minus infinity for ops that were pruned.
+        choice: the method's rule.
+        concat: the states that a cell puts out.
     """
-    normal, reduce = scores[0].clone(), scores[1]
-    genotype = derive([normal, reduce])
-    while limit is not None and skips(genotype.nodes("normal")) > limit:
-        edges = edges_of(len(genotype.nodes("normal")))
+    group, normal = groups["normal"], scores["normal"].clone()
+    removed: set[tuple[int, int]] = set()
+    pairs, states = _cell(group, normal, choice, concat)
+    while choice.max_skips is not None and skips(_nodes(pairs)) > choice.max_skips:
         chosen = [
-            edges.index((source, state))
-            for state, node in enumerate(genotype.nodes("normal"), start=2)
+            group.ends.index((source, state))
+            for state, node in enumerate(_nodes(pairs), start=2)
             for op, source in node
             if op == "skip_connect"
         ]
-        places = [(edge, candidates[0][edge].index("skip_connect")) for edge in chosen]
-        places = [place for place in places if normal[place] >= 0]
+        places = [(edge, group.ops[edge].index("skip_connect")) for edge in chosen]
+        places = [place for place in places if place not in removed]
         if not places:
             break
-        normal[min(places, key=lambda place: float(normal[place]))] = -1.0
-        genotype = derive([normal, reduce])
-    return genotype
+        weakest = min(places, key=lambda place: float(normal[place]))
+        removed.add(weakest)
+        normal[weakest] = normal[normal.isfinite()].min() - 1  # below all ops but those that were pruned
+        pairs, states = _cell(group, normal, choice, concat)
+    return Genotype(pairs, states, *_cell(groups["reduce"], scores["reduce"], choice, concat))
 
 
-def from_edges(
-    network: SearchNetwork,
-    scores: Sequence[Tensor],
-    choose: Callable[[list[float], Sequence[str]], list[str]],
-    edges_per_node: int | None = None,
-) -> Genotype:
-    """Cells whose nodes may have any number of ops.
+def _nodes(pairs: list[Pairs] | Pairs) -> list[Pairs]:
+    return Genotype(pairs, [], [], []).nodes("normal")
 
-    Args:
-        scores: [edges, ops] of normal and reduction cells.
-        choose: an edge's scores and the names of its ops -> those it keeps, none to drop the edge.
-        edges_per_node: of each node, only so many of the edges with the best scores are asked; None: all.
+
+def _cell(group: Group, score: Tensor, choice: Choice, concat: Sequence[int]) -> tuple[list[Pairs] | Pairs, list[int]]:
+    steps = group.ends[-1][1] - 1
+    if choice.last_wins:
+        return top_two(score, group.ops, group.ends), list(concat)
+    usual: Pairs = derive_cell(score, steps, group.ops)
+    if choice.threshold is None and not choice.none_wins and choice.edges_per_node == 2 and choice.ops_per_edge == 1:
+        return usual, list(concat)
+    return _any_number(group, score, choice, usual, concat)
+
+
+def _any_number(
+    group: Group, score: Tensor, choice: Choice, usual: Pairs, concat: Sequence[int]
+) -> tuple[list[Pairs] | Pairs, list[int]]:
+    """Derive a cell whose nodes may have any number of ops.
 
     A node without ops vanishes, and with it the edges that leave it. A cell without any op is derived as DARTS'.
     """
-    darts = network.derive(scores)
-    cells: list[tuple[list[Pairs] | Pairs, list[int]]] = []
-    for score, names, usual in zip(scores, network.candidates, (darts.normal, darts.reduce), strict=True):
-        rows: list[list[float]] = score.tolist()
-        edges = list(enumerate(edges_of(network.steps)))
-        nodes: list[Pairs] = []
-        for state in range(2, 2 + network.steps):
-            incoming = sorted((edge for edge in edges if edge[1][1] == state), key=lambda edge: -max(rows[edge[0]]))
-            nodes.append(
-                [
-                    (op, source)
-                    for edge, (source, _) in incoming[:edges_per_node]
-                    if source < 2 or nodes[source - 2]
-                    for op in choose(rows[edge], names[edge])
-                ]
-            )
-        concat = [state for state in network.concat() if nodes[state - 2]]
-        if not concat:
-            cells.append((usual, network.concat()))
-        elif all(len(node) == 2 for node in nodes):
-            cells.append(([pair for node in nodes for pair in node], concat))
-        else:
-            cells.append((nodes, concat))
-    (normal, normal_concat), (reduce, reduce_concat) = cells
-    return Genotype(normal, normal_concat, reduce, reduce_concat)
+    rows: list[list[float]] = score.tolist()
+    nodes: list[Pairs] = []
+    for here in group.entering():
+        edges = sorted(range(here.start, here.stop), key=lambda edge: -max(rows[edge]))[: choice.edges_per_node]
+        nodes.append(
+            [
+                (op, source)
+                for edge in edges
+                if (source := group.ends[edge][0]) < 2 or nodes[source - 2]
+                for op in strongest(rows[edge], group.ops[edge], choice)
+            ]
+        )
+    states = [state for state in concat if nodes[state - 2]]
+    if not states:
+        return usual, list(concat)
+    if all(len(node) == 2 for node in nodes):
+        return [pair for node in nodes for pair in node], states
+    return nodes, states
 
 
-def discrete_mixes(network: SearchNetwork, genotype: Genotype) -> list[Mix]:
-    """Op weights with which the search network computes a genotype: 1 for its ops, on its edges; nothing else runs."""
-    mixes = []
-    for cell, names in enumerate(network.candidates):
-        nodes = genotype.nodes("reduce" if cell else "normal")
-        edges = edges_of(network.steps)
-        weights = torch.zeros(len(edges), len(names[0]) + len(network.auxiliary))
-        for state, node in enumerate(nodes, start=2):
-            for op, source in node:
-                edge = edges.index((source, state))
-                weights[edge, names[edge].index(op)] = 1
-        active = [row.nonzero().flatten().tolist() for row in weights]
-        mixes.append(Mix(weights.to(network.alphas[cell]), active))
-    return mixes
+def strongest(row: Sequence[float], names: Sequence[str], choice: Choice) -> list[str]:
+    """Return the names of the ops that an edge keeps; none to drop the edge."""
+    order = sorted(range(len(row)), key=lambda column: -row[column])[: choice.ops_per_edge]
+    kept = [names[column] for column in order if choice.threshold is None or row[column] >= choice.threshold]
+    return [name for name in kept if not (choice.none_wins and name == "none")]
+
+
+def top_two(scores: Tensor, names: EdgeOps, ends: Ends) -> Pairs:
+    """Keep two edges a node, ties to the later one, in the order of their sources (P-DARTS' code)."""
+    pairs: Pairs = []
+    best = []
+    for row, ops in zip(scores.tolist(), names, strict=True):
+        known = [column for column, name in enumerate(ops) if name != "none"]
+        column = max(known, key=row.__getitem__)
+        best.append((row[column], ops[column]))
+    for state in dict.fromkeys(target for _, target in ends):
+        incoming = [edge for edge, (_, target) in enumerate(ends) if target == state]
+        kept = sorted(incoming, key=lambda edge: (best[edge][0], edge))[-2:]
+        pairs += [(best[edge][1], ends[edge][0]) for edge in sorted(kept)]
+    return pairs
+
+
+def random_genotype(
+    groups: Mapping[str, Group], generator: torch.Generator, concat: Sequence[int], max_skips: int | None = None
+) -> Genotype:
+    """Draw normal and reduction cell uniformly, until the normal cell has at most `max_skips` skip connections."""
+    while True:
+        cells = []
+        for group in groups.values():
+            pairs: Pairs = []
+            for state in dict.fromkeys(target for _, target in group.ends):
+                for source in torch.randperm(state, generator=generator)[:2].sort().values.tolist():
+                    row = group.ops[group.ends.index((source, state))]
+                    pairs.append((row[int(torch.randint(len(row), (), generator=generator))], source))
+            cells.append(pairs)
+        genotype = Genotype(cells[0], list(concat), cells[1], list(concat))
+        if max_skips is None or skips(genotype.nodes("normal")) <= max_skips:
+            return genotype

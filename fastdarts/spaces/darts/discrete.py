@@ -14,11 +14,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from fastdarts.mixed.mixed_op import check_input
 from fastdarts.primitives.modules import FactorizedReduce, ReLUConvBN, build, check_even
 from fastdarts.spaces.darts.genotype import Genotype
+from fastdarts.spaces.network import DiscreteNetwork
 
 STEMS = ("cifar", "imagenet")
 
 
-class EvalNetwork(nn.Module):
+class EvalNetwork(DiscreteNetwork):
     """A stack of `layers` discrete cells with `C` initial channels; cells L//3 and 2L//3 halve the image and double C.
 
     Args:

@@ -28,6 +28,11 @@ class Genotype(NamedTuple):
     reduce: Pairs | list[Pairs]
     reduce_concat: list[int]
 
+    @property
+    def space(self) -> str:
+        """Return the name of the space that genotypes belong to."""
+        return "darts"
+
     def nodes(self, cell: CellName) -> list[Pairs]:
         """The pairs of each node of a cell, in node order."""
         pairs: list[Any] = getattr(self, cell)

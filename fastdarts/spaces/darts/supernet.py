@@ -1,43 +1,50 @@
-"""The search network (supernet): a stack of cells whose edges mix all candidate operations."""
+"""The search network of DARTS' convolutional space: a stack of cells whose edges mix all candidate operations."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from fastdarts.mixed.mixed_op import Active, Backend, check_backend, check_input
-from fastdarts.mixed.walk import modules_of
+from fastdarts.mixed.mix import Mix
+from fastdarts.mixed.mixed_op import Backend, MixedOp, check_backend, check_input
 from fastdarts.primitives.modules import check_even
 from fastdarts.primitives.table import PRIMITIVES, EdgeOps, check_primitives, per_edge
 from fastdarts.spaces.darts.cell import Cell
-from fastdarts.spaces.darts.genotype import Genotype, derive_cell, edges_of
+from fastdarts.spaces.darts.derivation import derive, random_genotype
+from fastdarts.spaces.darts.genotype import Genotype, edges_of
+from fastdarts.spaces.group import Choice, Group
+from fastdarts.spaces.supernet import Mixes, Supernet
+
+Stem = Callable[[int, int], nn.Module]
+"""make(in_channels, C) -> a module from images to a tensor with C channels."""
+Head = Callable[[int, int], nn.Module]
+"""make(C, num_classes) -> a module from the last cell's output, with C channels, to the network's output."""
+
+TITLES = {"normal": "normal cell", "reduce": "reduction cell"}
 
 
-class Mix(NamedTuple):
-    """How the cells of one type mix their ops in a forward pass."""
+def groups_of(
+    primitives: Sequence[str], candidates: Mapping[str, Sequence[Sequence[str]]] | None = None, steps: int = 4
+) -> dict[str, Group]:
+    """Return the space's groups: the edges of normal and of reduction cells.
 
-    weights: Tensor
-    """[edges, ops]: the op weights, whatever relaxation made them."""
-    active: Active | None = None
-    """The ops that run, for each edge; None: all."""
+    Args:
+        primitives: the ops of every edge.
+        candidates: each edge's own ops instead: for "normal" and for "reduce" a list of names an edge.
+        steps: nodes of a cell.
+    """
+    ends = tuple(edges_of(steps))
+    return {
+        name: Group(title, per_edge(candidates[name] if candidates else primitives, len(ends)), ends)
+        for name, title in TITLES.items()
+    }
 
 
-Relaxation = Callable[["SearchNetwork"], list[Mix]]
-
-
-def softmax_relaxation(network: "SearchNetwork") -> list[Mix]:
-    """Softmax of each edge's alphas (equation 2)."""
-    return [Mix(alpha.softmax(dim=-1)) for alpha in network.alphas]
-
-
-class SearchNetwork(nn.Module):
+class SearchNetwork(Supernet):
     """The continuous relaxation of DARTS' convolutional space (Liu et al., ICLR 2019, sections 2.1 and 3.1).
 
-    Reduction cells stand at a third and two thirds of the depth and double the channels. Parameter names are those
-    of the original code; the architecture parameters are leaves of their own, neither `parameters()` nor in
-    `state_dict()`.
+    Reduction cells are at one third and two thirds of the depth and double the channels. Parameter names are those
+    of the original code.
 
     Args:
         C: channels of the first cells' nodes, even.
@@ -47,18 +54,16 @@ class SearchNetwork(nn.Module):
         stem_multiplier: the stem has stem_multiplier * C channels.
         in_channels: channels of the images.
         primitives: candidate ops of every edge.
-        candidates: for an edge's own candidates: those of normal and of reduction cells, a list of names for each edge,
-            equally many in a cell. They are among the primitives.
+        backend: see `MixedOp`.
+        candidates: each edge's own candidates: for "normal" and for "reduce" a list of names an edge, equally many in a
+            cell. They are among the primitives.
         auxiliary: ops that every edge has besides its candidates, without an alpha; their op weights follow the
             candidates'.
-        cell: makes a cell, as `Cell`.
-        backend: see `MixedOp`.
+        K: only 1/K of the channels go through the ops (PC-DARTS).
+        stem: make(in_channels, channels) -> your own first layers instead of a 3x3 convolution.
+        head: make(channels, num_classes) -> your own last layers instead of global pooling and a linear classifier, for
+            example for dense prediction.
     """
-
-    relaxation: Relaxation
-    """Gives a forward pass its op weights; a method sets its own."""
-    extra_alphas: dict[str, Tensor]
-    """A method's further architecture parameters by name: leaves that require gradients."""
 
     def __init__(
         self,
@@ -72,11 +77,12 @@ class SearchNetwork(nn.Module):
         primitives: Sequence[str] = PRIMITIVES,
         backend: Backend = "auto",
         *,
-        candidates: Sequence[Sequence[Sequence[str]]] | None = None,
+        candidates: Mapping[str, Sequence[Sequence[str]]] | None = None,
         auxiliary: Sequence[str] = (),
-        cell: Callable[..., Cell] = Cell,
+        K: int = 1,
+        stem: Stem | None = None,
+        head: Head | None = None,
     ) -> None:
-        super().__init__()
         for name, value in (
             ("C", C),
             ("num_classes", num_classes),
@@ -85,6 +91,7 @@ class SearchNetwork(nn.Module):
             ("multiplier", multiplier),
             ("stem_multiplier", stem_multiplier),
             ("in_channels", in_channels),
+            ("K", K),
         ):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
@@ -92,65 +99,62 @@ class SearchNetwork(nn.Module):
         check_backend(backend)
         if multiplier > steps:
             raise ValueError(f"multiplier must be at most steps = {steps}; got {multiplier}")
+        names = check_primitives(primitives)
+        if candidates is not None and set(candidates) != set(TITLES):
+            raise ValueError(f"candidates must have the keys {', '.join(TITLES)}; got {', '.join(candidates)}")
+        groups = groups_of(names, candidates, steps)
+        for name in {name for group in groups.values() for row in group.ops for name in row}:
+            if name not in names:
+                raise ValueError(f"candidates must be among the primitives {', '.join(names)}; got {name}")
+        super().__init__(groups, tuple(auxiliary))
         self.steps = steps
         self.multiplier = multiplier
         self.in_channels = in_channels
         self.backend = backend
-        self.primitives = check_primitives(primitives)
-        edges = edges_of(steps)
-        self.candidates: list[EdgeOps] = [per_edge(names, len(edges)) for names in candidates or [self.primitives] * 2]
-        for names in {name for cell_type in self.candidates for edge in cell_type for name in edge}:
-            if names not in self.primitives:
-                raise ValueError(f"candidates must be among the primitives {', '.join(self.primitives)}; got {names}")
-        self.auxiliary = tuple(auxiliary)
-        self.relaxation = softmax_relaxation
-        self.extra_alphas = {}
+        self._primitives = names
 
         C_prev_prev, C_prev, C_cell = stem_multiplier * C, stem_multiplier * C, C
-        self.stem = nn.Sequential(nn.Conv2d(in_channels, C_prev, 3, padding=1, bias=False), nn.BatchNorm2d(C_prev))
+        if stem is None:
+            self.stem: nn.Module = nn.Sequential(
+                nn.Conv2d(in_channels, C_prev, 3, padding=1, bias=False), nn.BatchNorm2d(C_prev)
+            )
+        else:
+            self.stem = stem(in_channels, C_prev)
         self.cells = nn.ModuleList()
         reduction_prev = False
         for i in range(layers):
             reduction = i in (layers // 3, 2 * layers // 3)
             C_cell *= 2 if reduction else 1
-            ops = [(*names, *self.auxiliary) for names in self.candidates[reduction]]
+            ops: EdgeOps = tuple((*row, *self.auxiliary) for row in groups[_group(reduction)].ops)
             self.cells.append(
-                cell(steps, multiplier, C_prev_prev, C_prev, C_cell, reduction, reduction_prev, ops, backend)
+                Cell(steps, multiplier, C_prev_prev, C_prev, C_cell, reduction, reduction_prev, ops, backend, K)
             )
             reduction_prev = reduction
             C_prev_prev, C_prev = C_prev, multiplier * C_cell
-        self.global_pooling = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Linear(C_prev, num_classes)
-
-        # The original's initial alphas: noise that breaks ties of the first ranking.
-        shapes = [(len(edges), len(names[0])) for names in self.candidates]
-        self.alphas_normal, self.alphas_reduce = ((1e-3 * torch.randn(shape)).requires_grad_() for shape in shapes)
+        if head is None:
+            self.global_pooling = nn.AdaptiveAvgPool2d(1)
+            self.classifier = nn.Linear(C_prev, num_classes)
+        else:
+            self.head = head(C_prev, num_classes)
+        self.make_alphas()
 
     @property
-    def alphas(self) -> list[Tensor]:
-        """[alphas_normal, alphas_reduce], each [edges, ops]: leaves that require gradients."""
-        return [self.alphas_normal, self.alphas_reduce]
+    def primitives(self) -> tuple[str, ...]:
+        """Return all candidate ops' names: the columns of alphas.npz."""
+        return self._primitives
 
-    def arch_parameters(self) -> list[Tensor]:
-        """All architecture parameters: `alphas`, then `extra_alphas`."""
-        return [*self.alphas, *self.extra_alphas.values()]
+    @property
+    def alphas_normal(self) -> Tensor:
+        """Return the alphas [edges, ops] of the normal cells."""
+        return self.alphas["normal"]
 
-    def op_weights(self) -> list[Mix]:
-        """The op weights of normal and reduction cells, for one forward pass; a relaxation may draw them."""
-        return self.relaxation(self)
-
-    @contextmanager
-    def mixing(self, mixes: Sequence[Mix]) -> Iterator[None]:
-        """Inside, forward passes mix normal and reduction cells as given."""
-        before = self.relaxation
-        self.relaxation = lambda _: list(mixes)
-        try:
-            yield
-        finally:
-            self.relaxation = before
+    @property
+    def alphas_reduce(self) -> Tensor:
+        """Return the alphas [edges, ops] of the reduction cells."""
+        return self.alphas["reduce"]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images [N, in_channels, H, W] -> logits [N, num_classes]."""
+        """Compute logits [N, num_classes] (or your head's output) from images [N, in_channels, H, W]."""
         check_input(x, self.in_channels)
         if self.backend != "reference":
             x = x.contiguous(memory_format=torch.channels_last)  # the kernels' layout, once for the whole network
@@ -158,49 +162,41 @@ class SearchNetwork(nn.Module):
         s0 = s1 = self.stem(x)
         for cell in self.cells:
             assert isinstance(cell, Cell)
-            s0, s1 = s1, cell(s0, s1, *mixes[cell.reduction])
+            s0, s1 = s1, cell(s0, s1, *mixes[_group(cell.reduction)])
+        if hasattr(self, "head"):
+            return self.head(s1)
         return self.classifier(self.global_pooling(s1).flatten(1))
 
-    def genotype(self) -> Genotype:
-        """The discrete cells of the softmax of the present alphas."""
-        return self.derive([alpha.softmax(dim=-1) for alpha in self.alphas])
+    def mixed_ops(self, group: str) -> list[list[MixedOp]]:
+        """Return the mixed ops of each normal or each reduction cell."""
+        cells = [cell for cell in self.cells if isinstance(cell, Cell)]
+        return [cell.edges() for cell in cells if _group(cell.reduction) == group]
 
-    def derive(self, scores: Sequence[Tensor]) -> Genotype:
-        """The discrete cells by `derive_cell`, from scores [edges, ops] of normal and reduction cells' candidates."""
-        normal, reduce = (
-            derive_cell(score, self.steps, names) for score, names in zip(scores, self.candidates, strict=True)
-        )
-        return Genotype(normal, self.concat(), reduce, self.concat())
+    def derive(self, scores: Mapping[str, Tensor], choice: Choice = Choice()) -> Genotype:  # noqa: B008 - frozen
+        """Return the genotype of scores [edges, ops]; see `derivation.derive`."""
+        return derive(self.groups, scores, choice, self.concat())
+
+    def mixes_of(self, architecture: Genotype) -> Mixes:
+        """Return op weights with which this network computes a genotype."""
+        mixes = {}
+        for name, group in self.groups.items():
+            weights = torch.zeros(len(group.ops), group.shape[1] + len(self.auxiliary))
+            for state, node in enumerate(architecture.nodes(name), start=2):  # type: ignore[arg-type]
+                for op, source in node:
+                    edge = group.ends.index((source, state))
+                    weights[edge, group.ops[edge].index(op)] = 1
+            active = [row.nonzero().flatten().tolist() for row in weights]
+            mixes[name] = Mix(weights.to(self.alphas[name]), active)
+        return mixes
+
+    def random(self, generator: torch.Generator, max_skips: int | None = None) -> Genotype:
+        """Draw a genotype uniformly: two predecessors of each node, any op (`none`, too) on both edges."""
+        return random_genotype(self.groups, generator, self.concat(), max_skips)
 
     def concat(self) -> list[int]:
-        """The states that a cell puts out."""
+        """Return the states that a cell puts out."""
         return list(range(2 + self.steps - self.multiplier, 2 + self.steps))
 
-    @contextmanager
-    def frozen_statistics(self) -> Iterator[None]:
-        """Inside, batch norm in train mode normalises by the batch as always and leaves its running buffers alone.
 
-        Buffers of other modules, which a caller has put in, are put back at the end.
-        """
-        holders = [module for module in modules_of(self) if module._buffers]
-        tracking = [m for m in holders if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
-        others = (m._buffers.values() for m in holders if not isinstance(m, nn.BatchNorm2d))
-        saved = [(buffer, buffer.clone()) for buffers in others for buffer in buffers if buffer is not None]
-        # Not by nn.Module's own __setattr__, which takes 20 times as long: a network has 1,000 batch norms.
-        for module in tracking:
-            object.__setattr__(module, "track_running_stats", False)
-        try:
-            yield
-        finally:
-            for module in tracking:
-                object.__setattr__(module, "track_running_stats", True)
-            for buffer, value in saved:
-                buffer.copy_(value)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SearchNetwork":
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for alpha in self.arch_parameters():  # .to(), .cuda(), .double() reach parameters and buffers only
-            alpha.data = fn(alpha.data)
-            if alpha.grad is not None:
-                alpha.grad.data = fn(alpha.grad.data)
-        return self
+def _group(reduction: bool) -> str:
+    return "reduce" if reduction else "normal"

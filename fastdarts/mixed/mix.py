@@ -1,0 +1,33 @@
+"""How the edges of a cell mix their ops in a forward pass."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Active = Sequence[Sequence[int]]
+"""For each edge, the columns of the ops that run; ops that are left out cost nothing and get no gradient."""
+
+
+class DropPath(NamedTuple):
+    """Drop single samples on each edge in training and scale up the others (RobustDARTS, Zela et al., ICLR 2020)."""
+
+    rate: float
+    """Probability that an edge drops a sample."""
+    generator: torch.Generator
+    """Draws the samples, on the CPU."""
+
+
+class Mix(NamedTuple):
+    """Op weights of a group of edges, and what else an edge does."""
+
+    weights: Tensor
+    """[edges, ops]: the op weights, whatever relaxation made them."""
+    active: Active | None = None
+    """The ops that run on each edge; None runs all."""
+    passing: Tensor | None = None
+    """[edges]: with partial channels, the weight of the channels that bypass the ops (PC-DARTS)."""
+    added: Tensor | None = None
+    """[edges]: a number that an edge adds to all values of its target; it only carries a gradient (GDAS)."""
+    drop_path: DropPath | None = None

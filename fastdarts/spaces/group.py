@@ -1,0 +1,60 @@
+"""Groups of rows of named choices: the part of a search space that a search method sees."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fastdarts.primitives.table import EdgeOps
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows of choices that share one matrix of alphas: the edges of a type of cell, or the layers of a network.
+
+    Attributes:
+        title: the group's name in reports and messages, e.g. "normal cell".
+        ops: the names of each row's candidate ops, equally many a row: the columns of alpha.
+        ends: for rows that are edges of a cell, the (source state, target state) of each; empty otherwise.
+    """
+
+    title: str
+    ops: EdgeOps
+    ends: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return the shape [rows, ops] of the group's alphas."""
+        return len(self.ops), len(self.ops[0])
+
+    def entering(self) -> list[slice]:
+        """Return the rows of the edges that enter each node."""
+        slices = []
+        for target in dict.fromkeys(target for _, target in self.ends):
+            rows = [row for row, (_, to) in enumerate(self.ends) if to == target]
+            slices.append(slice(rows[0], rows[-1] + 1))
+        return slices
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a method cuts an architecture out of the scores of its ops; a space applies what has a meaning in it.
+
+    Attributes:
+        ops_per_edge: an edge keeps at most so many of its strongest ops.
+        edges_per_node: a node keeps so many of its strongest edges; None keeps all.
+        threshold: ops with a lower score are dropped.
+        none_wins: an edge whose strongest op is `none` is dropped; otherwise `none` does not compete.
+        last_wins: of edges with equal scores the last one is kept, and kept edges stay in the order of their sources.
+        max_skips: largest number of skip connections (in DARTS' space, of the normal cell); None allows any.
+    """
+
+    ops_per_edge: int = 1
+    edges_per_node: int | None = 2
+    threshold: float | None = None
+    none_wins: bool = False
+    last_wins: bool = False
+    max_skips: int | None = None
+
+
+def names_of(groups: Sequence[Group]) -> tuple[str, ...]:
+    """Return the distinct op names of groups, in order of appearance."""
+    return tuple(dict.fromkeys(name for group in groups for row in group.ops for name in row))

@@ -1,0 +1,16 @@
+"""The discrete network of any space: what is trained from scratch after a search."""
+
+from torch import nn
+
+
+class DiscreteNetwork(nn.Module):
+    """Base of the networks that architectures describe.
+
+    Called with images [N, in_channels, H, W] it returns logits [N, num_classes]; in training a tuple of logits and
+    auxiliary logits where it has an auxiliary head.
+    """
+
+    in_channels: int
+    drop_path_prob: float = 0.0
+    """Probability of dropping an op for one sample in training; a schedule assigns it. Without effect in networks that
+    have no drop path."""

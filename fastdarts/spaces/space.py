@@ -1,0 +1,98 @@
+"""What the programs and methods know of a search space."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol
+
+from fastdarts.spaces.group import Group
+from fastdarts.spaces.network import DiscreteNetwork
+from fastdarts.spaces.supernet import Supernet
+
+Feature = Literal["edges", "skip connections", "auxiliary ops", "partial channels", "drop path", "depth"]
+"""What a method may need of a space: rows that are edges of cells; `skip_connect` among the ops; ops without an alpha;
+ops on some of the channels; edges that drop samples; a number of cells to choose."""
+
+
+class Architecture(Protocol):
+    """What a search finds: plain values that only their space looks into."""
+
+    @property
+    def space(self) -> str:
+        """Return the name of the space that reads and builds it."""
+        ...
+
+    def to_json(self) -> str:
+        """Return a JSON object; `Space.from_json` reads it back equal."""
+        ...
+
+
+class Space(Protocol):
+    """A search space: its groups of choices, its search network, and what becomes of a found architecture."""
+
+    @property
+    def name(self) -> str:
+        """Return the name on the command line and in an architecture's JSON."""
+        ...
+
+    @property
+    def title(self) -> str:
+        """Return a short description."""
+        ...
+
+    @property
+    def groups(self) -> Mapping[str, Group]:
+        """Return the rows of choices of the whole space, before a method removes ops."""
+        ...
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        """Return what the space offers to methods."""
+        ...
+
+    def search_defaults(self, dataset: str) -> Mapping[str, Any]:
+        """Return defaults of search options that differ from those of DARTS."""
+        ...
+
+    def evaluation_defaults(self, dataset: str) -> Mapping[str, Any]:
+        """Return defaults of evaluation options that differ from those of DARTS."""
+        ...
+
+    def arguments(self) -> dict[str, Any]:
+        """Return arguments of `supernet` that describe the space; a method may change them."""
+        ...
+
+    def supernet(self, **arguments: Any) -> Supernet:
+        """Build the search network.
+
+        Args:
+            arguments: C, num_classes, layers, in_channels, backend; those of `arguments`; and what the method adds.
+        """
+        ...
+
+    def discrete(self, architecture: Any, **options: Any) -> DiscreteNetwork:
+        """Build the network of an architecture, as it is trained from scratch.
+
+        Args:
+            architecture: what a search in this space found.
+            options: C, num_classes, layers, in_channels, auxiliary, drop_path_prob, stem.
+        """
+        ...
+
+    def from_json(self, text: str) -> Any:
+        """Read an architecture from JSON; ValueError says what is wrong with it."""
+        ...
+
+    def from_text(self, text: str) -> Any | None:
+        """Read an architecture as the space's users write it; None if the text is of another space."""
+        ...
+
+    def numbers(self, architecture: Any) -> dict[str, float]:
+        """Return what an epoch reports of an architecture, such as skip connections."""
+        ...
+
+    def svg(self, architecture: Any) -> str:
+        """Draw an architecture as an SVG document."""
+        ...
+
+    def png(self, architecture: Any) -> bytes:
+        """Draw an architecture as a PNG file."""
+        ...

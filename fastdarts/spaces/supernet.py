@@ -1,0 +1,125 @@
+"""The search network (supernet) of any space: its alphas, their relaxation and the op weights of a forward pass."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastdarts.mixed.mix import Mix
+from fastdarts.mixed.mixed_op import MixedOp
+from fastdarts.mixed.walk import modules_of
+from fastdarts.spaces.group import Choice, Group
+
+Mixes = dict[str, Mix]
+"""The op weights of each group."""
+Relaxation = Callable[["Supernet"], Mixes]
+
+
+def softmax_relaxation(network: "Supernet") -> Mixes:
+    """Return the softmax of each row's alphas (Liu et al., ICLR 2019, equation 2)."""
+    return {name: Mix(alpha.softmax(dim=-1)) for name, alpha in network.alphas.items()}
+
+
+class Supernet(nn.Module):
+    """Base of the search networks. A subclass builds its modules, then calls `make_alphas`.
+
+    The architecture parameters are leaves of their own, neither in `parameters()` nor in `state_dict()`.
+    """
+
+    groups: dict[str, Group]
+    """The rows of choices by name."""
+    alphas: dict[str, Tensor]
+    """[rows, ops] of each group: leaves that require gradients."""
+    relaxation: Relaxation
+    """Computes the op weights of a forward pass; a method sets its own."""
+    extra_alphas: dict[str, Tensor]
+    """A method's further architecture parameters by name: leaves that require gradients."""
+    auxiliary: tuple[str, ...]
+    """Ops that every edge has besides its candidates, without an alpha; their op weights follow the candidates'."""
+
+    def __init__(self, groups: Mapping[str, Group], auxiliary: tuple[str, ...] = ()) -> None:
+        super().__init__()
+        self.groups = dict(groups)
+        self.auxiliary = auxiliary
+        self.alphas = {}
+        self.extra_alphas = {}
+        self.relaxation = softmax_relaxation
+
+    def make_alphas(self) -> None:
+        """Draw the initial alphas: small noise, as in the original code, breaks ties of the first ranking."""
+        self.alphas = {name: (1e-3 * torch.randn(group.shape)).requires_grad_() for name, group in self.groups.items()}
+
+    @property
+    def primitives(self) -> tuple[str, ...]:
+        """Return all candidate ops' names: the columns of alphas.npz."""
+        return tuple(dict.fromkeys(name for group in self.groups.values() for row in group.ops for name in row))
+
+    def arch_parameters(self) -> list[Tensor]:
+        """Return all architecture parameters: `alphas`, then `extra_alphas`."""
+        return [*self.alphas.values(), *self.extra_alphas.values()]
+
+    def op_weights(self) -> Mixes:
+        """Return each group's op weights for one forward pass; a relaxation may draw them."""
+        return self.relaxation(self)
+
+    @contextmanager
+    def mixing(self, mixes: Mapping[str, Mix]) -> Iterator[None]:
+        """Inside, forward passes use these op weights."""
+        before = self.relaxation
+        self.relaxation = lambda _: dict(mixes)
+        try:
+            yield
+        finally:
+            self.relaxation = before
+
+    @abstractmethod
+    def mixed_ops(self, group: str) -> list[list[MixedOp]]:
+        """Return the mixed ops of each cell that a group belongs to, in the order of its rows."""
+
+    @abstractmethod
+    def derive(self, scores: Mapping[str, Tensor], choice: Choice = Choice()) -> Any:  # noqa: B008 - frozen
+        """Return the architecture of scores [rows, ops] a group."""
+
+    @abstractmethod
+    def mixes_of(self, architecture: Any) -> Mixes:
+        """Return op weights with which this network computes an architecture: 1 for its ops; nothing else runs."""
+
+    @abstractmethod
+    def random(self, generator: torch.Generator, max_skips: int | None = None) -> Any:
+        """Draw an architecture uniformly; with `max_skips`, among those with so many skip connections or fewer."""
+
+    def genotype(self) -> Any:
+        """Return the architecture of the softmax of the present alphas."""
+        return self.derive({name: alpha.softmax(dim=-1) for name, alpha in self.alphas.items()})
+
+    @contextmanager
+    def frozen_statistics(self) -> Iterator[None]:
+        """Inside, batch norm in train mode normalises by the batch as always and leaves its running buffers alone.
+
+        Buffers of other modules, which a caller has added, are restored at the end.
+        """
+        holders = [module for module in modules_of(self) if module._buffers]
+        tracking = [m for m in holders if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
+        others = (m._buffers.values() for m in holders if not isinstance(m, nn.BatchNorm2d))
+        saved = [(buffer, buffer.clone()) for buffers in others for buffer in buffers if buffer is not None]
+        # Not by nn.Module's own __setattr__, which takes 20 times as long: a network has 1,000 batch norms.
+        for module in tracking:
+            object.__setattr__(module, "track_running_stats", False)
+        try:
+            yield
+        finally:
+            for module in tracking:
+                object.__setattr__(module, "track_running_stats", True)
+            for buffer, value in saved:
+                buffer.copy_(value)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Supernet":
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for alpha in self.arch_parameters():  # .to(), .cuda(), .double() reach parameters and buffers only
+            alpha.data = fn(alpha.data)
+            if alpha.grad is not None:
+                alpha.grad.data = fn(alpha.grad.data)
+        return self
