@@ -92,15 +92,17 @@ def taps(dw_ptr, c, ky: tl.constexpr, KERNEL: tl.constexpr, C: tl.constexpr, BAC
 
 
 @triton.jit
-def add_row(sums, covered, factors):
+def add_row(sums, covered, factors, SUMS: tl.constexpr, FACTORS: tl.constexpr):
     """A row of sums, each with the products of as many values of a row of input, from its own place on, and factors.
 
-    Of outputs the factors are a row of taps; of taps a row of outputs' gradients.
+    Of outputs the factors are a row of taps; of taps a row of outputs' gradients. SUMS, FACTORS: how many there are;
+    Triton 3.6 names a function by the types of all tensors it is given, whichever tuple they stand in, so that without
+    these numbers 3 sums of 4 factors and 5 of 2, of the gradients of 3x3 and 5x5 weights, would be one function.
     """
     more = ()
-    for n in tl.static_range(len(sums)):
+    for n in tl.static_range(SUMS):
         total = sums[n]
-        for i in tl.static_range(len(factors)):
+        for i in tl.static_range(FACTORS):
             total = tl.fma(covered[n + i], factors[i], total)
         more = more + (total,)
     return more
@@ -124,7 +126,7 @@ def convolved(ptr, dw_ptr, q, h, w, exists, c, scale, shift, COLUMNS: tl.constex
         more = ()
         for j in tl.static_range(ROWS):
             if m >= j and m - j < KERNEL:
-                more = more + (add_row(d[j], covered, weights[m - j]),)
+                more = more + (add_row(d[j], covered, weights[m - j], COLUMNS, KERNEL),)
             else:
                 more = more + (d[j],)
         d = more
@@ -179,7 +181,7 @@ def weight_gradient(
             more = ()
             for ky in tl.static_range(KERNEL):
                 if m >= ky and m - ky < ROWS:
-                    more = more + (add_row(sums[ky], covered, dd[m - ky]),)
+                    more = more + (add_row(sums[ky], covered, dd[m - ky], KERNEL, COLUMNS),)
                 else:
                     more = more + (sums[ky],)
             sums = more
