@@ -13,7 +13,7 @@ from fastdarts.spaces.supernet import Supernet
 MASKED = -1e4
 """The alpha of an op that is left out: softmax and sigmoid make exactly 0 of it; -inf would make NaN in gradients."""
 
-_WITH_WEIGHTS = ("sep_conv", "dil_conv", "factored_conv")
+_WITH_WEIGHTS = ("sep_conv", "dil_conv", "pointwise", "dense_conv", "factored_conv")
 
 
 def prune(

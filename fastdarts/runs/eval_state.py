@@ -46,20 +46,17 @@ class EvalState(RunState):
         self, genotype: Any, config: EvalConfig, train: ImageData, loss: Loss | None, device: torch.device
     ) -> None:
         torch.manual_seed(config.seed)
-        network = (
-            space_of(genotype)
-            .discrete(
-                genotype,
-                C=config.init_channels,
-                num_classes=outputs_for(train),
-                layers=config.layers,
-                auxiliary=config.auxiliary,
-                drop_path_prob=config.drop_path,
-                in_channels=train.images.shape[1],
-                stem=config.stem,
-            )
-            .to(device, memory_format=torch.channels_last)
-        )  # type: ignore[call-overload]
+        network = space_of(genotype).discrete(
+            genotype,
+            C=config.init_channels,
+            num_classes=outputs_for(train),
+            layers=config.layers,
+            auxiliary=config.auxiliary,
+            drop_path_prob=config.drop_path,
+            in_channels=train.images.shape[1],
+            stem=config.stem,
+        )
+        network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         augment = _augment(config, train, device)
         # the auxiliary head's last batch norm sees one pixel an image: a batch of one has no variance there
         single = len(train) % config.batch_size == 1
