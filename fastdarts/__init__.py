@@ -3,6 +3,7 @@
 from fastdarts.bilevel.architect import Architect
 from fastdarts.mixed.mixed_op import MixedOp
 from fastdarts.mixed.patching import PatchReport, patch, unpatch
+from fastdarts.primitives.registry import register_primitive
 from fastdarts.primitives.table import PRIMITIVES
 from fastdarts.spaces.darts.discrete import EvalNetwork
 from fastdarts.spaces.darts.genotype import DARTS_V1, DARTS_V2, Genotype
@@ -19,5 +20,6 @@ __all__ = [
     "PatchReport",
     "SearchNetwork",
     "patch",
+    "register_primitive",
     "unpatch",
 ]

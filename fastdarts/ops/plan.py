@@ -71,13 +71,13 @@ def decode(code: list[int]) -> MixedPlan:
 
 
 def param_count(c: Candidate, stride: int) -> int:
-    """Convolution weights of an op, in the operators' order: those of its module in order of registration."""
-    return {"sep_conv": 4, "dil_conv": 2, "skip": 2 * (stride == 2)}.get(c.kind, 0)
+    """Count the convolution weights of an op; the operators take them in the order of the op's stages."""
+    return sum(stage.weights for stage in c.stages_at(stride))
 
 
 def norm_count(c: Candidate, stride: int) -> int:
-    """Batch norms of an op."""
-    return {"sep_conv": 2, "dil_conv": 1, "max_pool": 1, "avg_pool": 1, "skip": int(stride == 2)}.get(c.kind, 0)
+    """Count the batch norms of an op."""
+    return sum(stage.kind == "norm" for stage in c.stages_at(stride))
 
 
 def edge_ops(primitives: tuple[str, ...], columns: tuple[int, ...] | None = None) -> tuple[tuple[int, Candidate], ...]:

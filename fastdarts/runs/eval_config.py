@@ -18,6 +18,7 @@ _CIFAR = {  # Liu et al., section 3.2
     "stem": "cifar",
     "init_channels": 36,
     "layers": 20,
+    "auxiliary": True,
     "drop_path": 0.2,
     "epochs": 600,
     "batch_size": 96,
@@ -94,7 +95,7 @@ class EvalConfig(Config):
     stem: Literal["cifar", "imagenet"] = option("network", "first layers; imagenet divides the image's sides by 8")
     init_channels: int = option("network", "channels C of the first cells, even", at_least=2)
     layers: int = option("network", "number of cells", at_least=1)
-    auxiliary: bool = option("network", "train with a second classifier behind the cell at two thirds", True)
+    auxiliary: bool = option("network", "train with a second classifier behind the cell at two thirds")
     drop_path: float = option(
         "network", "probability of dropping an op in the last epoch, rising from 0", at_least=0, below=1
     )
