@@ -27,7 +27,7 @@ from fastdarts.config.options import Config, check_names, differences, option
 from fastdarts.config.search_options import Dataset
 from fastdarts.evaluate import evaluate
 from fastdarts.methods import NAMES, find
-from fastdarts.report.comparison import Record, summaries, write_comparison
+from fastdarts.runs.console import LOGGER
 from fastdarts.runs.device import choose_device
 from fastdarts.runs.eval_config import EvalConfig
 from fastdarts.runs.folder import check_out, out_dir
@@ -38,6 +38,8 @@ from fastdarts.runs.progress import duration
 from fastdarts.runs.search_config import SearchConfig
 from fastdarts.search import search
 from fastdarts.spaces.registry import load_architecture, space_of
+
+Record = dict[str, Any]
 
 _PROGRAM = "python -m fastdarts.compare"
 _CHILD = "import sys; from fastdarts.compare import work; sys.exit(work(*sys.argv[1:]))"
@@ -143,7 +145,7 @@ class Comparison:
     """What was compared.
 
     Attributes:
-        methods: a summary of each, see `compare_report.summaries`.
+        methods: a summary of each, see `fastdarts.report.comparison.summaries`.
         runs: what each run's result.json holds.
         failures: what failed, and why; resuming tries it again.
         out_dir: the folder with results.json, report.html and a folder for each run.
@@ -160,7 +162,7 @@ def compare(config: CompareConfig) -> Comparison:
 
     Raises:
         ValueError, TypeError, FileNotFoundError: input that cannot be used, before any run starts.
-        Interrupted: SIGINT or SIGTERM came; the runs have saved their states.
+        Interrupted: SIGINT, SIGTERM, SIGHUP or SIGUSR1 came; the runs have saved their states.
     """
     choose_device(config.device)
     check_out(config)
@@ -180,6 +182,11 @@ def compare(config: CompareConfig) -> Comparison:
     config.save(out / "config.json")
     tasks = [(method, seed) for seed in range(config.seeds) for method in config.method_names()]
     failures: dict[str, str] = {}
+    from fastdarts.report.comparison import (  # imports matplotlib and jinja2, which takes a second
+        summaries,
+        write_comparison,
+    )
+
     try:
         _run(config, out, [task for task in tasks if _result(out, *task) is None], failures)
     finally:  # of an interrupted comparison, too
@@ -259,10 +266,10 @@ def _run(config: CompareConfig, out: Path, tasks: Sequence[tuple[str, int]], fai
                     del running[task]
                     name = f"{task[0]}, seed {task[1]}"
                     if (result := _result(out, *task)) is not None:
-                        print(f"{name}: {_words(result)}", flush=True)
+                        LOGGER.info("%s: %s", name, _words(result))
                     else:
                         failures[name] = _last_line(_log(out, *task))
-                        print(f"{name} failed: {failures[name]}", flush=True)
+                        LOGGER.info("%s failed: %s", name, failures[name])
         finally:
             for process in running.values():
                 process.send_signal(stop.signum or signal.SIGTERM)

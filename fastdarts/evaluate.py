@@ -4,7 +4,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,18 @@ from fastdarts.config.files import write_atomically
 from fastdarts.config.options import option
 from fastdarts.data import ImageData
 from fastdarts.export import check_export_packages, export
-from fastdarts.report import run_report
-from fastdarts.report.pictures import write_picture
 from fastdarts.runs import resources
 from fastdarts.runs.checkpoint import load_weights
+from fastdarts.runs.console import LOGGER
 from fastdarts.runs.device import choose_device, determinism
 from fastdarts.runs.eval_config import EvalConfig
 from fastdarts.runs.eval_state import EvalState
 from fastdarts.runs.folder import check_out, check_writable, out_dir
 from fastdarts.runs.forecast import forecast_line, out_of_memory_explained
 from fastdarts.runs.images import Images, read_images, read_second_images
-from fastdarts.runs.interrupt import stop_requests
-from fastdarts.runs.keeper import Keeper, resume, train_epoch
+from fastdarts.runs.interrupt import stop_requests, stops_at_once
+from fastdarts.runs.keeper import Keeper, asked_to_end, how_to_continue, resume, train_epoch
+from fastdarts.runs.loggers import Logger
 from fastdarts.runs.program import run_cli
 from fastdarts.runs.progress import Progress, json_number
 from fastdarts.runs.state import Metrics
@@ -39,6 +39,8 @@ from fastdarts.spaces.network import DiscreteNetwork
 from fastdarts.spaces.registry import load_architecture, read_architecture
 
 __all__ = ["EvalConfig", "EvalResult", "evaluate"]
+
+Callback = Callable[[Metrics, DiscreteNetwork], object]
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -81,6 +83,8 @@ def evaluate(
     train: Images | None = None,
     test: Images | None = None,
     loss: Loss | None = None,
+    callbacks: Sequence[Callback] = (),
+    loggers: Sequence[Logger] = (),
 ) -> EvalResult:
     """Train the genotype's network on all training images and measure it on the test images (Liu et al., section 3.2).
 
@@ -92,13 +96,14 @@ def evaluate(
         train, test: your own images instead of those of config.dataset: map-style Datasets of (image, target), or
             ImageData.
         loss: loss(logits [N, classes], targets) -> scalar; cross entropy if left out.
+        callbacks, loggers: as of `search`; a callback that returns True ends the training there.
 
     Raises:
         ValueError, TypeError, FileNotFoundError, ImportError: input that cannot be used, before any work is done.
         MemoryError: names the largest batch that fits.
         FloatingPointError: a loss or gradient is not finite; says where. The last checkpoint stays.
         DiskFullError: names the file.
-        Interrupted: SIGINT or SIGTERM came; the state is saved.
+        Interrupted: SIGINT, SIGTERM, SIGHUP or SIGUSR1 came; the state is saved.
     """
     if config.export is not None:
         check_export_packages()
@@ -108,6 +113,7 @@ def evaluate(
     device = choose_device(config.device)
     if not config.test_only:
         check_out(config)
+    LOGGER.info("kernels: plain PyTorch modules, as for any discrete network, on %s", device)
     with determinism(config.deterministic):
         train_images, test_images = (part.to(device) for part in _images(config, train, test))
         out = None if config.test_only else out_dir(config, "evaluation")
@@ -116,8 +122,11 @@ def evaluate(
             assert config.checkpoint is not None  # EvalConfig checks it
             _load_weights(state.network, config.checkpoint)
         else:
-            _train(state, test_images, out)
-        test_loss, accuracy = state.measure(test_images, lambda: None)
+            _train(state, test_images, out, callbacks, loggers)
+        again = "to repeat it, run it again" if out is None else f"to write them: {how_to_continue(state, out)}"
+        how = f"while results were measured and written; {again}"
+        with stops_at_once(how):
+            test_loss, accuracy = state.measure(test_images, lambda: None)
     network = state.network.eval()
     image_shape = state.augment.normalise(test_images.images[:1]).shape[1:]
     result = EvalResult(
@@ -132,15 +141,18 @@ def evaluate(
         metrics=state.metrics,
         network=network,
     )
-    if out is not None:
-        _write_results(result, train_images, image_shape, out)
-    if config.export is not None:
-        result = dataclasses.replace(result, exported=export(network, image_shape[1:], config.export))
+    with stops_at_once(how):
+        if out is not None:
+            _write_results(result, train_images, image_shape, out)
+        if config.export is not None:
+            result = dataclasses.replace(result, exported=export(network, image_shape[1:], config.export))
     return result
 
 
-def _train(state: EvalState, test_images: ImageData, out: Path) -> None:
-    """The epochs that are left."""
+def _train(
+    state: EvalState, test_images: ImageData, out: Path, callbacks: Sequence[Callback], loggers: Sequence[Logger]
+) -> None:
+    """Train for the epochs that are left."""
     config, device = state.config, test_images.images.device
     if config.resume:
         resume(state, out)
@@ -148,8 +160,8 @@ def _train(state: EvalState, test_images: ImageData, out: Path) -> None:
         forecast = resources.forecast(state.trial_step, config.batch_size, device)
         write_atomically(out / "genotype.json", state.genotype.to_json() + "\n")
         progress = Progress(config.epochs, state.steps_per_epoch, state.steps_done)
-        with Keeper(state, out, stop) as keeper, progress:
-            progress.say(forecast_line(state, forecast, device))
+        with Keeper(state, out, stop, loggers) as keeper, progress:
+            LOGGER.info(forecast_line(state, forecast, device))
             with out_of_memory_explained(forecast, config.batch_size, device):
                 while state.epoch < config.epochs:
                     train_epoch(state, progress, keeper)
@@ -157,6 +169,8 @@ def _train(state: EvalState, test_images: ImageData, out: Path) -> None:
                     state.next_epoch(metrics)
                     keeper.after_epoch(metrics, {})
                     progress.end_epoch(metrics["epoch"], _epoch_line(metrics))
+                    if asked_to_end(callbacks, metrics, state.network):
+                        break
 
 
 def _epoch_metrics(state: EvalState, test_images: ImageData, keeper: Keeper) -> Metrics:
@@ -238,6 +252,8 @@ def _used(weights: dict[str, Tensor]) -> set[str]:
 
 
 def _write_results(result: EvalResult, train_images: ImageData, image_shape: Sequence[int], out: Path) -> None:
+    from fastdarts.report import run_report  # imports matplotlib and jinja2, which takes a second
+
     numbers = {
         "test_accuracy": json_number(result.test_accuracy),
         "test_error_percent": json_number(result.test_error),

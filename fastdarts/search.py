@@ -20,16 +20,16 @@ from fastdarts.bilevel.architect import Loss
 from fastdarts.config.files import write_atomically
 from fastdarts.data import ImageData
 from fastdarts.methods import find
-from fastdarts.report import run_report
-from fastdarts.report.alphas import draw_alphas
-from fastdarts.report.pictures import write_picture
 from fastdarts.runs import resources
+from fastdarts.runs.console import LOGGER
 from fastdarts.runs.device import choose_device, determinism
 from fastdarts.runs.folder import check_out, out_dir
 from fastdarts.runs.forecast import forecast_line, out_of_memory_explained
 from fastdarts.runs.images import Images, read_images, read_second_images
-from fastdarts.runs.interrupt import stop_requests
-from fastdarts.runs.keeper import Keeper, resume, train_epoch
+from fastdarts.runs.interrupt import stop_requests, stops_at_once
+from fastdarts.runs.keeper import Keeper, asked_to_end, how_to_continue, resume, train_epoch
+from fastdarts.runs.kernels import kernels_line
+from fastdarts.runs.loggers import Logger
 from fastdarts.runs.program import run_cli
 from fastdarts.runs.progress import Progress, json_number
 from fastdarts.runs.search_config import SearchConfig
@@ -81,6 +81,7 @@ def search(
     valid: Images | None = None,
     loss: Loss | None = None,
     callbacks: Sequence[Callback] = (),
+    loggers: Sequence[Logger] = (),
 ) -> SearchResult:
     """Search for a cell (Liu et al., arXiv:1806.09055, algorithm 1) and write the run's folder.
 
@@ -90,19 +91,22 @@ def search(
         valid: those of the alphas' half; left out, `train` is split by config.train_portion.
         loss: loss(logits [N, classes], targets) -> scalar; cross entropy if left out.
         callbacks: each is called after every epoch with the epoch's metrics and the network; one that returns True
-            ends the search there.
+            (itself, not another true value) ends the search there.
+        loggers: get the numbers of each epoch, beside TensorBoard, which writes into the folder where it is installed;
+            see `fastdarts.runs.loggers.Logger`. They are closed at the end.
 
     Raises:
         ValueError, TypeError, FileNotFoundError: input that cannot be used, before any work is done.
         MemoryError: names the largest batch that fits.
         FloatingPointError: a loss or gradient is not finite; says where. The last checkpoint stays.
         DiskFullError: names the file.
-        Interrupted: SIGINT or SIGTERM came; the state is saved.
+        Interrupted: SIGINT, SIGTERM, SIGHUP or SIGUSR1 came; the state is saved.
     """
     if train is not None:
         config = dataclasses.replace(config, dataset="custom")
     device = choose_device(config.device)
     check_out(config)
+    LOGGER.info(kernels_line(device, config.backend))
     weights_half, alphas_half = _halves(config, train, valid)
     with determinism(config.deterministic), stop_requests() as stop:
         out = out_dir(config, "search")
@@ -112,22 +116,23 @@ def search(
         if config.resume:
             resume(state, out)
         if device.type == "cuda":
-            print("preparing the kernels; those new to this GPU are compiled, which may take minutes", flush=True)
+            LOGGER.info("preparing the kernels; those new to this GPU are compiled, which may take minutes")
         resources.compile_ahead(state.trial_step, config.batch_size, device)
         forecast = resources.forecast(state.trial_step, config.batch_size, device)
         progress = Progress(config.epochs, state.steps_per_epoch, state.steps_done)
-        with Keeper(state, out, stop) as keeper, progress:
-            progress.say(forecast_line(state, forecast, device))
+        with Keeper(state, out, stop, loggers) as keeper, progress:
+            LOGGER.info(forecast_line(state, forecast, device))
             for name, group in state.network.groups.items():
                 if not state.network.mixed_ops(name):
-                    progress.say(f"note: so few layers have no {group.title}; its alphas are not trained")
+                    LOGGER.info(f"note: so few layers have no {group.title}; its alphas are not trained")
             with out_of_memory_explained(forecast, config.batch_size, device):
                 _run_epochs(state, progress, keeper, callbacks)
-    start = time.monotonic()
-    genotype = state.method.result(state)
-    seconds = sum(metrics["seconds"] for metrics in state.metrics) + time.monotonic() - start
-    peak = resources.peak_bytes(device)
-    _write_results(state, genotype, out)
+    with stops_at_once(f"while results were written; to write them: {how_to_continue(state, out)}"):
+        start = time.monotonic()
+        genotype = state.method.result(state)
+        seconds = sum(metrics["seconds"] for metrics in state.metrics) + time.monotonic() - start
+        peak = resources.peak_bytes(device)
+        _write_results(state, genotype, out)
     return SearchResult(genotype, state.alphas(), out, state.metrics, seconds, peak, state.method.stopped)
 
 
@@ -140,9 +145,8 @@ def _run_epochs(state: SearchState, progress: Progress, keeper: Keeper, callback
         _write_alphas(state, keeper.out)
         progress.end_epoch(metrics["epoch"], _epoch_line(metrics))
         if state.method.stopped is not None:
-            progress.say(f"stopped: {state.method.stopped}")
-        answers = [callback(metrics, state.network) for callback in callbacks]
-        if True in answers:
+            LOGGER.info("stopped: %s", state.method.stopped)
+        if asked_to_end(callbacks, metrics, state.network):
             return
 
 
@@ -212,6 +216,10 @@ def _write_alphas(state: SearchState, out: Path) -> None:
 
 
 def _write_results(state: SearchState, genotype: Any, out: Path) -> None:
+    from fastdarts.report import run_report  # imports matplotlib and jinja2, which takes a second
+    from fastdarts.report.alphas import draw_alphas
+    from fastdarts.report.pictures import write_picture
+
     write_atomically(out / "genotype.json", genotype.to_json() + "\n")
     _write_alphas(state, out)
     write_picture(genotype, out)
@@ -249,16 +257,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(config: SearchConfig) -> int:
+    result = search(config)
     if config.dataset == "digits":
-        print(
+        LOGGER.info(
             "digits: scikit-learn's 1,797 real 8x8 images and a small preset. CIFAR-10: --dataset cifar10 --data DIR; "
             "your own images: --dataset imagefolder --data DIR (see --help)"
         )
-    result = search(config)
     print(f"genotype: {result.genotype}")
     print(f"results: {result.out_dir}")
-    command = shlex.join(run_report.evaluate_command(dataclasses.asdict(config), result.out_dir))
-    print(f"next, train the found network from scratch: {command}")
+    from fastdarts.report.run_report import evaluate_command  # imported by search(), see _write_results
+
+    command = shlex.join(evaluate_command(dataclasses.asdict(config), result.out_dir))
+    LOGGER.info("next, train the found network from scratch: %s", command)
     return 0
 
 

@@ -4,10 +4,11 @@ import argparse
 import dataclasses
 import json
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from fastdarts.config.names import did_you_mean
 from fastdarts.config.options import Config, ConfigType, read_file, shown, without_none
 
 
@@ -23,7 +24,9 @@ def parse_cli(
     With --resume and no --config the file is config.json in the folder of --out: a resumed run needs no other flags.
     `--help` prints and exits with 0; a line that cannot be parsed ends with one line on stderr and exit code 2.
     """
-    given = vars(_parser(config_type, argv, prog, description).parse_args(argv))
+    given = vars(build_parser(config_type, argv, prog, description).parse_args(argv))
+    for name in OUTPUT_FLAGS:
+        given.pop(name, None)
     tables = {name: dict(pairs) for name, pairs in given.items() if isinstance(pairs, list)}
     file = given.pop("config", None)
     values: dict[str, Any] = {}
@@ -41,24 +44,67 @@ def parse_cli(
     return config_type(**(values | given | merged))
 
 
-class _OneLineParser(argparse.ArgumentParser):
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose errors are one line, with a suggestion for a misspelt flag."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse the arguments; end the program with code 2 for those that are unknown."""
+        known, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            hint = did_you_mean(unknown[0].partition("=")[0], flags) if unknown[0].startswith("--") else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return known
+
     def error(self, message: str) -> typing.NoReturn:
         self.exit(2, f"{self.prog}: {message} (see --help)\n")
 
 
-def _parser(
-    config_type: type[Config], argv: Sequence[str] | None, prog: str | None, description: str
+OUTPUT_FLAGS = ("quiet", "verbose")
+
+
+def output_flags() -> argparse.ArgumentParser:
+    """Return a parser of -q and -v, to be a parent of a program's parser."""
+    parser = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS, exit_on_error=False)
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("-q", "--quiet", action="store_true", help="print results, warnings and errors only")
+    group.add_argument("-v", "--verbose", action="store_true", help="print details, too")
+    return parser
+
+
+def one_of(names: Sequence[str]) -> Callable[[str], str]:
+    """Return a parser of one of the names; its error suggests the closest one."""
+
+    def parse(text: str) -> str:
+        if text not in names:
+            hint = did_you_mean(text, names)
+            raise argparse.ArgumentTypeError(f"invalid choice: {text!r}{hint} (choose from {', '.join(names)})")
+        return text
+
+    return parse
+
+
+def build_parser(
+    config_type: type[Config], argv: Sequence[str] | None = (), prog: str | None = None, description: str = ""
 ) -> argparse.ArgumentParser:
-    """Flags from the fields. They have no defaults of their own: what was given can be told from what was not."""
-    parser = _OneLineParser(
+    """Make a flag of each field. Flags have no defaults, so explicit values are distinguishable.
+
+    Args:
+        config_type: whose fields become flags.
+        argv: the command line; --help shows the defaults of the data set and the method that it names.
+        prog: name of the program in messages.
+        description: first lines of --help.
+    """
+    parser = OneLineParser(
         prog=prog,
+        parents=[output_flags()],
         usage="%(prog)s [--dataset NAME] [options]",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument(
-        "--config", type=Path, metavar="FILE", help="a .toml or .json file of these values; flags override it"
+        "--config", type=Path, metavar="FILE", help="a .toml, .yaml or .json file of these values; flags override it"
     )
     defaults = _shown_defaults(config_type, argv)
     parser.epilog = defaults.help_notes()
@@ -80,7 +126,8 @@ def _parser(
             )
         elif typing.get_origin(hint) is Literal:
             choices = typing.get_args(hint)
-            group.add_argument(flag, type=type(choices[0]), choices=choices, help=help_text)
+            value: Callable[[str], Any] = one_of(choices) if isinstance(choices[0], str) else type(choices[0])
+            group.add_argument(flag, type=value, choices=choices, help=help_text)
         else:
             parse = _image_size if typing.get_origin(hint) is tuple else hint
             group.add_argument(flag, type=parse, metavar=meta["metavar"] or _METAVARS.get(hint), help=help_text)

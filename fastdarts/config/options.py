@@ -1,10 +1,8 @@
 """Typed configurations: one frozen dataclass is the Python API, the flags, the config file and the record of a run."""
 
 import dataclasses
-import difflib
 import json
 import math
-import tomllib
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +11,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from fastdarts.config.files import write_atomically
+from fastdarts.config.formats import read_values
+from fastdarts.config.names import did_you_mean
 
 FROM_PRESET: Any = type("FromPreset", (), {"__repr__": lambda self: "from the preset of the data set"})()
 
@@ -64,7 +64,7 @@ class Config:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read a .json or .toml file; fields it does not name get their defaults."""
+        """Read a config file (see `read_values`); fields that it does not name get their defaults."""
         return cls(**read_file(cls, path))
 
 
@@ -91,25 +91,13 @@ def check_names(config_type: type[Config], values: Mapping[str, Any], what: str)
     names = [field.name for field in dataclasses.fields(config_type)]
     for name in values:
         if name not in names:
-            close = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"the names are {', '.join(names) or '(none)'}"
-            raise ValueError(f"{what} sets {name!r}, which is unknown; {hint}")
+            hint = did_you_mean(name, names) or f"; the names are {', '.join(names) or '(none)'}"
+            raise ValueError(f"{what} sets {name!r}, which is unknown{hint}")
 
 
 def read_file(config_type: type[Config], path: Path) -> dict[str, Any]:
-    """The values in a .json or .toml file, checked to be names of fields."""
-    if path.suffix not in (".json", ".toml"):
-        raise ValueError(f"config: {path} must end in .json or .toml")
-    if not path.is_file():
-        raise FileNotFoundError(f"config: there is no file {path}")
-    try:
-        text = path.read_text()
-        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except ValueError as error:
-        raise ValueError(f"config: {path} is not readable as {path.suffix[1:].upper()}: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"config: {path} must hold one table of names and values")
-    values = {name.replace("-", "_"): value for name, value in values.items()}
+    """Read the values of a config file and check that they are named like fields of `config_type`."""
+    values = read_values(path)
     check_names(config_type, values, f"config: {path}")
     return values
 
@@ -133,7 +121,8 @@ def _checked(field: dataclasses.Field[Any], value: Any, hint: Any) -> Any:
     if typing.get_origin(hint) is Literal:
         allowed = typing.get_args(hint)
         if value not in allowed or isinstance(value, bool):
-            raise ValueError(f"{field.name} must be one of {', '.join(map(str, allowed))}; got {value!r}")
+            hint = did_you_mean(value, map(str, allowed)) if isinstance(value, str) else ""
+            raise ValueError(f"{field.name} must be one of {', '.join(map(str, allowed))}; got {value!r}{hint}")
         return value
     if typing.get_origin(hint) is dict:
         if not isinstance(value, dict):

@@ -106,7 +106,7 @@ def test_killed_three_times_equals_never_killed(tmp_path):
         assert torch.equal(ours["network"][name], tensor), name
 
 
-@pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_signals_end_cleanly_and_the_search_goes_on(tmp_path, kill):
     """The signal comes in the middle of epoch 1, from the loss of its second step."""
     images = tiny_images()

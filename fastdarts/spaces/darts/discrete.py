@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from fastdarts.mixed.mixed_op import check_input
 from fastdarts.primitives.modules import FactorizedReduce, ReLUConvBN, build, check_even
@@ -202,6 +201,8 @@ def count_parameters(network: nn.Module) -> int:
 
 def count_multiply_adds(network: nn.Module, image_shape: Sequence[int]) -> int:
     """Multiply-adds of convolutions and linear layers for one image [C, H, W] in eval mode, from shapes alone."""
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton, which takes 0.2 s
+
     shadow = copy.deepcopy(network).to("meta").eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         shadow(torch.empty(1, *image_shape, device="meta"))

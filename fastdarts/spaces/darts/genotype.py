@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
+from fastdarts.config.names import did_you_mean
 from fastdarts.primitives.table import candidate, per_edge
 
 Pairs = list[tuple[str, int]]
@@ -64,6 +65,7 @@ class Genotype(NamedTuple):
         if not path.is_file():
             raise ValueError(
                 f"genotype {str(source)!r} is neither a published name ({', '.join(PUBLISHED)}) nor a JSON file"
+                f"{did_you_mean(str(source), PUBLISHED)}"
             )
         try:
             return cls.from_json(path.read_text(encoding="utf-8"))
