@@ -27,9 +27,10 @@ from fastdarts.runs.folder import check_out, check_writable, out_dir
 from fastdarts.runs.forecast import forecast_line, out_of_memory_explained
 from fastdarts.runs.images import Images, read_images, read_second_images
 from fastdarts.runs.interrupt import stop_requests
-from fastdarts.runs.keeper import Keeper, resume, train_epoch
+from fastdarts.runs.keeper import Keeper, train_epoch
 from fastdarts.runs.program import run_cli
 from fastdarts.runs.progress import Progress, json_number
+from fastdarts.runs.resuming import resume
 from fastdarts.runs.state import Metrics
 from fastdarts.spaces.darts.discrete import EvalNetwork, count_multiply_adds, count_parameters
 from fastdarts.spaces.darts.draw import write_cells

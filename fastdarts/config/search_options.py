@@ -67,7 +67,9 @@ class SearchOptions(Config):
     }
 
     dataset: Dataset = option("data", "data set and its preset; custom: given to search() from Python", "digits")
-    method: str = option("method", "search method: a name, or MODULE:CLASS of your own", "darts", metavar="NAME")
+    method: str = option(
+        "method", "search method: a name, or MODULE:CLASS of your own", "darts", metavar="NAME", names_code=True
+    )
     method_options: dict[str, Any] = option("method", "the method's own, see below", metavar="NAME=VALUE")
     space: Literal["s5", "s1", "s2", "s3", "s4"] = option(
         "method", "candidates of the edges: s5 has DARTS' eight, s1 to s4 are the small ones of RobustDARTS", "s5"

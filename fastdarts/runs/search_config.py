@@ -19,7 +19,11 @@ class SearchConfig(SearchOptions):
     """
 
     method: str = option(
-        "method", f"{', '.join(methods.NAMES)}; or MODULE:CLASS of your own", methods.NAMES[0], metavar="NAME"
+        "method",
+        f"{', '.join(methods.NAMES)}; or MODULE:CLASS of your own",
+        methods.NAMES[0],
+        metavar="NAME",
+        names_code=True,
     )
 
     def preset(self) -> Mapping[str, Any]:
