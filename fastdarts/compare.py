@@ -34,6 +34,7 @@ from fastdarts.runs.eval_config import EvalConfig
 from fastdarts.runs.folder import check_out, out_dir
 from fastdarts.runs.images import outputs_for
 from fastdarts.runs.interrupt import Interrupted, stop_requests
+from fastdarts.runs.lock import releases_folders
 from fastdarts.runs.program import run_cli
 from fastdarts.runs.progress import duration
 from fastdarts.runs.search_config import SearchConfig
@@ -157,6 +158,7 @@ class Comparison:
     out_dir: Path
 
 
+@releases_folders
 def compare(config: CompareConfig) -> Comparison:
     """Run what is not done yet, each method's search and short training of one seed in a process of its own.
 

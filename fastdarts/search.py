@@ -27,6 +27,7 @@ from fastdarts.runs.forecast import forecast_line, out_of_memory_explained
 from fastdarts.runs.images import Images, read_images, read_second_images
 from fastdarts.runs.interrupt import stop_requests
 from fastdarts.runs.keeper import Keeper, train_epoch
+from fastdarts.runs.lock import releases_folders
 from fastdarts.runs.program import run_cli
 from fastdarts.runs.progress import Progress, json_number
 from fastdarts.runs.resuming import resume
@@ -67,6 +68,7 @@ class SearchResult:
     stopped: str | None = None
 
 
+@releases_folders
 def search(
     config: SearchConfig,
     train: Images | None = None,
