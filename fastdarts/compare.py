@@ -23,7 +23,8 @@ import torch
 
 from fastdarts import data
 from fastdarts.config.files import write_atomically
-from fastdarts.config.options import Config, check_names, differences, option
+from fastdarts.config.named_code import refuse_unnamed_code
+from fastdarts.config.options import Config, check_names, differences, option, read_file
 from fastdarts.config.search_options import Dataset
 from fastdarts.evaluate import evaluate
 from fastdarts.methods import NAMES, find
@@ -33,6 +34,7 @@ from fastdarts.runs.eval_config import EvalConfig
 from fastdarts.runs.folder import check_out, out_dir
 from fastdarts.runs.images import outputs_for
 from fastdarts.runs.interrupt import Interrupted, stop_requests
+from fastdarts.runs.lock import releases_folders
 from fastdarts.runs.program import run_cli
 from fastdarts.runs.progress import duration
 from fastdarts.runs.search_config import SearchConfig
@@ -71,7 +73,9 @@ class CompareConfig(Config):
         "data", "resize images to this (default: as they are)", None, metavar="SIZE|HxW", at_least=1
     )
 
-    methods: str = option("comparison", "names of methods with commas between", ",".join(NAMES), metavar="NAME,...")
+    methods: str = option(
+        "comparison", "names of methods with commas between", ",".join(NAMES), metavar="NAME,...", names_code=True
+    )
     seeds: int = option("comparison", "searches of each method, with the seeds 0, 1, ...", 4, at_least=1)
     select_epochs: int = option("comparison", "epochs of the training of each found cell from scratch", at_least=1)
 
@@ -157,6 +161,7 @@ class Comparison:
     out_dir: Path
 
 
+@releases_folders
 def compare(config: CompareConfig) -> Comparison:
     """Run what is not done yet, each method's search and short training of one seed in a process of its own.
 
@@ -168,7 +173,11 @@ def compare(config: CompareConfig) -> Comparison:
     check_out(config)
     if config.resume:
         assert config.out is not None  # CompareConfig checks it
-        before = CompareConfig.load(config.out / "config.json")
+        file = config.out / "config.json"
+        named = {"methods": config.methods}
+        values = read_file(CompareConfig, file, named)
+        refuse_unnamed_code(CompareConfig, values, named, file)
+        before = CompareConfig(**values)
         if changed := differences(config, before, ignore=_MAY_DIFFER):
             free = ", ".join(_MAY_DIFFER)
             raise ValueError(f"resume: {config.out} has another config ({'; '.join(changed)}); only {free} may change")
@@ -238,14 +247,19 @@ def run_one(config: CompareConfig, method: str, seed: int) -> Record:
         return record
 
 
-def work(out: str, method: str, seed: str) -> int:
-    """`run_one` of the comparison in a folder, as a process; returns its exit code."""
+def work(out: str, methods: str, method: str, seed: str) -> int:
+    """`run_one` of the comparison in a folder, as a process; returns its exit code.
+
+    Args:
+        methods: all of the comparison, as the caller of the comparison named them; its config.json alone would have no
+            code imported.
+    """
 
     def run(config: CompareConfig) -> int:
         run_one(config, method, int(seed))
         return 0
 
-    return run_cli(CompareConfig, run, ["--resume", "--out", out], _PROGRAM, "")
+    return run_cli(CompareConfig, run, ["--resume", "--out", out, "--methods", methods], _PROGRAM, "")
 
 
 def _run(config: CompareConfig, out: Path, tasks: Sequence[tuple[str, int]], failures: dict[str, str]) -> None:
@@ -283,7 +297,7 @@ def _start(config: CompareConfig, out: Path, method: str, seed: int) -> subproce
     threads = max(torch.get_num_threads() // config.processes, 1)
     with _log(out, method, seed).open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-c", _CHILD, str(out), method, str(seed)],
+            [sys.executable, "-c", _CHILD, str(out), config.methods, method, str(seed)],
             env={**os.environ, "OMP_NUM_THREADS": str(threads)},
             stdin=subprocess.DEVNULL,
             stdout=log,

@@ -28,10 +28,12 @@ from fastdarts.runs.folder import check_out, check_writable, out_dir
 from fastdarts.runs.forecast import forecast_line, out_of_memory_explained
 from fastdarts.runs.images import Images, read_images, read_second_images
 from fastdarts.runs.interrupt import stop_requests, stops_at_once
-from fastdarts.runs.keeper import Keeper, asked_to_end, how_to_continue, resume, train_epoch
+from fastdarts.runs.keeper import Keeper, asked_to_end, how_to_continue, train_epoch
+from fastdarts.runs.lock import releases_folders
 from fastdarts.runs.loggers import Logger
 from fastdarts.runs.program import run_cli
 from fastdarts.runs.progress import Progress, json_number
+from fastdarts.runs.resuming import resume
 from fastdarts.runs.state import Metrics
 from fastdarts.spaces.darts.discrete import count_multiply_adds, count_parameters
 from fastdarts.spaces.darts.genotype import PUBLISHED
@@ -77,6 +79,7 @@ class EvalResult:
     exported: tuple[Path, ...] = ()
 
 
+@releases_folders
 def evaluate(
     genotype: Any,
     config: EvalConfig,
@@ -253,6 +256,7 @@ def _used(weights: dict[str, Tensor]) -> set[str]:
 
 def _write_results(result: EvalResult, train_images: ImageData, image_shape: Sequence[int], out: Path) -> None:
     from fastdarts.report import run_report  # imports matplotlib and jinja2, which takes a second
+    from fastdarts.report.pictures import write_picture
 
     numbers = {
         "test_accuracy": json_number(result.test_accuracy),

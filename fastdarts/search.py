@@ -27,11 +27,13 @@ from fastdarts.runs.folder import check_out, out_dir
 from fastdarts.runs.forecast import forecast_line, out_of_memory_explained
 from fastdarts.runs.images import Images, read_images, read_second_images
 from fastdarts.runs.interrupt import stop_requests, stops_at_once
-from fastdarts.runs.keeper import Keeper, asked_to_end, how_to_continue, resume, train_epoch
+from fastdarts.runs.keeper import Keeper, asked_to_end, how_to_continue, train_epoch
 from fastdarts.runs.kernels import kernels_line
+from fastdarts.runs.lock import releases_folders
 from fastdarts.runs.loggers import Logger
 from fastdarts.runs.program import run_cli
 from fastdarts.runs.progress import Progress, json_number
+from fastdarts.runs.resuming import resume
 from fastdarts.runs.search_config import SearchConfig
 from fastdarts.runs.search_state import SearchState
 from fastdarts.runs.state import Metrics
@@ -75,6 +77,7 @@ class SearchResult:
         return self.alphas["reduce"]
 
 
+@releases_folders
 def search(
     config: SearchConfig,
     train: Images | None = None,

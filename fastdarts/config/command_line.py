@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from fastdarts.config.named_code import UnnamedCodeError
 from fastdarts.config.names import did_you_mean
 from fastdarts.config.options import Config, ConfigType, read_file, shown, without_none
 
@@ -31,13 +32,15 @@ def parse_cli(
     file = given.pop("config", None)
     values: dict[str, Any] = {}
     if file is not None:
-        values = read_file(config_type, file)
+        values = read_file(config_type, file, given)
     elif given.get("resume") and given.get("out") is not None:
         file = given["out"] / "config.json"
         if not file.is_file():
             raise FileNotFoundError(f"resume: {given['out']} holds nothing to continue; start without --resume")
         try:
-            values = read_file(config_type, file)
+            values = read_file(config_type, file, given)
+        except UnnamedCodeError:
+            raise
         except ValueError as error:
             raise ValueError(f"resume: {given['out']} holds no run of this program ({error})") from error
     merged = {name: values.get(name, {}) | table for name, table in tables.items()}

@@ -12,9 +12,13 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from fastdarts.config.files import write_atomically
 from fastdarts.config.formats import read_values
+from fastdarts.config.named_code import refuse_unnamed_code
 from fastdarts.config.names import did_you_mean
+from fastdarts.config.plain import plain
 
 FROM_PRESET: Any = type("FromPreset", (), {"__repr__": lambda self: "from the preset of the data set"})()
+
+EMPTY: Mapping[str, Any] = types.MappingProxyType({})
 
 _LIMITS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
     "at_least": ("at least", lambda value, limit: value >= limit),
@@ -24,12 +28,20 @@ _LIMITS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
 }
 
 
-def option(group: str, text: str, default: Any = FROM_PRESET, *, metavar: str | None = None, **limits: float) -> Any:
+def option(
+    group: str,
+    text: str,
+    default: Any = FROM_PRESET,
+    *,
+    metavar: str | None = None,
+    names_code: bool = False,
+    **limits: float,
+) -> Any:
     """A field of a Config: its group and help text on the command line, its default (left out: the data set's preset
-    decides) and its limits (at_least, above, at_most, below)."""
-    return dataclasses.field(
-        default=default, metadata={"group": group, "help": text, "metavar": metavar, "limits": limits}
-    )
+    decides), True in `names_code` if its value may be a MODULE:CLASS to import (see `named_code`), and its limits
+    (at_least, above, at_most, below)."""
+    metadata = {"group": group, "help": text, "metavar": metavar, "names_code": names_code, "limits": limits}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +59,7 @@ class Config:
             value = getattr(self, field.name)
             if value is FROM_PRESET:
                 value = self.preset()[field.name]
+            value = plain(value, field.name, keep=(Path,))
             object.__setattr__(self, field.name, _checked(field, value, hints[field.name]))
 
     def preset(self) -> Mapping[str, Any]:
@@ -63,9 +76,15 @@ class Config:
         write_atomically(path, json.dumps(values, indent=2, default=str) + "\n")
 
     @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read a config file (see `read_values`); fields that it does not name get their defaults."""
-        return cls(**read_file(cls, path))
+    def load(cls, path: Path, **named: Any) -> Self:
+        """Read a config file (see `read_values`); fields that it does not name get their defaults.
+
+        Args:
+            path: the file.
+            named: values that go over those of the file. Code of one's own (MODULE:CLASS) must be among them: a file
+                alone does not have it imported.
+        """
+        return cls(**{**read_file(cls, path, named), **named})
 
 
 ConfigType = TypeVar("ConfigType", bound=Config)
@@ -95,10 +114,19 @@ def check_names(config_type: type[Config], values: Mapping[str, Any], what: str)
             raise ValueError(f"{what} sets {name!r}, which is unknown{hint}")
 
 
-def read_file(config_type: type[Config], path: Path) -> dict[str, Any]:
-    """Read the values of a config file and check that they are named like fields of `config_type`."""
+def read_file(config_type: type[Config], path: Path, named: Mapping[str, Any] = EMPTY) -> dict[str, Any]:
+    """Read the values of a config file and check that they are named like fields of `config_type`.
+
+    Args:
+        config_type: the kind of config.
+        path: the file, see `read_values`.
+        named: values that will go over those of the file.
+
+    Raises: ValueError or FileNotFoundError that names the file; UnnamedCodeError for code that is not among `named`.
+    """
     values = read_values(path)
     check_names(config_type, values, f"config: {path}")
+    refuse_unnamed_code(config_type, {name: value for name, value in values.items() if name not in named}, {}, path)
     return values
 
 

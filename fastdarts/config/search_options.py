@@ -67,7 +67,9 @@ class SearchOptions(Config):
     }
 
     dataset: Dataset = option("data", "data set and its preset; custom: given to search() from Python", "digits")
-    method: str = option("method", "search method: a name, or MODULE:CLASS of your own", "darts", metavar="NAME")
+    method: str = option(
+        "method", "search method: a name, or MODULE:CLASS of your own", "darts", metavar="NAME", names_code=True
+    )
     method_options: dict[str, Any] = option("method", "the method's own, see below", metavar="NAME=VALUE")
     space: str = option("method", "search space", "darts", metavar="NAME")
     primitives: tuple[str, ...] | None = option(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastdarts.config.files import write_atomically
+from fastdarts.config.plain import plain
 
 VERSION = 1
 
@@ -22,10 +23,11 @@ def save(path: Path, kind: str, state: Mapping[str, Any]) -> None:
     Args:
         path: the file.
         kind: what it is a checkpoint of, "search" or "evaluation"; `load` refuses another kind.
-        state: tensors and plain values, as `torch.load(weights_only=True)` accepts them.
+        state: tensors and values that `plain` can convert, so that `torch.load(weights_only=True)` accepts them.
 
-    Raises: DiskFullError, OSError (see `write_atomically`).
+    Raises: TypeError that names a value that could not be read again; DiskFullError, OSError (see `write_atomically`).
     """
+    state = plain(state, kind, keep=(Tensor,))
     buffer = io.BytesIO()  # torch's zip writer reports a full disk as an error of its own; ours names the file
     torch.save({"fastdarts": kind, "version": VERSION, **state}, buffer)
     write_atomically(path, buffer.getvalue())

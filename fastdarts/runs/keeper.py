@@ -10,7 +10,6 @@ from typing import Any
 from torch import Tensor
 
 from fastdarts.config.files import write_atomically
-from fastdarts.config.options import differences
 from fastdarts.runs import checkpoint
 from fastdarts.runs.console import LOGGER
 from fastdarts.runs.environment import environment
@@ -18,9 +17,6 @@ from fastdarts.runs.interrupt import Interrupted, StopRequest
 from fastdarts.runs.loggers import Logger, TensorBoard
 from fastdarts.runs.progress import MetricsFile, Progress
 from fastdarts.runs.state import Metrics, RunState
-
-MAY_DIFFER = ("data", "device", "export", "out", "resume", "save_every_steps")  # between a run and its continuation
-
 
 _READ_EVERY = 10  # steps between two looks at the device, for which it must be waited
 
@@ -108,18 +104,3 @@ def train_epoch(state: RunState, progress: Progress, keeper: Keeper) -> None:
         if state.step % _READ_EVERY == 0 or state.step == state.steps_per_epoch:
             progress.update(state.epoch, state.step, state.read())
         keeper.after_step()
-
-
-def resume(state: RunState, out: Path) -> None:
-    """Load the checkpoint in out.
-
-    Raises: ValueError with the keys that differ when the checkpoint is of another config.
-    """
-    saved = checkpoint.load(out / "checkpoint.pt", state.kind)
-    changed = differences(state.config, type(state.config)(**saved["config"]), ignore=MAY_DIFFER)
-    if changed:
-        free = ", ".join(name for name in MAY_DIFFER if hasattr(state.config, name))
-        raise ValueError(
-            f"resume: the {state.kind} in {out} has another config ({'; '.join(changed)}); only {free} may change"
-        )
-    state.load_state_dict(saved)

@@ -12,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from fastdarts.config.files import raise_if_full, write_atomically
+from fastdarts.config.plain import for_json, plain
 from fastdarts.runs.console import LOGGER, quiet
 
 _SHOWN = {
@@ -79,15 +80,25 @@ class MetricsFile:
     """metrics.jsonl: one JSON object a line."""
 
     def __init__(self, path: Path, known: Sequence[Mapping[str, Any]]) -> None:
-        """known: the lines it starts with; a resumed run's are those of its checkpoint, whatever the file had."""
+        """known: the lines it starts with; a resumed run's are those of its checkpoint, whatever the file had. The list
+        may grow: when the file has been deleted, it is written anew from it."""
         self.path = path
-        write_atomically(path, "".join(json.dumps(values) + "\n" for values in known))
+        self.known = known
+        self._write_all()
+
+    def _write_all(self) -> None:
+        lines = (json.dumps(for_json(plain(values, unknown=str))) + "\n" for values in self.known)
+        write_atomically(self.path, "".join(lines))
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """Raises: DiskFullError."""
+        """Add a line. Raises: DiskFullError."""
+        if not self.path.is_file():
+            self._write_all()
+            if self.known and self.known[-1] is values:
+                return
         try:
             with open(self.path, "a") as file:
-                file.write(json.dumps(values) + "\n")
+                file.write(json.dumps(for_json(plain(values, unknown=str))) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:

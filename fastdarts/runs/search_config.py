@@ -20,7 +20,11 @@ class SearchConfig(SearchOptions):
     """
 
     method: str = option(
-        "method", f"{', '.join(methods.NAMES)}; or MODULE:CLASS of your own", methods.NAMES[0], metavar="NAME"
+        "method",
+        f"{', '.join(methods.NAMES)}; or MODULE:CLASS of your own",
+        methods.NAMES[0],
+        metavar="NAME",
+        names_code=True,
     )
 
     space: str = option("method", f"search space: {', '.join(registry.names())}", "darts", metavar="NAME")
