@@ -129,6 +129,7 @@ def mixed_nodes(
     weights: Tensor,
     active: Sequence[Sequence[int]] | None = None,
     K: int = 1,
+    skip_zeros: bool = False,
 ) -> Tensor:
     """The nodes of a graph of mixed edges, [N, nodes * C, H', W'].
 
@@ -137,15 +138,17 @@ def mixed_nodes(
         ends: states are numbered inputs first, then nodes.
         states: the inputs, [N, C, H, W] each.
         weights: [edges, ops].
-        active: the columns that run, for each edge; None: all but those whose weight is a constant 0.
+        active: the columns that run, for each edge; None: all.
         K: of partial channels, see `MixedPlan`; above 1 only on a CPU and where every op has a kernel.
+        skip_zeros: of all columns, leave out those whose weight is a constant 0.
     """
     dtype = storage_dtype(states[0])
     if not weights.is_floating_point():
         weights = weights.to(dtype)
     inputs = [state.to(dtype) for state in states]
     if active is None:
-        active = [_needed(edge, row) for edge, row in zip(edges, _skippable(weights), strict=True)]
+        values = _skippable(weights) if skip_zeros else [None] * len(edges)
+        active = [_needed(edge, row) for edge, row in zip(edges, values, strict=True)]
     needed = [_only(edge, columns) for edge, columns in zip(edges, active, strict=True)]
     if not any(edge.others for edge in needed):
         return _run(needed, tuple(ends), inputs, weights, K)
