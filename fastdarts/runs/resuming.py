@@ -13,6 +13,7 @@ from fastdarts.runs.resources import is_out_of_memory
 from fastdarts.runs.search_state import SearchState
 from fastdarts.runs.state import RunState
 
+# Between a run and its continuation.
 MAY_DIFFER = (
     "benchmark",
     "data",
@@ -21,7 +22,7 @@ MAY_DIFFER = (
     "out",
     "resume",
     "save_every_steps",
-)  # between a run and its continuation
+)
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "config": dict,
     "network": dict,
