@@ -3,7 +3,7 @@
 # make test    lint, types and every test
 # make bench   benchmarks
 # make sanitize  the operators' tests against an extension built with address and undefined-behaviour sanitizers
-# make oldest  the kernels' tests, and all kernels compiled, with the oldest torch and Triton: an hour on two cores
+# make oldest  the kernels' tests, and all kernels compiled, with the oldest torch and Triton: over an hour on two cores
 # ARGS adds arguments to the program a target runs: make search ARGS="--epochs 5", make test ARGS="-k genotype"
 
 PYTHON ?= python3
@@ -89,7 +89,7 @@ oldest:
 	  set -ex; $(OLDEST)/bin/python -m pytest $(OLDEST_TESTS); $(OLDEST)/bin/python -m benchmarks.compile_all $(ARGS); \
 	else \
 	  echo "no Python 3.12 with torch 2.11 (PYTHON312=... names one): Triton 3.6 beside this environment's torch" >&2; \
-	  set -ex; $(MAKE) env build/triton-3.6; PYTHONPATH=build/triton-3.6 $(PY) -m benchmarks.compile_all $(ARGS); \
+	  set -ex; $(MAKE) $(VENV)/installed build/triton-3.6; PYTHONPATH=build/triton-3.6 $(PY) -m benchmarks.compile_all $(ARGS); \
 	fi
 
 build/triton-3.6:
