@@ -3,6 +3,7 @@
 # make test    lint, types and every test
 # make bench   benchmarks
 # make sanitize  the operators' tests against an extension built with address and undefined-behaviour sanitizers
+# make oldest  the kernels' tests, and all kernels compiled, with the oldest torch and Triton: over an hour on two cores
 # ARGS adds arguments to the program a target runs: make search ARGS="--epochs 5", make test ARGS="-k genotype"
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 SANITIZED := build/sanitize
 CELLS_AND_EDGES = tests/mixed/test_mixed_op.py::test_fused_is_as_good_as_plain tests/mixed/test_fused.py::test_cell tests/ops/test_operators.py::test_project
 
-.PHONY: env search test bench sanitize
+.PHONY: env search test bench sanitize oldest
 
 env: $(VENV)/extension-built
 
@@ -68,3 +69,29 @@ sanitize: env
 	  -k "not compiled and not papers_size and not instruction and not cuda_sources"
 	FASTDARTS_CPU=portable $(SANITIZED_PYTEST) $(CELLS_AND_EDGES)
 	! grep -qw avx2 /proc/cpuinfo || FASTDARTS_CPU=avx2 $(SANITIZED_PYTEST) $(CELLS_AND_EDGES)
+
+# Python 3.12 with the lowest releases of torch that pyproject.toml allows; where that cannot be made, Triton 3.6 beside
+# today's torch. Triton 3.6's interpreter needs the older NumPy.
+PYTHON312 ?= python3.12
+OLDEST := build/oldest
+OLDEST_RELEASES := 'torch==2.11.*' 'torchvision==0.26.*' 'numpy<2.4'
+
+$(OLDEST)/installed: pyproject.toml setup.py
+	$(PYTHON312) -m venv --clear $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet $(OLDEST_RELEASES) 'setuptools>=77'
+	FASTDARTS_BUILD=0 $(OLDEST)/bin/python -m pip install --quiet --no-build-isolation --editable '.[test]' $(OLDEST_RELEASES)
+	@touch $@
+
+OLDEST_TESTS = tests/kernels -k "not smallest_and_the_largest and not oldest_triton"
+
+oldest:
+	@if $(MAKE) $(OLDEST)/installed; then \
+	  set -ex; $(OLDEST)/bin/python -m pytest $(OLDEST_TESTS); $(OLDEST)/bin/python -m benchmarks.compile_all $(ARGS); \
+	else \
+	  echo "no Python 3.12 with torch 2.11 (PYTHON312=... names one): Triton 3.6 beside this environment's torch" >&2; \
+	  set -ex; $(MAKE) $(VENV)/installed build/triton-3.6; PYTHONPATH=build/triton-3.6 $(PY) -m benchmarks.compile_all $(ARGS); \
+	fi
+
+build/triton-3.6:
+	$(PY) -m pip install --quiet --no-deps --target $@.new 'triton==3.6.*'
+	mv $@.new $@
