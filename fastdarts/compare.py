@@ -34,6 +34,7 @@ from fastdarts.config.command_line import build_parser
 from fastdarts.config.files import write_atomically
 from fastdarts.config.named_code import refuse_unnamed_code
 from fastdarts.config.options import Config, check_names, differences, option, read_file
+from fastdarts.config.plugins import plugin_flags
 from fastdarts.config.search_options import Dataset
 from fastdarts.evaluate import evaluate
 from fastdarts.methods import NAMES, find
@@ -248,6 +249,7 @@ def run_one(config: CompareConfig, method: str, seed: int) -> Record:
             "parameters": trained.parameters,
             "multiply_adds": trained.multiply_adds,
             "numbers": space_of(genotype).numbers(genotype),
+            "tabulated": _read(folder / "search" / "benchmark.json") or {},
             **found,
             "select_seconds": sum(metrics["seconds"] for metrics in trained.metrics),
             "folder": folder.name,
@@ -256,19 +258,20 @@ def run_one(config: CompareConfig, method: str, seed: int) -> Record:
         return record
 
 
-def work(out: str, methods: str, method: str, seed: str) -> int:
+def work(out: str, methods: str, method: str, seed: str, *plugins: str) -> int:
     """`run_one` of the comparison in a folder, as a process; returns its exit code.
 
     Args:
         methods: all of the comparison, as the caller of the comparison named them; its config.json alone would have no
             code imported.
+        plugins: flags that load the plugins of the comparison.
     """
 
     def run(config: CompareConfig) -> int:
         run_one(config, method, int(seed))
         return 0
 
-    return run_cli(CompareConfig, run, ["--resume", "--out", out, "--methods", methods], _PROGRAM, "")
+    return run_cli(CompareConfig, run, ["--resume", "--out", out, "--methods", methods, *plugins], _PROGRAM, "")
 
 
 def _run(config: CompareConfig, out: Path, tasks: Sequence[tuple[str, int]], failures: dict[str, str]) -> None:
@@ -306,7 +309,7 @@ def _start(config: CompareConfig, out: Path, method: str, seed: int) -> subproce
     threads = max(torch.get_num_threads() // config.processes, 1)
     with _log(out, method, seed).open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-c", _CHILD, str(out), config.methods, method, str(seed)],
+            [sys.executable, "-c", _CHILD, str(out), config.methods, method, str(seed), *plugin_flags()],
             env={**os.environ, "OMP_NUM_THREADS": str(threads)},
             stdin=subprocess.DEVNULL,
             stdout=log,

@@ -13,7 +13,7 @@ import json
 import shlex
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ from fastdarts.runs.resuming import resume
 from fastdarts.runs.search_config import SearchConfig
 from fastdarts.runs.search_state import SearchState
 from fastdarts.runs.state import Metrics
+from fastdarts.spaces import registry as spaces
 from fastdarts.spaces.supernet import Supernet
 
 __all__ = ["SearchConfig", "SearchResult", "search"]
@@ -64,6 +65,7 @@ class SearchResult:
         seconds: of all epochs and of what the method does after the last.
         peak_bytes: largest memory, see `resources.peak_bytes`; of a resumed search, since it went on.
         stopped: the method's reason to end before the last epoch, if it did.
+        tabulated: accuracies in percent of the architecture in the file that `config.benchmark` names; empty without.
     """
 
     genotype: Any
@@ -73,6 +75,7 @@ class SearchResult:
     seconds: float
     peak_bytes: int
     stopped: str | None = None
+    tabulated: dict[str, float] = field(default_factory=dict)
 
     @property
     def alphas_normal(self) -> Tensor:
@@ -117,6 +120,9 @@ def search(
         config = dataclasses.replace(config, dataset="custom")
     device = choose_device(config.device)
     check_out(config)
+    table = None
+    if config.benchmark is not None:
+        table = spaces.find(config.space, config.primitives).table(config.benchmark)
     LOGGER.info(kernels_line(device, config.backend))
     weights_half, alphas_half = _halves(config, train, valid)
     with determinism(config.deterministic), stop_requests() as stop:
@@ -143,8 +149,9 @@ def search(
         genotype = state.method.result(state)
         seconds = sum(metrics["seconds"] for metrics in state.metrics) + time.monotonic() - start
         peak = resources.peak_bytes(device)
-        _write_results(state, genotype, out)
-    return SearchResult(genotype, state.alphas(), out, state.metrics, seconds, peak, state.method.stopped)
+        tabulated = table(genotype) if table is not None else {}
+        _write_results(state, genotype, tabulated, out)
+    return SearchResult(genotype, state.alphas(), out, state.metrics, seconds, peak, state.method.stopped, tabulated)
 
 
 def _run_epochs(state: SearchState, progress: Progress, keeper: Keeper, callbacks: Sequence[Callback]) -> None:
@@ -226,12 +233,14 @@ def _write_alphas(state: SearchState, out: Path) -> None:
     write_atomically(out / "alphas.npz", lambda file: np.savez(file, **tables))
 
 
-def _write_results(state: SearchState, genotype: Any, out: Path) -> None:
+def _write_results(state: SearchState, genotype: Any, tabulated: dict[str, float], out: Path) -> None:
     from fastdarts.report import run_report  # imports matplotlib and jinja2, which takes a second
     from fastdarts.report.alphas import draw_alphas
     from fastdarts.report.pictures import write_picture
 
     write_atomically(out / "genotype.json", genotype.to_json() + "\n")
+    if tabulated:
+        write_atomically(out / "benchmark.json", json.dumps(tabulated, indent=2) + "\n")
     _write_alphas(state, out)
     write_picture(genotype, out)
     draw_alphas(out / "alphas.npz")
@@ -283,6 +292,8 @@ def _run(config: SearchConfig) -> int:
             "your own images: --dataset imagefolder --data DIR (see --help)"
         )
     print(f"genotype: {result.genotype}")
+    for name, accuracy in result.tabulated.items():
+        print(f"benchmark, {name.replace('_', ' ')} accuracy: {accuracy:.2f} %")
     print(f"results: {result.out_dir}")
     from fastdarts.report.run_report import evaluate_command  # imported by search(), see _write_results
 

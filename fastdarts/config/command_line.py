@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import sys
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, Literal
 from fastdarts.config.named_code import UnnamedCodeError
 from fastdarts.config.names import did_you_mean
 from fastdarts.config.options import Config, ConfigType, read_file, shown, without_none
+from fastdarts.config.plugins import FLAG, load_plugins
 
 
 def parse_cli(
@@ -25,8 +27,9 @@ def parse_cli(
     With --resume and no --config the file is config.json in the folder of --out: a resumed run needs no other flags.
     `--help` prints and exits with 0; a line that cannot be parsed ends with one line on stderr and exit code 2.
     """
+    load_plugins(sys.argv[1:] if argv is None else argv)
     given = vars(build_parser(config_type, argv, prog, description).parse_args(argv))
-    for name in OUTPUT_FLAGS:
+    for name in (*OUTPUT_FLAGS, "plugin"):
         given.pop(name, None)
     tables = {name: dict(pairs) for name, pairs in given.items() if isinstance(pairs, list)}
     file = given.pop("config", None)
@@ -109,6 +112,9 @@ def build_parser(
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="a .toml, .yaml or .json file of these values; flags override it"
     )
+    parser.add_argument(
+        FLAG, action="append", metavar="MODULE", help="import a module of yours that registers ops, spaces or methods"
+    )
     defaults = _shown_defaults(config_type, argv)
     parser.epilog = defaults.help_notes()
     hints = typing.get_type_hints(config_type)
@@ -132,7 +138,9 @@ def build_parser(
             value: Callable[[str], Any] = one_of(choices) if isinstance(choices[0], str) else type(choices[0])
             group.add_argument(flag, type=value, choices=choices, help=help_text)
         else:
-            parse = _image_size if typing.get_origin(hint) is tuple else hint
+            parse = hint
+            if typing.get_origin(hint) is tuple:
+                parse = _names if typing.get_args(hint)[-1] is ... else _image_size
             group.add_argument(flag, type=parse, metavar=meta["metavar"] or _METAVARS.get(hint), help=help_text)
     return parser
 
@@ -143,7 +151,7 @@ _METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 def _shown_defaults(config_type: type[ConfigType], argv: Sequence[str] | None) -> ConfigType:
     """The defaults that --help shows: those of the data set named on the same line."""
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    names = [field.name for field in dataclasses.fields(config_type) if field.name in ("dataset", "method")]
+    names = [field.name for field in dataclasses.fields(config_type) if field.name in ("dataset", "method", "space")]
     for name in names:
         early.add_argument(f"--{name}", nargs="?", default=argparse.SUPPRESS)
     try:
@@ -161,6 +169,10 @@ def _name_value(text: str) -> tuple[str, Any]:
         return name.replace("-", "_"), json.loads(value)
     except ValueError:
         return name.replace("-", "_"), value
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
 
 
 def _image_size(text: str) -> tuple[int, int]:

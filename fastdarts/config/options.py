@@ -131,7 +131,9 @@ def read_file(config_type: type[Config], path: Path, named: Mapping[str, Any] = 
 
 
 def shown(value: Any) -> str:
-    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    if isinstance(value, tuple):
+        return ("," if isinstance(value[0], str) else "x").join(map(str, value))
+    return str(value)
 
 
 def without_none(hint: Any) -> tuple[Any, bool]:
@@ -159,6 +161,10 @@ def _checked(field: dataclasses.Field[Any], value: Any, hint: Any) -> Any:
     if typing.get_origin(hint) is tuple:
         value = tuple(value) if isinstance(value, list) else value
         kinds = typing.get_args(hint)
+        if kinds[-1] is ...:
+            if not (isinstance(value, tuple) and value and all(type(v) is kinds[0] for v in value)):
+                raise TypeError(f"{field.name} must be a list of {kinds[0].__name__}, one at least; got {value!r}")
+            return value
         if not (
             isinstance(value, tuple)
             and len(value) == len(kinds)

@@ -72,6 +72,12 @@ class SearchOptions(Config):
     )
     method_options: dict[str, Any] = option("method", "the method's own, see below", metavar="NAME=VALUE")
     space: str = option("method", "search space", "darts", metavar="NAME")
+    benchmark: Path | None = option(
+        "method",
+        "report the found cell's tabulated accuracy from this file (space nasbench201)",
+        None,
+        metavar="FILE",
+    )
     primitives: tuple[str, ...] | None = option(
         "method", "candidate ops of every edge (default: the space's)", None, metavar="NAME"
     )

@@ -69,11 +69,13 @@ def write_comparison(out: Path, runs: Sequence[Record], failures: dict[str, str]
     picture = accuracy_png(methods, runs) if runs else None
     if picture is not None:
         write_atomically(out / "accuracy.png", picture)
+    tables = list(dict.fromkeys(name for run in runs for name in run["tabulated"]))
     page = {
+        "tables_of_benchmark": [name.replace("_", " ") for name in tables],
         "title": f"fastdarts comparison on {config['dataset']}",
         "folder": str(out),
-        "table": [_row(method) for method in methods],
-        "all_runs": [_run_row(run) for run in sorted(runs, key=lambda run: (run["method"], run["seed"]))],
+        "table": [_row(method, tables) for method in methods],
+        "all_runs": [_run_row(run, tables) for run in sorted(runs, key=lambda run: (run["method"], run["seed"]))],
         "cells": [
             (
                 f"{run['method']}, seed {run['seed']}: {100 * run['accuracy']:.2f} %",
@@ -98,7 +100,7 @@ def write_comparison(out: Path, runs: Sequence[Record], failures: dict[str, str]
 _COUNTS = ("parameters", "multiply_adds")
 
 
-def _row(method: Record) -> list[str]:
+def _row(method: Record, tables: Sequence[str]) -> list[str]:
     best = method["best"]
     spread = "" if method["accuracy_std"] is None else f" ± {100 * method['accuracy_std']:.2f}"
     return [
@@ -108,18 +110,20 @@ def _row(method: Record) -> list[str]:
         f"{100 * best['accuracy']:.2f} %",
         *(f"{best[key]:,}" for key in _COUNTS),
         _skips(best),
+        *(f"{best['tabulated'][name]:.2f} %" if name in best["tabulated"] else "–" for name in tables),
         duration(method["search_seconds"]),
         _mib(method["peak_bytes"]),
     ]
 
 
-def _run_row(run: Record) -> list[str]:
+def _run_row(run: Record, tables: Sequence[str]) -> list[str]:
     return [
         run["method"],
         str(run["seed"]),
         f"{100 * run['accuracy']:.2f} %",
         *(f"{run[key]:,}" for key in _COUNTS),
         _skips(run),
+        *(f"{run['tabulated'][name]:.2f} %" if name in run["tabulated"] else "–" for name in tables),
         f"{run['search_epochs']}" + (f" ({run['stopped']})" if run["stopped"] else ""),
         duration(run["search_seconds"]),
         duration(run["select_seconds"]),

@@ -181,6 +181,7 @@ def _page(run: Run) -> dict[str, Any]:
         "alphas": base64.b64encode(run.alphas).decode() if run.alphas else None,
         "tables": {
             **({"Result": _rows(run.result)} if run.result else {}),
+            **({"Tabulated accuracy (%)": rows} if (rows := _benchmark_rows(run)) else {}),
             **({"Method, in the last epoch": rows} if (rows := _method_rows(run)) else {}),
             "Time": _time_rows(run),
             "Configuration": _rows(run.config),
@@ -192,6 +193,12 @@ def _page(run: Run) -> dict[str, Any]:
 def _search_words(run: Run) -> str:
     method = run.config.get("method", "darts")
     return "search" if method == "darts" else f"search by {method}"
+
+
+def _benchmark_rows(run: Run) -> list[tuple[str, str]]:
+    """Return the accuracies of the found architecture in a benchmark's table, if the search was given one."""
+    path = run.folder / "benchmark.json"
+    return _rows(_read_object(path)) if path.is_file() else []
 
 
 def _method_rows(run: Run) -> list[tuple[str, str]]:

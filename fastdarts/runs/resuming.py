@@ -13,7 +13,15 @@ from fastdarts.runs.resources import is_out_of_memory
 from fastdarts.runs.search_state import SearchState
 from fastdarts.runs.state import RunState
 
-MAY_DIFFER = ("data", "device", "export", "out", "resume", "save_every_steps")  # between a run and its continuation
+MAY_DIFFER = (
+    "benchmark",
+    "data",
+    "device",
+    "export",
+    "out",
+    "resume",
+    "save_every_steps",
+)  # between a run and its continuation
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "config": dict,
     "network": dict,

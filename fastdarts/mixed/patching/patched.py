@@ -15,7 +15,15 @@ from fastdarts.mixed import fused
 from fastdarts.mixed.mixed_op import op_weights_row
 from fastdarts.mixed.patching.recognition import OWN, Op, own_state, paths_of, recognise, state_of
 from fastdarts.mixed.patching.report import Calls
-from fastdarts.mixed.patching.sums import ChangedInPlaceError, Session, by_kernels, evaluated, kernel_refusal, proxies, read
+from fastdarts.mixed.patching.sums import (
+    ChangedInPlaceError,
+    Session,
+    by_kernels,
+    evaluated,
+    kernel_refusal,
+    proxies,
+    read,
+)
 
 PATIENCE = 3
 """Calls in a row that a patched module may run by its own modules before a warning says so."""
@@ -178,7 +186,9 @@ def _call(module: Patched, own: Callable[..., Any], name: str, args: tuple[Any, 
         module.__dict__["_fastdarts_broken"] = f"its forward fails on deferred outputs: {type(error).__name__}: {error}"
         _count(module, module.__dict__["_fastdarts_broken"])
         return out
-    _count(module, None if session.summed else next(iter(session.reasons), "its forward added up no outputs of its ops"))
+    _count(
+        module, None if session.summed else next(iter(session.reasons), "its forward added up no outputs of its ops")
+    )
     return out
 
 

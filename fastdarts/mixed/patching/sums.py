@@ -66,7 +66,6 @@ class Call:
                         buffer.copy_(before)
         return self._value
 
-
     def zeros(self) -> Tensor:
         """Return zeros in the shape of the output."""
         return self.x.new_zeros(self.shape)
@@ -171,7 +170,7 @@ def _identity(x: Tensor) -> object:
     while step is not None and step.name() in ("SliceBackward0", "SelectBackward0", "AliasBackward0"):
         chain.append(step.name())
         step = step.next_functions[0][0]
-    if step is None and x.requires_grad or not chain and x.requires_grad:
+    if (step is None and x.requires_grad) or (not chain and x.requires_grad):
         return id(x)
     return x.data_ptr(), x.shape, x.stride(), tuple(chain), id(step)
 

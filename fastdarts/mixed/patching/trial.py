@@ -79,7 +79,11 @@ def _verdict(module: nn.Module, ops: dict[str, Op]) -> Verdict:
             if isinstance(arguments, str):
                 reason = reason or arguments
                 continue
-            if name == "forward" and _may_be_direct(module, own, ops) and _direct_difference(module, own, arguments) is None:
+            if (
+                name == "forward"
+                and _may_be_direct(module, own, ops)
+                and _direct_difference(module, own, arguments) is None
+            ):
                 return Verdict(_direct(module, own))
             reason = _deferred_difference(module, own, arguments, ops)
             if reason is None:
