@@ -1,4 +1,5 @@
-# make env     .venv with fastdarts (editable), its extension and the tools; a second call does nothing
+# make env     .venv with fastdarts (editable) and its extension; a second call does nothing
+# make dev     the same and the developers' tools, which test, bench and sanitize need
 # make search  an architecture search on real images, a minute or two on two cores
 # make test    lint, types and every test
 # make bench   benchmarks
@@ -15,9 +16,11 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 SANITIZED := build/sanitize
 CELLS_AND_EDGES = tests/mixed/test_mixed_op.py::test_fused_is_as_good_as_plain tests/mixed/test_fused.py::test_cell tests/ops/test_operators.py::test_project
 
-.PHONY: env search test bench sanitize oldest
+.PHONY: env dev search test bench sanitize oldest
 
 env: $(VENV)/extension-built
+
+dev: env $(VENV)/dev-installed
 
 # A virtual environment made by hand is taken as it is.
 $(PY):
@@ -29,6 +32,10 @@ $(PY):
 # The package first, without its extension, so that the extension is then built against the torch that will load it.
 $(VENV)/installed: pyproject.toml setup.py | $(PY)
 	$(PY) -m pip install --quiet --upgrade setuptools
+	FASTDARTS_BUILD=0 $(PY) -m pip install --no-build-isolation --editable '.[build]'
+	@touch $@
+
+$(VENV)/dev-installed: $(VENV)/installed
 	FASTDARTS_BUILD=0 $(PY) -m pip install --no-build-isolation --editable '.[dev]'
 	@touch $@
 
@@ -40,15 +47,15 @@ $(VENV)/extension-built: $(VENV)/installed setup.py $(shell find csrc 2>/dev/nul
 	@touch $@
 
 search: env
-	$(PY) -m fastdarts.search --amp $(ARGS)
+	$(PY) -m fastdarts search --amp $(ARGS)
 
-test: env
+test: dev
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
 	$(PY) -m pytest $(ARGS)
 
-bench: env
+bench: dev
 	$(PY) -m pytest benchmarks --benchmark-only $(ARGS)
 
 # A second copy of the whole package, with its own build folder; -P keeps the checkout's fastdarts out of sys.path.
@@ -62,7 +69,7 @@ SANITIZED_PYTEST = ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN
     "$(SANITIZED)" in c.__file__ or sys.exit(f"not the sanitized build: {c.__file__}"); \
     sys.exit(pytest.main(["--capture=sys", "-q", *sys.argv[1:]]))' $(ARGS)
 
-sanitize: env
+sanitize: dev
 	FASTDARTS_CUDA=0 FASTDARTS_SANITIZE=address,undefined \
 	  $(PY) setup.py --quiet build --build-lib $(SANITIZED)/lib --build-temp $(SANITIZED)/temp
 	$(SANITIZED_PYTEST) tests/ops/test_operators.py tests/mixed/test_mixed_op.py tests/ops/test_flat.py tests/mixed/test_fused.py::test_cell \

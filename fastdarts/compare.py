@@ -4,6 +4,14 @@ The paper's protocol (Liu et al., ICLR 2019, section 3.1) for each method: some 
 short training from scratch of each cell that was found, and the best by validation. The test images play no part.
 """
 
+if __name__ == "__main__":  # before the imports, so that a signal while they run is answered
+    import sys
+
+    from fastdarts.cli import run
+
+    sys.exit(run("compare", sys.argv[1:], "python -m fastdarts.compare"))
+
+import argparse
 import dataclasses
 import fcntl
 import json
@@ -22,6 +30,7 @@ from typing import Any, ClassVar
 import torch
 
 from fastdarts import data
+from fastdarts.config.command_line import build_parser
 from fastdarts.config.files import write_atomically
 from fastdarts.config.named_code import refuse_unnamed_code
 from fastdarts.config.options import Config, check_names, differences, option, read_file
@@ -338,8 +347,16 @@ def _words(run: Record) -> str:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_cli(CompareConfig, _main, argv, _PROGRAM, (__doc__ or "").replace("`", "'"))
+_DESCRIPTION = (__doc__ or "").replace("`", "'")
+
+
+def parser(prog: str = _PROGRAM) -> argparse.ArgumentParser:
+    """Make the program's parser."""
+    return build_parser(CompareConfig, prog=prog, description=_DESCRIPTION)
+
+
+def main(argv: Sequence[str] | None = None, prog: str = _PROGRAM) -> int:
+    return run_cli(CompareConfig, _main, argv, prog, _DESCRIPTION)
 
 
 def _main(config: CompareConfig) -> int:
@@ -350,7 +367,3 @@ def _main(config: CompareConfig) -> int:
     for name, why in comparison.failures.items():
         print(f"{name} failed: {why}", file=sys.stderr)
     return 1 if comparison.failures else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

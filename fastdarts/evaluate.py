@@ -1,8 +1,15 @@
 """Training of a discrete network from scratch: `python -m fastdarts.evaluate --genotype NAME`, or `evaluate(...)`."""
 
+if __name__ == "__main__":  # before the imports, so that a signal while they run is answered
+    import sys
+
+    from fastdarts.cli import run
+
+    sys.exit(run("evaluate", sys.argv[1:], "python -m fastdarts.evaluate"))
+
+import argparse
 import dataclasses
 import json
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +21,7 @@ from torch import Tensor
 
 from fastdarts import data
 from fastdarts.bilevel.architect import Loss
+from fastdarts.config.command_line import build_parser
 from fastdarts.config.files import write_atomically
 from fastdarts.config.options import option
 from fastdarts.data import ImageData
@@ -291,8 +299,16 @@ class _Command(EvalConfig):
         super().__post_init__()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_cli(_Command, _run, argv, EvalState.program, (__doc__ or "").replace("`", "'"))
+_DESCRIPTION = (__doc__ or "").replace("`", "'")
+
+
+def parser(prog: str = EvalState.program) -> argparse.ArgumentParser:
+    """Make the program's parser."""
+    return build_parser(_Command, prog=prog, description=_DESCRIPTION)
+
+
+def main(argv: Sequence[str] | None = None, prog: str = EvalState.program) -> int:
+    return run_cli(_Command, _run, argv, prog, _DESCRIPTION)
 
 
 def _run(command: _Command) -> int:
@@ -315,7 +331,3 @@ def _run(command: _Command) -> int:
     if result.exported:
         print(f"exported: {', '.join(map(str, result.exported))}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

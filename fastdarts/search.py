@@ -1,9 +1,16 @@
 """Architecture search: `python -m fastdarts.search`, or `search(SearchConfig(...))` from Python."""
 
+if __name__ == "__main__":  # before the imports, so that a signal while they run is answered
+    import sys
+
+    from fastdarts.cli import run
+
+    sys.exit(run("search", sys.argv[1:], "python -m fastdarts.search"))
+
+import argparse
 import dataclasses
 import json
 import shlex
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +24,7 @@ from torch.nn.functional import cross_entropy
 
 from fastdarts import data
 from fastdarts.bilevel.architect import Loss
+from fastdarts.config.command_line import build_parser
 from fastdarts.config.files import write_atomically
 from fastdarts.data import ImageData
 from fastdarts.methods import find
@@ -264,8 +272,16 @@ def _entropy(weights: Tensor) -> float:
     return float(-torch.xlogy(shares, shares).sum(-1).mean())
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_cli(SearchConfig, _run, argv, SearchState.program, (__doc__ or "").replace("`", "'"))
+_DESCRIPTION = (__doc__ or "").replace("`", "'")
+
+
+def parser(prog: str = SearchState.program) -> argparse.ArgumentParser:
+    """Make the program's parser."""
+    return build_parser(SearchConfig, prog=prog, description=_DESCRIPTION)
+
+
+def main(argv: Sequence[str] | None = None, prog: str = SearchState.program) -> int:
+    return run_cli(SearchConfig, _run, argv, prog, _DESCRIPTION)
 
 
 def _run(config: SearchConfig) -> int:
@@ -284,7 +300,3 @@ def _run(config: SearchConfig) -> int:
     command = shlex.join(evaluate_command(dataclasses.asdict(config), result.out_dir))
     LOGGER.info("next, train the found network from scratch: %s", command)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,8 +5,6 @@ import os
 from collections.abc import Callable, Mapping, Set
 from typing import Any
 
-import numpy as np
-
 
 def plain(
     value: Any,
@@ -30,7 +28,7 @@ def plain(
 
     if value is None or isinstance(value, keep) or type(value) in (bool, int, float, str, bytes):
         return value
-    if isinstance(value, np.generic | np.ndarray) or (hasattr(value, "tolist") and hasattr(value, "dtype")):
+    if hasattr(value, "tolist") and hasattr(value, "dtype"):  # of numpy or torch, neither of which is imported here
         return inner(value.tolist(), place)
     if isinstance(value, bool | int | float | str | bytes):  # enumerations and other subclasses
         base: Any = next(base for base in (bool, int, float, str, bytes) if isinstance(value, base))
