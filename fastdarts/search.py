@@ -35,7 +35,7 @@ from fastdarts.runs.forecast import forecast_line, out_of_memory_explained
 from fastdarts.runs.images import Images, read_images, read_second_images
 from fastdarts.runs.interrupt import stop_requests, stops_at_once
 from fastdarts.runs.keeper import Keeper, asked_to_end, how_to_continue, resume, train_epoch
-from fastdarts.runs.kernels import kernels_line
+from fastdarts.runs.kernels import kernels_used
 from fastdarts.runs.loggers import Logger
 from fastdarts.runs.program import run_cli
 from fastdarts.runs.progress import Progress, json_number
@@ -106,7 +106,8 @@ def search(
         config = dataclasses.replace(config, dataset="custom")
     device = choose_device(config.device)
     check_out(config)
-    LOGGER.info(kernels_line(device, config.backend))
+    kernels = kernels_used(device, config.backend)
+    LOGGER.info("kernels: %s", kernels)
     weights_half, alphas_half = _halves(config, train, valid)
     with determinism(config.deterministic), stop_requests() as stop:
         out = out_dir(config, "search")
@@ -120,7 +121,7 @@ def search(
         resources.compile_ahead(state.trial_step, config.batch_size, device)
         forecast = resources.forecast(state.trial_step, config.batch_size, device)
         progress = Progress(config.epochs, state.steps_per_epoch, state.steps_done)
-        with Keeper(state, out, stop, loggers) as keeper, progress:
+        with Keeper(state, out, stop, kernels, loggers) as keeper, progress:
             LOGGER.info(forecast_line(state, forecast, device))
             if all(cell.reduction for cell in state.network.cells):
                 LOGGER.info("note: so few layers are all reduction cells; the normal cell stays as drawn (3 have both)")
