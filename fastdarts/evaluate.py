@@ -124,7 +124,7 @@ def evaluate(
     device = choose_device(config.device)
     if not config.test_only:
         check_out(config)
-    LOGGER.info("kernels: plain PyTorch modules, as for any discrete network, on %s", device)
+    LOGGER.info("kernels: %s", _kernels_used(device))
     with determinism(config.deterministic):
         train_images, test_images = (part.to(device) for part in _images(config, train, test))
         out = None if config.test_only else out_dir(config, "evaluation")
@@ -171,7 +171,7 @@ def _train(
         forecast = resources.forecast(state.trial_step, config.batch_size, device)
         write_atomically(out / "genotype.json", state.genotype.to_json() + "\n")
         progress = Progress(config.epochs, state.steps_per_epoch, state.steps_done)
-        with Keeper(state, out, stop, loggers) as keeper, progress:
+        with Keeper(state, out, stop, _kernels_used(device), loggers) as keeper, progress:
             LOGGER.info(forecast_line(state, forecast, device))
             with out_of_memory_explained(forecast, config.batch_size, device):
                 while state.epoch < config.epochs:
@@ -182,6 +182,10 @@ def _train(
                     progress.end_epoch(metrics["epoch"], _epoch_line(metrics))
                     if asked_to_end(callbacks, metrics, state.network):
                         break
+
+
+def _kernels_used(device: torch.device) -> str:
+    return f"plain PyTorch modules, as for any discrete network, on {device}"
 
 
 def _epoch_metrics(state: EvalState, test_images: ImageData, keeper: Keeper) -> Metrics:

@@ -36,7 +36,7 @@ from fastdarts.runs.forecast import forecast_line, out_of_memory_explained
 from fastdarts.runs.images import Images, read_images, read_second_images
 from fastdarts.runs.interrupt import stop_requests, stops_at_once
 from fastdarts.runs.keeper import Keeper, asked_to_end, how_to_continue, train_epoch
-from fastdarts.runs.kernels import kernels_line
+from fastdarts.runs.kernels import kernels_used
 from fastdarts.runs.lock import releases_folders
 from fastdarts.runs.loggers import Logger
 from fastdarts.runs.program import run_cli
@@ -123,7 +123,8 @@ def search(
     table = None
     if config.benchmark is not None:
         table = spaces.find(config.space, config.primitives).table(config.benchmark)
-    LOGGER.info(kernels_line(device, config.backend))
+    kernels = kernels_used(device, config.backend)
+    LOGGER.info("kernels: %s", kernels)
     weights_half, alphas_half = _halves(config, train, valid)
     with determinism(config.deterministic), stop_requests() as stop:
         out = out_dir(config, "search")
@@ -137,7 +138,7 @@ def search(
         resources.compile_ahead(state.trial_step, config.batch_size, device)
         forecast = resources.forecast(state.trial_step, config.batch_size, device)
         progress = Progress(config.epochs, state.steps_per_epoch, state.steps_done)
-        with Keeper(state, out, stop, loggers) as keeper, progress:
+        with Keeper(state, out, stop, kernels, loggers) as keeper, progress:
             LOGGER.info(forecast_line(state, forecast, device))
             for name, group in state.network.groups.items():
                 if not state.network.mixed_ops(name):

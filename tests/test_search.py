@@ -26,7 +26,7 @@ import fastdarts.search as search_module
 from fastdarts import PRIMITIVES, Genotype
 from fastdarts.config.files import DiskFullError
 from fastdarts.methods.darts import Darts
-from fastdarts.runs.kernels import describe_kernels, kernels_line
+from fastdarts.runs.kernels import describe_kernels, kernels_used
 from fastdarts.runs.search_config import SearchConfig
 from fastdarts.runs.search_state import SearchState
 from fastdarts.search import main, search
@@ -63,7 +63,8 @@ def test_digits_from_the_command_line(tmp_path, capsys):
     assert main(argv.split()) == 0
 
     said = capsys.readouterr().out
-    assert said.splitlines()[0] == kernels_line(torch.device("cpu"), "auto")
+    kernels = kernels_used(torch.device("cpu"), "auto")
+    assert said.splitlines()[0] == f"kernels: {kernels}"
     assert "scikit-learn" in said
     assert "--dataset cifar10" in said
     assert "--dataset imagefolder" in said
@@ -87,6 +88,7 @@ def test_digits_from_the_command_line(tmp_path, capsys):
     environment = json.loads((out / "environment.json").read_text())
     assert environment["torch"] == torch.__version__
     assert environment["kernels"]["cpu"] == describe_kernels(torch.device("cpu"))
+    assert environment["kernels_used"] == kernels
     for name in ("cells.svg", "cells.png", "alphas.png", "report.html", "checkpoint.pt"):
         assert (out / name).stat().st_size > 1000
     assert list((out / "tensorboard").glob("events.*"))

@@ -9,11 +9,11 @@ from fastdarts.ops import extension
 from fastdarts.ops.operators import unavailable
 
 
-def kernels_line(device: torch.device, backend: str) -> str:
-    """Return the first line of a search: the kernels of its mixed operations."""
+def kernels_used(device: torch.device, backend: str) -> str:
+    """Name the kernels that a search with this backend uses for its mixed operations."""
     if backend == "reference":
-        return f"kernels: plain PyTorch modules on {device}, as backend 'reference' asks"
-    return f"kernels: {describe_kernels(device)}, on {device}"
+        return f"plain PyTorch modules on {device}, as backend 'reference' asks"
+    return f"{describe_kernels(device)}, on {device}"
 
 
 def describe_kernels(device: torch.device) -> str:

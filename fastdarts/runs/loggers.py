@@ -18,7 +18,7 @@ class Logger(Protocol):
         """Log the alphas that an epoch of a search ends with; tensors on the CPU, of any shape."""
 
     def close(self) -> None:
-        """Write what is left; called once, when the run ends or fails."""
+        """Write what is left; called once, when the epochs end, by themselves or by an error."""
 
 
 class TensorBoard:
