@@ -105,7 +105,7 @@ def evaluate(
         check_writable("export", config.export.parent)
     if train is not None:
         config = dataclasses.replace(config, dataset="custom")
-    genotype.validated()
+    genotype = Genotype.of(genotype)
     device = choose_device(config.device)
     if not config.test_only:
         check_out(config)
@@ -261,7 +261,8 @@ def _write_results(result: EvalResult, train_images: ImageData, image_shape: Seq
 class _Command(EvalConfig):
     genotype: str | None = option(
         "genotype",
-        f"what to train: {', '.join(PUBLISHED)}, or a file such as a search's genotype.json (with --resume: of --out)",
+        "what to train: a published cell (DARTS_V2, PC_DARTS_CIFAR, ...), a file or a text as searches print it, or a "
+        "search's folder (with --resume: of --out)",
         None,
         metavar="NAME|FILE",
     )
