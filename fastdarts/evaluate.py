@@ -19,7 +19,6 @@ from fastdarts.data import ImageData
 from fastdarts.export import check_export_packages, export
 from fastdarts.report import run_report
 from fastdarts.runs import resources
-from fastdarts.runs.checkpoint import load_weights
 from fastdarts.runs.device import choose_device, determinism
 from fastdarts.runs.eval_config import EvalConfig
 from fastdarts.runs.eval_state import EvalState
@@ -33,6 +32,7 @@ from fastdarts.runs.program import run_cli
 from fastdarts.runs.progress import Progress, json_number
 from fastdarts.runs.resuming import resume
 from fastdarts.runs.state import Metrics
+from fastdarts.runs.weights import load_weights
 from fastdarts.spaces.darts.discrete import EvalNetwork, count_multiply_adds, count_parameters
 from fastdarts.spaces.darts.draw import write_cells
 from fastdarts.spaces.darts.genotype import PUBLISHED, Genotype
@@ -215,8 +215,10 @@ def _images(config: EvalConfig, train: Images | None, test: Images | None) -> tu
 
 def _load_weights(network: EvalNetwork, path: Path) -> None:
     """Those of a checkpoint; its auxiliary head may be missing or too many, since testing does not use it."""
-    weights = load_weights(path)
     ours = network.state_dict()
+    weights, notes = load_weights(path, {name: ours[name] for name in ours if name in _used(ours)})
+    if notes:
+        print(f"checkpoint {path}: {'; '.join(notes)}", flush=True)
     problems = [
         f"{what}: {', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''}"
         for what, names in (
