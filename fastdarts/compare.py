@@ -25,10 +25,11 @@ from fastdarts import data
 from fastdarts.config.files import write_atomically
 from fastdarts.config.named_code import refuse_unnamed_code
 from fastdarts.config.options import Config, check_names, differences, option, read_file
+from fastdarts.config.reading import read_object
 from fastdarts.config.search_options import Dataset
 from fastdarts.evaluate import evaluate
 from fastdarts.methods import NAMES, find
-from fastdarts.report.comparison import Record, summaries, write_comparison
+from fastdarts.report.comparison import Record, check_record, summaries, write_comparison
 from fastdarts.runs.device import choose_device
 from fastdarts.runs.eval_config import EvalConfig
 from fastdarts.runs.folder import check_out, out_dir
@@ -308,12 +309,15 @@ def _log(out: Path, method: str, seed: int) -> Path:
 
 
 def _result(out: Path, method: str, seed: int) -> Record | None:
-    return _read(_folder(out, method, seed) / "result.json")
+    """The record of a run that is over; ValueError that names the file if it is damaged."""
+    path = _folder(out, method, seed) / "result.json"
+    record = _read(path)
+    return None if record is None else check_record(record, path)
 
 
 def _read(path: Path) -> Record | None:
     """What was written there, if it was."""
-    return json.loads(path.read_text()) if path.is_file() else None
+    return read_object(path) if path.is_file() else None
 
 
 def _last_line(path: Path) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastdarts.config.named_code import UnnamedCodeError
-from fastdarts.config.options import Config, ConfigType, read_file, shown, without_none
+from fastdarts.config.options import Config, ConfigType, read_file, shown, table_of, without_none
 
 
 def parse_cli(
@@ -40,7 +40,7 @@ def parse_cli(
             raise
         except ValueError as error:
             raise ValueError(f"resume: {given['out']} holds no run of this program ({error})") from error
-    merged = {name: values.get(name, {}) | table for name, table in tables.items()}
+    merged = {name: table_of(values, name) | table for name, table in tables.items()}
     return config_type(**(values | given | merged))
 
 

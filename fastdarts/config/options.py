@@ -4,7 +4,6 @@ import dataclasses
 import difflib
 import json
 import math
-import tomllib
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 from fastdarts.config.files import write_atomically
 from fastdarts.config.named_code import refuse_unnamed_code
 from fastdarts.config.plain import plain
+from fastdarts.config.reading import parse_json, parse_toml, read_text
 
 FROM_PRESET: Any = type("FromPreset", (), {"__repr__": lambda self: "from the preset of the data set"})()
 
@@ -125,11 +125,12 @@ def read_file(config_type: type[Config], path: Path, named: Mapping[str, Any] = 
     """
     if path.suffix not in (".json", ".toml"):
         raise ValueError(f"config: {path} must end in .json or .toml")
-    if not path.is_file():
-        raise FileNotFoundError(f"config: there is no file {path}")
     try:
-        text = path.read_text()
-        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        text = read_text(path)
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"config: {error}") from None
+    try:
+        values = parse_json(text) if path.suffix == ".json" else parse_toml(text)
     except ValueError as error:
         raise ValueError(f"config: {path} is not readable as {path.suffix[1:].upper()}: {error}") from error
     if not isinstance(values, dict):
@@ -138,6 +139,14 @@ def read_file(config_type: type[Config], path: Path, named: Mapping[str, Any] = 
     check_names(config_type, values, f"config: {path}")
     refuse_unnamed_code(config_type, {name: value for name, value in values.items() if name not in named}, {}, path)
     return values
+
+
+def table_of(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The table that a file gives for a field, empty without one; TypeError for anything else than a table."""
+    table = values.get(name, {})
+    if not isinstance(table, dict):
+        raise TypeError(f"{name} must be a table of names and values; got {table!r}")
+    return table
 
 
 def shown(value: Any) -> str:

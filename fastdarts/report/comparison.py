@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from fastdarts.config.files import write_atomically
+from fastdarts.config.reading import read_object
 from fastdarts.report.run_report import template
 from fastdarts.runs.environment import environment
 from fastdarts.runs.progress import duration
@@ -26,6 +27,29 @@ from fastdarts.spaces.darts.genotype import Genotype
 Record = dict[str, Any]
 
 _DOT, _BAR = "#2f6fdf", "#a9c3ef"
+
+
+_NUMBERS = (
+    *("seed", "accuracy", "parameters", "multiply_adds", "skips_normal", "skips_reduce"),
+    *("search_seconds", "select_seconds", "search_epochs", "peak_bytes"),
+)
+
+
+def check_record(record: Record, path: Path) -> Record:
+    """Return a run's record as it is read from its result.json.
+
+    Raises: ValueError that names the file, what is wrong in it and what to do.
+    """
+    wrong = [name for name in _NUMBERS if type(record.get(name)) not in (int, float)]
+    wrong += [name for name in ("method", "folder") if not isinstance(record.get(name), str)]
+    if not wrong and record["folder"] != path.parent.name:
+        wrong = ["folder"]
+    if wrong or not isinstance(record.get("stopped"), str | None):
+        raise ValueError(
+            f"{path} is damaged: {', '.join(wrong) or 'stopped'} is missing or of a wrong kind; remove the file and "
+            "resume: its run is measured again"
+        )
+    return record
 
 
 def summaries(runs: Sequence[Record]) -> list[Record]:
@@ -56,7 +80,7 @@ def summaries(runs: Sequence[Record]) -> list[Record]:
 
 def write_comparison(out: Path, runs: Sequence[Record], failures: dict[str, str]) -> None:
     """Write the three files into the comparison's folder, which has its config.json."""
-    config = json.loads((out / "config.json").read_text())
+    config = read_object(out / "config.json")
     methods = summaries(runs)
     everything = {
         "config": config,

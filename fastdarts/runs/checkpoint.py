@@ -4,6 +4,7 @@ import errno
 import io
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,7 +62,8 @@ def read_any(path: Path) -> tuple[Any, bool]:
         return _read(path), False
     except _ForeignObjectsError as error:
         try:
-            return torch.load(path, map_location="cpu", weights_only=False, pickle_module=inert_pickle), True
+            with warnings.catch_warnings(action="ignore"):  # torch misses the source code of the unknown classes
+                return torch.load(path, map_location="cpu", weights_only=False, pickle_module=inert_pickle), True
         except Exception as second:  # whatever a pickle can do wrong
             raise ValueError(f"{error}; {_first_line(second)}") from second
 

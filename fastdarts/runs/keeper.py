@@ -33,7 +33,8 @@ class Keeper:
         self.stop = stop
         self.metrics = MetricsFile(out / "metrics.jsonl", state.metrics)
         self.board = TensorBoard(out / "tensorboard", state.epoch)
-        write_atomically(out / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        self._environment = json.dumps(environment(), indent=2) + "\n"
+        write_atomically(out / "environment.json", self._environment)
         self.save()
         state.config.save(out / "config.json")  # last: a folder that has it can be resumed
 
@@ -57,6 +58,9 @@ class Keeper:
         """Write the epoch's metrics and a checkpoint; `histograms` go to TensorBoard."""
         self.metrics.write(metrics)
         self.save()
+        if not (self.out / "config.json").is_file():  # the folder has been deleted in the meantime
+            write_atomically(self.out / "environment.json", self._environment)
+            self.state.config.save(self.out / "config.json")
         everything = {**metrics, **{f"method/{name}": value for name, value in metrics.get("method", {}).items()}}
         numbers = {name: value for name, value in everything.items() if isinstance(value, int | float)}
         self.board.write(metrics["epoch"], numbers, histograms)

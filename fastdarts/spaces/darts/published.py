@@ -68,7 +68,7 @@ CELLS: dict[str, PublishedCell] = {
         "skip:0 skip:1 / skip:0 sep5:2 / sep3:3 skip:0 / sep5:4 sep3:3",
         "sep5:0 sep3:1 / sep5:2 sep5:1 / dil5:2 sep3:1 / sep5:0 sep5:1",
         "Dong and Yang, CVPR 2019 (arXiv:1910.04465); github.com/D-X-Y/AutoDL-Projects "
-        "lib/models/cell_searchs/genotypes.py at af1be7f",
+        "lib/nas_infer_model/DXYs/genotypes.py at bb2f405",
     ),
     "SNAS_MILD": PublishedCell(
         "sep3:0 sep3:1 / skip:0 dil3:1 / skip:0 skip:1 / skip:0 sep3:1",
