@@ -27,6 +27,7 @@ from fastdarts.config.named_code import refuse_unnamed_code
 from fastdarts.config.options import Config, check_names, differences, option, read_file
 from fastdarts.config.reading import read_object
 from fastdarts.config.search_options import Dataset
+from fastdarts.data import ImageData
 from fastdarts.evaluate import evaluate
 from fastdarts.methods import NAMES, find
 from fastdarts.report.comparison import Record, check_record, summaries, write_comparison
@@ -183,7 +184,7 @@ def compare(config: CompareConfig) -> Comparison:
         seeds = max(before.seeds, config.seeds)
         config = dataclasses.replace(config, methods=",".join(names), seeds=seeds)  # what is there stays in the report
     # Says what is wrong with the images.
-    outputs_for(data.load(config.dataset, config.data, "train", config.image_size))
+    outputs_for(_images(config))
     out = out_dir(config, "comparison")
     config = dataclasses.replace(config, out=out)
     config.save(out / "config.json")
@@ -222,7 +223,7 @@ def run_one(config: CompareConfig, method: str, seed: int) -> Record:
             }
             write_atomically(folder / "search.json", json.dumps(found, indent=2) + "\n")
         genotype = Genotype.load(folder / "search" / "genotype.json")
-        images = data.load(config.dataset, config.data, "train", config.image_size)
+        images = _images(config)
         train, validation = data.split(images, search_config.train_portion, seed=0)
         trained = evaluate(genotype, config.select_config(seed, folder / "select"), train, validation)
         record: Record = {
@@ -298,6 +299,12 @@ def _start(config: CompareConfig, out: Path, method: str, seed: int) -> subproce
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+
+
+def _images(config: CompareConfig) -> ImageData:
+    """The images that searches and trainings share; those of a test part are not among them."""
+    portion = config.search.get("test_portion", 0.2)
+    return data.load(config.dataset, config.data, "train", config.image_size, test_portion=portion)
 
 
 def _folder(out: Path, method: str, seed: int) -> Path:

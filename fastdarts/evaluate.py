@@ -110,7 +110,7 @@ def evaluate(
     if not config.test_only:
         check_out(config)
     with determinism(config.deterministic):
-        train_images, test_images = (part.to(device) for part in _images(config, train, test))
+        train_images, test_images = (part.to(device) for part in _images(config, train, test, loss))
         out = None if config.test_only else out_dir(config, "evaluation")
         state = EvalState(genotype, config, train_images, loss, device)
         if out is None:
@@ -134,9 +134,12 @@ def evaluate(
         network=network,
     )
     if out is not None:
-        _write_results(result, train_images, image_shape, out)
+        _write_numbers(result, train_images, image_shape, out)
     if config.export is not None:
         result = dataclasses.replace(result, exported=export(network, image_shape[1:], config.export))
+    if out is not None:  # pictures last: the numbers and the network are worth more
+        write_cells(Genotype.load(out / "genotype.json"), out)
+        run_report.write_report(out)
     return result
 
 
@@ -193,13 +196,15 @@ def _epoch_line(metrics: Metrics) -> str:
     return ", ".join(parts)
 
 
-def _images(config: EvalConfig, train: Images | None, test: Images | None) -> tuple[ImageData, ImageData]:
+def _images(
+    config: EvalConfig, train: Images | None, test: Images | None, loss: Loss | None
+) -> tuple[ImageData, ImageData]:
     """All training images and the test images."""
     if (train is None) != (test is None):
         raise ValueError("train and test must be given together, or neither of them")
     if train is not None and test is not None:
-        train_images = read_images(train)
-        test_images = read_second_images("test", test, train_images)
+        train_images = read_images(train, loss)
+        test_images = read_second_images("test", test, train_images, loss)
         for name, part in (("train", train_images), ("test", test_images)):
             if config.augment == "imagenet" and part.images.dtype != torch.uint8:
                 raise ValueError(f"{name} must be uint8 images with augment 'imagenet'; got {part.images.dtype}")
@@ -207,10 +212,11 @@ def _images(config: EvalConfig, train: Images | None, test: Images | None) -> tu
     if config.dataset == "custom":
         raise ValueError("dataset 'custom' is for images given from Python: evaluate(genotype, config, train, test)")
     dataset = "imagefolder" if config.dataset == "imagenet" else config.dataset
-    images = data.load(dataset, config.data, "train", config.image_size)
+    portion = config.test_portion
+    images = data.load(dataset, config.data, "train", config.image_size, test_portion=portion)
     if config.dataset == "imagenet":
         images = dataclasses.replace(images, mean=_IMAGENET_MEAN, std=_IMAGENET_STD)
-    return images, data.load(dataset, config.data, "test", config.image_size, train=images)
+    return images, data.load(dataset, config.data, "test", config.image_size, train=images, test_portion=portion)
 
 
 def _load_weights(network: EvalNetwork, path: Path) -> None:
@@ -240,7 +246,7 @@ def _used(weights: dict[str, Tensor]) -> set[str]:
     return {name for name in weights if not name.startswith("auxiliary_head.")}
 
 
-def _write_results(result: EvalResult, train_images: ImageData, image_shape: Sequence[int], out: Path) -> None:
+def _write_numbers(result: EvalResult, train_images: ImageData, image_shape: Sequence[int], out: Path) -> None:
     numbers = {
         "test_accuracy": json_number(result.test_accuracy),
         "test_error_percent": json_number(result.test_error),
@@ -255,8 +261,6 @@ def _write_results(result: EvalResult, train_images: ImageData, image_shape: Seq
         "classes": train_images.classes,
     }
     write_atomically(out / "result.json", json.dumps(numbers, indent=2) + "\n")
-    write_cells(Genotype.load(out / "genotype.json"), out)
-    run_report.write_report(out)
 
 
 @dataclass(frozen=True, kw_only=True)

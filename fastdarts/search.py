@@ -97,7 +97,7 @@ def search(
         config = dataclasses.replace(config, dataset="custom")
     device = choose_device(config.device)
     check_out(config)
-    weights_half, alphas_half = _halves(config, train, valid)
+    weights_half, alphas_half = _halves(config, train, valid, loss)
     with determinism(config.deterministic), stop_requests() as stop:
         out = out_dir(config, "search")
         if alphas_half is not None:
@@ -179,21 +179,23 @@ def _histograms(state: SearchState) -> dict[str, Tensor]:
     return {f"alphas_{cell}": latest[cell][latest[cell].isfinite()] for cell in ("normal", "reduce")}
 
 
-def _halves(config: SearchConfig, train: Images | None, valid: Images | None) -> tuple[ImageData, ImageData | None]:
+def _halves(
+    config: SearchConfig, train: Images | None, valid: Images | None, loss: Loss | None
+) -> tuple[ImageData, ImageData | None]:
     """The images of the weight steps and of the alpha steps; all and none where the alphas learn from the first."""
     if train is None:
         if valid is not None:
             raise ValueError("valid was given without train")
         if config.dataset == "custom":
             raise ValueError("dataset 'custom' is for images given from Python: search(config, train=...)")
-        images = data.load(config.dataset, config.data, "train", config.image_size)
+        images = data.load(config.dataset, config.data, "train", config.image_size, test_portion=config.test_portion)
     else:
-        images = read_images(train)
+        images = read_images(train, loss)
     if valid is None and find(config.method).level in ("single", "coordinate"):
         return images, None
     if valid is None:
         return data.split(images, config.train_portion, config.seed)
-    return images, read_second_images("valid", valid, images)
+    return images, read_second_images("valid", valid, images, loss)
 
 
 def _write_alphas(state: SearchState, out: Path) -> None:

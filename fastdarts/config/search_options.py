@@ -92,6 +92,13 @@ class SearchOptions(Config):
     image_size: tuple[int, int] | None = option(
         "data", "resize images to this (default: as they are)", None, metavar="SIZE|HxW", at_least=1
     )
+    test_portion: float = option(
+        "data",
+        "of an image folder without a test part, the share of each class that is set aside as one",
+        0.2,
+        at_least=0,
+        below=1,
+    )
     train_portion: float = option(
         "data", "share of the training images that trains weights; the rest trains alphas", 0.5, above=0, below=1
     )

@@ -12,8 +12,8 @@ Result = TypeVar("Result")
 PIXEL_LIMIT = 2**26 + 2**24
 """Largest width times height of an image file, 84 million: decoded it takes 0.3 to 1 GB."""
 
-# Raster formats that Pillow decodes itself. EPS (which it hands to Ghostscript), WMF (to Windows), and those for which it
-# has no decoder of its own (BUFR, GRIB, HDF5, MPEG, FPX, MIC) are not among them.
+# Raster formats that Pillow decodes itself. EPS (which it hands to Ghostscript), WMF (to Windows), and those for which
+# it has no decoder of its own (BUFR, GRIB, HDF5, MPEG, FPX, MIC) are not among them.
 _FORMATS = (
     *("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "MPO", "JPEG2000", "AVIF", "TGA", "DIB"),
     *("PCX", "DCX", "SGI", "SUN", "ICO", "ICNS", "CUR", "DDS", "PSD", "IM", "MSP", "XBM", "XPM", "QOI", "BLP"),

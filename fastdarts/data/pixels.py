@@ -67,7 +67,9 @@ def deep_values(image: Image.Image) -> np.ndarray:
 
 
 def orientation(image: Image.Image) -> int:
-    """Return EXIF's orientation, 1 to 8; 1 where there is none that can be read."""
+    """Return EXIF's orientation, 1 to 8; 1 where there is none that can be read, or Pillow turns the image itself."""
+    if image.format == "TIFF":
+        return 1
     try:  # not the subclass's: PNG's would decode the whole image to look behind its pixels
         value = Image.Image.getexif(image).get(_ORIENTATION, 1)
     except Exception:  # damaged EXIF is no reason to refuse the pixels

@@ -82,7 +82,7 @@ def write_comparison(out: Path, runs: Sequence[Record], failures: dict[str, str]
     """Write the three files into the comparison's folder, which has its config.json."""
     config = read_object(out / "config.json")
     methods = summaries(runs)
-    everything = {
+    everything: Record = {
         "config": config,
         "environment": environment(),
         "methods": methods,
@@ -164,7 +164,9 @@ def _command(config: Record, genotype: Path) -> list[str]:
     size = config["image_size"]
     where = [] if config["dataset"] == "digits" else ["--data", config["data"]]
     sized = ["--image-size", "x".join(map(str, size))] if size else []
-    words = ["python", "-m", "fastdarts.evaluate", "--dataset", config["dataset"], *where, *sized]
+    portion = config.get("search", {}).get("test_portion")
+    aside = [] if portion is None else ["--test-portion", str(portion)]
+    words = ["python", "-m", "fastdarts.evaluate", "--dataset", config["dataset"], *where, *sized, *aside]
     return [*words, "--genotype", str(genotype)]
 
 

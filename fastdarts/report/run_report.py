@@ -39,6 +39,8 @@ _EVALUATION_KEYS = ("test_accuracy",)
 
 _RESULT_KEYS = ("parameters", "multiply_adds")
 
+_TEST_PORTION = 0.2  # the default of both programs
+
 _LONG = 20  # values of a list that are shown
 
 
@@ -247,11 +249,12 @@ def _evaluation_tiles(run: Run, result: Record) -> list[tuple[str, str]]:
 
 def evaluate_command(search: Mapping[str, Any], out: Path) -> list[str]:
     """The words of the command line that trains what a search with these values of its config found into `out`."""
-    size = search.get("image_size")
+    size, portion = search.get("image_size"), search.get("test_portion", _TEST_PORTION)
     flags = {
         "--dataset": search.get("dataset"),
         "--data": None if search.get("dataset") == "digits" else search.get("data"),
         "--image-size": "x".join(map(str, size)) if isinstance(size, list | tuple) else None,
+        "--test-portion": portion if search.get("dataset") == "imagefolder" and portion != _TEST_PORTION else None,
     }
     given = [str(word) for flag, value in flags.items() if value is not None for word in (flag, value)]
     return ["python", "-m", "fastdarts.evaluate", *given, "--genotype", str(out / "genotype.json")]

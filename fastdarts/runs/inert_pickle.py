@@ -48,7 +48,7 @@ class Unknown:
         pass
 
 
-class Unpickler(pickle._Unpickler):  # type: ignore[name-defined]  # the C one calls reducers of `copyreg` by itself
+class Unpickler(pickle._Unpickler):  # the one in Python, whose every call goes through `find_class`
     """Make plain values, tensors and their storages; everything else is an `Unknown`."""
 
     def find_class(self, module: str, name: str) -> Any:
