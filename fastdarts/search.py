@@ -20,7 +20,7 @@ from fastdarts.config.files import write_atomically
 from fastdarts.data import ImageData
 from fastdarts.methods import find
 from fastdarts.report import run_report
-from fastdarts.runs import resources
+from fastdarts.runs import movement, resources
 from fastdarts.runs.device import choose_device, determinism
 from fastdarts.runs.folder import check_out, out_dir
 from fastdarts.runs.forecast import forecast_line, out_of_memory_explained
@@ -112,12 +112,16 @@ def search(
         progress = Progress(config.epochs, state.steps_per_epoch, state.steps_done)
         with Keeper(state, out, stop) as keeper, progress:
             progress.say(forecast_line(state, forecast, device))
+            for note in movement.before(state):
+                progress.say(note)
             if all(cell.reduction for cell in state.network.cells):
                 progress.say(
                     "note: so few layers are all reduction cells; the normal cell stays as drawn (3 have both)"
                 )
             with out_of_memory_explained(forecast, config.batch_size, device):
                 _run_epochs(state, progress, keeper, callbacks)
+            for note in movement.after(state):
+                progress.say(note)
     start = time.monotonic()
     genotype = state.method.result(state)
     seconds = sum(metrics["seconds"] for metrics in state.metrics) + time.monotonic() - start

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastdarts.config.importing import importing
 from fastdarts.data.folder import load_folder
 from fastdarts.data.images import ImageData, channel_statistics, check_alike
 
@@ -94,7 +95,8 @@ def _read(
 
 
 def _digits(split: Split) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-    from sklearn.datasets import load_digits  # here, because importing scikit-learn takes a second
+    with importing("scikit-learn"):
+        from sklearn.datasets import load_digits  # here, because importing scikit-learn takes a second
 
     digits = load_digits()
     rank = np.zeros(len(digits.target), np.int64)  # of an image within its class
@@ -107,7 +109,8 @@ def _digits(split: Split) -> tuple[Tensor, Tensor, tuple[str, ...]]:
 
 
 def _torchvision(name: str, data_dir: Path, split: Split) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-    import torchvision  # here, because importing it takes a second
+    with importing("torchvision"):
+        import torchvision  # here, because importing it takes a second
 
     class_name, files = _TORCHVISION[name]
     maker = getattr(torchvision.datasets, class_name)

@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastdarts.config.files import raise_if_full, write_atomically
+from fastdarts.config.importing import importing
 from fastdarts.config.plain import for_json, plain
 
 _SHOWN = {
@@ -118,7 +119,8 @@ class TensorBoard:
 
     def __init__(self, folder: Path, first_epoch: int = 0) -> None:
         """first_epoch: what an earlier part of a resumed run wrote from here on is hidden."""
-        from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+        with importing("tensorboard"):
+            from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
         self.writer = SummaryWriter(str(folder), purge_step=first_epoch)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastdarts import methods
 from fastdarts.config.options import option
-from fastdarts.config.search_options import SearchOptions
+from fastdarts.config.search_options import SMALL_DATA, SearchOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,8 @@ class SearchConfig(SearchOptions):
     def preset(self) -> Mapping[str, Any]:
         method = methods.find(self.method)
         published = method.published if self.dataset != "digits" else {}
-        return {**super().preset(), **method.settings, **published}
+        small = SMALL_DATA if self.small_data else {}
+        return {**super().preset(), **method.settings, **published, **small}
 
     def help_notes(self) -> str:
         lines = [

@@ -1,6 +1,6 @@
 """The search network (supernet): a stack of cells whose edges mix all candidate operations."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -134,6 +134,28 @@ class SearchNetwork(nn.Module):
     def arch_parameters(self) -> list[Tensor]:
         """All architecture parameters: `alphas`, then `extra_alphas`."""
         return [*self.alphas, *self.extra_alphas.values()]
+
+    def alpha_state(self) -> dict[str, Tensor]:
+        """Return copies of all architecture parameters by name, which `state_dict` has not: they are no `parameters()`.
+
+        An average of the weights (EMA) or another process takes the network's state from both.
+        """
+        named = {"alphas_normal": self.alphas_normal, "alphas_reduce": self.alphas_reduce, **self.extra_alphas}
+        return {name: alpha.detach().clone() for name, alpha in named.items()}
+
+    @torch.no_grad()
+    def load_alpha_state(self, state: Mapping[str, Tensor]) -> None:
+        """Copy what `alpha_state` returned into the architecture parameters, which stay the same tensors.
+
+        Raises: ValueError for other names or shapes, and nothing is copied.
+        """
+        ours = {"alphas_normal": self.alphas_normal, "alphas_reduce": self.alphas_reduce, **self.extra_alphas}
+        shapes = {name: list(alpha.shape) for name, alpha in ours.items()}
+        theirs = {name: list(alpha.shape) for name, alpha in state.items()}
+        if shapes != theirs:
+            raise ValueError(f"alpha_state must have {shapes}; got {theirs}")
+        for name, alpha in ours.items():
+            alpha.copy_(state[name])
 
     def op_weights(self) -> list[Mix]:
         """The op weights of normal and reduction cells, for one forward pass; a relaxation may draw them."""
