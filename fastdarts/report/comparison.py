@@ -6,10 +6,8 @@ import itertools
 import json
 import math
 import shlex
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
@@ -17,48 +15,22 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from fastdarts.config.files import write_atomically
+from fastdarts.config.reading import read_object
+from fastdarts.report.records import Record, summaries
 from fastdarts.report.run_report import template
 from fastdarts.runs.environment import environment
 from fastdarts.runs.progress import duration
 from fastdarts.spaces.picture import MUTED, STATE
 from fastdarts.spaces.registry import load_architecture, space_of
 
-Record = dict[str, Any]
-
 _DOT, _BAR = "#2f6fdf", "#a9c3ef"
-
-
-def summaries(runs: Sequence[Record]) -> list[Record]:
-    """One record a method, in the order of their best accuracy: `accuracy_mean` and `accuracy_std` (of the sample; None
-    for one seed), `best` (its run with the best accuracy), `search_seconds` (mean), `peak_bytes` (largest), `text`."""
-    found = []
-    for method in dict.fromkeys(run["method"] for run in runs):
-        ours = [run for run in runs if run["method"] == method]
-        accuracies = [run["accuracy"] for run in ours]
-        mean, std = statistics.fmean(accuracies), statistics.stdev(accuracies) if len(ours) > 1 else None
-        spread = "" if std is None else f" ± {100 * std:.2f}"
-        seeds = "1 seed" if len(ours) == 1 else f"{len(ours)} seeds"
-        best = max(ours, key=lambda run: run["accuracy"])
-        found.append(
-            {
-                "method": method,
-                "seeds": len(ours),
-                "accuracy_mean": mean,
-                "accuracy_std": std,
-                "best": best,
-                "search_seconds": statistics.fmean(run["search_seconds"] for run in ours),
-                "peak_bytes": max(run["peak_bytes"] for run in ours),
-                "text": f"{100 * mean:.2f}{spread} % ({seeds}), best {100 * best['accuracy']:.2f} %",
-            }
-        )
-    return sorted(found, key=lambda row: -row["best"]["accuracy"])
 
 
 def write_comparison(out: Path, runs: Sequence[Record], failures: dict[str, str]) -> None:
     """Write the three files into the comparison's folder, which has its config.json."""
-    config = json.loads((out / "config.json").read_text())
+    config = read_object(out / "config.json")
     methods = summaries(runs)
-    everything = {
+    everything: Record = {
         "config": config,
         "environment": environment(),
         "methods": methods,
@@ -154,7 +126,9 @@ def _command(config: Record, genotype: Path) -> list[str]:
     size = config["image_size"]
     where = [] if config["dataset"] == "digits" else ["--data", config["data"]]
     sized = ["--image-size", "x".join(map(str, size))] if size else []
-    words = ["python", "-m", "fastdarts.evaluate", "--dataset", config["dataset"], *where, *sized]
+    portion = config.get("search", {}).get("test_portion")
+    aside = [] if portion is None else ["--test-portion", str(portion)]
+    words = ["python", "-m", "fastdarts.evaluate", "--dataset", config["dataset"], *where, *sized, *aside]
     return [*words, "--genotype", str(genotype)]
 
 

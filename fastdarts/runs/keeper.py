@@ -45,8 +45,8 @@ class Keeper:
             self.loggers.append(TensorBoard(out / "tensorboard", state.epoch))
         else:
             LOGGER.debug("no tensorboard/: for it, pip install 'fastdarts[tensorboard]'")
-        values = environment() | {"kernels_used": kernels}
-        write_atomically(out / "environment.json", json.dumps(values, indent=2) + "\n")
+        self._environment = json.dumps(environment() | {"kernels_used": kernels}, indent=2) + "\n"
+        write_atomically(out / "environment.json", self._environment)
         self.save()
         state.config.save(out / "config.json")  # last: a folder that has it can be resumed
 
@@ -73,6 +73,9 @@ class Keeper:
         """Write the epoch's metrics and a checkpoint; `histograms` go to the loggers, with the metrics."""
         self.metrics.write(metrics)
         self.save()
+        if not (self.out / "config.json").is_file():  # the folder has been deleted in the meantime
+            write_atomically(self.out / "environment.json", self._environment)
+            self.state.config.save(self.out / "config.json")
         everything = {**metrics, **{f"method/{name}": value for name, value in metrics.get("method", {}).items()}}
         numbers = {name: value for name, value in everything.items() if isinstance(value, int | float)}
         for logger in self.loggers:

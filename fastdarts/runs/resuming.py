@@ -119,9 +119,10 @@ def _more_epochs_line(state: SearchState | EvalState, before: Any) -> str:
 
 
 def _other_config(state: RunState, out: Path, changed: list[str]) -> ValueError:
-    free = ", ".join(name for name in ("epochs (to more)", *MAY_DIFFER) if hasattr(state.config, name.split()[0]))
+    free = ", ".join(name for name in MAY_DIFFER if hasattr(state.config, name))
     return ValueError(
-        f"resume: the {state.kind} in {out} has another config ({'; '.join(changed)}); only {free} may change"
+        f"resume: the {state.kind} in {out} has another config ({'; '.join(changed)}); only {free} may change, and "
+        "epochs to more"
     )
 
 

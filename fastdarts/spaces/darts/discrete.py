@@ -59,7 +59,7 @@ class EvalNetwork(DiscreteNetwork):
         if not 0 <= drop_path_prob < 1:
             raise ValueError(f"drop_path_prob must be in [0, 1); got {drop_path_prob}")
 
-        genotype.validated()
+        genotype = Genotype.of(genotype)
 
         self.drop_path_prob = drop_path_prob
         self.in_channels = in_channels
