@@ -21,6 +21,7 @@ from fastdarts.mixed.patching.sums import (
     by_kernels,
     evaluated,
     kernel_refusal,
+    laid_out_as,
     proxies,
     read,
 )
@@ -66,6 +67,7 @@ class Layout(NamedTuple):
     direct: Direct | None
     """None: the module's own forward runs, on ops whose outputs are deferred."""
     skip_zeros: bool = False
+    keep_layout: bool = False
 
     def module_at(self, module: nn.Module, path: str) -> nn.Module | None:
         """Return the op that lies at a path now."""
@@ -176,7 +178,7 @@ def _call(module: Patched, own: Callable[..., Any], name: str, args: tuple[Any, 
     if reason is not None:
         _count(module, reason)
         return own(module, *args, **kwargs)
-    session = Session(by_kernels, kernel_refusal, layout.skip_zeros)
+    session = Session(by_kernels, kernel_refusal, layout.skip_zeros, layout.keep_layout)
     try:
         out = run_deferred(module, own, args, kwargs, session, known_ops(module, layout))
     except ChangedInPlaceError:
@@ -203,7 +205,9 @@ def run_deferred(
     """Run a module's own forward with the outputs of its known ops deferred; return what it returns, computed."""
     _running.stack.append((module, session, known))
     try:
-        out = evaluated(own(module, *args, **kwargs))
+        returned = own(module, *args, **kwargs)
+        session.returning = True
+        out = evaluated(returned)
         session.finish()
     finally:
         _running.stack.pop()
@@ -248,7 +252,8 @@ def _direct(module: nn.Module, layout: Layout, x: Any, weights: Any) -> Tensor |
     if not edge.fused or fused.refusal([edge], x) is not None:
         return None
     row = op_weights_row(weights, x)
-    return fused.mixed_nodes([edge], [(0, 1)], [x], row, skip_zeros=layout.skip_zeros)
+    out = fused.mixed_nodes([edge], [(0, 1)], [x], row, skip_zeros=layout.skip_zeros)
+    return laid_out_as(x, out) if layout.keep_layout else out
 
 
 def _fits(layout: Layout, x: Any, weights: Any) -> bool:

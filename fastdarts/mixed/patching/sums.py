@@ -1,4 +1,4 @@
-"""Sums of op outputs that are computed when somebody reads them: a module's own forward writes the sum, kernels add it up.
+"""Sums of op outputs that are computed when they are read: a module's own forward writes them, kernels add them up.
 
 While a patched module's own forward runs, its candidate ops give `Deferred` outputs. What the forward does with them by
 `*` and `+` is written down; anything else (`torch.cat`, a method, a function) first has the sum computed. So the
@@ -7,9 +7,10 @@ forward decides which ops run, with which weights and inputs, as it always did.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any, cast
 
 import torch
@@ -96,16 +97,25 @@ class Session:
     """One run of a module's own forward: the calls of its ops, and how many of them kernels computed."""
 
     def __init__(
-        self, compute: Compute, refusal: Callable[[Call], str | None] = lambda _: None, skip_zeros: bool = False
+        self,
+        compute: Compute,
+        refusal: Callable[[Call], str | None] = lambda _: None,
+        skip_zeros: bool = False,
+        keep_layout: bool = True,
     ) -> None:
         self.compute = compute
         self.refusal = refusal
         self.skip_zeros = skip_zeros
+        self.keep_layout = keep_layout
+        self.returning = False
+        """True once the forward has come to its end: no line of it sees the sums that are computed now."""
         self.calls: list[Call] = []
         self.reasons: dict[str, None] = {}
         """Why ops of weighted sums were computed by their modules."""
         self.summed = 0
         """Ops that kernels computed."""
+        self.largest = 0
+        """Most of them in one sum."""
 
     def finish(self) -> None:
         """Run what was called and never read: it counts a batch."""
@@ -120,7 +130,7 @@ class Session:
         found: list[Weight] = list(extras)
         groups: dict[Any, list[tuple[Call, Weight]]] = {}
         seen: set[nn.Module] = set()
-        for call, weight in terms:
+        for call, weight in _merged(terms):
             call.check()
             if weight is None and len(terms) > 1:
                 weight = 1.0
@@ -149,16 +159,29 @@ class Session:
                 continue
             calls = [call for call, _ in group]
             with torch.set_grad_enabled(calls[0].grad):
-                found.append(_as_laid_out(self.compute(calls, [weight for _, weight in group]), calls[0].x))
+                out = self.compute(calls, [weight for _, weight in group])
+            found.append(laid_out_as(calls[0].x, out) if self.keep_layout or not self.returning else out)
             for call in calls:
                 call.fused = True
             self.summed += len(calls)
+            self.largest = max(self.largest, len(calls))
         if not found:
             return terms[0][0].zeros()
         total = found[0]
         for one in found[1:]:
             total = total + one
         return cast(Tensor, total)
+
+
+def _merged(terms: Sequence[tuple[Call, Weight | None]]) -> list[tuple[Call, Weight | None]]:
+    """Add the weights of terms with the same call."""
+    if len({call for call, _ in terms}) == len(terms):
+        return list(terms)
+    weights: dict[Call, Weight] = {}
+    for call, weight in terms:
+        one = 1.0 if weight is None else weight
+        weights[call] = weights[call] + one if call in weights else one
+    return list(weights.items())
 
 
 def _identity(x: Tensor) -> object:
@@ -170,7 +193,7 @@ def _identity(x: Tensor) -> object:
     while step is not None and step.name() in ("SliceBackward0", "SelectBackward0", "AliasBackward0"):
         chain.append(step.name())
         step = step.next_functions[0][0]
-    if (step is None and x.requires_grad) or (not chain and x.requires_grad):
+    if x.requires_grad and (step is None or not chain):
         return id(x)
     return x.data_ptr(), x.shape, x.stride(), tuple(chain), id(step)
 
@@ -187,8 +210,8 @@ def _join_bare(groups: dict[Any, list[tuple[Call, Weight]]]) -> None:
             groups[others[0]] += groups.pop(key)
 
 
-def _as_laid_out(out: Tensor, x: Tensor) -> Tensor:
-    """Lay a sum out as the modules would: forwards go on with views of it."""
+def laid_out_as(x: Tensor, out: Tensor) -> Tensor:
+    """Lay a sum out as the modules would for an input: forwards go on with views and random numbers of it."""
     return out if x.stride(1) == 1 and x.shape[1] > 1 else out.contiguous()
 
 
@@ -238,7 +261,7 @@ def kernel_refusal(call: Call) -> str | None:
 
 
 class Deferred:
-    """An op's output, or a sum of such with weights, that is computed when it is read; then it behaves as that tensor."""
+    """An op's output, or a sum of such with weights; computed when it is read, and then as that tensor."""
 
     __slots__ = ("_extras", "_grad", "_session", "_tensor", "_terms")
 
@@ -254,7 +277,9 @@ class Deferred:
     def fastdarts_value(self) -> Tensor:
         """Compute the tensor, once."""
         if self._tensor is None:
-            with torch.set_grad_enabled(self._grad) if torch.is_grad_enabled() != self._grad else nullcontext():
+            if self._grad and not torch.is_grad_enabled():
+                _check_function()
+            with torch.set_grad_enabled(self._grad):
                 self._tensor = self._session.add_up(self._terms, self._extras)
         return self._tensor
 
@@ -328,6 +353,15 @@ class Deferred:
 
     def __repr__(self) -> str:
         return repr(self.fastdarts_value())
+
+
+def _check_function() -> None:
+    """TypeError inside an autograd.Function: it would take what is deferred for no tensor, and give no gradient."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code is torch.autograd.Function.apply.__func__.__code__:  # type: ignore[attr-defined]
+            raise TypeError("an autograd.Function takes no deferred outputs")
+        frame = frame.f_back
 
 
 class DeferredStack:
@@ -500,8 +534,7 @@ class ContainerProxy:
         container, items = self.__dict__["_fastdarts"]
         if isinstance(container, nn.ModuleDict):
             return items[index]
-        found = list(items.values())[index]
-        return found
+        return list(items.values())[index]
 
     def items(self) -> Any:
         return self.__dict__["_fastdarts"][1].items()
