@@ -25,6 +25,8 @@ FAMILIES: dict[str, Colours] = {
     "skip": Colours("#1c9a5f", "#dcf3e6", "#0b4f2f"),
     "sep_conv": Colours("#2f6fdf", "#dfeafc", "#123a7d"),
     "dil_conv": Colours("#8b4fd6", "#eee3fb", "#47207c"),
+    "pointwise": Colours("#2f6fdf", "#dfeafc", "#123a7d"),
+    "dense_conv": Colours("#2f6fdf", "#dfeafc", "#123a7d"),
     "factored_conv": Colours("#c4326c", "#fbe1ea", "#701538"),
     "noise": Colours("#a8841c", "#f8f0d3", "#5c4708"),
 }

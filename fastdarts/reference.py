@@ -20,11 +20,13 @@ def check_even(channels: int, what: str) -> None:
 class ReLUConvBN(nn.Module):
     """relu, convolution, batch norm: [N, C_in, H, W] -> [N, C_out, H, W]; a cell's preprocessing."""
 
-    def __init__(self, C_in: int, C_out: int, kernel_size: int = 1, padding: int = 0, affine: bool = True) -> None:
+    def __init__(
+        self, C_in: int, C_out: int, kernel_size: int = 1, stride: int = 1, padding: int = 0, affine: bool = True
+    ) -> None:
         super().__init__()
         self.op = nn.Sequential(
             nn.ReLU(),
-            nn.Conv2d(C_in, C_out, kernel_size, padding=padding, bias=False),
+            nn.Conv2d(C_in, C_out, kernel_size, stride, padding, bias=False),
             nn.BatchNorm2d(C_out, affine=affine),
         )
 
@@ -148,6 +150,8 @@ def build(name: str, C: int, stride: int, affine: bool = True) -> nn.Module:
             return SepConv(C, c.kernel, stride, c.padding, affine)
         case "dil_conv":
             return DilConv(C, c.kernel, stride, c.padding, c.dilation, affine)
+        case "pointwise" | "dense_conv":
+            return ReLUConvBN(C, C, c.kernel, stride, c.padding, affine)
         case "factored_conv":
             return FactoredConv(C, c.kernel, stride, affine)
         case "noise":
@@ -157,6 +161,6 @@ def build(name: str, C: int, stride: int, affine: bool = True) -> nn.Module:
 def build_for_search(name: str, C: int, stride: int) -> nn.Module:
     """The module of primitive `name` inside a MixedOp: batch norms have no affine parameters, pools have one too."""
     module = build(name, C, stride, affine=False)
-    if candidate(name).is_pool:
+    if candidate(name).is_pool and candidate(name).norm:
         return nn.Sequential(module, nn.BatchNorm2d(C, affine=False))
     return module

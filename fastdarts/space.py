@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["none", "max_pool", "avg_pool", "skip", "sep_conv", "dil_conv", "factored_conv", "noise"]
+Kind = Literal[
+    "none", "max_pool", "avg_pool", "skip", "sep_conv", "dil_conv", "pointwise", "dense_conv", "factored_conv", "noise"
+]
 
 
 @dataclass(frozen=True)
@@ -15,10 +17,11 @@ class Candidate:
     kind: Kind
     kernel: int = 1
     dilation: int = 1
+    norm: bool = True
+    """The op ends in a batch norm (of pools: in a search network only)."""
 
     @property
     def is_pool(self) -> bool:
-        """In a search network a pool is followed by a batch norm without affine parameters."""
         return self.kind in ("max_pool", "avg_pool")
 
     @property
@@ -39,6 +42,10 @@ CANDIDATES: dict[str, Candidate] = {
         Candidate("sep_conv_7x7", "sep_conv", 7),
         Candidate("dil_conv_3x3", "dil_conv", 3, 2),
         Candidate("dil_conv_5x5", "dil_conv", 5, 2),
+        Candidate("nor_conv_1x1", "pointwise", 1),
+        Candidate("nor_conv_3x3", "dense_conv", 3),
+        Candidate("bare_max_pool_3x3", "max_pool", 3, norm=False),
+        Candidate("bare_avg_pool_3x3", "avg_pool", 3, norm=False),
         Candidate("conv_7x1_1x7", "factored_conv", 7),
         Candidate("noise", "noise"),
     )
