@@ -20,6 +20,7 @@ from fastdarts.kernels.parts import (
     mask_of,
     pixels_of,
     pointwise_weight,
+    relu,
     share,
     state_of,
     statistics,
@@ -36,6 +37,7 @@ from fastdarts.kernels.tables import (
     OP_WEIGHT,
     OWN,
     PART,
+    PIXEL,
     PW,
     SKIP,
     WINDOW_KINDS,
@@ -74,6 +76,18 @@ def stage_backward_kernel(
             if geometry == SKIP:
                 skip_backward(grad_ptr, own_ptr, dx_ptr, weights_ptr, rows_ptr, groups_ptr, row, pixels,
                               C_IN, DX_PITCH, G_PITCH, H, W, HO, WO, IMAGES, BLOCK_P, BLOCK_I, ACC)  # fmt: skip
+        if PIXEL & GEOMETRIES:
+            if geometry == PIXEL:
+                if NEED_X and STRIDE > 1:
+                    unseen_pixels(dx_ptr, rows_ptr, groups_ptr, row, pixels,
+                                  C_IN, DX_PITCH, H, W, HO, WO, IMAGES, BLOCK_P, BLOCK_I, ACC)  # fmt: skip
+                x_ptr = state_of(states, rows_ptr, row)
+                for block in tl.static_range((C_OUT + BLOCK_O - 1) // BLOCK_O):
+                    product_backward(x_ptr, grad_ptr, own_ptr, saved_ptr, dz_ptr, dx_ptr, dd_ptr, pw_ptr, stats_ptr,
+                                     coefficients_ptr, d_pw_ptr, rows_ptr, groups_ptr, row, pixels, pw_size, block,
+                                     C_IN, C_OUT, X_PITCH, PITCH, DX_PITCH, DD_PITCH, G_PITCH, H, W, HO, WO, STRIDE,
+                                     True, NEED_X, NEED_PARAMS, IMAGES, BLOCK_P, BLOCK_I, BLOCK_O, ACC,
+                                     DOT)  # fmt: skip
         if CONV_3 <= GEOMETRIES:
             if geometry >= CONV_3:
                 if NEED_PARAMS:
@@ -83,10 +97,11 @@ def stage_backward_kernel(
                                     IMAGES, BLOCKS, BLOCK_I, ACC)  # fmt: skip
                     tl.debug_barrier()
                 for block in tl.static_range((C_OUT + BLOCK_O - 1) // BLOCK_O):  # the last first: the first leaves dd
-                    product_backward(grad_ptr, own_ptr, saved_ptr, dz_ptr, dd_ptr, pw_ptr, stats_ptr, coefficients_ptr,
-                                     d_pw_ptr, rows_ptr, row, pixels, pw_size, (C_OUT - 1) // BLOCK_O - block,
-                                     C_IN, C_OUT, PITCH, DD_PITCH, G_PITCH, H, W, HO, WO, STRIDE,
-                                     NEED_PARAMS, IMAGES, BLOCK_P, BLOCK_I, BLOCK_O, ACC, DOT)  # fmt: skip
+                    product_backward(states[0], grad_ptr, own_ptr, saved_ptr, dz_ptr, dx_ptr, dd_ptr, pw_ptr, stats_ptr,
+                                     coefficients_ptr, d_pw_ptr, rows_ptr, groups_ptr, row, pixels, pw_size,
+                                     (C_OUT - 1) // BLOCK_O - block, C_IN, C_OUT, X_PITCH, PITCH, DX_PITCH, DD_PITCH,
+                                     G_PITCH, H, W, HO, WO, STRIDE, False, NEED_X, NEED_PARAMS, IMAGES, BLOCK_P,
+                                     BLOCK_I, BLOCK_O, ACC, DOT)  # fmt: skip
                 tl.debug_barrier()
                 if NORMALISED:
                     middle_backward(saved_ptr, dd_ptr, dz_ptr, dw_ptr, stats_ptr, sums_ptr, rows_ptr, row, rows, pixels,
@@ -157,6 +172,22 @@ def skip_backward(grad_ptr, own_ptr, dx_ptr, weights_ptr, rows_ptr, groups_ptr, 
         add_tile(dx_ptr, p * DX_PITCH, c, g * weight, mask, is_later(groups_ptr, row), ACC)
 
 
+@triton.jit
+def unseen_pixels(dx_ptr, rows_ptr, groups_ptr, row, pixels, C: tl.constexpr, DX_PITCH: tl.constexpr, H: tl.constexpr,
+                  W: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, IMAGES: tl.constexpr, BLOCK_P: tl.constexpr,
+                  BLOCK_C: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+    """Zeros for the stride's other pixels, where no stage before has left anything."""
+    if is_later(groups_ptr, row) == 0:
+        _, count = share(pixels, IMAGES, HO, WO)
+        count = count // (HO * WO) * (H * W)
+        dx_ptr = gradient_part(dx_ptr, rows_ptr, row, pixels, H, W, HO, WO, DX_PITCH, IMAGES)
+        c = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
+        for step in range(tl.cdiv(IMAGES * H * W, BLOCK_P)):
+            p, exists, _, _, _ = pixels_of(step, count, H, W, H, W, 1, BLOCK_P)
+            store_tile(dx_ptr, p * DX_PITCH, c, tl.zeros((BLOCK_P, BLOCK_C), ACC), mask_of(exists, c, C, BLOCK_C))
+        tl.debug_barrier()
+
+
 @triton.jit(noinline=True)
 def depthwise_again(
     x_ptr, saved_ptr, dd_ptr, dw_ptr, stats_ptr, rows_ptr, row, pixels, C: tl.constexpr, X_PITCH: tl.constexpr,
@@ -176,13 +207,17 @@ def depthwise_again(
 
 @triton.jit
 def product_backward(
-    grad_ptr, own_ptr, saved_ptr, dz_ptr, dd_ptr, pw_ptr, stats_ptr, coefficients_ptr, d_pw_ptr, rows_ptr, row, pixels,
-    pw_size, block: tl.constexpr, C_IN: tl.constexpr, C_OUT: tl.constexpr, PITCH: tl.constexpr,
-    DD_PITCH: tl.constexpr, G_PITCH: tl.constexpr, H: tl.constexpr, W: tl.constexpr, HO: tl.constexpr,
-    WO: tl.constexpr, STRIDE: tl.constexpr, NEED_PARAMS: tl.constexpr, IMAGES: tl.constexpr, BLOCK_P: tl.constexpr,
+    x_ptr, grad_ptr, own_ptr, saved_ptr, dz_ptr, dx_ptr, dd_ptr, pw_ptr, stats_ptr, coefficients_ptr, d_pw_ptr,
+    rows_ptr, groups_ptr, row, pixels, pw_size, block: tl.constexpr, C_IN: tl.constexpr, C_OUT: tl.constexpr,
+    X_PITCH: tl.constexpr, PITCH: tl.constexpr, DX_PITCH: tl.constexpr, DD_PITCH: tl.constexpr, G_PITCH: tl.constexpr,
+    H: tl.constexpr, W: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr, OF_STATE: tl.constexpr,
+    NEED_X: tl.constexpr, NEED_PARAMS: tl.constexpr, IMAGES: tl.constexpr, BLOCK_P: tl.constexpr,
     BLOCK_I: tl.constexpr, BLOCK_O: tl.constexpr, ACC: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
-    """Through a stage's batch norm and product: dW of a block of outputs; with the first all of dd, in d's place."""
+    """Through a stage's batch norm and product: dW of a block of outputs; with the first all of dd, in d's place.
+
+    OF_STATE: d is the relu of a pixel of the state, behind which dd goes into the state's gradient.
+    """
     T = saved_ptr.dtype.element_ty
     begin, count = share(pixels, IMAGES, HO, WO)
     plane = pixels.to(tl.int64) * PITCH
@@ -190,20 +225,28 @@ def product_backward(
     own_ptr += begin * G_PITCH
     saved_ptr += begin * PITCH
     dz_ptr += column(rows_ptr, row, DZ) * plane + begin * PITCH
-    dd_ptr = scratch(dd_ptr, rows_ptr, row, pixels, begin, DD_PITCH)
+    if OF_STATE:
+        x_ptr += tl.program_id(0).to(tl.int64) * (IMAGES * H * W * X_PITCH)
+        dx_ptr = gradient_part(dx_ptr, rows_ptr, row, pixels, H, W, HO, WO, DX_PITCH, IMAGES)
+    else:
+        dd_ptr = scratch(dd_ptr, rows_ptr, row, pixels, begin, DD_PITCH)
     d_pw_ptr += tl.program_id(0).to(tl.int64) * pw_size
     i = tl.program_id(2) * BLOCK_I + tl.arange(0, BLOCK_I)
     o = block * BLOCK_O + tl.arange(0, BLOCK_O)
     pw_ptr += column(rows_ptr, row, PW) * (C_IN * C_OUT)
     d_pw = tl.zeros((BLOCK_O, BLOCK_I), ACC)
     for step in tl.range(tl.cdiv(IMAGES * HO * WO, BLOCK_P), disable_licm=True):
-        p, exists, _, _, _ = pixels_of(step, count, H, W, HO, WO, STRIDE, BLOCK_P)
-        if NEED_PARAMS:
-            d = load_tile(dd_ptr, p * DD_PITCH, i, mask_of(exists, i, C_IN, BLOCK_I), DOT)
+        p, exists, q, _, _ = pixels_of(step, count, H, W, HO, WO, STRIDE, BLOCK_P)
+        here = mask_of(exists, i, C_IN, BLOCK_I)
+        if OF_STATE:
+            x = relu(load_tile(x_ptr, q * X_PITCH, i, here, ACC))
+            d = x.to(T).to(DOT)
+        elif NEED_PARAMS:
+            d = load_tile(dd_ptr, p * DD_PITCH, i, here, DOT)
         if NEED_PARAMS and C_IN <= BLOCK_I and C_OUT <= BLOCK_O:  # y = W d costs less than reading it back
             mask = mask_of(exists, o, C_OUT, BLOCK_O)
             g = incoming(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, p, o, mask, C_OUT, PITCH, G_PITCH, ACC)
-            weight = pointwise_weight(pw_ptr, o, i, 0, C_IN, C_OUT, 1, T, DOT)
+            weight = pointwise_weight(pw_ptr, o, i, 0, True, C_IN, C_OUT, 1, T, DOT)
             y = tl.dot(d, weight, input_precision="ieee", out_dtype=ACC)
             dy = norm_backward(g, y, coefficients_ptr, stats_ptr, column(rows_ptr, row, NORM), o, mask, C_OUT)
         else:
@@ -211,12 +254,15 @@ def product_backward(
                                 exists, o, plane, C_OUT, PITCH, G_PITCH, BLOCK_O, ACC)  # fmt: skip
         if NEED_PARAMS:
             d_pw += tl.dot(tl.trans(dy.to(T).to(DOT)), d, input_precision="ieee", out_dtype=ACC)
-        if block == 0:
+        if block == 0 and (NEED_X or not OF_STATE):
             dd = product(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, saved_ptr, coefficients_ptr, stats_ptr, pw_ptr, dy,
                          p, exists, i, 0, plane, C_IN, C_OUT, PITCH, G_PITCH, 1, BLOCK_O, ACC, DOT)  # fmt: skip
-            if NEED_PARAMS:
-                tl.debug_barrier()  # dd overwrites d, which all threads have read by now
-            store_tile(dd_ptr, p * DD_PITCH, i, dd, mask_of(exists, i, C_IN, BLOCK_I))
+            if OF_STATE:
+                add_tile(dx_ptr, q * DX_PITCH, i, tl.where(x > 0, dd, 0.0), here, is_later(groups_ptr, row), ACC)
+            else:
+                if NEED_PARAMS:
+                    tl.debug_barrier()  # dd overwrites d, which all threads have read by now
+                store_tile(dd_ptr, p * DD_PITCH, i, dd, here)
     if NEED_PARAMS:
         store_product_share(d_pw_ptr, rows_ptr, row, d_pw, o, i, C_IN, C_OUT)
 
