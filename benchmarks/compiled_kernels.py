@@ -42,23 +42,27 @@ Launch = tuple[Any, tuple[Any, ...], dict[str, Any]]
 
 def launches(C: int, stride: int) -> list[Launch]:
     """What a node with every op on its edges from two inputs and one preprocessing start, forward and backward, in
-    bfloat16; then what else edges without pools do.
+    bfloat16; then what else edges without pools do, and those of pointwise convolutions alone.
     """
     found: list[Launch] = []
     started = bank.launch
     bank.launch = node.launch = lambda kernel, grid, *args, **constants: found.append((kernel, args, constants))
     size = SIZES[C] * stride
     try:
-        _cell(PRIMITIVES, 1, C, stride, size)
+        _cell((*PRIMITIVES, "nor_conv_1x1", "bare_avg_pool_3x3"), 1, C, stride, size)
         x = torch.zeros(2, 4 * C, size, size, dtype=torch.bfloat16)
         halves = [torch.zeros(C // stride, 4 * C, 1, 1)] * stride
         out, saved, stats = project(x, halves, None, 1e-5)
         project_backward(out, x, halves, saved, stats, True, 1e-5, True, True)
         known, count = {kernel for kernel, _, _ in found}, len(found)
         _cell(("skip_connect",), 2, C, stride, size)
+        pointwise = len(found)
+        _cell(("nor_conv_1x1",), 1, C, stride, size)
     finally:
         bank.launch = node.launch = started
-    return found[:count] + [launch for launch in found[count:] if launch[0] not in known]
+    others = [launch for launch in found[count:pointwise] if launch[0] not in known]
+    stages = [launch for launch in found[pointwise:] if "GEOMETRIES" in launch[2]]
+    return found[:count] + others + stages
 
 
 def _cell(primitives: tuple[str, ...], nodes: int, C: int, stride: int, size: int) -> None:
@@ -70,6 +74,8 @@ def _cell(primitives: tuple[str, ...], nodes: int, C: int, stride: int, size: in
         for _, c in edge.ops:
             if c.kind in ("sep_conv", "dil_conv"):
                 params += [torch.zeros(C, c.kernel**2), torch.zeros(C, C)] * (2 if c.kind == "sep_conv" else 1)
+            elif c.kind == "pointwise":
+                params.append(torch.zeros(C, C))
             elif c.kind == "skip" and stride == 2:
                 params += [torch.zeros(C // 2, C)] * 2
     states = [torch.zeros(2, C, size, size, dtype=torch.bfloat16) for _ in range(2)]

@@ -178,8 +178,8 @@ def unseen_pixels(dx_ptr, rows_ptr, groups_ptr, row, pixels, C: tl.constexpr, DX
                   BLOCK_C: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
     """Zeros for the stride's other pixels, where no stage before has left anything."""
     if is_later(groups_ptr, row) == 0:
-        _, count = share(pixels, IMAGES, HO, WO)
-        count = count // (HO * WO) * (H * W)
+        _begin, outputs = share(pixels, IMAGES, HO, WO)
+        count = outputs // (HO * WO) * (H * W)
         dx_ptr = gradient_part(dx_ptr, rows_ptr, row, pixels, H, W, HO, WO, DX_PITCH, IMAGES)
         c = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
         for step in range(tl.cdiv(IMAGES * H * W, BLOCK_P)):

@@ -45,7 +45,7 @@ class Case:
 
 
 def make_case(
-    primitives: tuple[str, ...] = PRIMITIVES,
+    primitives: tuple[str, ...] = EVERY,
     inputs: int = 1,
     nodes: int = 1,
     stride: int = 1,
