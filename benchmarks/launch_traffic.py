@@ -222,7 +222,7 @@ def stage_backward(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, float
         size += grid[2] * pixels * a["C_OUT"] * element * (_gradients(group) + sum(_reads_y(a, r) for r in group))
         if any(row[GEOMETRY.value] != SKIP.value for row in group):
             size += _inputs(a, group) * element
-        if any(map(_taps, group)):  # dd, which the group's stages use one after another
+        if any(map(_has_matrix, group)):  # dd, which the group's stages use one after another
             size += windows * element
         if normalised:
             size += len(group) * (windows * element + grid[0] * 2 * a["C_IN"] * compute)
@@ -238,7 +238,7 @@ def stage_backward(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, float
             if _taps(row) and (normalised or a["NEED_X"]):
                 slots += windows * (_window_slots(a, row, BACK, TAP_BACK) + (a["STRIDE"] > 1) * PIXELS_BACK)
             if _has_matrix(row):
-                products += (bool(_taps(row) or a["NEED_X"]) + 2 * params) * windows * a["C_OUT"]
+                products += (1 + 2 * params) * windows * a["C_OUT"]
     return size, slots, products
 
 
