@@ -18,18 +18,23 @@ SIZES = {16: 32, 32: 16, 64: 8}  # channels and image sizes of a CIFAR search
 SHAPES = [f"{C}/{stride}" for C in SIZES for stride in (1, 2)]  # channels/stride
 Launch = tuple[Any, tuple[Any, ...], dict[str, Any]]
 Ops = tuple[str, ...]
+OPS: Ops = (*PRIMITIVES, "nor_conv_1x1", "bare_avg_pool_3x3")
+"""The ops with kernels of DARTS' space and of NAS-Bench-201."""
 
 
-def launches(C: int, stride: int, dtype: torch.dtype = torch.bfloat16, ops: Ops = PRIMITIVES) -> list[Launch]:
-    """What a node with every op on its edges from two inputs and one preprocessing start, forward and backward; then
-    what else edges without pools do.
+def launches(C: int, stride: int, dtype: torch.dtype = torch.bfloat16, ops: Ops = OPS) -> list[Launch]:
+    """Record what a node with every op on its edges from two inputs and one preprocessing start, forward and backward;
+    then what else edges without pools do, and the stages of pointwise convolutions alone.
     """
     with recorded() as found:
         cell(ops, 1, C, stride, dtype)
         preprocessing(C, stride, dtype)
         known, count = {kernel for kernel, _, _ in found}, len(found)
         cell(("skip_connect",), 2, C, stride, dtype)
-    return found[:count] + [launch for launch in found[count:] if launch[0] not in known]
+        pointwise = len(found)
+        cell(("nor_conv_1x1",), 1, C, stride, dtype)
+    others = [launch for launch in found[count:pointwise] if launch[0] not in known]
+    return found[:count] + others + [launch for launch in found[pointwise:] if "GEOMETRIES" in launch[2]]
 
 
 def more_launches(C: int, stride: int, dtype: torch.dtype, ops: Ops) -> list[Launch]:
@@ -69,11 +74,8 @@ def cell(
     compute = compute_dtype(dtype)
     for edge in plan.edges:
         for _, c in edge.ops:
-            if c.kind in ("sep_conv", "dil_conv"):
-                pair = [torch.zeros(C, c.kernel**2, dtype=compute), torch.zeros(C, C, dtype=compute)]
-                params += pair * (2 if c.kind == "sep_conv" else 1)
-            elif c.kind == "skip" and edge.stride == 2:
-                params += [torch.zeros(C // 2, C, dtype=compute)] * 2
+            shapes = [shape for stage in c.stages_at(edge.stride) for shape in stage.shapes(C)]
+            params += [torch.zeros(shape, dtype=compute) for shape in shapes]
     size = SIZES[C] * stride
     states = [torch.zeros(2, C, size, size, dtype=dtype) for _ in range(2)]
     weights = torch.zeros(len(pairs), len(ops), dtype=compute)

@@ -281,8 +281,9 @@ def _only(edge: ReadEdge, columns: Sequence[int]) -> ReadEdge:
 
 # The modules that the kernels compute; a pool's holds the pool and its batch norm.
 _MODULES: dict[str, tuple[type, ...]] = {
-    "max_pool": (nn.Sequential,),
-    "avg_pool": (nn.Sequential,),
+    "max_pool": (nn.Sequential, nn.MaxPool2d),
+    "avg_pool": (nn.Sequential, nn.AvgPool2d),
+    "pointwise": (ReLUConvBN,),
     "skip": (nn.Identity, FactorizedReduce),
     "sep_conv": (SepConv,),
     "dil_conv": (DilConv,),
@@ -336,6 +337,8 @@ GEOMETRY: dict[type, Callable[[dict[str, Any]], tuple[Any, ...]]] = {
 
 
 def _layers(op: nn.Module) -> list[nn.Module]:
+    if type(op) in GEOMETRY:  # a pool without a norm
+        return [op]
     return [layer for layer in (op._modules.get("op") or op)._modules.values() if layer is not None]
 
 

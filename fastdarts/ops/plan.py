@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from fastdarts.primitives.table import CANDIDATES, Candidate, candidate
 
 # The numbers csrc/plan.h knows the kinds by. `none` adds nothing; a kind that is not here has no kernel.
-KIND_CODES = {"max_pool": 1, "avg_pool": 2, "skip": 3, "sep_conv": 4, "dil_conv": 5}
+KIND_CODES = {"max_pool": 1, "avg_pool": 2, "skip": 3, "sep_conv": 4, "dil_conv": 5, "pointwise": 6}
 
 
 def has_kernel(c: Candidate) -> bool:
@@ -46,14 +46,14 @@ class MixedPlan:
         for edge in self.edges:
             code += [edge.source, edge.node, edge.stride, len(edge.ops)]
             for column, c in edge.ops:
-                code += [column, KIND_CODES[c.kind], c.kernel, c.dilation]
+                code += [column, KIND_CODES[c.kind], c.kernel, c.dilation, int(c.norm)]
         object.__setattr__(self, "encoded", code)  # the class is frozen
 
 
 def decode(code: list[int]) -> MixedPlan:
     """The plan that was `encoded`."""
     fused = [c for c in CANDIDATES.values() if c.kind in KIND_CODES]
-    by_geometry = {(KIND_CODES[c.kind], c.kernel, c.dilation): c for c in fused}
+    by_geometry = {(KIND_CODES[c.kind], c.kernel, c.dilation, int(c.norm)): c for c in fused}
     numbers: Iterator[int] = iter(code)
     inputs, nodes, K, count = next(numbers), next(numbers), next(numbers), next(numbers)
     edges = []
@@ -64,7 +64,7 @@ def decode(code: list[int]) -> MixedPlan:
                 source,
                 node,
                 stride,
-                tuple((next(numbers), by_geometry[next(numbers), next(numbers), next(numbers)]) for _ in range(ops)),
+                tuple((next(numbers), by_geometry[tuple(next(numbers) for _ in range(4))]) for _ in range(ops)),
             )
         )
     return MixedPlan(inputs, nodes, tuple(edges), K)
