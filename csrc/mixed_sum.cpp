@@ -62,15 +62,11 @@ Shape check(const Plan& plan, at::TensorList states, const at::Tensor& weights, 
   for (const Edge& edge : plan.edges)
     for (const Op& op : edge.ops) {
       TORCH_CHECK_VALUE(op.column >= 0 && op.column < weights.size(1), "mixed_sum: no column ", op.column, " in weights");
-      const int64_t c = shape.c, taps = op.kernel * op.kernel;
-      const bool convolves = op.kind == Kind::sep_conv || op.kind == Kind::dil_conv;
-      for (int64_t i = 0; convolves && i < (op.kind == Kind::sep_conv ? 4 : 2); ++i)
-        TORCH_CHECK_VALUE(params[op.param + i].numel() == (i % 2 ? c * c : c * taps), "mixed_sum: parameter ", op.param + i,
-                          " has ", params[op.param + i].numel(), " elements");
-      if (op.kind == Kind::skip && edge.stride == 2)
-        for (int64_t i = 0; i < 2; ++i)
-          TORCH_CHECK_VALUE(c % 2 == 0 && params[op.param + i].numel() == c / 2 * c, "mixed_sum: parameter ", op.param + i,
-                            " has ", params[op.param + i].numel(), " elements");
+      TORCH_CHECK_VALUE(op.kind != Kind::skip || edge.stride == 1 || shape.c % 2 == 0,
+                        "mixed_sum: a factorised reduction needs an even number of channels; got ", shape.c);
+      for (int64_t i = 0; i < op.params; ++i)
+        TORCH_CHECK_VALUE(params[op.param + i].numel() == op.param_size(i, shape.c), "mixed_sum: parameter ", op.param + i, " has ",
+                          params[op.param + i].numel(), " elements, not ", op.param_size(i, shape.c));
     }
   return shape;
 }
@@ -115,7 +111,7 @@ std::tuple<at::Tensor, std::vector<at::Tensor>, std::vector<at::Tensor>> mixed_s
   const at::ScalarType dtype = states[0].scalar_type(), compute = compute_type(dtype);
   TORCH_CHECK_VALUE(grad_out.sizes() == out.sizes() && int64_t(need_states.size()) == plan.inputs,
                     "mixed_sum_backward: grad_out must have the output's shape ", out.sizes(), "; got ", grad_out.sizes());
-  const bool reads_nodes = std::any_of(plan.edges.begin(), plan.edges.end(), [&](const Edge& e) { return e.source >= plan.inputs; });
+  const bool reads_nodes = plan.reads_nodes();
   TORCH_CHECK_VALUE(out.sizes() == at::IntArrayRef({shape.n, plan.nodes * plan.groups * shape.c, shape.ho, shape.wo}) &&
                         (!reads_nodes || out.scalar_type() == dtype),
                     "mixed_sum_backward: out is none of these states: ", out.scalar_type(), " ", out.sizes());

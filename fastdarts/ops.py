@@ -170,7 +170,7 @@ def _empty_image(x: Tensor, C: int, H: int, W: int) -> Tensor:
 
 def _saved_tensors(plan: MixedPlan) -> int:
     """Batch-norm inputs kept for the backward: one a batch norm, but a state's pools only once."""
-    pools = {(edge.source, edge.stride, c) for edge in plan.edges for _, c in edge.ops if c.is_pool}
+    pools = {(edge.source, edge.stride, c.kind) for edge in plan.edges for _, c in edge.ops if c.is_pool}
     return len(pools) + sum(norm_count(c, edge.stride) for edge in plan.edges for _, c in edge.ops if not c.is_pool)
 
 

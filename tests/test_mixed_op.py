@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fastdarts import ops
+from fastdarts import fused, ops
 from fastdarts.mixed_op import MixedOp
 from fastdarts.space import CANDIDATES, PRIMITIVES
 
@@ -36,6 +36,8 @@ SUBSETS = {
     "sep_7x7": ("sep_conv_7x7", "none", "skip_connect"),
     "unfused": ("conv_7x1_1x7", "avg_pool_3x3", "sep_conv_5x5", "skip_connect"),
     "pools": ("max_pool_3x3", "avg_pool_3x3"),
+    "nas_bench_201": ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "bare_avg_pool_3x3"),
+    "with_and_without_norm": ("bare_max_pool_3x3", "nor_conv_1x1", "max_pool_3x3", "avg_pool_3x3", "bare_avg_pool_3x3"),
     "nothing_to_learn": ("none", "skip_connect"),
 }
 
@@ -241,9 +243,18 @@ def test_any_subset_in_any_order(data: st.DataObject) -> None:
 @fused_only
 @pytest.mark.parametrize("stride", [1, 2])
 def test_the_same_op_twice(stride: int) -> None:
-    names = ["max_pool_3x3", "sep_conv_3x3", "skip_connect", "avg_pool_3x3"] * 2
+    names = ["max_pool_3x3", "sep_conv_3x3", "skip_connect", "avg_pool_3x3", "nor_conv_1x1", "bare_max_pool_3x3"] * 2
     op = MixedOp(6, stride, names, "reference").double()
-    compare(op, torch.randn(3, 6, 8, 7, dtype=torch.float64), torch.randn(8, dtype=torch.float64).softmax(-1))
+    compare(op, torch.randn(3, 6, 8, 7, dtype=torch.float64), torch.randn(12, dtype=torch.float64).softmax(-1))
+
+
+@fused_only
+@pytest.mark.parametrize("stride", [1, 2])
+def test_all_ops_but_the_dense_convolution_have_kernels(stride: int) -> None:
+    op = MixedOp(8, stride, SUBSETS["nas_bench_201"], "fused")
+    read = fused.read(op)
+    assert [op.primitives[column] for column in read.fused] == ["skip_connect", "nor_conv_1x1", "bare_avg_pool_3x3"]
+    assert [op.primitives[column] for column in read.others] == ["nor_conv_3x3"]
 
 
 @fused_only

@@ -16,6 +16,8 @@ from fastdarts.genotype import edges_of
 from fastdarts.plan import MixedPlan, PlannedEdge, decode, edge_ops, norm_count, param_count
 from fastdarts.space import PRIMITIVES
 
+ALL_OPS = (*PRIMITIVES, "nor_conv_1x1", "bare_max_pool_3x3", "bare_avg_pool_3x3")
+"""Every kind of op that has a kernel."""
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(
     ops.unavailable(CPU, torch.float32) is not None, reason="needs the extension, which is not built"
@@ -24,7 +26,7 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.b
 TRAINING = pytest.mark.parametrize("training", [True, False], ids=["batch", "running"])
 
 
-def one_edge(stride: int, primitives: tuple[str, ...] = PRIMITIVES) -> MixedPlan:
+def one_edge(stride: int, primitives: tuple[str, ...] = ALL_OPS) -> MixedPlan:
     return MixedPlan(1, 1, (PlannedEdge(0, 1, stride, edge_ops(primitives)),))
 
 
@@ -34,7 +36,7 @@ def reduction_cell(primitives: tuple[str, ...], K: int = 1) -> MixedPlan:
 
 
 def arguments(
-    plan: MixedPlan, C: int, size: tuple[int, int], dtype: torch.dtype, training: bool, columns: int = 8, N: int = 2
+    plan: MixedPlan, C: int, size: tuple[int, int], dtype: torch.dtype, training: bool, columns: int = 11, N: int = 2
 ) -> tuple[list[Tensor], Tensor, list[Tensor], Tensor | None]:
     """states, weights, params, running of a plan."""
     compute = torch.promote_types(dtype, torch.float32)
@@ -46,6 +48,8 @@ def arguments(
             for i in range(param_count(c, edge.stride)):
                 if c.kind == "skip":
                     shape = (C // 2, C, 1, 1)
+                elif c.kind == "pointwise":
+                    shape = (C, C, 1, 1)
                 else:
                     shape = (C, C, 1, 1) if i % 2 else (C, 1, c.kernel, c.kernel)
                 params.append(torch.randn(shape, dtype=compute) / 2)
@@ -63,7 +67,7 @@ def learned(tensors: list[Tensor]) -> list[Tensor]:
 @TRAINING
 @pytest.mark.parametrize(
     "plan",
-    [one_edge(1), one_edge(2), reduction_cell(PRIMITIVES), reduction_cell(PRIMITIVES, K=3)],
+    [one_edge(1), one_edge(2), reduction_cell(ALL_OPS), reduction_cell(ALL_OPS, K=3)],
     ids=["one", "two", "cell", "partial"],
 )
 def test_opcheck_mixed_sum(plan: MixedPlan, training: bool, dtype: torch.dtype) -> None:
@@ -131,7 +135,13 @@ def test_gradients_own_their_memory() -> None:
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(
     "primitives",
-    [("sep_conv_3x3", "skip_connect"), ("max_pool_3x3", "avg_pool_3x3"), ("dil_conv_3x3", "none")],
+    [
+        ("sep_conv_3x3", "skip_connect"),
+        ("max_pool_3x3", "avg_pool_3x3"),
+        ("dil_conv_3x3", "none"),
+        ("nor_conv_1x1", "bare_max_pool_3x3"),
+        ("bare_avg_pool_3x3", "avg_pool_3x3"),
+    ],
     ids=str,
 )
 def test_gradcheck_mixed_sum(primitives: tuple[str, ...], stride: int, training: bool) -> None:
@@ -148,8 +158,8 @@ def test_gradcheck_mixed_sum(primitives: tuple[str, ...], stride: int, training:
 
 @pytest.mark.parametrize("K", [1, 2])
 def test_gradcheck_of_a_cell(K: int) -> None:
-    plan = reduction_cell(("dil_conv_3x3", "avg_pool_3x3", "skip_connect"), K)
-    states, weights, params, _ = arguments(plan, 2 * K, (3, 4), torch.float64, True, columns=3)
+    plan = reduction_cell(("dil_conv_3x3", "avg_pool_3x3", "skip_connect", "nor_conv_1x1", "bare_avg_pool_3x3"), K)
+    states, weights, params, _ = arguments(plan, 2 * K, (3, 4), torch.float64, True, columns=5)
 
     def call(x: Tensor, y: Tensor, w: Tensor, *p: Tensor) -> Tensor:
         return ops.mixed_sum([x, y], w, list(p), None, plan)[0]
@@ -237,7 +247,7 @@ def test_statistics_of_project() -> None:
 @pytest.mark.parametrize(("C", "N", "images"), [(4, 2, 2), (2, 3, 3), (2, 8, 4), (1, 5, 5), (4, 3, 1), (5, 4, 1)])
 def test_images_that_share_the_lanes(C: int, N: int, images: int, K: int, training: bool) -> None:
     """A line has 8 numbers in float64: where channels leave room for more of N images, these stand side by side."""
-    names = PRIMITIVES if C % 2 == 0 else tuple(name for name in PRIMITIVES if name != "skip_connect")
+    names = ALL_OPS if C % 2 == 0 else tuple(name for name in ALL_OPS if name != "skip_connect")
     plan = reduction_cell(names, K)
     states, weights, params, running = arguments(plan, C * K, (5, 4), torch.float64, training, N=N)
     pools = 3 * 2  # of three states
@@ -303,7 +313,7 @@ def test_a_node_without_edges_is_zero() -> None:
 
 
 def test_plans_survive_their_encoding() -> None:
-    cell = reduction_cell(("sep_conv_7x7", "dil_conv_5x5", "skip_connect"), K=4)
+    cell = reduction_cell(("sep_conv_7x7", "dil_conv_5x5", "skip_connect", "nor_conv_1x1"), K=4)
     for plan in (one_edge(2), cell, one_edge(1, ("none",))):
         assert decode(plan.encoded) == plan
 
@@ -311,7 +321,7 @@ def test_plans_survive_their_encoding() -> None:
 @pytest.mark.parametrize("K", [1, 2])
 def test_gradients_that_nobody_wants(K: int) -> None:
     """Alphas alone, weights alone, an input alone: the same numbers as all of them together."""
-    plan = reduction_cell(PRIMITIVES, K)
+    plan = reduction_cell(ALL_OPS, K)
     states, weights, params, _ = arguments(plan, 4 * K, (6, 5), torch.float64, True)
     everything = [*states, weights, *params]
 
@@ -349,7 +359,7 @@ def test_gradients_of_any_layout(kind: str) -> None:
 def wrong_calls() -> list[Any]:
     plan = one_edge(2)
     (x,), weights, params, _ = arguments(plan, 4, (5, 4), torch.float32, True)
-    stats = torch.zeros(9, 2, 4)
+    stats = torch.zeros(10, 2, 4)
     fine: dict[str, Any] = {"states": [x], "weights": weights, "params": params, "running": None, "plan": plan}
 
     def case(error: type[Exception], message: str, **change: Any) -> Any:
@@ -370,7 +380,7 @@ def wrong_calls() -> list[Any]:
         case(ValueError, "states must be [N, C, H, W]", states=[x[0]]),
         case(ValueError, "not be empty; got [0, 4, 5, 4]", states=[x[:0]]),
         case(ValueError, "weights must be [edges, ops]; got [8]", weights=weights[0]),
-        case(ValueError, "no column 7 in weights", weights=weights[:, :7]),
+        case(ValueError, "no column 10 in weights", weights=weights[:, :10]),
         case(ValueError, "parameters; got", params=params[1:]),
         case(ValueError, "has 4 elements", params=[params[0][:1], *params[1:]]),
         case(ValueError, "running must be [", running=stats[:3]),
@@ -447,17 +457,25 @@ def test_wrong_arguments_of_project(
     [
         [],
         [1],
-        [0, 1, 0],
-        [1, 1, 1, 0, 1, 3, 0],
-        [1, 1, 1, 1, 1, 1, 0],
-        [1, 1, 1, 0, 2, 1, 0],
-        [1, 1, 1, 0, 1, 1, 1, 0, 9, 3, 1],
-        [1, 1, 1, 0, 1, 1, 1, 0, 4, 9, 1],
-        [1, 1, 1, 0, 1, 1, 1, -1, 1, 3, 1],
-        [1, 1, 1, 0, 1, 1, 1, 8, 1, 3, 1],
-        [1, 1, 1, 0, 1, 1, 0, 5],
-        [1, 1, 1 << 40, 0, 1, 1, 0],
-        [1, 1 << 40, 1, 0, 1, 1, 0],
+        [0, 1, 1, 0],
+        [1, 1, 0, 0],
+        [1, 1, 1, 1, 0, 1, 3, 0],
+        [1, 1, 1, 1, 1, 1, 1, 0],
+        [1, 1, 1, 1, 0, 2, 1, 0],
+        [1, 1, 1, 1, 0, 1, 1, 1, 0, 9, 3, 1, 1],
+        [1, 1, 1, 1, 0, 1, 1, 1, 0, 4, 9, 1, 1],
+        [1, 1, 1, 1, 0, 1, 1, 1, 0, 6, 3, 1, 1],
+        [1, 1, 1, 1, 0, 1, 1, 1, 0, 6, 1, 1, 0],
+        [1, 1, 1, 1, 0, 1, 1, 1, 0, 1, 3, 1, 2],
+        [1, 1, 1, 1, 0, 1, 1, 1, 0, 3, 1, 1, 0],
+        [1, 1, 1, 1, 0, 1, 1, 1, -1, 1, 3, 1, 1],
+        [1, 1, 1, 1, 0, 1, 1, 1, 8, 1, 3, 1, 1],
+        [1, 1, 1, 1, 0, 1, 1, 2, 0, 3, 1, 1, 1, 0, 1, 3, 1, 1],
+        [1, 1, 1, 1, 0, 1, 1, 0, 5],
+        [1, 1, 1, 1 << 40, 0, 1, 1, 0],
+        [1, 1, 1 << 40, 1, 0, 1, 1, 0],
+        [1, 1 << 40, 1, 1, 0, 1, 1, 0],
+        [1, (1 << 31) - 1, 1, 1, 0, 1, 1, 0],
     ],
     ids=str,
 )
