@@ -10,25 +10,30 @@ template <class A, int KY, int K, int D, int S, int OS, int CP, int PB, bool ADD
 FD_INLINE void depthwise_block(const A* in, int64_t in_row, const A* w, int64_t cp, A* out) {
   const int64_t px = CP ? CP : cp;
   Vec<A> acc[PB];
-  unroll<PB>([&](auto p) FD_LAMBDA { acc[p.value] = Vec<A>{}; });
+  FD_UNROLL
+  for (int p = 0; p < PB; ++p) acc[p] = Vec<A>{};
 #pragma GCC unroll 1
   for (int ky = 0; ky < KY; ++ky) {
     Vec<A> taps[K];
-    unroll<K>([&](auto kx) FD_LAMBDA { taps[kx.value] = load<A>(w + (ky * K + kx.value) * px); });
-    unroll<(PB - 1) * S + (K - 1) * D + 1>([&](auto q) FD_LAMBDA {
-      Vec<A> v = load<A>(in + q.value * px);
+    FD_UNROLL
+    for (int kx = 0; kx < K; ++kx) taps[kx] = load<A>(w + (ky * K + kx) * px);
+    FD_UNROLL
+    for (int q = 0; q < (PB - 1) * S + (K - 1) * D + 1; ++q) {
+      Vec<A> v = load<A>(in + q * px);
       in_register(v);
-      unroll<K>([&](auto kx) FD_LAMBDA {
-        constexpr int start = q.value - kx.value * D;
-        if constexpr (start >= 0 && start % S == 0 && start / S < PB) acc[start / S] += taps[kx.value] * v;
-      });
-    });
+      FD_UNROLL
+      for (int kx = 0; kx < K; ++kx) {
+        const int start = q - kx * D;
+        if (start >= 0 && start % S == 0 && start / S < PB) acc[start / S] += taps[kx] * v;
+      }
+    }
     in += in_row * D;
   }
-  unroll<PB>([&](auto p) FD_LAMBDA {
-    A* o = out + p.value * OS * px;
-    store(o, ADD ? load<A>(o) + acc[p.value] : acc[p.value]);
-  });
+  FD_UNROLL
+  for (int p = 0; p < PB; ++p) {
+    A* o = out + p * OS * px;
+    store(o, ADD ? load<A>(o) + acc[p] : acc[p]);
+  }
 }
 
 // out[r, OS c] (+)= sum_{ky, kx} w[ky, kx] * in[S r + D ky, S c + D kx]; row strides in elements.
@@ -93,18 +98,22 @@ template <class A, int K, int D, int S, int CP, int KY, int PB>
 FD_INLINE void depthwise_weight_block(const A* in, int64_t in_row, const A* dd, int64_t cp, Vec<A> (&acc)[KY][K]) {
   const int64_t px = CP ? CP : cp;
   Vec<A> g[PB];
-  unroll<PB>([&](auto p) FD_LAMBDA { g[p.value] = load<A>(dd + p.value * px); });
-  unroll<KY>([&](auto ky) FD_LAMBDA {
-    const A* in_k = in + ky.value * D * in_row;
-    unroll<(PB - 1) * S + (K - 1) * D + 1>([&](auto q) FD_LAMBDA {
-      Vec<A> v = load<A>(in_k + q.value * px);
+  FD_UNROLL
+  for (int p = 0; p < PB; ++p) g[p] = load<A>(dd + p * px);
+  FD_UNROLL
+  for (int ky = 0; ky < KY; ++ky) {
+    const A* in_k = in + ky * D * in_row;
+    FD_UNROLL
+    for (int q = 0; q < (PB - 1) * S + (K - 1) * D + 1; ++q) {
+      Vec<A> v = load<A>(in_k + q * px);
       in_register(v);
-      unroll<K>([&](auto kx) FD_LAMBDA {
-        constexpr int start = q.value - kx.value * D;
-        if constexpr (start >= 0 && start % S == 0 && start / S < PB) acc[ky.value][kx.value] += g[start / S] * v;
-      });
-    });
-  });
+      FD_UNROLL
+      for (int kx = 0; kx < K; ++kx) {
+        const int start = q - kx * D;
+        if (start >= 0 && start % S == 0 && start / S < PB) acc[ky][kx] += g[start / S] * v;
+      }
+    }
+  }
 }
 
 // dw[ky, kx] += sum_{r, c} dd[r, c] * in[S r + D ky, S c + D kx], KY kernel rows from ky at a time.
@@ -113,7 +122,8 @@ FD_INLINE void depthwise_weight_rows(const A* in, int64_t in_row, const A* dd, i
                                      int64_t cp, A* dw) {
   const int64_t px = CP ? CP : cp;
   Vec<A> acc[KY][K];
-  unroll<KY>([&](auto ky) FD_LAMBDA { unroll<K>([&](auto kx) FD_LAMBDA { acc[ky.value][kx.value] = Vec<A>{}; }); });
+  FD_UNROLL
+  for (int i = 0; i < KY * K; ++i) acc[i / K][i % K] = Vec<A>{};
   for (int64_t r = 0; r < rows; ++r) {
     const A* in_r = in + r * S * in_row;
     const A* dd_r = dd + r * dd_row;
@@ -121,12 +131,8 @@ FD_INLINE void depthwise_weight_rows(const A* in, int64_t in_row, const A* dd, i
       depthwise_weight_block<A, K, D, S, CP, KY, size.value>(in_r + i * S * px, in_row, dd_r + i * px, cp, acc);
     });
   }
-  unroll<KY>([&](auto ky) FD_LAMBDA {
-    unroll<K>([&](auto kx) FD_LAMBDA {
-      A* o = dw + (ky.value * K + kx.value) * px;
-      store(o, load<A>(o) + acc[ky.value][kx.value]);
-    });
-  });
+  FD_UNROLL
+  for (int i = 0; i < KY * K; ++i) store(dw + i * px, load<A>(dw + i * px) + acc[i / K][i % K]);
 }
 
 template <class A, int K, int D, int S, int CP>

@@ -19,13 +19,14 @@ FD_INLINE void sum_strip(const A* y, int64_t pixels, int64_t cp, A* sums, const 
     const Vec<A> origin = origin_of(y + c, pixels, cp);
     Vec<A> sum[4] = {}, square[4] = {};
     exact_blocks<4>(pixels, [&](auto size, int64_t p) FD_LAMBDA {
-      unroll<size.value>([&](auto i) FD_LAMBDA {
-        const int64_t at = (p + i.value) * cp + c;
+      FD_UNROLL
+      for (int i = 0; i < size.value; ++i) {
+        const int64_t at = (p + i) * cp + c;
         const Vec<A> value = load<A>(y + at), v = value - origin;
         keep(at, value);
-        sum[i.value] += v;
-        square[i.value] += v * v;
-      });
+        sum[i] += v;
+        square[i] += v * v;
+      }
     });
     store(sums + c, origin);
     store(sums + cp + c, (sum[0] + sum[1]) + (sum[2] + sum[3]));
