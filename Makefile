@@ -2,7 +2,8 @@
 # make search  an architecture search on real images, a minute or two on two cores
 # make test    lint, types and every test
 # make bench   benchmarks
-# make sanitize  the operators' tests against an extension built with address and undefined-behaviour sanitizers
+# make sanitize  the operators' tests and 10,000 random calls against an extension built with address and undefined-behaviour sanitizers
+# make fuzz    100,000 random calls of the operators against that extension; ARGS="--seed 1" makes others
 # ARGS adds arguments to the program a target runs: make search ARGS="--epochs 5", make test ARGS="-k genotype"
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 SANITIZED := build/sanitize
 CELLS_AND_EDGES = tests/test_mixed_op.py::test_fused_is_as_good_as_plain tests/test_fused.py::test_cell tests/test_ops.py::test_project
 
-.PHONY: env search test bench sanitize
+.PHONY: env search test bench sanitized sanitize fuzz
 
 env: $(VENV)/extension-built
 
@@ -54,17 +55,25 @@ bench: env
 # Leak detection is off because the interpreter itself never frees everything, and too large a block is the program's error
 # to tell; libstdc++ is loaded early because the sanitizer must find the exception functions that it wraps; pytest captures no more than Python's own output because the
 # sanitizer's report comes with the end of the process. Programs that tests start do without, so such tests are left out.
-SANITIZED_PYTEST = ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(SANITIZED)/lib \
-  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so):$$($(CXX) -print-file-name=libstdc++.so)" \
-  $(PY) -P -c 'import os, sys, torch, fastdarts._C as c, pytest; \
-    os.environ.pop("LD_PRELOAD"); \
-    "$(SANITIZED)" in c.__file__ or sys.exit(f"not the sanitized build: {c.__file__}"); \
+SANITIZED_ENV = ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(SANITIZED)/lib \
+  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so):$$($(CXX) -print-file-name=libstdc++.so)"
+SANITIZED_CHECK = import os, sys, torch, fastdarts._C as c; os.environ.pop("LD_PRELOAD"); \
+    "$(SANITIZED)" in c.__file__ or sys.exit(f"not the sanitized build: {c.__file__}")
+SANITIZED_PYTEST = $(SANITIZED_ENV) $(PY) -P -c '$(SANITIZED_CHECK); import pytest; \
     sys.exit(pytest.main(["--capture=sys", "-q", *sys.argv[1:]]))' $(ARGS)
+SANITIZED_FUZZ = $(SANITIZED_ENV) $(PY) -P -c '$(SANITIZED_CHECK); import runpy; \
+    runpy.run_path("tests/fuzz_ops.py", run_name="__main__")'
 
-sanitize: env
+sanitized: env
 	FASTDARTS_CUDA=0 FASTDARTS_SANITIZE=address,undefined \
 	  $(PY) setup.py --quiet build --build-lib $(SANITIZED)/lib --build-temp $(SANITIZED)/temp
+
+sanitize: sanitized
 	$(SANITIZED_PYTEST) tests/test_ops.py tests/test_mixed_op.py tests/test_flat.py tests/test_fused.py::test_cell \
 	  -k "not compiled and not papers_size and not instruction and not cuda_sources"
 	FASTDARTS_CPU=portable $(SANITIZED_PYTEST) $(CELLS_AND_EDGES)
 	! grep -qw avx2 /proc/cpuinfo || FASTDARTS_CPU=avx2 $(SANITIZED_PYTEST) $(CELLS_AND_EDGES)
+	$(SANITIZED_FUZZ) --calls 10000
+
+fuzz: sanitized
+	$(SANITIZED_FUZZ) --calls 100000 $(ARGS)

@@ -1,8 +1,8 @@
 // The schedule of fastdarts::mixed_sum and its backward over a plan's states and edges; README.md tells how the passes follow
 // each other.
 #pragma once
-#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
 
 #include <algorithm>
 #include <cmath>

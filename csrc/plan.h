@@ -14,7 +14,8 @@ namespace fastdarts {
 
 enum class Kind : int64_t { max_pool = 1, avg_pool = 2, skip = 3, sep_conv = 4, dil_conv = 5, pointwise = 6 };
 
-constexpr int64_t kMostOfPlan = (int64_t(1) << 31) - 1;  // the largest number of a plan: their sums do not overflow
+// The largest number of a plan: far more than any cell needs, and so little that sums of them fit.
+constexpr int64_t kMostOfPlan = (int64_t(1) << 20) - 1;
 
 // The product of sizes, none of them negative; ValueError where it does not fit.
 inline int64_t checked_product(const char* what, std::initializer_list<int64_t> sizes) {

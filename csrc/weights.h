@@ -1,6 +1,6 @@
 // Weights between the layouts of parameters and those that the tile kernels read.
 #pragma once
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 #include <algorithm>
 

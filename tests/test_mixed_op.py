@@ -14,7 +14,7 @@ from typing import Any
 import formulas
 import pytest
 import torch
-from criterion import Results, assert_no_worse, rounded_at_random
+from criterion import Results, assert_no_worse, assert_no_worse_than_plain, rounded_at_random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -275,6 +275,28 @@ def test_constant_images(value: float, stride: int, size: tuple[int, int]) -> No
     for name, exact in want.items():
         allowed = 100 * eps * 316**2 * max(1.0, exact.abs().max().item())  # 100: terms of a sum
         assert (got[name] - exact).abs().max() <= allowed, name
+
+
+@fused_only
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("name", [name for name in KNOWN if name not in ("none", "noise")])
+def test_constant_channels(name: str, stride: int, dtype: torch.dtype) -> None:
+    """Each op alone, on images of one number and of nearly one, and on a 2x2 image, whose averages are all the same."""
+    images = [torch.full((3, 4, 6, 6), -0.7), torch.randn(1, 4, 2, 2).repeat(3, 1, 1, 1)]
+    if not name.startswith("sep"):  # a relu between its halves: after a constant positive image rounding decides it
+        images += [torch.full((3, 4, 6, 6), 0.7), 0.7 + 1e-3 * torch.randn(3, 4, 6, 6)]
+    op = MixedOp(4, stride, [name], "reference").to(torch.promote_types(dtype, torch.float32))
+    weights = torch.ones(1, dtype=torch.promote_types(dtype, torch.float32))
+    for i, image in enumerate(images):
+        x = image.to(dtype)
+        g = torch.randn(x[:, :, ::stride, ::stride].shape).to(dtype)
+        ours = results(with_backend(op, "fused"), x, weights, g)
+        plain = results(copy.deepcopy(op), x, weights, g)
+        true = results(copy.deepcopy(op).double(), x.double(), weights.double(), g.double())
+        for key, exact in true.items():
+            if exact.is_floating_point():
+                assert_no_worse_than_plain(ours[key], plain[key], exact, dtype, f"{key} of image {i}")
 
 
 @fused_only

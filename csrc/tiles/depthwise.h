@@ -2,6 +2,42 @@
 #pragma once
 #include "vectors.h"
 
+namespace fastdarts {
+
+template <class A>
+using DepthwiseTile = void (*)(const A*, int64_t, const A*, A*, int64_t, int64_t, int64_t, int64_t);
+template <class A>
+using DepthwiseWeightTile = void (*)(const A*, int64_t, const A*, int64_t, A*, int64_t, int64_t, int64_t);
+
+}  // namespace fastdarts
+
+// Both kinds of AVX-512 have the same convolutions of float: compiled with the one that has all types, declared for the other.
+#define FASTDARTS_SHARE_DEPTHWISE(template)                                               \
+  namespace fastdarts::avx512 {                                                           \
+  template DepthwiseTile<float> depthwise<float, 1, false>(int64_t, int64_t, int64_t);    \
+  template DepthwiseTile<float> depthwise<float, 1, true>(int64_t, int64_t, int64_t);     \
+  template DepthwiseTile<float> depthwise<float, 2, false>(int64_t, int64_t, int64_t);    \
+  template DepthwiseTile<float> depthwise_phase<float>(int64_t, int64_t);                 \
+  template DepthwiseWeightTile<float> depthwise_weight<float, 1>(int64_t, int64_t, int64_t); \
+  template DepthwiseWeightTile<float> depthwise_weight<float, 2>(int64_t, int64_t, int64_t); \
+  }
+
+#if FASTDARTS_BF16_DOT
+namespace fastdarts::avx512 {
+template <class A, int S, bool ADD>
+DepthwiseTile<A> depthwise(int64_t kernel, int64_t dilation, int64_t cp);
+template <class A>
+DepthwiseTile<A> depthwise_phase(int64_t ky, int64_t kx);
+template <class A, int S>
+DepthwiseWeightTile<A> depthwise_weight(int64_t kernel, int64_t dilation, int64_t cp);
+}  // namespace fastdarts::avx512
+FASTDARTS_SHARE_DEPTHWISE(extern template)
+namespace fastdarts::FASTDARTS_ISA {
+using avx512::depthwise;
+using avx512::depthwise_phase;
+using avx512::depthwise_weight;
+}  // namespace fastdarts::FASTDARTS_ISA
+#else
 namespace fastdarts::FASTDARTS_ISA {
 
 // PB pixels of one row, OS pixels apart, for one vector of channels. Each input pixel is loaded once per kernel row and serves
@@ -55,9 +91,6 @@ void depthwise_tile(const A* in, int64_t in_row, const A* w, A* out, int64_t out
         overlapping_blocks<kPixels>(columns, block);
     }
 }
-
-template <class A>
-using DepthwiseTile = void (*)(const A*, int64_t, const A*, A*, int64_t, int64_t, int64_t, int64_t);
 
 // The usual channel counts are known when compiling, so that addresses need no arithmetic.
 template <class A, int K, int D, int S, bool ADD>
@@ -151,9 +184,6 @@ void depthwise_weight_tile(const A* in, int64_t in_row, const A* dd, int64_t dd_
   }
 }
 
-template <class A>
-using DepthwiseWeightTile = void (*)(const A*, int64_t, const A*, int64_t, A*, int64_t, int64_t, int64_t);
-
 template <class A, int K, int D, int S>
 DepthwiseWeightTile<A> depthwise_weight_of_channels(int64_t cp) {
   if constexpr (sizeof(A) == 4 && S == 1) {
@@ -176,3 +206,4 @@ DepthwiseWeightTile<A> depthwise_weight(int64_t kernel, int64_t dilation, int64_
 }
 
 }  // namespace fastdarts::FASTDARTS_ISA
+#endif

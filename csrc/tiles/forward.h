@@ -42,7 +42,7 @@ FD_INLINE void pointwise_forward(const Stage<A, T>& stage, const Geometry& g, co
   with_operands([&](const auto* from, const auto* weights, int64_t k) FD_LAMBDA {
     if (!starts) return pointwise_summed(from, pixels, weights, k, g.cp, sums, out, soon);
     pointwise(from, pixels, weights, k, g.cp, y, g.cp);  // the sums' origin is not known before y
-    sum_strip(y, pixels, g.cp, sums, [&](int64_t i, Vec<A> v) FD_LAMBDA {
+    sum_strip<T>(y, pixels, g.cp, sums, [&](int64_t i, Vec<A> v) FD_LAMBDA {
       if (soon) store(soon + i, v);
       stream(out + i, v);
     });

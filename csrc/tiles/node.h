@@ -75,7 +75,7 @@ FD_INLINE void sum_terms(const Mix<A, T>& m, int64_t t, const Tile& tile, int64_
       mean[i] = load<A>(term.mean + c);
       sum[i][0] = sum[i][1] = sum[i][2] = sum[i][3] = Vec<A>{};
     }
-    const auto joined = [](const Vec<A>(&v)[4]) FD_LAMBDA { return (v[0] + v[1]) + (v[2] + v[3]); };
+    const auto joined = [&](const Vec<A>(&v)[4]) FD_LAMBDA { return (v[0] + v[1]) + (v[2] + v[3]); };
     for (int64_t r = tile.begin; r < tile.end; ++r)
       exact_blocks<4>(g.wo, [&](auto size, int64_t column) FD_LAMBDA {
         FD_UNROLL

@@ -16,7 +16,7 @@ FD_INLINE Window window_at(const Geometry& g, int64_t r, int64_t column) {  // 3
 
 template <class A, class T>
 FD_INLINE void store_pool(T* out, const A* y, int64_t pixels, int64_t cp, int64_t before, A* sums, double* mean, double* m2) {
-  sum_strip(y, pixels, cp, sums, [&](int64_t i, Vec<A> v) FD_LAMBDA { stream(out + i, v); });
+  sum_strip<T>(y, pixels, cp, sums, [&](int64_t i, Vec<A> v) FD_LAMBDA { stream(out + i, v); });
   join_moments(sums, pixels, cp, before, mean, m2);
 }
 

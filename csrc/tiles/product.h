@@ -101,7 +101,7 @@ FD_INLINE void product_summed_columns(const E* d, int64_t pixels, const E* w, in
       const int64_t at = (p + row) * cp + j * kLanes<A>;
       if (soon) store(soon + at, y);
       stream(out + at, y);
-      const Vec<A> v = y - origin[j];
+      const Vec<A> v = as_stored<T, A>(y) - origin[j];
       sum[j][row % 2] += v;
       square[j][row % 2] += v * v;
     });

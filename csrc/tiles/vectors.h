@@ -84,6 +84,14 @@ FD_INLINE Halves narrow(Vec<float> v) {
 #endif
 }
 FD_INLINE void store(bf16* p, Vec<float> v) { *reinterpret_cast<LooseHalves*>(p) = narrow(v); }
+// What a load gives back of v, stored as T.
+template <class T, class A>
+FD_INLINE Vec<A> as_stored(Vec<A> v) {
+  if constexpr (sizeof(T) == 2)
+    return (Vec<A>)(widen(narrow(v)) << 16);
+  else
+    return v;
+}
 // Past the caches, to memory that nobody reads soon: a plain store would first fetch the line it overwrites.
 template <class T, class V>
 FD_INLINE void stream(T* p, V v) {
