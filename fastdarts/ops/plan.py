@@ -1,5 +1,6 @@
 """Plans: which ops run on which edge, as the static description the operators take."""
 
+import math
 from dataclasses import dataclass, field
 
 from fastdarts.primitives.table import CANDIDATES, Candidate, candidate
