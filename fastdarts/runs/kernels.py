@@ -1,4 +1,4 @@
-"""Which kernels run on a device, and why: for the first line of a run, environment.json and `fastdarts env`."""
+"""Names of the kernels in use, and reasons: for the first line of a run, environment.json and `fastdarts env`."""
 
 import importlib
 from importlib import metadata
