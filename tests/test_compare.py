@@ -97,7 +97,9 @@ def lasting(record: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_run_goes_on_where_it_stopped(tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped in the search, then in the training: the same record as of a run that never was."""
-    monkeypatch.setattr("fastdarts.search.draw_alphas", lambda path: None)  # takes longer than these searches
+    monkeypatch.setattr(
+        "fastdarts.spaces.darts.draw.draw_alphas", lambda path: None
+    )  # takes longer than these searches
     monkeypatch.setattr("fastdarts.report.run_report.write_report", lambda out: None)
     whole = run_one(CompareConfig(**tiny), "darts", 0)
     assert 0 <= whole["accuracy"] <= 1

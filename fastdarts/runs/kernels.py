@@ -1,4 +1,4 @@
-"""Which kernels run on a device, and why: for the first line of a run, environment.json and `fastdarts env`."""
+"""Names of the kernels in use, and reasons: for the first line of a run, environment.json and `fastdarts env`."""
 
 import importlib
 from importlib import metadata
@@ -19,6 +19,8 @@ def kernels_used(device: torch.device, backend: str) -> str:
 def describe_kernels(device: torch.device) -> str:
     """Name the kernels that mixed operations use on a device; for plain modules, say why."""
     reason = unavailable(device, torch.float32)
+    if reason == extension.NOT_BUILT:
+        reason += "; to build it, in the checkout: pip install --no-build-isolation --force-reinstall --no-deps ."
     if reason is not None:
         return f"plain PyTorch modules, many times slower: {reason}"
     if device.type == "cpu":

@@ -1,4 +1,4 @@
-"""Loggers: where a run's numbers go besides its own files. TensorBoard is one; docs/loggers.md shows others."""
+"""Loggers take the numbers of each epoch. TensorBoard is one of them; docs/loggers.md shows others."""
 
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Logger(Protocol):
-    """What `search` and `evaluate` call for each of `loggers`."""
+    """The calls that `search` and `evaluate` make to each of `loggers`."""
 
     def log_metrics(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Log the numbers of an epoch, counted from 0, by their names in metrics.jsonl."""

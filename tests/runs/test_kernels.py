@@ -10,9 +10,20 @@ from fastdarts.runs.kernels import describe_kernels, kernels_used
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
-def test_without_the_extension_it_says_why_and_what_to_do(monkeypatch):
-    monkeypatch.setattr(extension, "UNAVAILABLE", "it is not built")
-    assert kernels_used(CPU, "auto") == "plain PyTorch modules, many times slower: it is not built, on cpu"
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [
+        ("it cannot be loaded", "it cannot be loaded"),
+        (
+            "fastdarts._C is not built in this installation",
+            "fastdarts._C is not built in this installation; to build it, in the checkout: "
+            "pip install --no-build-isolation --force-reinstall --no-deps .",
+        ),
+    ],
+)
+def test_without_the_extension_it_says_why_and_what_to_do(monkeypatch, reason, told):
+    monkeypatch.setattr(extension, "UNAVAILABLE", reason)
+    assert kernels_used(CPU, "auto") == f"plain PyTorch modules, many times slower: {told}, on cpu"
     assert kernels.instruction_set() is None
 
 
