@@ -20,8 +20,8 @@ from fastdarts.primitives.table import CANDIDATES, PRIMITIVES
 from fastdarts.report.alphas import alphas_png, draw_alphas, op_weights, read_alphas
 from fastdarts.spaces.darts.draw import draw_cells, write_cells
 from fastdarts.spaces.darts.genotype import DARTS_V1, DARTS_V2, Genotype, edges_of
-from fastdarts.spaces.drawing import Box, Line, Point
 from fastdarts.spaces.darts.layout import lay_out
+from fastdarts.spaces.drawing import Box, Line, Point
 
 SVG = "{http://www.w3.org/2000/svg}"
 
