@@ -27,6 +27,7 @@ from fastdarts.methods.darts import Darts
 from fastdarts.runs.search_config import SearchConfig
 from fastdarts.runs.search_state import SearchState
 from fastdarts.search import main, search
+from fastdarts.spaces.darts.genotype import edges_of
 
 
 @pytest.fixture
@@ -76,6 +77,9 @@ def test_digits_from_the_command_line(tmp_path, capsys):
     arrays = np.load(out / "alphas.npz")
     assert arrays["normal"].shape == arrays["reduce"].shape == (4, 14, 8)
     assert tuple(arrays["primitives"]) == PRIMITIVES
+    assert tuple(arrays["groups"]) == ("normal", "reduce")
+    assert str(arrays["title_reduce"]) == "reduction cell"
+    assert [tuple(end) for end in arrays["ends_normal"]] == edges_of(4)
     assert (arrays["reduce"][0] != arrays["reduce"][3]).all()
     found = Genotype.load(out / "genotype.json")
     assert Genotype(**epochs[2]["genotype"]).reduce == [list(pair) for pair in found.reduce]
@@ -128,7 +132,7 @@ def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch
         def now():
             return datetime(2026, 1, 2, 3, 4, 5)
 
-    monkeypatch.setattr("fastdarts.runs.run.datetime", Stopped)
+    monkeypatch.setattr("fastdarts.runs.folder.datetime", Stopped)
     config = dataclasses.replace(tiny_config(tmp_path, epochs=1), out=None)
     found = [search(config, train=tiny_images()).out_dir for _ in range(2)]
     assert [path.name for path in found] == ["search-custom-20260102-030405", "search-custom-20260102-030405-2"]
@@ -183,7 +187,8 @@ def test_the_seed_decides_every_bit(tmp_path, fields):
     def alphas(name, seed):
         config = tiny_config(tmp_path / name, seed=seed, deterministic=True, epochs=1, **fields)
         result = search(config, train=tiny_images())
-        return torch.stack([result.alphas_normal, result.alphas_reduce])
+        assert list(result.alphas.values()) == [result.alphas_normal, result.alphas_reduce]
+        return torch.stack([result.alphas["normal"], result.alphas["reduce"]])
 
     first, again, other = alphas("a", 0), alphas("b", 0), alphas("c", 1)
     assert first.isfinite().all()
@@ -361,7 +366,9 @@ def test_one_class_is_refused(tmp_path):
 def test_too_few_layers_for_a_normal_cell_are_told(tmp_path, capsys, no_pictures):
     for layers, told in ((2, True), (3, False)):
         search(tiny_config(tmp_path / str(layers), layers=layers, epochs=1), train=tiny_images())
-        assert ("the normal cell stays as drawn" in capsys.readouterr().out) == told
+        said = capsys.readouterr().out
+        assert ("note: so few layers have no normal cell; its alphas are not trained" in said) == told
+        assert "no reduction cell" not in said
 
 
 def test_a_folder_with_a_search_is_not_overwritten(tmp_path):

@@ -167,6 +167,22 @@ def test_at_most_so_many_skips():
     assert skips(genotype.nodes("reduce")) == 8
 
 
+@pytest.mark.parametrize("name", ["pc-darts", "daas"])
+def test_the_skip_of_least_op_weight_goes_whatever_its_edge_weighs(name):
+    method = paper_method(name, max_skips=7)
+    network = network_of(method)
+    skip, sep = PRIMITIVES.index("skip_connect"), PRIMITIVES.index("sep_conv_3x3")
+    with torch.no_grad():
+        alphas, betas = network.alphas_normal, network.extra_alphas["betas_normal"]
+        alphas.zero_()
+        alphas[:, skip], alphas[9, skip], alphas[:, sep] = 3, 2, 1
+        betas.zero_()
+        betas[-5:-3] = torch.tensor([5.0, 4.0])  # of edges 9 and 10, the first two into the last node
+    nodes = method.genotype(network).nodes("normal")
+    assert nodes[3] == [("sep_conv_3x3", 0), ("skip_connect", 1)]
+    assert sum(map(len, nodes[:3])) == skips(nodes[:3]) == 6
+
+
 def test_a_pruned_op_never_takes_the_place_of_a_skip():
     method = paper_method("darts", max_skips=1, prune_below=0.1)
     network = network_of(method)

@@ -281,16 +281,17 @@ def test_drop_path_drops_whole_samples():
     assert state.method.drop_path() == pytest.approx(0.3)
     cell = state.network.cells[0]
     cell.preprocess0 = cell.preprocess1 = torch.nn.Identity()
-    s0, s1 = torch.randn(2, 40, 12, 6, 6)
+    cell.C_prev_prev = cell.C_prev = 4
+    s0, s1 = torch.randn(2, 40, 4, 6, 6)
     weights = torch.zeros(14, 8)
     weights[0, SKIP] = 1  # node 2 is the first state, or 0
     state.network.train()
     mix = state.network.op_weights()["normal"]._replace(weights=weights)
-    node = cell(s0, s1, *mix)[:, :12]
+    node = cell(s0, s1, *mix)[:, :4]
     kept = (node != 0).flatten(1).any(1)
     assert 0 < kept.sum() < 40
     torch.testing.assert_close(node[kept], s0[kept] / 0.7)
     cell.eval()
-    torch.testing.assert_close(cell(s0, s1, *mix)[:, :12], s0)
+    torch.testing.assert_close(cell(s0, s1, *mix)[:, :4], s0)
     state.network.eval()
     assert state.network.op_weights()["normal"].drop_path is None

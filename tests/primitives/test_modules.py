@@ -30,7 +30,7 @@ def test_each_candidate(name: str, stride: int, size: tuple[int, int]) -> None:
     op = build_for_search(name, 4, stride).double()
     want = formulas.candidate(name, x, stride, op.state_dict())
     assert tuple(want.shape) == (3, 4, -(-size[0] // stride), -(-size[1] // stride))
-    assert_close(op(x), batch_norm(want) if "pool" in name else want)
+    assert_close(op(x), batch_norm(want) if name in formulas.NORMED_POOLS else want)
     evaluated = build(name, 4, stride).double()  # no batch norm behind a pool
     assert_close(evaluated(x), formulas.candidate(name, x, stride, evaluated.state_dict()))
 
@@ -91,6 +91,10 @@ def test_running_statistics_and_evaluation() -> None:
         ("dil_conv_3x3", 2, 72 + 64, 1),
         ("dil_conv_5x5", 1, 200 + 64, 1),
         ("conv_7x1_1x7", 2, 2 * 7 * 64, 1),
+        ("nor_conv_1x1", 1, 64, 1),
+        ("nor_conv_3x3", 2, 9 * 64, 1),
+        ("bare_max_pool_3x3", 2, 0, 0),
+        ("bare_avg_pool_3x3", 1, 0, 0),
     ],
 )
 def test_parameters(name: str, stride: int, parameters: int, norms: int) -> None:
