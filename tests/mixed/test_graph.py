@@ -165,7 +165,7 @@ def test_channels_that_bypass_active_ops(backend: str) -> None:
 def test_what_partial_channels_do_not_go_with() -> None:
     graph = Graph("two inputs", "reference", 4)
     passing = graph.one_an_edge()
-    with pytest.raises(ValueError, match="need mix.passing"):
+    with pytest.raises(ValueError, match=r"need mix\.passing"):
         graph.nodes(Mix(graph.weights))
     for more in ({"added": passing}, {"drop_path": DropPath(0.5, torch.Generator())}):
         with pytest.raises(ValueError, match="go together neither with drop_path nor with added"):
