@@ -4,6 +4,14 @@ The paper's protocol (Liu et al., ICLR 2019, section 3.1) for each method: some 
 short training from scratch of each cell that was found, and the best by validation. The test images play no part.
 """
 
+if __name__ == "__main__":  # before the imports, so that a signal while they run is answered
+    import sys
+
+    from fastdarts.cli import run
+
+    sys.exit(run("compare", sys.argv[1:], "python -m fastdarts.compare"))
+
+import argparse
 import dataclasses
 import fcntl
 import json
@@ -22,17 +30,24 @@ from typing import Any, ClassVar
 import torch
 
 from fastdarts import data
+from fastdarts.config.command_line import build_parser
 from fastdarts.config.files import write_atomically
-from fastdarts.config.options import Config, check_names, differences, option
+from fastdarts.config.named_code import refuse_unnamed_code
+from fastdarts.config.options import Config, check_names, differences, option, read_file
+from fastdarts.config.plugins import plugin_flags
+from fastdarts.config.reading import read_object
 from fastdarts.config.search_options import Dataset
+from fastdarts.data import ImageData
 from fastdarts.evaluate import evaluate
 from fastdarts.methods import NAMES, find
-from fastdarts.report.comparison import Record, summaries, write_comparison
+from fastdarts.report.records import Record, check_record, summaries
+from fastdarts.runs.console import LOGGER
 from fastdarts.runs.device import choose_device
 from fastdarts.runs.eval_config import EvalConfig
 from fastdarts.runs.folder import check_out, out_dir
 from fastdarts.runs.images import outputs_for
 from fastdarts.runs.interrupt import Interrupted, stop_requests
+from fastdarts.runs.lock import releases_folders
 from fastdarts.runs.program import run_cli
 from fastdarts.runs.progress import duration
 from fastdarts.runs.search_config import SearchConfig
@@ -69,7 +84,9 @@ class CompareConfig(Config):
         "data", "resize images to this (default: as they are)", None, metavar="SIZE|HxW", at_least=1
     )
 
-    methods: str = option("comparison", "names of methods with commas between", ",".join(NAMES), metavar="NAME,...")
+    methods: str = option(
+        "comparison", "names of methods with commas between", ",".join(NAMES), metavar="NAME,...", names_code=True
+    )
     seeds: int = option("comparison", "searches of each method, with the seeds 0, 1, ...", 4, at_least=1)
     select_epochs: int = option("comparison", "epochs of the training of each found cell from scratch", at_least=1)
 
@@ -143,7 +160,7 @@ class Comparison:
     """What was compared.
 
     Attributes:
-        methods: a summary of each, see `compare_report.summaries`.
+        methods: a summary of each, see `fastdarts.report.records.summaries`.
         runs: what each run's result.json holds.
         failures: what failed, and why; resuming tries it again.
         out_dir: the folder with results.json, report.html and a folder for each run.
@@ -155,18 +172,23 @@ class Comparison:
     out_dir: Path
 
 
+@releases_folders
 def compare(config: CompareConfig) -> Comparison:
     """Run what is not done yet, each method's search and short training of one seed in a process of its own.
 
     Raises:
         ValueError, TypeError, FileNotFoundError: input that cannot be used, before any run starts.
-        Interrupted: SIGINT or SIGTERM came; the runs have saved their states.
+        Interrupted: SIGINT, SIGTERM, SIGHUP or SIGUSR1 came; the runs have saved their states.
     """
     choose_device(config.device)
     check_out(config)
     if config.resume:
         assert config.out is not None  # CompareConfig checks it
-        before = CompareConfig.load(config.out / "config.json")
+        file = config.out / "config.json"
+        named = {"methods": config.methods}
+        values = read_file(CompareConfig, file, named)
+        refuse_unnamed_code(CompareConfig, values, named, file)
+        before = CompareConfig(**values)
         if changed := differences(config, before, ignore=_MAY_DIFFER):
             free = ", ".join(_MAY_DIFFER)
             raise ValueError(f"resume: {config.out} has another config ({'; '.join(changed)}); only {free} may change")
@@ -174,12 +196,14 @@ def compare(config: CompareConfig) -> Comparison:
         seeds = max(before.seeds, config.seeds)
         config = dataclasses.replace(config, methods=",".join(names), seeds=seeds)  # what is there stays in the report
     # Says what is wrong with the images.
-    outputs_for(data.load(config.dataset, config.data, "train", config.image_size))
+    outputs_for(_images(config))
     out = out_dir(config, "comparison")
     config = dataclasses.replace(config, out=out)
     config.save(out / "config.json")
     tasks = [(method, seed) for seed in range(config.seeds) for method in config.method_names()]
     failures: dict[str, str] = {}
+    from fastdarts.report.comparison import write_comparison  # imports matplotlib and jinja2, which takes a second
+
     try:
         _run(config, out, [task for task in tasks if _result(out, *task) is None], failures)
     finally:  # of an interrupted comparison, too
@@ -213,7 +237,7 @@ def run_one(config: CompareConfig, method: str, seed: int) -> Record:
             }
             write_atomically(folder / "search.json", json.dumps(found, indent=2) + "\n")
         genotype = load_architecture(str(folder / "search" / "genotype.json"))
-        images = data.load(config.dataset, config.data, "train", config.image_size)
+        images = _images(config)
         train, validation = data.split(images, search_config.train_portion, seed=0)
         trained = evaluate(genotype, config.select_config(seed, folder / "select"), train, validation)
         record: Record = {
@@ -223,6 +247,7 @@ def run_one(config: CompareConfig, method: str, seed: int) -> Record:
             "parameters": trained.parameters,
             "multiply_adds": trained.multiply_adds,
             "numbers": space_of(genotype).numbers(genotype),
+            "tabulated": _read(folder / "search" / "benchmark.json") or {},
             **found,
             "select_seconds": sum(metrics["seconds"] for metrics in trained.metrics),
             "folder": folder.name,
@@ -231,14 +256,20 @@ def run_one(config: CompareConfig, method: str, seed: int) -> Record:
         return record
 
 
-def work(out: str, method: str, seed: str) -> int:
-    """`run_one` of the comparison in a folder, as a process; returns its exit code."""
+def work(out: str, methods: str, method: str, seed: str, *plugins: str) -> int:
+    """`run_one` of the comparison in a folder, as a process; returns its exit code.
+
+    Args:
+        methods: all of the comparison, as the caller of the comparison named them; its config.json alone would have no
+            code imported.
+        plugins: flags that load the plugins of the comparison.
+    """
 
     def run(config: CompareConfig) -> int:
         run_one(config, method, int(seed))
         return 0
 
-    return run_cli(CompareConfig, run, ["--resume", "--out", out], _PROGRAM, "")
+    return run_cli(CompareConfig, run, ["--resume", "--out", out, "--methods", methods, *plugins], _PROGRAM, "")
 
 
 def _run(config: CompareConfig, out: Path, tasks: Sequence[tuple[str, int]], failures: dict[str, str]) -> None:
@@ -259,10 +290,10 @@ def _run(config: CompareConfig, out: Path, tasks: Sequence[tuple[str, int]], fai
                     del running[task]
                     name = f"{task[0]}, seed {task[1]}"
                     if (result := _result(out, *task)) is not None:
-                        print(f"{name}: {_words(result)}", flush=True)
+                        LOGGER.info("%s: %s", name, _words(result))
                     else:
                         failures[name] = _last_line(_log(out, *task))
-                        print(f"{name} failed: {failures[name]}", flush=True)
+                        LOGGER.info("%s failed: %s", name, failures[name])
         finally:
             for process in running.values():
                 process.send_signal(stop.signum or signal.SIGTERM)
@@ -276,13 +307,19 @@ def _start(config: CompareConfig, out: Path, method: str, seed: int) -> subproce
     threads = max(torch.get_num_threads() // config.processes, 1)
     with _log(out, method, seed).open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-c", _CHILD, str(out), method, str(seed)],
+            [sys.executable, "-c", _CHILD, str(out), config.methods, method, str(seed), *plugin_flags()],
             env={**os.environ, "OMP_NUM_THREADS": str(threads)},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+
+
+def _images(config: CompareConfig) -> ImageData:
+    """The images that searches and trainings share; those of a test part are not among them."""
+    portion = config.search.get("test_portion", 0.2)
+    return data.load(config.dataset, config.data, "train", config.image_size, test_portion=portion)
 
 
 def _folder(out: Path, method: str, seed: int) -> Path:
@@ -294,12 +331,15 @@ def _log(out: Path, method: str, seed: int) -> Path:
 
 
 def _result(out: Path, method: str, seed: int) -> Record | None:
-    return _read(_folder(out, method, seed) / "result.json")
+    """The record of a run that is over; ValueError that names the file if it is damaged."""
+    path = _folder(out, method, seed) / "result.json"
+    record = _read(path)
+    return None if record is None else check_record(record, path)
 
 
 def _read(path: Path) -> Record | None:
     """What was written there, if it was."""
-    return json.loads(path.read_text()) if path.is_file() else None
+    return read_object(path) if path.is_file() else None
 
 
 def _last_line(path: Path) -> str:
@@ -314,8 +354,16 @@ def _words(run: Record) -> str:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_cli(CompareConfig, _main, argv, _PROGRAM, (__doc__ or "").replace("`", "'"))
+_DESCRIPTION = (__doc__ or "").replace("`", "'")
+
+
+def parser(prog: str = _PROGRAM) -> argparse.ArgumentParser:
+    """Make the program's parser."""
+    return build_parser(CompareConfig, prog=prog, description=_DESCRIPTION)
+
+
+def main(argv: Sequence[str] | None = None, prog: str = _PROGRAM) -> int:
+    return run_cli(CompareConfig, _main, argv, prog, _DESCRIPTION)
 
 
 def _main(config: CompareConfig) -> int:
@@ -326,7 +374,3 @@ def _main(config: CompareConfig) -> int:
     for name, why in comparison.failures.items():
         print(f"{name} failed: {why}", file=sys.stderr)
     return 1 if comparison.failures else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,10 +1,17 @@
 """Training of a discrete network from scratch: `python -m fastdarts.evaluate --genotype NAME`, or `evaluate(...)`."""
 
+if __name__ == "__main__":  # before the imports, so that a signal while they run is answered
+    import sys
+
+    from fastdarts.cli import run
+
+    sys.exit(run("evaluate", sys.argv[1:], "python -m fastdarts.evaluate"))
+
+import argparse
 import dataclasses
 import json
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,31 +21,36 @@ from torch import Tensor
 
 from fastdarts import data
 from fastdarts.bilevel.architect import Loss
+from fastdarts.config.command_line import build_parser
 from fastdarts.config.files import write_atomically
 from fastdarts.config.options import option
 from fastdarts.data import ImageData
 from fastdarts.export import check_export_packages, export
-from fastdarts.report import run_report
-from fastdarts.report.pictures import write_picture
 from fastdarts.runs import resources
-from fastdarts.runs.checkpoint import load_weights
+from fastdarts.runs.console import LOGGER
 from fastdarts.runs.device import choose_device, determinism
 from fastdarts.runs.eval_config import EvalConfig
 from fastdarts.runs.eval_state import EvalState
 from fastdarts.runs.folder import check_out, check_writable, out_dir
 from fastdarts.runs.forecast import forecast_line, out_of_memory_explained
 from fastdarts.runs.images import Images, read_images, read_second_images
-from fastdarts.runs.interrupt import stop_requests
-from fastdarts.runs.keeper import Keeper, resume, train_epoch
+from fastdarts.runs.interrupt import stop_requests, stops_at_once
+from fastdarts.runs.keeper import Keeper, asked_to_end, how_to_continue, train_epoch
+from fastdarts.runs.lock import releases_folders
+from fastdarts.runs.loggers import Logger
 from fastdarts.runs.program import run_cli
 from fastdarts.runs.progress import Progress, json_number
+from fastdarts.runs.resuming import resume
 from fastdarts.runs.state import Metrics
+from fastdarts.runs.weights import load_weights
 from fastdarts.spaces.darts.discrete import count_multiply_adds, count_parameters
 from fastdarts.spaces.darts.genotype import PUBLISHED
 from fastdarts.spaces.network import DiscreteNetwork
-from fastdarts.spaces.registry import load_architecture, read_architecture
+from fastdarts.spaces.registry import architecture_of, load_architecture, read_architecture
 
 __all__ = ["EvalConfig", "EvalResult", "evaluate"]
+
+Callback = Callable[[Metrics, DiscreteNetwork], object]
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -75,12 +87,15 @@ class EvalResult:
     exported: tuple[Path, ...] = ()
 
 
+@releases_folders
 def evaluate(
     genotype: Any,
     config: EvalConfig,
     train: Images | None = None,
     test: Images | None = None,
     loss: Loss | None = None,
+    callbacks: Sequence[Callback] = (),
+    loggers: Sequence[Logger] = (),
 ) -> EvalResult:
     """Train the genotype's network on all training images and measure it on the test images (Liu et al., section 3.2).
 
@@ -92,32 +107,38 @@ def evaluate(
         train, test: your own images instead of those of config.dataset: map-style Datasets of (image, target), or
             ImageData.
         loss: loss(logits [N, classes], targets) -> scalar; cross entropy if left out.
+        callbacks, loggers: as of `search`; a callback that returns True ends the training there.
 
     Raises:
         ValueError, TypeError, FileNotFoundError, ImportError: input that cannot be used, before any work is done.
         MemoryError: names the largest batch that fits.
         FloatingPointError: a loss or gradient is not finite; says where. The last checkpoint stays.
         DiskFullError: names the file.
-        Interrupted: SIGINT or SIGTERM came; the state is saved.
+        Interrupted: SIGINT, SIGTERM, SIGHUP or SIGUSR1 came; the state is saved.
     """
     if config.export is not None:
         check_export_packages()
         check_writable("export", config.export.parent)
     if train is not None:
         config = dataclasses.replace(config, dataset="custom")
+    genotype = architecture_of(genotype)
     device = choose_device(config.device)
     if not config.test_only:
         check_out(config)
+    LOGGER.info("kernels: %s", _kernels_used(device))
     with determinism(config.deterministic):
-        train_images, test_images = (part.to(device) for part in _images(config, train, test))
+        train_images, test_images = (part.to(device) for part in _images(config, train, test, loss))
         out = None if config.test_only else out_dir(config, "evaluation")
         state = EvalState(genotype, config, train_images, loss, device)
         if out is None:
             assert config.checkpoint is not None  # EvalConfig checks it
             _load_weights(state.network, config.checkpoint)
         else:
-            _train(state, test_images, out)
-        test_loss, accuracy = state.measure(test_images, lambda: None)
+            _train(state, test_images, out, callbacks, loggers)
+        again = "to repeat it, run it again" if out is None else f"to write them: {how_to_continue(state, out)}"
+        how = f"while results were measured and written; {again}"
+        with stops_at_once(how):
+            test_loss, accuracy = state.measure(test_images, lambda: None)
     network = state.network.eval()
     image_shape = state.augment.normalise(test_images.images[:1]).shape[1:]
     result = EvalResult(
@@ -132,15 +153,20 @@ def evaluate(
         metrics=state.metrics,
         network=network,
     )
-    if out is not None:
-        _write_results(result, train_images, image_shape, out)
-    if config.export is not None:
-        result = dataclasses.replace(result, exported=export(network, image_shape[1:], config.export))
+    with stops_at_once(how):
+        if out is not None:
+            _write_numbers(result, train_images, image_shape, out)
+        if config.export is not None:
+            result = dataclasses.replace(result, exported=export(network, image_shape[1:], config.export))
+        if out is not None:  # pictures last: the numbers and the network are worth more
+            _write_pages(out)
     return result
 
 
-def _train(state: EvalState, test_images: ImageData, out: Path) -> None:
-    """The epochs that are left."""
+def _train(
+    state: EvalState, test_images: ImageData, out: Path, callbacks: Sequence[Callback], loggers: Sequence[Logger]
+) -> None:
+    """Train for the epochs that are left."""
     config, device = state.config, test_images.images.device
     if config.resume:
         resume(state, out)
@@ -148,8 +174,8 @@ def _train(state: EvalState, test_images: ImageData, out: Path) -> None:
         forecast = resources.forecast(state.trial_step, config.batch_size, device)
         write_atomically(out / "genotype.json", state.genotype.to_json() + "\n")
         progress = Progress(config.epochs, state.steps_per_epoch, state.steps_done)
-        with Keeper(state, out, stop) as keeper, progress:
-            progress.say(forecast_line(state, forecast, device))
+        with Keeper(state, out, stop, _kernels_used(device), loggers) as keeper, progress:
+            LOGGER.info(forecast_line(state, forecast, device))
             with out_of_memory_explained(forecast, config.batch_size, device):
                 while state.epoch < config.epochs:
                     train_epoch(state, progress, keeper)
@@ -157,6 +183,12 @@ def _train(state: EvalState, test_images: ImageData, out: Path) -> None:
                     state.next_epoch(metrics)
                     keeper.after_epoch(metrics, {})
                     progress.end_epoch(metrics["epoch"], _epoch_line(metrics))
+                    if asked_to_end(callbacks, metrics, state.network):
+                        break
+
+
+def _kernels_used(device: torch.device) -> str:
+    return f"plain PyTorch modules, as for any discrete network, on {device}"
 
 
 def _epoch_metrics(state: EvalState, test_images: ImageData, keeper: Keeper) -> Metrics:
@@ -192,13 +224,15 @@ def _epoch_line(metrics: Metrics) -> str:
     return ", ".join(parts)
 
 
-def _images(config: EvalConfig, train: Images | None, test: Images | None) -> tuple[ImageData, ImageData]:
+def _images(
+    config: EvalConfig, train: Images | None, test: Images | None, loss: Loss | None
+) -> tuple[ImageData, ImageData]:
     """All training images and the test images."""
     if (train is None) != (test is None):
         raise ValueError("train and test must be given together, or neither of them")
     if train is not None and test is not None:
-        train_images = read_images(train)
-        test_images = read_second_images("test", test, train_images)
+        train_images = read_images(train, loss)
+        test_images = read_second_images("test", test, train_images, loss)
         for name, part in (("train", train_images), ("test", test_images)):
             if config.augment == "imagenet" and part.images.dtype != torch.uint8:
                 raise ValueError(f"{name} must be uint8 images with augment 'imagenet'; got {part.images.dtype}")
@@ -206,16 +240,19 @@ def _images(config: EvalConfig, train: Images | None, test: Images | None) -> tu
     if config.dataset == "custom":
         raise ValueError("dataset 'custom' is for images given from Python: evaluate(genotype, config, train, test)")
     dataset = "imagefolder" if config.dataset == "imagenet" else config.dataset
-    images = data.load(dataset, config.data, "train", config.image_size)
+    portion = config.test_portion
+    images = data.load(dataset, config.data, "train", config.image_size, test_portion=portion)
     if config.dataset == "imagenet":
         images = dataclasses.replace(images, mean=_IMAGENET_MEAN, std=_IMAGENET_STD)
-    return images, data.load(dataset, config.data, "test", config.image_size, train=images)
+    return images, data.load(dataset, config.data, "test", config.image_size, train=images, test_portion=portion)
 
 
 def _load_weights(network: DiscreteNetwork, path: Path) -> None:
     """Those of a checkpoint; its auxiliary head may be missing or too many, since testing does not use it."""
-    weights = load_weights(path)
     ours = network.state_dict()
+    weights, notes = load_weights(path, {name: ours[name] for name in ours if name in _used(ours)})
+    if notes:
+        print(f"checkpoint {path}: {'; '.join(notes)}", flush=True)
     problems = [
         f"{what}: {', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''}"
         for what, names in (
@@ -237,7 +274,15 @@ def _used(weights: dict[str, Tensor]) -> set[str]:
     return {name for name in weights if not name.startswith("auxiliary_head.")}
 
 
-def _write_results(result: EvalResult, train_images: ImageData, image_shape: Sequence[int], out: Path) -> None:
+def _write_pages(out: Path) -> None:
+    from fastdarts.report import run_report  # imports matplotlib and jinja2, which takes a second
+    from fastdarts.report.pictures import write_picture
+
+    write_picture(read_architecture((out / "genotype.json").read_text()), out)
+    run_report.write_report(out)
+
+
+def _write_numbers(result: EvalResult, train_images: ImageData, image_shape: Sequence[int], out: Path) -> None:
     numbers = {
         "test_accuracy": json_number(result.test_accuracy),
         "test_error_percent": json_number(result.test_error),
@@ -252,15 +297,14 @@ def _write_results(result: EvalResult, train_images: ImageData, image_shape: Seq
         "classes": train_images.classes,
     }
     write_atomically(out / "result.json", json.dumps(numbers, indent=2) + "\n")
-    write_picture(read_architecture((out / "genotype.json").read_text()), out)
-    run_report.write_report(out)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Command(EvalConfig):
     genotype: str | None = option(
         "genotype",
-        f"what to train: {', '.join(PUBLISHED)}, or a file such as a search's genotype.json (with --resume: of --out)",
+        "what to train: a published cell (DARTS_V2, PC_DARTS_CIFAR, ...), a file or a text as searches print it, or a "
+        "search's folder (with --resume: of --out)",
         None,
         metavar="NAME|FILE",
     )
@@ -271,8 +315,16 @@ class _Command(EvalConfig):
         super().__post_init__()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_cli(_Command, _run, argv, EvalState.program, (__doc__ or "").replace("`", "'"))
+_DESCRIPTION = (__doc__ or "").replace("`", "'")
+
+
+def parser(prog: str = EvalState.program) -> argparse.ArgumentParser:
+    """Make the program's parser."""
+    return build_parser(_Command, prog=prog, description=_DESCRIPTION)
+
+
+def main(argv: Sequence[str] | None = None, prog: str = EvalState.program) -> int:
+    return run_cli(_Command, _run, argv, prog, _DESCRIPTION)
 
 
 def _run(command: _Command) -> int:
@@ -295,7 +347,3 @@ def _run(command: _Command) -> int:
     if result.exported:
         print(f"exported: {', '.join(map(str, result.exported))}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

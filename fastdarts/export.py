@@ -1,16 +1,25 @@
 """A trained network as files that need no fastdarts: a torch.export program and an ONNX model."""
 
+import argparse
 import copy
 import io
+import json
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
+from fastdarts.config.command_line import OneLineParser, output_flags
 from fastdarts.config.files import write_atomically
+from fastdarts.runs import checkpoint
+from fastdarts.runs.console import LOGGER
+from fastdarts.runs.folder import check_writable
+from fastdarts.runs.program import run_parsed
 from fastdarts.spaces.network import DiscreteNetwork
+from fastdarts.spaces.registry import read_architecture, space_of
 
+_PROGRAM = "fastdarts export"
 _ONNX_PACKAGES = ("onnx", "onnxscript")
 
 
@@ -53,3 +62,52 @@ def export(network: DiscreteNetwork, image_size: Sequence[int], path: Path) -> t
     write_atomically(files[0], buffer.getvalue())
     write_atomically(files[1], onnx_program.model_proto.SerializeToString())
     return files
+
+
+def export_run(folder: Path, path: Path) -> tuple[Path, Path]:
+    """Export the network that an evaluation has trained into `folder`; see `export`.
+
+    Raises: FileNotFoundError or ValueError unless a finished evaluation is there; those of `export`.
+    """
+    check_export_packages()
+    check_writable("out", path.parent)
+    saved = checkpoint.load(folder / "checkpoint.pt", "evaluation")
+    if not (folder / "result.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no finished evaluation: it has no result.json; resume it first")
+    channels, *image_size = json.loads((folder / "result.json").read_text(encoding="utf-8"))["image_shape"]
+    config, weights = saved["config"], saved["network"]
+    architecture = read_architecture(saved["genotype"])
+    network = space_of(architecture).discrete(
+        architecture,
+        C=config["init_channels"],
+        num_classes=len(weights["classifier.weight"]),
+        layers=config["layers"],
+        auxiliary=config["auxiliary"],
+        in_channels=channels,
+        stem=config["stem"],
+    )
+    network.load_state_dict(weights)
+    return export(network, image_size, path)
+
+
+def parser(prog: str = _PROGRAM) -> argparse.ArgumentParser:
+    """Make the program's parser."""
+    made = OneLineParser(
+        prog=prog,
+        description="Write the network that an evaluation trained as FILE.pt2 (torch.export) and FILE.onnx.",
+        parents=[output_flags()],
+    )
+    made.add_argument("run", type=Path, metavar="RUN", help="folder of a finished evaluation")
+    made.add_argument("--out", type=Path, metavar="FILE", help="the files' name without suffix (default: RUN/network)")
+    return made
+
+
+def main(argv: Sequence[str] | None = None, prog: str = _PROGRAM) -> int:
+    return run_parsed(parser(prog), _run, argv)
+
+
+def _run(given: argparse.Namespace) -> int:
+    for path in export_run(given.run, given.out or given.run / "network"):
+        print(path)
+    LOGGER.info("they take normalised images; mean, std and classes are in %s", given.run / "result.json")
+    return 0

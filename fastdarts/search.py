@@ -1,12 +1,19 @@
 """Architecture search: `python -m fastdarts.search`, or `search(SearchConfig(...))` from Python."""
 
+if __name__ == "__main__":  # before the imports, so that a signal while they run is answered
+    import sys
+
+    from fastdarts.cli import run
+
+    sys.exit(run("search", sys.argv[1:], "python -m fastdarts.search"))
+
+import argparse
 import dataclasses
 import json
 import shlex
-import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +24,28 @@ from torch.nn.functional import cross_entropy
 
 from fastdarts import data
 from fastdarts.bilevel.architect import Loss
+from fastdarts.config.command_line import build_parser
 from fastdarts.config.files import write_atomically
 from fastdarts.data import ImageData
 from fastdarts.methods import find
-from fastdarts.report import run_report
-from fastdarts.report.alphas import draw_alphas
-from fastdarts.report.pictures import write_picture
-from fastdarts.runs import resources
+from fastdarts.runs import movement, resources
+from fastdarts.runs.console import LOGGER
 from fastdarts.runs.device import choose_device, determinism
 from fastdarts.runs.folder import check_out, out_dir
 from fastdarts.runs.forecast import forecast_line, out_of_memory_explained
 from fastdarts.runs.images import Images, read_images, read_second_images
-from fastdarts.runs.interrupt import stop_requests
-from fastdarts.runs.keeper import Keeper, resume, train_epoch
+from fastdarts.runs.interrupt import stop_requests, stops_at_once
+from fastdarts.runs.keeper import Keeper, asked_to_end, how_to_continue, train_epoch
+from fastdarts.runs.kernels import kernels_used
+from fastdarts.runs.lock import releases_folders
+from fastdarts.runs.loggers import Logger
 from fastdarts.runs.program import run_cli
 from fastdarts.runs.progress import Progress, json_number
+from fastdarts.runs.resuming import resume
 from fastdarts.runs.search_config import SearchConfig
 from fastdarts.runs.search_state import SearchState
 from fastdarts.runs.state import Metrics
+from fastdarts.spaces import registry as spaces
 from fastdarts.spaces.supernet import Supernet
 
 __all__ = ["SearchConfig", "SearchResult", "search"]
@@ -54,6 +65,7 @@ class SearchResult:
         seconds: of all epochs and of what the method does after the last.
         peak_bytes: largest memory, see `resources.peak_bytes`; of a resumed search, since it went on.
         stopped: the method's reason to end before the last epoch, if it did.
+        tabulated: accuracies in percent of the architecture in the file that `config.benchmark` names; empty without.
     """
 
     genotype: Any
@@ -63,6 +75,7 @@ class SearchResult:
     seconds: float
     peak_bytes: int
     stopped: str | None = None
+    tabulated: dict[str, float] = field(default_factory=dict)
 
     @property
     def alphas_normal(self) -> Tensor:
@@ -75,12 +88,14 @@ class SearchResult:
         return self.alphas["reduce"]
 
 
+@releases_folders
 def search(
     config: SearchConfig,
     train: Images | None = None,
     valid: Images | None = None,
     loss: Loss | None = None,
     callbacks: Sequence[Callback] = (),
+    loggers: Sequence[Logger] = (),
 ) -> SearchResult:
     """Search for a cell (Liu et al., arXiv:1806.09055, algorithm 1) and write the run's folder.
 
@@ -90,20 +105,27 @@ def search(
         valid: those of the alphas' half; left out, `train` is split by config.train_portion.
         loss: loss(logits [N, classes], targets) -> scalar; cross entropy if left out.
         callbacks: each is called after every epoch with the epoch's metrics and the network; one that returns True
-            ends the search there.
+            (itself, not another true value) ends the search there.
+        loggers: get the numbers of each epoch, beside TensorBoard, which writes into the folder where it is installed;
+            see `fastdarts.runs.loggers.Logger`. They are closed at the end.
 
     Raises:
         ValueError, TypeError, FileNotFoundError: input that cannot be used, before any work is done.
         MemoryError: names the largest batch that fits.
         FloatingPointError: a loss or gradient is not finite; says where. The last checkpoint stays.
         DiskFullError: names the file.
-        Interrupted: SIGINT or SIGTERM came; the state is saved.
+        Interrupted: SIGINT, SIGTERM, SIGHUP or SIGUSR1 came; the state is saved.
     """
     if train is not None:
         config = dataclasses.replace(config, dataset="custom")
     device = choose_device(config.device)
     check_out(config)
-    weights_half, alphas_half = _halves(config, train, valid)
+    table = None
+    if config.benchmark is not None:
+        table = spaces.find(config.space, config.primitives).table(config.benchmark)
+    kernels = kernels_used(device, config.backend)
+    LOGGER.info("kernels: %s", kernels)
+    weights_half, alphas_half = _halves(config, train, valid, loss)
     with determinism(config.deterministic), stop_requests() as stop:
         out = out_dir(config, "search")
         if alphas_half is not None:
@@ -112,23 +134,29 @@ def search(
         if config.resume:
             resume(state, out)
         if device.type == "cuda":
-            print("preparing the kernels; those new to this GPU are compiled, which may take minutes", flush=True)
+            LOGGER.info("preparing the kernels; those new to this GPU are compiled, which may take minutes")
         resources.compile_ahead(state.trial_step, config.batch_size, device)
         forecast = resources.forecast(state.trial_step, config.batch_size, device)
         progress = Progress(config.epochs, state.steps_per_epoch, state.steps_done)
-        with Keeper(state, out, stop) as keeper, progress:
-            progress.say(forecast_line(state, forecast, device))
+        with Keeper(state, out, stop, kernels, loggers) as keeper, progress:
+            LOGGER.info(forecast_line(state, forecast, device))
+            for note in movement.before(state):
+                LOGGER.info(note)
             for name, group in state.network.groups.items():
                 if not state.network.mixed_ops(name):
-                    progress.say(f"note: so few layers have no {group.title}; its alphas are not trained")
+                    LOGGER.info(f"note: so few layers have no {group.title}; its alphas are not trained")
             with out_of_memory_explained(forecast, config.batch_size, device):
                 _run_epochs(state, progress, keeper, callbacks)
-    start = time.monotonic()
-    genotype = state.method.result(state)
-    seconds = sum(metrics["seconds"] for metrics in state.metrics) + time.monotonic() - start
-    peak = resources.peak_bytes(device)
-    _write_results(state, genotype, out)
-    return SearchResult(genotype, state.alphas(), out, state.metrics, seconds, peak, state.method.stopped)
+            for note in movement.after(state):
+                LOGGER.info(note)
+    with stops_at_once(f"while results were written; to write them: {how_to_continue(state, out)}"):
+        start = time.monotonic()
+        genotype = state.method.result(state)
+        seconds = sum(metrics["seconds"] for metrics in state.metrics) + time.monotonic() - start
+        peak = resources.peak_bytes(device)
+        tabulated = table(genotype) if table is not None else {}
+        _write_results(state, genotype, tabulated, out)
+    return SearchResult(genotype, state.alphas(), out, state.metrics, seconds, peak, state.method.stopped, tabulated)
 
 
 def _run_epochs(state: SearchState, progress: Progress, keeper: Keeper, callbacks: Sequence[Callback]) -> None:
@@ -140,9 +168,8 @@ def _run_epochs(state: SearchState, progress: Progress, keeper: Keeper, callback
         _write_alphas(state, keeper.out)
         progress.end_epoch(metrics["epoch"], _epoch_line(metrics))
         if state.method.stopped is not None:
-            progress.say(f"stopped: {state.method.stopped}")
-        answers = [callback(metrics, state.network) for callback in callbacks]
-        if True in answers:
+            LOGGER.info("stopped: %s", state.method.stopped)
+        if asked_to_end(callbacks, metrics, state.network):
             return
 
 
@@ -181,21 +208,23 @@ def _histograms(state: SearchState) -> dict[str, Tensor]:
     return {f"alphas_{name}": latest[name][latest[name].isfinite()] for name in state.network.groups}
 
 
-def _halves(config: SearchConfig, train: Images | None, valid: Images | None) -> tuple[ImageData, ImageData | None]:
+def _halves(
+    config: SearchConfig, train: Images | None, valid: Images | None, loss: Loss | None
+) -> tuple[ImageData, ImageData | None]:
     """The images of the weight steps and of the alpha steps; all and none where the alphas learn from the first."""
     if train is None:
         if valid is not None:
             raise ValueError("valid was given without train")
         if config.dataset == "custom":
             raise ValueError("dataset 'custom' is for images given from Python: search(config, train=...)")
-        images = data.load(config.dataset, config.data, "train", config.image_size)
+        images = data.load(config.dataset, config.data, "train", config.image_size, test_portion=config.test_portion)
     else:
-        images = read_images(train)
+        images = read_images(train, loss)
     if valid is None and find(config.method).level in ("single", "coordinate"):
         return images, None
     if valid is None:
         return data.split(images, config.train_portion, config.seed)
-    return images, read_second_images("valid", valid, images)
+    return images, read_second_images("valid", valid, images, loss)
 
 
 def _write_alphas(state: SearchState, out: Path) -> None:
@@ -211,8 +240,14 @@ def _write_alphas(state: SearchState, out: Path) -> None:
     write_atomically(out / "alphas.npz", lambda file: np.savez(file, **tables))
 
 
-def _write_results(state: SearchState, genotype: Any, out: Path) -> None:
+def _write_results(state: SearchState, genotype: Any, tabulated: dict[str, float], out: Path) -> None:
+    from fastdarts.report import run_report  # imports matplotlib and jinja2, which takes a second
+    from fastdarts.report.alphas import draw_alphas
+    from fastdarts.report.pictures import write_picture
+
     write_atomically(out / "genotype.json", genotype.to_json() + "\n")
+    if tabulated:
+        write_atomically(out / "benchmark.json", json.dumps(tabulated, indent=2) + "\n")
     _write_alphas(state, out)
     write_picture(genotype, out)
     draw_alphas(out / "alphas.npz")
@@ -244,23 +279,31 @@ def _entropy(weights: Tensor) -> float:
     return float(-torch.xlogy(shares, shares).sum(-1).mean())
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_cli(SearchConfig, _run, argv, SearchState.program, (__doc__ or "").replace("`", "'"))
+_DESCRIPTION = (__doc__ or "").replace("`", "'")
+
+
+def parser(prog: str = SearchState.program) -> argparse.ArgumentParser:
+    """Make the program's parser."""
+    return build_parser(SearchConfig, prog=prog, description=_DESCRIPTION)
+
+
+def main(argv: Sequence[str] | None = None, prog: str = SearchState.program) -> int:
+    return run_cli(SearchConfig, _run, argv, prog, _DESCRIPTION)
 
 
 def _run(config: SearchConfig) -> int:
+    result = search(config)
     if config.dataset == "digits":
-        print(
+        LOGGER.info(
             "digits: scikit-learn's 1,797 real 8x8 images and a small preset. CIFAR-10: --dataset cifar10 --data DIR; "
             "your own images: --dataset imagefolder --data DIR (see --help)"
         )
-    result = search(config)
     print(f"genotype: {result.genotype}")
+    for name, accuracy in result.tabulated.items():
+        print(f"benchmark, {name.replace('_', ' ')} accuracy: {accuracy:.2f} %")
     print(f"results: {result.out_dir}")
-    command = shlex.join(run_report.evaluate_command(dataclasses.asdict(config), result.out_dir))
-    print(f"next, train the found network from scratch: {command}")
+    from fastdarts.report.run_report import evaluate_command  # imported by search(), see _write_results
+
+    command = shlex.join(evaluate_command(dataclasses.asdict(config), result.out_dir))
+    LOGGER.info("next, train the found network from scratch: %s", command)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

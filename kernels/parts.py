@@ -120,12 +120,12 @@ def neighbour(ptr, q, h, w, dy, dx, exists, c, scale, shift, C: tl.constexpr, H:
 
 
 @triton.jit
-def pointwise_weight(pw_ptr, o, i, part, C_IN: tl.constexpr, C_OUT: tl.constexpr, PARTS: tl.constexpr, T: tl.constexpr,
-                     DOT: tl.constexpr):  # fmt: skip
-    """Weights [i, o], rounded as stored. With parts, an output reads the inputs of one of them."""
+def pointwise_weight(pw_ptr, o, i, part, whole, C_IN: tl.constexpr, C_OUT: tl.constexpr, PARTS: tl.constexpr,
+                     T: tl.constexpr, DOT: tl.constexpr):  # fmt: skip
+    """Weights [i, o], rounded as stored. With parts, an output reads the inputs of one of them, unless `whole`."""
     mask = (i < C_IN)[:, None] & (o < C_OUT)[None, :]
     if PARTS > 1:
-        mask = mask & (o * PARTS // C_OUT == part)[None, :]
+        mask = mask & ((o * PARTS // C_OUT == part) | whole)[None, :]
     return tl.load(pw_ptr + (o[None, :] * C_IN + i[:, None]), mask=mask, other=0.0).to(T).to(DOT)
 
 

@@ -15,7 +15,7 @@ from fastdarts.kernels.parts import (
     state_of,
     store_tile,
 )
-from fastdarts.kernels.tables import AVG, CONV_3, DW, GATHER, GEOMETRY, MAX, PW, X_NORM, X, Y
+from fastdarts.kernels.tables import AVG, CONV_3, DW, GATHER, GEOMETRY, MAX, PIXEL, PW, X_NORM, X, Y
 from fastdarts.kernels.windows import depthwise
 
 
@@ -93,21 +93,23 @@ def stage_output(
         if (geometry == MAX) | (geometry == AVG):
             y = pooled(in_ptr, q, h, w, exists, o, geometry, C_IN, H, W, X_PITCH, BLOCK_O, ACC)
     pw_ptr += column(rows_ptr, row, PW) * (C_IN * C_OUT)
-    if GATHER & GEOMETRIES:
-        if geometry == GATHER:
+    if (PIXEL | GATHER) & GEOMETRIES:
+        if (geometry == PIXEL) | (geometry == GATHER):
+            PARTS: tl.constexpr = STRIDE if GATHER & GEOMETRIES else 1
             for i0 in range(0, C_IN, BLOCK_I):
                 i = i0 + tl.arange(0, BLOCK_I)
-                for part in tl.static_range(STRIDE):
-                    v = neighbour(in_ptr, q, h, w, part, part, exists, i, 1.0, 0.0,
+                for part in tl.static_range(PARTS):
+                    here = exists & ((part == 0) | (geometry == GATHER))  # else the pixel that a reduction sees too
+                    v = neighbour(in_ptr, q, h, w, part, part, here, i, 1.0, 0.0,
                                   C_IN, H, W, X_PITCH, False, True, BLOCK_I, ACC)  # fmt: skip
-                    weight = pointwise_weight(pw_ptr, o, i, part, C_IN, C_OUT, STRIDE, T, DOT)
+                    weight = pointwise_weight(pw_ptr, o, i, part, geometry == PIXEL, C_IN, C_OUT, PARTS, T, DOT)
                     y += tl.dot(v.to(T).to(DOT), weight, input_precision="ieee", out_dtype=ACC)
     if CONV_3 <= GEOMETRIES:
         if geometry >= CONV_3:
             for i0 in range(0, C_IN, BLOCK_I):
                 i = i0 + tl.arange(0, BLOCK_I)
                 d = load_tile(d_ptr, p * PITCH, i, mask_of(exists, i, C_IN, BLOCK_I), ACC)
-                weight = pointwise_weight(pw_ptr, o, i, 0, C_IN, C_OUT, 1, T, DOT)
+                weight = pointwise_weight(pw_ptr, o, i, 0, True, C_IN, C_OUT, 1, T, DOT)
                 y += tl.dot(d.to(T).to(DOT), weight, input_precision="ieee", out_dtype=ACC)
     return y
 

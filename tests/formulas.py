@@ -8,7 +8,6 @@ from torch import Tensor
 from fastdarts.spaces.darts.genotype import edges_of
 
 EPS = 1e-5  # of every batch norm
-NORMED_POOLS = ("max_pool_3x3", "avg_pool_3x3")  # behind which a search puts one
 State = Mapping[str, Tensor]
 
 
@@ -78,10 +77,12 @@ def candidate(name: str, x: Tensor, stride: int, state: State) -> Tensor:
     match name.split("_"):
         case ["none"]:
             return torch.zeros_like(x[:, :, ::stride, ::stride])
-        case [*_, "max", "pool", "3x3"]:
+        case ["max", "pool", "3x3"]:
             return max_pool(x, stride)
-        case [*_, "avg", "pool", "3x3"]:
+        case ["avg", "pool", "3x3"]:
             return avg_pool(x, stride)
+        case ["bare", *pool]:
+            return candidate("_".join(pool), x, stride, state)
         case ["skip", "connect"]:
             return x if stride == 1 else factorized_reduce(x, state["conv_1.weight"], state["conv_2.weight"])
         case ["sep", "conv", size]:
@@ -103,7 +104,7 @@ def mixed(x: Tensor, weights: Tensor, primitives: tuple[str, ...], stride: int, 
     total: Tensor | int = 0
     for o, name in enumerate(primitives):
         y = candidate(name, x, stride, below(state, f"_ops.{o}."))
-        total = total + weights[o] * (batch_norm(y) if name in NORMED_POOLS else y)
+        total = total + weights[o] * (batch_norm(y) if name.startswith(("max_pool", "avg_pool")) else y)
     assert isinstance(total, Tensor)
     return total
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from fastdarts import compare as module
 from fastdarts.compare import CompareConfig, compare, main, run_one
-from fastdarts.report.comparison import summaries
+from fastdarts.report.records import summaries
 from fastdarts.runs.eval_state import EvalState
 from fastdarts.runs.interrupt import Interrupted
 from fastdarts.runs.search_state import SearchState

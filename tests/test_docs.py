@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fastdarts.cli import SHELLS
 from fastdarts.compare import CompareConfig
 from fastdarts.config.command_line import parse_cli
 from fastdarts.evaluate import _Command as EvalCommand
@@ -13,7 +14,7 @@ from fastdarts.search import SearchConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-CONFIGS = {"fastdarts.search": SearchConfig, "fastdarts.evaluate": EvalCommand, "fastdarts.compare": CompareConfig}
+CONFIGS = {"search": SearchConfig, "evaluate": EvalCommand, "compare": CompareConfig}
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -21,11 +22,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 COMMANDS = [
-    line
-    for page in PAGES
-    for block in blocks(page, "")
-    for line in block.splitlines()
-    if line.startswith("python -m fastdarts.")
+    line for page in PAGES for block in blocks(page, "") for line in block.splitlines() if line.startswith("fastdarts ")
 ]
 
 
@@ -44,9 +41,14 @@ def test_commands_parse(command: str, tmp_path: Path, monkeypatch: pytest.Monkey
     run = tmp_path / "runs" / "RUN"  # the run that the pages speak of
     run.mkdir(parents=True)
     SearchConfig().save(run / "config.json")
-    module, *arguments = shlex.split(command)[2:]
-    config = parse_cli(CONFIGS[module], arguments)
-    assert config.dataset in ("digits", "cifar10", "imagefolder")
+    (tmp_path / "search.yaml").write_text(blocks(ROOT / "docs" / "command-line.md", "yaml")[0])
+    _, name, *arguments = shlex.split(command, comments=True)
+    if name in CONFIGS:
+        config = parse_cli(CONFIGS[name], arguments)
+        assert config.dataset in ("digits", "cifar10", "imagefolder")
+    else:
+        assert name == "--print-completion"
+        assert arguments[0] in SHELLS
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

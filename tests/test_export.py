@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,17 @@ import torch
 from torch import Tensor
 
 from fastdarts import DARTS_V2, EvalNetwork
-from fastdarts.export import export
+from fastdarts.cli import main
+from fastdarts.data import ImageData
+from fastdarts.evaluate import EvalConfig, evaluate
+from fastdarts.export import export, export_run
+from fastdarts.runs import checkpoint
+
+
+def few_images(shape: tuple[int, int, int], count: int = 32, classes: int = 4) -> ImageData:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (count, *shape), dtype=torch.uint8, generator=generator)
+    return ImageData(images, torch.arange(count) % classes, tuple("abcd"), (0.5,) * shape[0], (0.3,) * shape[0])
 
 
 def trained(size: tuple[int, int], **arguments: object) -> EvalNetwork:
@@ -63,6 +74,33 @@ def test_suffix_is_replaced(tmp_path: Path) -> None:
     files = export(trained((4, 4)), (4, 4), tmp_path / "deep" / "cell.v2.onnx")
     assert [file.name for file in files] == ["cell.v2.pt2", "cell.v2.onnx"]
     assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["cell.v2.onnx", "cell.v2.pt2"]
+
+
+def test_the_network_of_a_run_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxscript", reason="needs onnxscript, of the extra 'export'")
+    images = few_images(shape=(2, 8, 6))
+    run = tmp_path / "run"
+    small: dict[str, Any] = {"init_channels": 4, "layers": 2, "batch_size": 16, "epochs": 1, "device": "cpu"}
+    config = EvalConfig(dataset="custom", out=run, cutout=0, crop_padding=0, flip=False, drop_path=0.0, **small)
+    network = evaluate(DARTS_V2, config, images, images).network
+    assert main(["export", str(run)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[:2] == [str(run / "network.pt2"), str(run / "network.onnx")]
+    assert "result.json" in said[2]
+    program = torch.export.load(run / "network.pt2")
+    batch = torch.randn(3, 2, 8, 6)
+    assert_no_worse(program.module()(batch), network(batch), copy.deepcopy(network).double()(batch.double()))
+
+    (run / "result.json").unlink()
+    assert main(["export", str(run), "--out", str(tmp_path / "x")]) == 2
+    assert "holds no finished evaluation: it has no result.json; resume it first" in capsys.readouterr().err
+    assert not list(tmp_path.glob("x*"))
+
+
+def test_a_search_is_refused(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "checkpoint.pt", "search", {})
+    with pytest.raises(ValueError, match="is a checkpoint of 'search'; wanted one of 'evaluation'"):
+        export_run(tmp_path, tmp_path / "network")
 
 
 def test_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

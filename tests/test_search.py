@@ -4,10 +4,12 @@ import dataclasses
 import errno
 import gc
 import json
+import logging
 import math
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import weakref
@@ -24,6 +26,7 @@ import fastdarts.search as search_module
 from fastdarts import PRIMITIVES, Genotype
 from fastdarts.config.files import DiskFullError
 from fastdarts.methods.darts import Darts
+from fastdarts.runs.kernels import describe_kernels, kernels_used
 from fastdarts.runs.search_config import SearchConfig
 from fastdarts.runs.search_state import SearchState
 from fastdarts.search import main, search
@@ -61,6 +64,8 @@ def test_digits_from_the_command_line(tmp_path, capsys):
     assert main(argv.split()) == 0
 
     said = capsys.readouterr().out
+    kernels = kernels_used(torch.device("cpu"), "auto")
+    assert said.splitlines()[0] == f"kernels: {kernels}"
     assert "scikit-learn" in said
     assert "--dataset cifar10" in said
     assert "--dataset imagefolder" in said
@@ -84,7 +89,10 @@ def test_digits_from_the_command_line(tmp_path, capsys):
     found = Genotype.load(out / "genotype.json")
     assert Genotype(**epochs[2]["genotype"]).reduce == [list(pair) for pair in found.reduce]
     assert SearchConfig.load(out / "config.json").layers == 1
-    assert json.loads((out / "environment.json").read_text())["torch"] == torch.__version__
+    environment = json.loads((out / "environment.json").read_text())
+    assert environment["torch"] == torch.__version__
+    assert environment["kernels"]["cpu"] == describe_kernels(torch.device("cpu"))
+    assert environment["kernels_used"] == kernels
     for name in ("cells.svg", "cells.png", "alphas.png", "report.html", "checkpoint.pt"):
         assert (out / name).stat().st_size > 1000
     assert list((out / "tensorboard").glob("events.*"))
@@ -340,6 +348,23 @@ def test_full_disk(tmp_path, monkeypatch):
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["epoch"] == 1  # the good one stays
 
 
+@pytest.mark.usefixtures("no_pictures")
+def test_a_library_prints_nothing(tmp_path, capfd):
+    search(tiny_config(tmp_path, epochs=1), train=tiny_images())
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_signal_while_results_are_written_says_how_to_write_them(tmp_path, monkeypatch, capsys):
+    argv = f"--layers 1 --init-channels 2 --order 1 --epochs 1 --batch-size 64 --device cpu --out {tmp_path}"
+    monkeypatch.setattr(search_module, "_write_results", lambda *arguments: signal.raise_signal(signal.SIGINT))
+    assert main(argv.split()) == 128 + signal.SIGINT
+    program = "python -m fastdarts.search"
+    again = f"{program} --resume --out {tmp_path}"
+    assert capsys.readouterr().err == (
+        f"{program}: stopped by SIGINT while results were written; to write them: {again}\n"
+    )
+
+
 @pytest.mark.parametrize("device", ["tpu", "mps", "cuda:99", "cpu:x"])
 def test_devices_that_are_not_there(tmp_path, device):
     with pytest.raises(ValueError, match=f"device.*'{device}'"):
@@ -363,12 +388,14 @@ def test_one_class_is_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_too_few_layers_for_a_normal_cell_are_told(tmp_path, capsys, no_pictures):
+def test_too_few_layers_for_a_normal_cell_are_told(tmp_path, caplog, no_pictures):
+    caplog.set_level(logging.INFO)
     for layers, told in ((2, True), (3, False)):
         search(tiny_config(tmp_path / str(layers), layers=layers, epochs=1), train=tiny_images())
-        said = capsys.readouterr().out
-        assert ("note: so few layers have no normal cell; its alphas are not trained" in said) == told
-        assert "no reduction cell" not in said
+        said = "note: so few layers have no normal cell; its alphas are not trained"
+        assert (said in caplog.text) == told
+        assert "no reduction cell" not in caplog.text
+        caplog.clear()
 
 
 def test_a_folder_with_a_search_is_not_overwritten(tmp_path):

@@ -1,10 +1,8 @@
 """Typed configurations: one frozen dataclass is the Python API, the flags, the config file and the record of a run."""
 
 import dataclasses
-import difflib
 import json
 import math
-import tomllib
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -13,8 +11,14 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from fastdarts.config.files import write_atomically
+from fastdarts.config.formats import read_values
+from fastdarts.config.named_code import refuse_unnamed_code
+from fastdarts.config.names import did_you_mean
+from fastdarts.config.plain import plain
 
 FROM_PRESET: Any = type("FromPreset", (), {"__repr__": lambda self: "from the preset of the data set"})()
+
+EMPTY: Mapping[str, Any] = types.MappingProxyType({})
 
 _LIMITS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
     "at_least": ("at least", lambda value, limit: value >= limit),
@@ -24,12 +28,20 @@ _LIMITS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
 }
 
 
-def option(group: str, text: str, default: Any = FROM_PRESET, *, metavar: str | None = None, **limits: float) -> Any:
+def option(
+    group: str,
+    text: str,
+    default: Any = FROM_PRESET,
+    *,
+    metavar: str | None = None,
+    names_code: bool = False,
+    **limits: float,
+) -> Any:
     """A field of a Config: its group and help text on the command line, its default (left out: the data set's preset
-    decides) and its limits (at_least, above, at_most, below)."""
-    return dataclasses.field(
-        default=default, metadata={"group": group, "help": text, "metavar": metavar, "limits": limits}
-    )
+    decides), True in `names_code` if its value may be a MODULE:CLASS to import (see `named_code`), and its limits
+    (at_least, above, at_most, below)."""
+    metadata = {"group": group, "help": text, "metavar": metavar, "names_code": names_code, "limits": limits}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +59,7 @@ class Config:
             value = getattr(self, field.name)
             if value is FROM_PRESET:
                 value = self.preset()[field.name]
+            value = plain(value, field.name, keep=(Path,))
             object.__setattr__(self, field.name, _checked(field, value, hints[field.name]))
 
     def preset(self) -> Mapping[str, Any]:
@@ -63,9 +76,15 @@ class Config:
         write_atomically(path, json.dumps(values, indent=2, default=str) + "\n")
 
     @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read a .json or .toml file; fields it does not name get their defaults."""
-        return cls(**read_file(cls, path))
+    def load(cls, path: Path, **named: Any) -> Self:
+        """Read a config file (see `read_values`); fields that it does not name get their defaults.
+
+        Args:
+            path: the file.
+            named: values that go over those of the file. Code of one's own (MODULE:CLASS) must be among them: a file
+                alone does not have it imported.
+        """
+        return cls(**{**read_file(cls, path, named), **named})
 
 
 ConfigType = TypeVar("ConfigType", bound=Config)
@@ -91,31 +110,38 @@ def check_names(config_type: type[Config], values: Mapping[str, Any], what: str)
     names = [field.name for field in dataclasses.fields(config_type)]
     for name in values:
         if name not in names:
-            close = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"the names are {', '.join(names) or '(none)'}"
-            raise ValueError(f"{what} sets {name!r}, which is unknown; {hint}")
+            hint = did_you_mean(name, names) or f"; the names are {', '.join(names) or '(none)'}"
+            raise ValueError(f"{what} sets {name!r}, which is unknown{hint}")
 
 
-def read_file(config_type: type[Config], path: Path) -> dict[str, Any]:
-    """The values in a .json or .toml file, checked to be names of fields."""
-    if path.suffix not in (".json", ".toml"):
-        raise ValueError(f"config: {path} must end in .json or .toml")
-    if not path.is_file():
-        raise FileNotFoundError(f"config: there is no file {path}")
-    try:
-        text = path.read_text()
-        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except ValueError as error:
-        raise ValueError(f"config: {path} is not readable as {path.suffix[1:].upper()}: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"config: {path} must hold one table of names and values")
-    values = {name.replace("-", "_"): value for name, value in values.items()}
+def read_file(config_type: type[Config], path: Path, named: Mapping[str, Any] = EMPTY) -> dict[str, Any]:
+    """Read the values of a config file and check that they are named like fields of `config_type`.
+
+    Args:
+        config_type: the kind of config.
+        path: the file, see `read_values`.
+        named: values that will go over those of the file.
+
+    Raises: ValueError or FileNotFoundError that names the file; UnnamedCodeError for code that is not among `named`.
+    """
+    values = read_values(path)
     check_names(config_type, values, f"config: {path}")
+    refuse_unnamed_code(config_type, {name: value for name, value in values.items() if name not in named}, {}, path)
     return values
 
 
+def table_of(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The table that a file gives for a field, empty without one; TypeError for anything else than a table."""
+    table = values.get(name, {})
+    if not isinstance(table, dict):
+        raise TypeError(f"{name} must be a table of names and values; got {table!r}")
+    return table
+
+
 def shown(value: Any) -> str:
-    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    if isinstance(value, tuple):
+        return ("," if isinstance(value[0], str) else "x").join(map(str, value))
+    return str(value)
 
 
 def without_none(hint: Any) -> tuple[Any, bool]:
@@ -133,7 +159,8 @@ def _checked(field: dataclasses.Field[Any], value: Any, hint: Any) -> Any:
     if typing.get_origin(hint) is Literal:
         allowed = typing.get_args(hint)
         if value not in allowed or isinstance(value, bool):
-            raise ValueError(f"{field.name} must be one of {', '.join(map(str, allowed))}; got {value!r}")
+            hint = did_you_mean(value, map(str, allowed)) if isinstance(value, str) else ""
+            raise ValueError(f"{field.name} must be one of {', '.join(map(str, allowed))}; got {value!r}{hint}")
         return value
     if typing.get_origin(hint) is dict:
         if not isinstance(value, dict):
@@ -142,6 +169,10 @@ def _checked(field: dataclasses.Field[Any], value: Any, hint: Any) -> Any:
     if typing.get_origin(hint) is tuple:
         value = tuple(value) if isinstance(value, list) else value
         kinds = typing.get_args(hint)
+        if kinds[-1] is ...:
+            if not (isinstance(value, tuple) and value and all(type(v) is kinds[0] for v in value)):
+                raise TypeError(f"{field.name} must be a list of {kinds[0].__name__}, one at least; got {value!r}")
+            return value
         if not (
             isinstance(value, tuple)
             and len(value) == len(kinds)

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastdarts.data.pixels import GreyRange
+
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
@@ -16,6 +18,7 @@ class ImageData:
         targets: [N] int64 class indices, or [N, ...] whatever the loss takes (several labels, regression).
         classes: a name per class index; empty where the targets are no class indices.
         mean, std: per channel, of the training images scaled to 0..1; 0 and 1 for float images.
+        grey_range: of 16-bit images in folders, the values that became 0 and 255.
         published_order: the order is the data set's own and mixes the classes, so `split` keeps it.
 
     Raises: ValueError or TypeError for parts that do not fit together.
@@ -27,6 +30,7 @@ class ImageData:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     published_order: bool = False
+    grey_range: GreyRange | None = None
 
     def __post_init__(self) -> None:
         if self.images.dtype not in (torch.uint8, torch.float32):

@@ -6,6 +6,8 @@
 import importlib
 from typing import TYPE_CHECKING
 
+from fastdarts.config.names import did_you_mean
+
 if TYPE_CHECKING:
     from fastdarts.methods.method import Method
 
@@ -38,7 +40,8 @@ def find(name: str) -> "type[Method]":
     place = f"fastdarts.methods.{_CLASSES[name]}" if name in _CLASSES else name
     module, _, attribute = place.partition(":")
     if not attribute:
-        raise ValueError(f"method must be one of {', '.join(NAMES)}, or MODULE:CLASS of your own; got {name!r}")
+        hint = did_you_mean(name, NAMES)
+        raise ValueError(f"method must be one of {', '.join(NAMES)}, or MODULE:CLASS of your own; got {name!r}{hint}")
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:

@@ -13,8 +13,6 @@ from fastdarts.spaces.supernet import Supernet
 MASKED = -1e4
 """The alpha of an op that is left out: softmax and sigmoid make exactly 0 of it; -inf would make NaN in gradients."""
 
-_WITH_WEIGHTS = ("sep_conv", "dil_conv", "pointwise", "dense_conv", "factored_conv")
-
 
 def prune(
     kept: Mapping[str, Tensor] | None, scores: Mapping[str, Tensor], groups: Mapping[str, Group], limit: float
@@ -39,8 +37,8 @@ def prune(
 
 
 def has_weights(name: str) -> bool:
-    """Whether a primitive belongs to those that learn: the convolutions (a skip connection of stride 2 does not)."""
-    return candidate(name).kind in _WITH_WEIGHTS
+    """Return True if a primitive learns: convolutions and a user's own ops, but no skip connection of stride 2."""
+    return candidate(name).learns
 
 
 class GroupDropout:

@@ -129,6 +129,7 @@ def mixed_nodes(
     weights: Tensor,
     active: Sequence[Sequence[int]] | None = None,
     K: int = 1,
+    skip_zeros: bool = False,
 ) -> Tensor:
     """The nodes of a graph of mixed edges, [N, nodes * C, H', W'].
 
@@ -137,33 +138,67 @@ def mixed_nodes(
         ends: states are numbered inputs first, then nodes.
         states: the inputs, [N, C, H, W] each.
         weights: [edges, ops].
-        active: the columns that run, for each edge; None: all but those whose weight is a constant 0.
+        active: the columns that run, for each edge; None: all.
         K: of partial channels, see `MixedPlan`; above 1 only on a CPU and where every op has a kernel.
+        skip_zeros: of all columns, leave out those whose weight is a constant 0.
     """
     dtype = storage_dtype(states[0])
     if not weights.is_floating_point():
         weights = weights.to(dtype)
     inputs = [state.to(dtype) for state in states]
     if active is None:
-        active = [_needed(edge, row) for edge, row in zip(edges, _skippable(weights), strict=True)]
+        values = _skippable(weights) if skip_zeros else [None] * len(edges)
+        active = [_needed(edge, row) for edge, row in zip(edges, values, strict=True)]
     needed = [_only(edge, columns) for edge, columns in zip(edges, active, strict=True)]
     if not any(edge.others for edge in needed):
         return _run(needed, tuple(ends), inputs, weights, K)
-    # Nodes with ops that have no kernel are made one by one, so that their modules see finished states.
-    made: list[Tensor] = []
-    for node in range(len(states), max(target for _, target in ends) + 1):
-        here = [e for e, (_, target) in enumerate(ends) if target == node]
-        known = inputs + made
-        sources = sorted({ends[e][0] for e in here})
-        local = tuple((sources.index(ends[e][0]), len(sources)) for e in here)
-        # Not weights[here]: torch would bring the list to the GPU, which a captured step may not wait for.
-        rows = torch.stack([weights[e] for e in here])
-        total = _run([needed[e] for e in here], local, [known[s] for s in sources], rows)
-        for e in here:
-            for column in needed[e].others:
-                total = total + weights[e, column] * edges[e].edge._ops[column](known[ends[e][0]])
-        made.append(total.to(dtype))
-    return torch.cat(made, dim=1)
+    return _beside_modules(needed, ends, inputs, weights)
+
+
+class _Output(NamedTuple):
+    """The output of a module as an edge of the plan: a skip connection from a further input."""
+
+    stride: int
+    primitives: tuple[str, ...]
+
+
+def _beside_modules(
+    edges: Sequence[ReadEdge], ends: Sequence[tuple[int, int]], inputs: list[Tensor], weights: Tensor
+) -> Tensor:
+    """Make nodes of which some edges have ops without a kernel: their modules' outputs enter as further inputs.
+
+    As many nodes as possible are made in one call: all up to the first one that a module enters from a node of the same
+    call.
+    """
+    known, first, size = list(inputs), len(inputs), weights.shape[1]
+    states = max(target for _, target in ends) + 1
+    outputs: dict[tuple[int, int], Tensor] = {}  # of edge and column, as soon as the edge's source exists
+    while first < states:
+        for e, (source, _) in enumerate(ends):
+            for column in edges[e].others:
+                if source < len(known) and (e, column) not in outputs:
+                    outputs[e, column] = edges[e].edge._ops[column](known[source]).to(known[0].dtype)
+        waiting = [target for e, (source, target) in enumerate(ends) if edges[e].others and source >= len(known)]
+        last = min(waiting, default=states)
+        here = [e for e, (_, target) in enumerate(ends) if first <= target < last]
+        beside = [(e, column) for e in here for column in edges[e].others]
+        sources = sorted({ends[e][0] for e in here if ends[e][0] < first})
+        entering = len(sources) + len(beside)
+        place = {source: at for at, source in enumerate(sources)}
+        place |= {state: entering + state - first for state in range(first, last)}
+        local = [(place[ends[e][0]], place[ends[e][1]]) for e in here]
+        local += [(len(sources) + at, place[ends[e][1]]) for at, (e, _) in enumerate(beside)]
+        skip = _Output(1, ("skip_connect",) * size)
+        planned = [edges[e] for e in here]
+        planned += [ReadEdge(skip, {column: ([], [])}, [], frozenset()) for _, column in beside]  # type: ignore[arg-type]
+        # Not weights[rows]: torch would copy the list to the GPU, which a captured step may not wait for.
+        rows = torch.stack([weights[e] for e in (*here, *(e for e, _ in beside))])
+        made = _run(planned, tuple(local), [*(known[s] for s in sources), *(outputs[k] for k in beside)], rows)
+        if len(here) == len(ends):
+            return made
+        known += made.chunk(last - first, dim=1)
+        first = last
+    return torch.cat(known[len(inputs) :], dim=1)
 
 
 def preprocess(module: nn.Module, x: Tensor, built: Signature) -> Tensor:
@@ -246,8 +281,9 @@ def _only(edge: ReadEdge, columns: Sequence[int]) -> ReadEdge:
 
 # The modules that the kernels compute; a pool's holds the pool and its batch norm.
 _MODULES: dict[str, tuple[type, ...]] = {
-    "max_pool": (nn.Sequential,),
-    "avg_pool": (nn.Sequential,),
+    "max_pool": (nn.Sequential, nn.MaxPool2d),
+    "avg_pool": (nn.Sequential, nn.AvgPool2d),
+    "pointwise": (ReLUConvBN,),
     "skip": (nn.Identity, FactorizedReduce),
     "sep_conv": (SepConv,),
     "dil_conv": (DilConv,),
@@ -301,6 +337,8 @@ GEOMETRY: dict[type, Callable[[dict[str, Any]], tuple[Any, ...]]] = {
 
 
 def _layers(op: nn.Module) -> list[nn.Module]:
+    if type(op) in GEOMETRY:  # a pool without a norm
+        return [op]
     return [layer for layer in (op._modules.get("op") or op)._modules.values() if layer is not None]
 
 

@@ -44,9 +44,21 @@ class MixedOp(nn.Module):
         stride: 1, or 2 for an edge from a reduction cell's input: [N, C, H, W] -> [N, C, ceil(H/2), ceil(W/2)].
         primitives: candidate ops by their names in `fastdarts.primitives.table.CANDIDATES`, one a weight.
         backend: "reference" (plain modules), "fused" (kernels), or "auto" (fused where it can).
+        skip_zeros: where kernels run, do not compute an op whose weight is a constant 0 (no gradient, on a CPU). This
+            changes results: its batch norms do not see the batch, and its parameters get no gradients in place of
+            zeros, so that optimizers do not decay them.
     """
 
-    def __init__(self, C: int, stride: int, primitives: Sequence[str] = PRIMITIVES, backend: Backend = "auto") -> None:
+    skip_zeros = False
+
+    def __init__(
+        self,
+        C: int,
+        stride: int,
+        primitives: Sequence[str] = PRIMITIVES,
+        backend: Backend = "auto",
+        skip_zeros: bool = False,
+    ) -> None:
         super().__init__()
         check_backend(backend)
         if C < 1:
@@ -55,6 +67,8 @@ class MixedOp(nn.Module):
         self.stride = stride
         self.primitives = check_primitives(primitives, repeats=True)
         self.backend = backend
+        if skip_zeros:
+            self.skip_zeros = True
         self._ops = nn.ModuleList(build_for_search(name, C, stride) for name in self.primitives)
         self._built = tuple(map(fused.signature, self._ops))
 
@@ -75,7 +89,8 @@ class MixedOp(nn.Module):
             check_active(columns, [len(self._ops)])
         edges = read_fused([self], x, columns)
         if edges is not None:
-            return fused.mixed_nodes(edges, [(0, 1)], [x], op_weights_row(weights, x), columns)
+            row = op_weights_row(weights, x)
+            return fused.mixed_nodes(edges, [(0, 1)], [x], row, columns, skip_zeros=self.skip_zeros)
         return self.reference_forward(x, weights, active)
 
     def _check_weights(self, weights: Tensor | Sequence[float | Tensor], device: torch.device) -> None:

@@ -4,17 +4,19 @@ import importlib
 import importlib.util
 import warnings
 
+_BUILD = "in the checkout: pip install --no-build-isolation --force-reinstall --no-deps ."
+
 
 def load() -> str | None:
-    """Imports fastdarts._C. Returns None, or why there are no CPU kernels; warns if it is there but broken."""
+    """Import fastdarts._C. Return None, or why there are no CPU kernels; warn if it is there but broken."""
     if importlib.util.find_spec("fastdarts._C") is None:
-        return "fastdarts._C is not built in this installation"
+        return f"fastdarts._C is not built in this installation. Build it {_BUILD}"
     try:
         importlib.import_module("fastdarts._C")
     except ImportError as error:
         reason = (
             f"fastdarts._C is built but cannot be loaded: {error}. Most likely it was built for another torch. "
-            "Build it again in the checkout: pip install --no-build-isolation --force-reinstall --no-deps ."
+            f"Build it again {_BUILD}"
         )
         warnings.warn(f"plain modules serve, many times slower, since {reason}", RuntimeWarning, stacklevel=2)
         return reason

@@ -105,10 +105,15 @@ def _op(c: Candidate, stride: int, x: Tensor, params: list[Tensor], running: Ten
         return _norm(F.conv2d(y, pointwise.view(C, C, 1, 1)), running, i, eps)
 
     match c.kind:
-        case "max_pool":
-            return _norm(F.max_pool2d(x, c.kernel, stride, c.padding), running, 0, eps)
-        case "avg_pool":
-            return _norm(F.avg_pool2d(x, c.kernel, stride, c.padding, count_include_pad=False), running, 0, eps)
+        case "max_pool" | "avg_pool":
+            if c.kind == "max_pool":
+                y = F.max_pool2d(x, c.kernel, stride, c.padding)
+            else:
+                y = F.avg_pool2d(x, c.kernel, stride, c.padding, count_include_pad=False)
+            return _norm(y, running, 0, eps) if c.norm else y
+        case "pointwise":
+            C = x.shape[1]
+            return _norm(F.conv2d(F.relu(x), params[0].view(C, C, 1, 1), None, stride), running, 0, eps)
         case "skip" if stride == 1:
             return x
         case "skip":

@@ -6,6 +6,7 @@ the one edge of a `MixedOp`. Op weights are given numbers, whatever relaxation m
 
 import importlib
 import importlib.util
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastdarts.ops import extension, functional
-from fastdarts.ops.plan import MixedPlan, decode, norm_count
+from fastdarts.ops.plan import MixedPlan, decode, norm_count, param_count, param_size
 
 _library = torch.library.Library("fastdarts", "FRAGMENT")
 _library.define(
@@ -170,22 +171,95 @@ def _empty_image(x: Tensor, C: int, H: int, W: int) -> Tensor:
 
 def _saved_tensors(plan: MixedPlan) -> int:
     """Batch-norm inputs kept for the backward: one a batch norm, but a state's pools only once."""
-    pools = {(edge.source, edge.stride, c) for edge in plan.edges for _, c in edge.ops if c.is_pool}
+    pools = {(edge.source, edge.stride, c.kind) for edge in plan.edges for _, c in edge.ops if c.is_pool}
     return len(pools) + sum(norm_count(c, edge.stride) for edge in plan.edges for _, c in edge.ops if not c.is_pool)
+
+
+MOST_ELEMENTS = 2**51
+"""Of a tensor that an operator makes; csrc/plan.h has the same limit."""
+
+
+def _check_call(name: str, like: Tensor, eps: float, **others: Tensor | list[Tensor] | None) -> None:
+    """Raise TypeError or ValueError unless the tensors of a direct call are on one device and eps fits."""
+    if not 0 <= eps < float("inf"):
+        raise ValueError(f"{name}: eps must be a finite number, 0 or more; got {eps}")
+    for argument, given in others.items():
+        for t in given if isinstance(given, (list, tuple)) else [given]:
+            if t is not None and (t.device != like.device or not t.is_floating_point()):
+                raise TypeError(
+                    f"{name}: {argument} must be floating-point on {like.device}; got {_on(t.dtype, t.device)}"
+                )
+
+
+def _check_sizes(name: str, argument: str, got: Sequence[int], want: Sequence[int]) -> None:
+    if tuple(got) != tuple(want):
+        raise ValueError(f"{name}: {argument} must be {list(want)}; got {list(got)}")
+
+
+def _check_most(name: str, sizes: Sequence[int]) -> None:
+    elements = math.prod(sizes)
+    if isinstance(elements, int) and elements > MOST_ELEMENTS:  # not a size that is only a symbol
+        raise ValueError(f"{name} would have too many elements")
+
+
+def _read_call(
+    code: list[int], states: list[Tensor], weights: Tensor, params: list[Tensor], eps: float
+) -> tuple[MixedPlan, int, int, int, int]:
+    """The plan of a direct call, its batch norms and the ops' C, H, W; errors as csrc/mixed_sum.cpp has them."""
+    plan, name = decode(code), "mixed_sum"
+    if len(states) != plan.inputs:
+        raise ValueError(f"{name}: plan has {plan.inputs} inputs; got {len(states)}")
+    x = states[0]
+    _check_call(name, x, eps, states=states, weights=weights, params=params)
+    if x.dim() != 4:
+        raise ValueError(f"{name}: states must be [N, C, H, W]; got {list(x.shape)}")
+    if x.shape[1] % plan.K != 0:
+        raise ValueError(f"{name}: C must be a multiple of K = {plan.K}; got {x.shape[1]}")
+    for t in states:
+        if t.dim() != 4 or t.shape[:2] != x.shape[:2] or t.dtype != x.dtype or t.numel() == 0:
+            raise ValueError(f"{name}: states must share N, C and dtype and not be empty; got {list(t.shape)}")
+    C = x.shape[1] // plan.K
+    ends = [[-(-s // e.stride) for s in states[e.source].shape[2:]] for e in plan.edges if e.source < plan.inputs]
+    if not ends:
+        raise ValueError(f"{name}: no edge leaves an input")
+    H, W = ends[0]
+    if any(end != [H, W] for end in ends):
+        raise ValueError(f"{name}: the edges from the inputs end in different sizes")
+    _check_most(f"{name}: out", (x.shape[0], plan.nodes, plan.K, C, H, W))
+    columns = weights.shape[1] - (plan.K > 1) if weights.dim() == 2 else -1
+    if columns < 0 or len(weights) != len(plan.edges):
+        raise ValueError(f"{name}: weights must be [edges, ops]; got {list(weights.shape)}")
+    sizes: list[int] = []
+    norms = 0
+    for edge in plan.edges:
+        for column, c in edge.ops:
+            if column >= columns:
+                raise ValueError(f"{name}: no column {column} in weights, which have {columns} for the ops")
+            if c.kind == "skip" and edge.stride == 2 and C % 2 != 0:
+                raise ValueError(f"{name}: a factorised reduction needs an even number of channels; got {C}")
+            sizes += [param_size(c, i, C) for i in range(param_count(c, edge.stride))]
+            norms += norm_count(c, edge.stride)
+    if len(params) != len(sizes):
+        raise ValueError(f"{name}: plan needs {len(sizes)} parameters; got {len(params)}")
+    for i, (p, size) in enumerate(zip(params, sizes, strict=True)):
+        if p.numel() != size:
+            raise ValueError(f"{name}: parameter {i} has {p.numel()} elements, not {size}")
+    return plan, norms, C, H, W
 
 
 @torch.library.register_fake("fastdarts::mixed_sum", lib=_library)
 def _(
     states: list[Tensor], weights: Tensor, params: list[Tensor], running: Tensor | None, plan: list[int], eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    decoded, x = decode(plan), states[0]
-    source = next(edge for edge in decoded.edges if edge.source < decoded.inputs)
-    N, C = x.shape[0], x.shape[1] // decoded.K
-    H, W = (-(-size // source.stride) for size in states[source.source].shape[2:])
-    norms = sum(norm_count(c, edge.stride) for edge in decoded.edges for _, c in edge.ops)
+    decoded, norms, C, H, W = _read_call(plan, states, weights, params, eps)
+    x, N = states[0], states[0].shape[0]
+    if running is not None:
+        _check_call("mixed_sum", x, eps, running=running)
+        _check_sizes("mixed_sum", "running", running.shape, (norms, 2, C))
     images = _images_in_line(x, C)
-    pixels = N // images * H * W
-    saved = x.new_empty((_saved_tensors(decoded) * pixels * _padded_channels(x.dtype, C * images),))
+    saved_sizes = (_saved_tensors(decoded), N // images, H, W, _padded_channels(x.dtype, C * images))
+    _check_most("mixed_sum: saved", saved_sizes)
+    saved = x.new_empty((math.prod(saved_sizes),))
     out = _empty_image(x, decoded.nodes * decoded.K * C, H, W)
     return out, saved, x.new_empty((norms, 2, C), dtype=_compute_dtype(x.dtype))
 
@@ -205,6 +279,14 @@ def _(
     need_states: list[int],
     need_params: bool,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    name = "mixed_sum_backward"
+    decoded, norms, C, H, W = _read_call(plan, states, weights, params, eps)
+    _check_call(name, states[0], eps, grad_out=grad_out, out=out, saved=saved, stats=stats)
+    for argument, given in (("out", out), ("grad_out", grad_out)):
+        _check_sizes(name, argument, given.shape, (states[0].shape[0], decoded.nodes * decoded.K * C, H, W))
+    _check_sizes(name, "stats", stats.shape, (norms, 2, C))
+    if len(need_states) != len(states):
+        raise ValueError(f"{name}: need_states must have {len(states)} numbers; got {len(need_states)}")
     return (
         weights.new_empty(weights.shape),
         [
@@ -215,10 +297,28 @@ def _(
     )
 
 
+def _read_project(x: Tensor, params: list[Tensor], eps: float) -> tuple[int, int, int, int]:
+    """The sizes of a projection's output; errors as csrc/project.cpp has them."""
+    _check_call("project", x, eps, x=x, params=params)
+    if x.dim() != 4 or x.numel() == 0:
+        raise ValueError(f"project: x must be a non-empty [N, C, H, W]; got {list(x.shape)}")
+    if len(params) not in (1, 2):
+        raise ValueError(f"project: one weight, or two for a factorised reduction; got {len(params)}")
+    for p in params:
+        if p.shape != params[0].shape or p.dim() != 4 or p.shape[1:] != (x.shape[1], 1, 1) or p.shape[0] == 0:
+            raise ValueError(f"project: weights must be [C_out, {x.shape[1]}, 1, 1]; got {list(p.shape)}")
+    stride = len(params)
+    H, W = (-(-size // stride) for size in x.shape[2:])
+    return x.shape[0], stride * params[0].shape[0], H, W
+
+
 @torch.library.register_fake("fastdarts::project", lib=_library)
 def _(x: Tensor, params: list[Tensor], running: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    N, stride, C = x.shape[0], len(params), len(params) * params[0].shape[0]
-    H, W = (-(-size // stride) for size in x.shape[2:])
+    N, C, H, W = _read_project(x, params, eps)
+    if running is not None:
+        _check_call("project", x, eps, running=running)
+        _check_sizes("project", "running", running.shape, (1, 2, C))
+    _check_most("project: saved", (N, H, W, _padded_channels(x.dtype, C)))
     saved = x.new_empty((N * H * W * _padded_channels(x.dtype, C),))
     return _empty_image(x, C, H, W), saved, x.new_empty((1, 2, C), dtype=_compute_dtype(x.dtype))
 
@@ -235,6 +335,11 @@ def _(
     need_x: bool,
     need_params: bool,
 ) -> tuple[Tensor, list[Tensor]]:
+    name = "project_backward"
+    N, C, H, W = _read_project(x, params, eps)
+    _check_call(name, x, eps, grad_out=grad_out, saved=saved, stats=stats)
+    _check_sizes(name, "grad_out", grad_out.shape, (N, C, H, W))
+    _check_sizes(name, "stats", stats.shape, (1, 2, C))
     dx = _empty_image(x, *x.shape[1:]) if need_x else x.new_empty((0,))
     return dx, [_like_param(p, need_params) for p in params]
 

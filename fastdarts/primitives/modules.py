@@ -156,6 +156,9 @@ def build(name: str, C: int, stride: int, affine: bool = True) -> nn.Module:
             return FactoredConv(C, c.kernel, stride, affine)
         case "noise":
             return Noise(stride)
+        case "own":
+            assert c.make is not None
+            return c.make(C, stride, affine)
 
 
 def build_for_search(name: str, C: int, stride: int) -> nn.Module:

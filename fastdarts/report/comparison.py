@@ -6,10 +6,8 @@ import itertools
 import json
 import math
 import shlex
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
@@ -17,48 +15,22 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from fastdarts.config.files import write_atomically
+from fastdarts.config.reading import read_object
+from fastdarts.report.records import Record, summaries
 from fastdarts.report.run_report import template
 from fastdarts.runs.environment import environment
 from fastdarts.runs.progress import duration
 from fastdarts.spaces.picture import MUTED, STATE
 from fastdarts.spaces.registry import load_architecture, space_of
 
-Record = dict[str, Any]
-
 _DOT, _BAR = "#2f6fdf", "#a9c3ef"
-
-
-def summaries(runs: Sequence[Record]) -> list[Record]:
-    """One record a method, in the order of their best accuracy: `accuracy_mean` and `accuracy_std` (of the sample; None
-    for one seed), `best` (its run with the best accuracy), `search_seconds` (mean), `peak_bytes` (largest), `text`."""
-    found = []
-    for method in dict.fromkeys(run["method"] for run in runs):
-        ours = [run for run in runs if run["method"] == method]
-        accuracies = [run["accuracy"] for run in ours]
-        mean, std = statistics.fmean(accuracies), statistics.stdev(accuracies) if len(ours) > 1 else None
-        spread = "" if std is None else f" ± {100 * std:.2f}"
-        seeds = "1 seed" if len(ours) == 1 else f"{len(ours)} seeds"
-        best = max(ours, key=lambda run: run["accuracy"])
-        found.append(
-            {
-                "method": method,
-                "seeds": len(ours),
-                "accuracy_mean": mean,
-                "accuracy_std": std,
-                "best": best,
-                "search_seconds": statistics.fmean(run["search_seconds"] for run in ours),
-                "peak_bytes": max(run["peak_bytes"] for run in ours),
-                "text": f"{100 * mean:.2f}{spread} % ({seeds}), best {100 * best['accuracy']:.2f} %",
-            }
-        )
-    return sorted(found, key=lambda row: -row["best"]["accuracy"])
 
 
 def write_comparison(out: Path, runs: Sequence[Record], failures: dict[str, str]) -> None:
     """Write the three files into the comparison's folder, which has its config.json."""
-    config = json.loads((out / "config.json").read_text())
+    config = read_object(out / "config.json")
     methods = summaries(runs)
-    everything = {
+    everything: Record = {
         "config": config,
         "environment": environment(),
         "methods": methods,
@@ -69,11 +41,13 @@ def write_comparison(out: Path, runs: Sequence[Record], failures: dict[str, str]
     picture = accuracy_png(methods, runs) if runs else None
     if picture is not None:
         write_atomically(out / "accuracy.png", picture)
+    tables = list(dict.fromkeys(name for run in runs for name in run["tabulated"]))
     page = {
+        "tables_of_benchmark": [name.replace("_", " ") for name in tables],
         "title": f"fastdarts comparison on {config['dataset']}",
         "folder": str(out),
-        "table": [_row(method) for method in methods],
-        "all_runs": [_run_row(run) for run in sorted(runs, key=lambda run: (run["method"], run["seed"]))],
+        "table": [_row(method, tables) for method in methods],
+        "all_runs": [_run_row(run, tables) for run in sorted(runs, key=lambda run: (run["method"], run["seed"]))],
         "cells": [
             (
                 f"{run['method']}, seed {run['seed']}: {100 * run['accuracy']:.2f} %",
@@ -98,7 +72,7 @@ def write_comparison(out: Path, runs: Sequence[Record], failures: dict[str, str]
 _COUNTS = ("parameters", "multiply_adds")
 
 
-def _row(method: Record) -> list[str]:
+def _row(method: Record, tables: Sequence[str]) -> list[str]:
     best = method["best"]
     spread = "" if method["accuracy_std"] is None else f" ± {100 * method['accuracy_std']:.2f}"
     return [
@@ -108,18 +82,20 @@ def _row(method: Record) -> list[str]:
         f"{100 * best['accuracy']:.2f} %",
         *(f"{best[key]:,}" for key in _COUNTS),
         _skips(best),
+        *(f"{best['tabulated'][name]:.2f} %" if name in best["tabulated"] else "–" for name in tables),
         duration(method["search_seconds"]),
         _mib(method["peak_bytes"]),
     ]
 
 
-def _run_row(run: Record) -> list[str]:
+def _run_row(run: Record, tables: Sequence[str]) -> list[str]:
     return [
         run["method"],
         str(run["seed"]),
         f"{100 * run['accuracy']:.2f} %",
         *(f"{run[key]:,}" for key in _COUNTS),
         _skips(run),
+        *(f"{run['tabulated'][name]:.2f} %" if name in run["tabulated"] else "–" for name in tables),
         f"{run['search_epochs']}" + (f" ({run['stopped']})" if run["stopped"] else ""),
         duration(run["search_seconds"]),
         duration(run["select_seconds"]),
@@ -150,7 +126,9 @@ def _command(config: Record, genotype: Path) -> list[str]:
     size = config["image_size"]
     where = [] if config["dataset"] == "digits" else ["--data", config["data"]]
     sized = ["--image-size", "x".join(map(str, size))] if size else []
-    words = ["python", "-m", "fastdarts.evaluate", "--dataset", config["dataset"], *where, *sized]
+    portion = config.get("search", {}).get("test_portion")
+    aside = [] if portion is None else ["--test-portion", str(portion)]
+    words = ["python", "-m", "fastdarts.evaluate", "--dataset", config["dataset"], *where, *sized, *aside]
     return [*words, "--genotype", str(genotype)]
 
 

@@ -1,7 +1,6 @@
 """report.html: one self-contained page about a run, made from the files in its folder."""
 
 import base64
-import json
 import math
 import shlex
 import statistics
@@ -16,6 +15,7 @@ import jinja2
 from markupsafe import Markup
 
 from fastdarts.config.files import write_atomically
+from fastdarts.config.reading import parse_json, read_text
 from fastdarts.report.alphas import alphas_png, read_alphas
 from fastdarts.report.chart import Chart
 from fastdarts.runs.progress import duration
@@ -34,6 +34,8 @@ _SEARCH_KEYS = (
 _EVALUATION_KEYS = ("test_accuracy",)
 
 _RESULT_KEYS = ("parameters", "multiply_adds")
+
+_TEST_PORTION = 0.2  # the default of both programs
 
 _LONG = 20  # values of a list that are shown
 
@@ -71,7 +73,13 @@ def write_report(out_dir: Path) -> Path:
     """
     run = _read(out_dir)
     path = out_dir / "report.html"
-    write_atomically(path, template("report.html").render(_page(run)))
+    try:
+        page = template("report.html").render(_page(run))
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"report: {out_dir} holds values of a wrong kind in config.json, metrics.jsonl or result.json: {error}"
+        ) from error
+    write_atomically(path, page)
     return path
 
 
@@ -106,17 +114,15 @@ def _alphas(path: Path) -> bytes:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise FileNotFoundError(f"report: there is no file {path}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"report: {path} is not text: {error}") from None
+        return read_text(path)
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"report: {error}") from None
 
 
 def _parse_object(text: str, place: str) -> Record:
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
+        value = parse_json(text)
+    except ValueError as error:
         raise ValueError(f"report: {place} is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"report: {place} must be a JSON object; got {text.strip()[:60]!r}")
@@ -135,11 +141,13 @@ def _read_result(path: Path) -> Record:
 
 
 def _check_number(record: Record, key: str, place: str) -> None:
-    """A number or null."""
+    """ValueError unless it is a number or null; one that is not finite becomes null."""
     if key not in record:
         raise ValueError(f"report: {place}: the key {key!r} is missing")
     if not (record[key] is None or type(record[key]) in (int, float)):
         raise ValueError(f"report: {place}: {key!r} must be a number; got {record[key]!r}")
+    if isinstance(record[key], float) and not math.isfinite(record[key]):
+        record[key] = None
 
 
 def _read_genotype(path: Path) -> Any:
@@ -161,6 +169,8 @@ def _read_epochs(path: Path, keys: Sequence[str]) -> list[Record]:
             raise ValueError(f"report: {place}: 'epoch' must be a whole number; got {record.get('epoch')!r}")
         for key in (*keys, "seconds"):
             _check_number(record, key, place)
+        if not isinstance(record.get("method"), dict | None):
+            raise ValueError(f"report: {place}: 'method' must be a table; got {record['method']!r}")
         epochs.append(record)
     if not epochs:
         raise ValueError(f'report: {path} has no line with "event": "epoch"')
@@ -181,6 +191,7 @@ def _page(run: Run) -> dict[str, Any]:
         "alphas": base64.b64encode(run.alphas).decode() if run.alphas else None,
         "tables": {
             **({"Result": _rows(run.result)} if run.result else {}),
+            **({"Tabulated accuracy (%)": rows} if (rows := _benchmark_rows(run)) else {}),
             **({"Method, in the last epoch": rows} if (rows := _method_rows(run)) else {}),
             "Time": _time_rows(run),
             "Configuration": _rows(run.config),
@@ -192,6 +203,12 @@ def _page(run: Run) -> dict[str, Any]:
 def _search_words(run: Run) -> str:
     method = run.config.get("method", "darts")
     return "search" if method == "darts" else f"search by {method}"
+
+
+def _benchmark_rows(run: Run) -> list[tuple[str, str]]:
+    """Return the accuracies of the found architecture in a benchmark's table, if the search was given one."""
+    path = run.folder / "benchmark.json"
+    return _rows(_read_object(path)) if path.is_file() else []
 
 
 def _method_rows(run: Run) -> list[tuple[str, str]]:
@@ -241,11 +258,12 @@ def _evaluation_tiles(run: Run, result: Record) -> list[tuple[str, str]]:
 
 def evaluate_command(search: Mapping[str, Any], out: Path) -> list[str]:
     """The words of the command line that trains what a search with these values of its config found into `out`."""
-    size = search.get("image_size")
+    size, portion = search.get("image_size"), search.get("test_portion", _TEST_PORTION)
     flags = {
         "--dataset": search.get("dataset"),
         "--data": None if search.get("dataset") == "digits" else search.get("data"),
         "--image-size": "x".join(map(str, size)) if isinstance(size, list | tuple) else None,
+        "--test-portion": portion if search.get("dataset") == "imagefolder" and portion != _TEST_PORTION else None,
     }
     given = [str(word) for flag, value in flags.items() if value is not None for word in (flag, value)]
     return ["python", "-m", "fastdarts.evaluate", *given, "--genotype", str(out / "genotype.json")]

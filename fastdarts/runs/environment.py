@@ -11,12 +11,16 @@ from typing import Any
 
 import torch
 
+from fastdarts.config.version import __version__
+from fastdarts.runs.kernels import describe_kernels
+
 
 def environment() -> dict[str, Any]:
-    """Machine and software of this process, for environment.json: versions, devices, threads, commit."""
-    packages = ("fastdarts", "torchvision", "numpy", "triton")
+    """Return machine and software of this process, for environment.json: versions, devices, kernels, commit."""
+    packages = ("torchvision", "numpy", "triton")
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
+        "fastdarts": __version__,
         "torch": torch.__version__,
         **{name: version for name in packages if (version := _version(name))},
         "python": platform.python_version(),
@@ -26,6 +30,7 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "gpus": devices,
+        "kernels": {kind: describe_kernels(torch.device(kind)) for kind in ("cpu", "cuda") if kind == "cpu" or devices},
         "cuda": torch.version.cuda if devices else None,
         "cudnn": torch.backends.cudnn.version() if devices else None,
         "commit": _commit(),

@@ -18,6 +18,7 @@ _CIFAR = {  # Liu et al., section 3.2
     "stem": "cifar",
     "init_channels": 36,
     "layers": 20,
+    "auxiliary": True,
     "drop_path": 0.2,
     "epochs": 600,
     "batch_size": 96,
@@ -83,6 +84,13 @@ class EvalConfig(Config):
     )
     data: Path = option("data", "folder of the data set", Path("data"), metavar="DIR")
     image_size: tuple[int, int] | None = option("data", "resize images to this", metavar="SIZE|HxW", at_least=1)
+    test_portion: float = option(
+        "data",
+        "of an image folder without a test part, the share of each class that is set aside as one",
+        0.2,
+        at_least=0,
+        below=1,
+    )
     augment: Literal["cifar", "imagenet"] = option(
         "data", "cifar: crop, flip, cutout; imagenet: resized crop of 7/8 of the sides, flip, colour jitter"
     )
@@ -94,7 +102,7 @@ class EvalConfig(Config):
     stem: Literal["cifar", "imagenet"] = option("network", "first layers; imagenet divides the image's sides by 8")
     init_channels: int = option("network", "channels C of the first cells, even", at_least=2)
     layers: int = option("network", "number of cells", at_least=1)
-    auxiliary: bool = option("network", "train with a second classifier behind the cell at two thirds", True)
+    auxiliary: bool = option("network", "train with a second classifier behind the cell at two thirds")
     drop_path: float = option(
         "network", "probability of dropping an op in the last epoch, rising from 0", at_least=0, below=1
     )

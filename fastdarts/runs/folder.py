@@ -7,19 +7,30 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from fastdarts.runs import lock
+
 
 def check_out(config: Any) -> None:
-    """ValueError if a run is in `config.out` that is not resumed, or nothing can be written there."""
+    """ValueError if a run is in `config.out` that is not resumed or is going on, or nothing can be written there."""
     if config.out is None:
         return
     check_writable("out", config.out)
+    lock.check_free(config.out)
+    _check_new(config)
+
+
+def _check_new(config: Any) -> None:
     if not config.resume and (config.out / "config.json").exists():
         raise ValueError(f"out: {config.out} holds a run already; continue it with --resume or choose another folder")
 
 
 def check_writable(name: str, folder: Path) -> None:
     """ValueError that begins with the option's name, unless files can be written into the folder or it can be made."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        whole = folder.absolute()
+    except FileNotFoundError:
+        raise ValueError("the working folder has been deleted; change into one that exists and start again") from None
+    there = next(path for path in (whole, *whole.parents) if path.exists())
     if not there.is_dir():
         raise ValueError(f"{name}: {there} is no folder")
     if not os.access(there, os.W_OK | os.X_OK):
@@ -28,13 +39,20 @@ def check_writable(name: str, folder: Path) -> None:
 
 def out_dir(config: Any, kind: str) -> Path:
     """The run's folder: `config.out`, or runs/KIND-DATASET-TIME, made at once, so that no run of the same second gets
-    it too."""
+    it too. It is locked until the surrounding call with `releases_folders` ends.
+
+    Raises: FolderInUseError; ValueError if another run has come and gone since `check_out`.
+    """
     if config.out is not None:
-        return Path(config.out)
+        out = Path(config.out)
+        lock.hold(out)
+        _check_new(config)
+        return out
     name = f"{kind}-{config.dataset}-{datetime.now():%Y%m%d-%H%M%S}"
     for number in itertools.count(1):
         out = Path("runs") / (name if number == 1 else f"{name}-{number}")
         with suppress(FileExistsError):
             out.mkdir(parents=True)
             break
+    lock.hold(out)
     return out

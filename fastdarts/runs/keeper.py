@@ -3,21 +3,21 @@
 import json
 import shlex
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from fastdarts.config.files import write_atomically
-from fastdarts.config.options import differences
 from fastdarts.runs import checkpoint
+from fastdarts.runs.console import LOGGER
 from fastdarts.runs.environment import environment
 from fastdarts.runs.interrupt import Interrupted, StopRequest
-from fastdarts.runs.progress import MetricsFile, Progress, TensorBoard
+from fastdarts.runs.loggers import Logger, TensorBoard
+from fastdarts.runs.progress import MetricsFile, Progress
 from fastdarts.runs.state import Metrics, RunState
-
-MAY_DIFFER = ("data", "device", "export", "out", "resume", "save_every_steps")  # between a run and its continuation
-
 
 _READ_EVERY = 10  # steps between two looks at the device, for which it must be waited
 
@@ -29,15 +29,24 @@ class Keeper:
         state: the run.
         out: its folder.
         stop: see `stop_requests`.
+        kernels: which the run uses and why, for environment.json.
+        loggers: get the numbers of each epoch, beside TensorBoard in the folder where that is installed.
     """
 
-    def __init__(self, state: RunState, out: Path, stop: StopRequest) -> None:
+    def __init__(
+        self, state: RunState, out: Path, stop: StopRequest, kernels: str, loggers: Sequence[Logger] = ()
+    ) -> None:
         self.state = state
         self.out = out
         self.stop = stop
         self.metrics = MetricsFile(out / "metrics.jsonl", state.metrics)
-        self.board = TensorBoard(out / "tensorboard", state.epoch)
-        write_atomically(out / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        self.loggers: list[Logger] = list(loggers)
+        if TensorBoard.installed():
+            self.loggers.append(TensorBoard(out / "tensorboard", state.epoch))
+        else:
+            LOGGER.debug("no tensorboard/: for it, pip install 'fastdarts[tensorboard]'")
+        self._environment = json.dumps(environment() | {"kernels_used": kernels}, indent=2) + "\n"
+        write_atomically(out / "environment.json", self._environment)
         self.save()
         state.config.save(out / "config.json")  # last: a folder that has it can be resumed
 
@@ -45,11 +54,14 @@ class Keeper:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.board.close()
+        with ExitStack() as stack:  # one that fails to close leaves the others to be closed
+            for logger in self.loggers:
+                stack.callback(logger.close)
 
     def save(self) -> None:
         self.state.read()  # no checkpoint of a run that has failed already
         checkpoint.save(self.out / "checkpoint.pt", self.state.kind, self.state.state_dict())
+        LOGGER.debug("saved %s: epoch %s, step %s", self.out / "checkpoint.pt", self.state.epoch + 1, self.state.step)
 
     def after_step(self) -> None:
         every = self.state.config.save_every_steps
@@ -58,12 +70,18 @@ class Keeper:
         self.stop_if_asked()
 
     def after_epoch(self, metrics: Metrics, histograms: Mapping[str, Tensor]) -> None:
-        """Write the epoch's metrics and a checkpoint; `histograms` go to TensorBoard."""
+        """Write the epoch's metrics and a checkpoint; `histograms` go to the loggers, with the metrics."""
         self.metrics.write(metrics)
         self.save()
+        if not (self.out / "config.json").is_file():  # the folder has been deleted in the meantime
+            write_atomically(self.out / "environment.json", self._environment)
+            self.state.config.save(self.out / "config.json")
         everything = {**metrics, **{f"method/{name}": value for name, value in metrics.get("method", {}).items()}}
         numbers = {name: value for name, value in everything.items() if isinstance(value, int | float)}
-        self.board.write(metrics["epoch"], numbers, histograms)
+        for logger in self.loggers:
+            logger.log_metrics(metrics["epoch"], numbers)
+            if histograms:
+                logger.log_histograms(metrics["epoch"], histograms)
 
     def stop_if_asked(self) -> None:
         """Raises: Interrupted, with the state saved."""
@@ -71,10 +89,21 @@ class Keeper:
             self.save()
             name = signal.Signals(self.stop.signum).name
             position = f"epoch {self.state.epoch + 1}, step {self.state.step}"
-            again = f"{self.state.program} --resume --out {shlex.quote(str(self.out))}"
-            if self.state.config.dataset == "custom":  # the images came from Python
-                again = f"the same call with resume=True and out={str(self.out)!r} in its config"
+            again = how_to_continue(self.state, self.out)
             raise Interrupted(self.stop.signum, f"stopped by {name} in {position}; to continue: {again}")
+
+
+def how_to_continue(state: RunState, out: Path) -> str:
+    """Return the command that resumes the run in this folder; in words for images that came from Python."""
+    if state.config.dataset == "custom":
+        return f"the same call with resume=True and out={str(out)!r} in its config"
+    return f"{state.program} --resume --out {shlex.quote(str(out))}"
+
+
+def asked_to_end(callbacks: Sequence[Callable[[Metrics, Any], object]], metrics: Metrics, network: Any) -> bool:
+    """Call every callback with the epoch's metrics and the network; return whether one of them returned True itself."""
+    answers = [callback(metrics, network) for callback in callbacks]
+    return any(answer is True for answer in answers)
 
 
 def train_epoch(state: RunState, progress: Progress, keeper: Keeper) -> None:
@@ -84,18 +113,3 @@ def train_epoch(state: RunState, progress: Progress, keeper: Keeper) -> None:
         if state.step % _READ_EVERY == 0 or state.step == state.steps_per_epoch:
             progress.update(state.epoch, state.step, state.read())
         keeper.after_step()
-
-
-def resume(state: RunState, out: Path) -> None:
-    """Load the checkpoint in out.
-
-    Raises: ValueError with the keys that differ when the checkpoint is of another config.
-    """
-    saved = checkpoint.load(out / "checkpoint.pt", state.kind)
-    changed = differences(state.config, type(state.config)(**saved["config"]), ignore=MAY_DIFFER)
-    if changed:
-        free = ", ".join(name for name in MAY_DIFFER if hasattr(state.config, name))
-        raise ValueError(
-            f"resume: the {state.kind} in {out} has another config ({'; '.join(changed)}); only {free} may change"
-        )
-    state.load_state_dict(saved)

@@ -1,13 +1,18 @@
 """Run a program from its command line: exit codes, and one line on stderr for a user's mistake."""
 
+import argparse
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 
 from fastdarts.config.command_line import parse_cli
 from fastdarts.config.options import ConfigType
+from fastdarts.runs.console import console, level_of
 from fastdarts.runs.interrupt import Interrupted
 from fastdarts.runs.resources import is_out_of_memory
+
+_ERRORS = (ValueError, TypeError, OSError, ImportError, MemoryError, FloatingPointError, RuntimeError)
 
 
 def run_cli(
@@ -17,17 +22,39 @@ def run_cli(
     prog: str,
     description: str,
 ) -> int:
-    """Parse, run and return the exit code: 2, with one line on stderr and no traceback, for a user's mistake; 128 + the
-    signal's number for an interruption."""
+    """Run a program whose options are a Config; see `run_program` for what it returns."""
+    argv = sys.argv[1:] if argv is None else argv
+    return run_program(lambda: run(parse_cli(config_type, argv, prog=prog, description=description)), argv, prog)
+
+
+def run_parsed(
+    parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int], argv: Sequence[str] | None
+) -> int:
+    """Run a program whose options are a parser's; see `run_program` for what it returns."""
+    argv = sys.argv[1:] if argv is None else argv
+    return run_program(lambda: run(parser.parse_args(argv)), argv, parser.prog)
+
+
+def run_program(run: Callable[[], int], argv: Sequence[str], prog: str) -> int:
+    """Run with log lines on the console and return the exit code.
+
+    Returns: that of `run`; 2, with one line on stderr and no traceback, for a user's mistake; `Interrupted.exit_code`
+        for a signal.
+    """
     try:
-        return run(parse_cli(config_type, argv, prog=prog, description=description))
+        with console(level_of(argv)):
+            return run()
     except Interrupted as interruption:
         print(f"{prog}: {interruption}", file=sys.stderr)
-        return 128 + interruption.signum
+        return interruption.exit_code
     except KeyboardInterrupt:
-        print(f"{prog}: interrupted", file=sys.stderr)
+        again = "run it again, or with --resume where its folder holds a checkpoint"
+        print(f"{prog}: interrupted; to continue: {again}", file=sys.stderr)
         return 128 + signal.SIGINT
-    except (ValueError, TypeError, OSError, ImportError, MemoryError, FloatingPointError, RuntimeError) as error:
+    except BrokenPipeError:  # of a reader that has seen enough, such as head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout once more
+        return 128 + signal.SIGPIPE
+    except _ERRORS as error:
         if isinstance(error, RuntimeError) and not is_out_of_memory(error):
             raise
         print(f"{prog}: {' '.join(str(error).split())}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes: a bar or lines, TensorBoard, metrics.jsonl."""
+"""What a run shows and records while it goes: a bar or lines, and metrics.jsonl."""
 
 import json
 import math
@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from tqdm import tqdm
 
 from fastdarts.config.files import raise_if_full, write_atomically
+from fastdarts.config.plain import for_json, plain
+from fastdarts.runs.console import LOGGER, quiet
 
 _SHOWN = {
     "train_loss": "train loss",
@@ -24,10 +25,10 @@ _QUIET_SECONDS = 60.0  # without a terminal, an epoch longer than this gets a li
 
 
 class Progress:
-    """Console output of a run of epochs.
+    """Progress of a run of epochs: a bar on a terminal, and lines for the logger "fastdarts".
 
-    A bar on a terminal; elsewhere one line an epoch, and one a minute within long epochs. What is shown is on the host
-    already: showing it never waits for the device.
+    Without a terminal an epoch that takes long gets a line a minute. What is shown is on the host already: showing it
+    never waits for the device.
     """
 
     def __init__(self, epochs: int, steps_per_epoch: int, step: int = 0) -> None:
@@ -40,7 +41,7 @@ class Progress:
             initial=step,
             bar_format="{desc}{bar:16} {percentage:.0f} %, {remaining} left{postfix}",
             dynamic_ncols=True,
-            disable=not self.terminal,
+            disable=not self.terminal or quiet(),
         )
         self.first = step
         self.start = self.line_time = time.monotonic()
@@ -50,13 +51,6 @@ class Progress:
 
     def __exit__(self, *exception: object) -> None:
         self.bar.close()
-
-    def say(self, line: str) -> None:
-        """A line of its own, above the bar."""
-        if self.terminal:
-            tqdm.write(line)
-        else:
-            print(line, flush=True)
 
     def update(self, epoch: int, step: int, means: Mapping[str, float]) -> None:
         """After some steps: where the run is, and the means of this epoch, of which the best known are shown."""
@@ -69,12 +63,12 @@ class Progress:
             self.bar.set_postfix_str(numbers, refresh=False)
             self.bar.update(done - self.bar.n)
         elif time.monotonic() - self.line_time > _QUIET_SECONDS:
-            self.say(f"{position}: {numbers}, {duration(self.seconds_left(done))} left")
+            LOGGER.info("%s: %s, %s left", position, numbers, duration(self.seconds_left(done)))
             self.line_time = time.monotonic()
 
     def end_epoch(self, epoch: int, line: str) -> None:
         left = self.seconds_left((epoch + 1) * self.steps_per_epoch)
-        self.say(f"epoch {epoch + 1}/{self.epochs}: {line}" + (f", {duration(left)} left" if left else ""))
+        LOGGER.info("epoch %s/%s: %s%s", epoch + 1, self.epochs, line, f", {duration(left)} left" if left else "")
         self.line_time = time.monotonic()
 
     def seconds_left(self, done: int) -> float:
@@ -86,40 +80,30 @@ class MetricsFile:
     """metrics.jsonl: one JSON object a line."""
 
     def __init__(self, path: Path, known: Sequence[Mapping[str, Any]]) -> None:
-        """known: the lines it starts with; a resumed run's are those of its checkpoint, whatever the file had."""
+        """known: the lines it starts with; a resumed run's are those of its checkpoint, whatever the file had. The list
+        may grow: when the file has been deleted, it is written anew from it."""
         self.path = path
-        write_atomically(path, "".join(json.dumps(values) + "\n" for values in known))
+        self.known = known
+        self._write_all()
+
+    def _write_all(self) -> None:
+        lines = (json.dumps(for_json(plain(values, unknown=str))) + "\n" for values in self.known)
+        write_atomically(self.path, "".join(lines))
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """Raises: DiskFullError."""
+        """Add a line. Raises: DiskFullError."""
+        if not self.path.is_file():
+            self._write_all()
+            if self.known and self.known[-1] is values:
+                return
         try:
             with open(self.path, "a") as file:
-                file.write(json.dumps(values) + "\n")
+                file.write(json.dumps(for_json(plain(values, unknown=str))) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
             raise_if_full(error, self.path)
             raise
-
-
-class TensorBoard:
-    """Scalars and alpha histograms, by epoch, in the run's folder."""
-
-    def __init__(self, folder: Path, first_epoch: int = 0) -> None:
-        """first_epoch: what an earlier part of a resumed run wrote from here on is hidden."""
-        from torch.utils.tensorboard import SummaryWriter  # takes a second to import
-
-        self.writer = SummaryWriter(str(folder), purge_step=first_epoch)
-
-    def write(self, epoch: int, scalars: Mapping[str, float], alphas: Mapping[str, Tensor]) -> None:
-        for name, value in scalars.items():
-            self.writer.add_scalar(name, value, epoch)
-        for name, alpha in alphas.items():
-            self.writer.add_histogram(name, alpha, epoch)
-        self.writer.flush()
-
-    def close(self) -> None:
-        self.writer.close()
 
 
 def duration(seconds: float) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fastdarts.bilevel.architect import Batch
 from fastdarts.bilevel.step import count_correct
+from fastdarts.config.plain import plain
 from fastdarts.data import BatchStream, ImageData
 from fastdarts.data.augment import Augment
 from fastdarts.data.augment_imagenet import ImageNetAugment
@@ -118,6 +119,7 @@ class RunState:
         return mean_loss, float(correct) / len(data)
 
     def next_epoch(self, metrics: Metrics) -> None:
+        metrics.update(plain(metrics, "metrics", unknown=str))  # a method's numbers may be numpy's
         self.metrics.append(metrics)
         self.epoch += 1
         self.step = 0
@@ -139,7 +141,7 @@ class RunState:
             "step": self.step,
             "sums": self._sums.state_dict(),
             "seconds": self.seconds,
-            "metrics": self.metrics,
+            "metrics": plain(self.metrics, "metrics", unknown=str),  # a callback may have added to them
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

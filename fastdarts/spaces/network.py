@@ -1,6 +1,13 @@
 """The discrete network of any space: what is trained from scratch after a search."""
 
+from collections.abc import Callable
+
 from torch import nn
+
+Stem = Callable[[int, int], nn.Module]
+"""make(in_channels, channels) -> a module from images to a tensor with so many channels."""
+Head = Callable[[int, int], nn.Module]
+"""make(channels, num_classes) -> a module from the last cell's output to the network's output."""
 
 
 class DiscreteNetwork(nn.Module):

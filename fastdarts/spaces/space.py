@@ -1,6 +1,7 @@
 """What the programs and methods know of a search space."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from fastdarts.spaces.group import Group
@@ -87,6 +88,16 @@ class Space(Protocol):
 
     def numbers(self, architecture: Any) -> dict[str, float]:
         """Return what an epoch reports of an architecture, such as skip connections."""
+        ...
+
+    def table(self, file: Path) -> Callable[[Any], dict[str, float]]:
+        """Open a file of tabulated accuracies.
+
+        Returns: a function from an architecture to named accuracies in percent.
+
+        Raises: ValueError where the space has no such benchmark, or for another kind of file; FileNotFoundError;
+            ImportError that names the package to install.
+        """
         ...
 
     def svg(self, architecture: Any) -> str:

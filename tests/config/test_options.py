@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import logging
 import math
+import signal
 from pathlib import Path
 
 import pytest
@@ -84,14 +86,16 @@ def test_resume_needs_out():
         SearchConfig(resume=True)
 
 
-@pytest.mark.parametrize("name", ["config.json", "config.toml"])
+@pytest.mark.parametrize("name", ["config.json", "config.toml", "config.yaml", "config.yml"])
 def test_a_file_gives_values_and_flags_override_them(tmp_path, name):
     path = tmp_path / name
     values = {"dataset": "cifar10", "batch_size": 32, "image_size": [24, 40], "lr": 1, "data": "images"}
     if path.suffix == ".json":
         path.write_text(json.dumps(values))
     else:
-        path.write_text("\n".join(f"{key.replace('_', '-')} = {json.dumps(value)}" for key, value in values.items()))
+        sign = " =" if path.suffix == ".toml" else ":"
+        lines = (f"{key.replace('_', '-')}{sign} {json.dumps(value)}" for key, value in values.items())
+        path.write_text("\n".join(lines), encoding="utf-8-sig")
     config = parse_cli(SearchConfig, ["--config", str(path), "--batch-size", "16"])
     assert (config.batch_size, config.image_size, config.lr, config.epochs) == (16, (24, 40), 1.0, 50)
     assert config.data == Path("images")
@@ -111,13 +115,28 @@ def test_a_saved_config_loads_again_without_the_folder_of_its_run(tmp_path):
         ("c.json", "[1]", "one table"),
         ("c.json", "{", "not readable as JSON"),
         ("c.toml", "epochs = ", "not readable as TOML"),
-        ("c.yaml", "epochs: 3", "must end in .json or .toml"),
+        ("c.yaml", "epochs: [3", "not readable as YAML: while parsing a flow sequence"),
+        ("c.yaml", "", "one table"),
+        ("c.yaml", "1: 2", "one table"),
+        ("c.yaml", "epochs: !!python/object/apply:os.getpid []", "not readable as YAML: could not determine"),
+        ("c.yml", 'epochs: "3"', "epochs must be int"),
+        ("c.json", "[" * 100_000, "not readable as JSON"),
+        ("c.json", '{"method": "dart"}', "did you mean 'darts'?"),
+        ("c.ini", "epochs: 3", "must end in .json, .toml, .yaml, .yml"),
         ("c.toml", 'epochs = "3"', "epochs must be int"),
     ],
 )
 def test_files_that_cannot_be_used(tmp_path, capsys, name, text, message):
     (tmp_path / name).write_text(text)
     assert one_line_error(["--config", str(tmp_path / name)], capsys, message)
+
+
+def test_yaml_reads_numbers_as_python_does(tmp_path):
+    """PyYAML alone takes 1e-3 for text."""
+    path = tmp_path / "c.yaml"
+    path.write_text("lr: 1e-1\narch_lr: 2.5E-3\nlr_min: .001\nepochs: 7\nmethod: darts\nmomentum: 1.e-1")
+    config = SearchConfig.load(path)
+    assert (config.lr, config.arch_lr, config.lr_min, config.epochs, config.momentum) == (0.1, 0.0025, 0.001, 7, 0.1)
 
 
 def one_line_error(argv, capsys, message):
@@ -137,8 +156,13 @@ def one_line_error(argv, capsys, message):
     [
         (["--epochs", "0"], "epochs must be at least 1; got 0"),
         (["--epochs", "many"], "invalid int value: 'many'"),
-        (["--dataset", "cifar"], "invalid choice: 'cifar'"),
-        (["--frobnicate"], "--frobnicate"),
+        (["--dataset", "cifar1"], "invalid choice: 'cifar1'; did you mean 'cifar10'? (choose from digits, "),
+        (["--dataset", "xyz"], "invalid choice: 'xyz' (choose from digits, "),
+        (["--method", "dart"], "got 'dart'; did you mean 'darts'?"),
+        (["--method", "DARTS"], "got 'DARTS'; did you mean 'darts'?"),
+        (["--frobnicate"], "unrecognized arguments: --frobnicate (see --help)"),
+        (["--batchsize=3"], "unrecognized arguments: --batchsize=3; did you mean '--batch-size'?"),
+        (["-q", "-v"], "-v/--verbose: not allowed with argument -q/--quiet"),
         (["--image-size", "32x"], "HEIGHTxWIDTH"),
         (["--image-size", "32xa"], "HEIGHTxWIDTH"),
         (["--config", "/nowhere.json"], "there is no file /nowhere.json"),
@@ -187,10 +211,30 @@ def test_exit_codes_of_what_a_run_raises(capsys):
     assert raises(FloatingPointError("two\nlines")) == 2
     assert capsys.readouterr().err == "search: two lines\n"
     assert raises(KeyboardInterrupt()) == 128 + 2
-    assert capsys.readouterr().err == "search: interrupted\n"
+    again = "run it again, or with --resume where its folder holds a checkpoint"
+    assert capsys.readouterr().err == f"search: interrupted; to continue: {again}\n"
+    assert raises(Interrupted(signal.SIGHUP, "stopped")) == 128 + 1
+    assert raises(Interrupted(signal.SIGUSR1, "stopped")) == 75
+    assert capsys.readouterr().err == "search: stopped\n" * 2
     assert raises(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")) == 2
     with pytest.raises(RuntimeError):  # a defect of ours keeps its traceback
         raises(RuntimeError("defect"))
+
+
+def test_quiet_and_verbose_set_what_is_shown(capsys):
+    logger = logging.getLogger("fastdarts")
+
+    def run(config):
+        for level in (logging.DEBUG, logging.INFO, logging.WARNING):
+            logger.log(level, logging.getLevelName(level).lower())
+        print("result")
+        return 0
+
+    for flags, lines in (([], "info\n"), (["-q"], ""), (["-v"], "debug\ninfo\n"), (["--verbose"], "debug\ninfo\n")):
+        assert run_cli(SearchConfig, run, flags, "search", "") == 0
+        assert capsys.readouterr() == (f"{lines}result\n", "warning\n")
+    assert logger.handlers == []
+    assert logger.level == logging.NOTSET
 
 
 def test_differences():

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_cases import EPS, Case, assert_no_worse, fused, make_case, plain
+from kernel_cases import BARE, EPS, Case, assert_no_worse, fused, make_case, plain
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
@@ -51,30 +51,39 @@ def test_a_cell(stride: int) -> None:
 
 
 def test_running_statistics() -> None:
-    check(make_case(SMALL, stride=2, training=False), torch.float64)
+    check(make_case((*SMALL, *BARE), stride=2, training=False), torch.float64)
 
 
 @pytest.mark.parametrize("C", [2, 3, 17, 70])
 def test_channels_that_fill_no_block_or_several(C: int) -> None:
-    check(make_case(("sep_conv_3x3", "avg_pool_3x3", "max_pool_3x3"), C=C, size=(1, 4, 5)), torch.float64)
+    ops = ("sep_conv_3x3", "nor_conv_1x1", "avg_pool_3x3", "bare_max_pool_3x3")
+    check(make_case(ops, C=C, size=(1, 4, 5)), torch.float64)
 
 
 def test_the_largest_kernel() -> None:
     check(make_case(("sep_conv_7x7", "dil_conv_5x5"), C=2, size=(1, 5, 9)), torch.float64)
 
 
-def test_reductions_in_several_blocks() -> None:
-    check(make_case(("skip_connect",), stride=2, C=80, size=(1, 5, 3)), torch.float64)
+def test_stages_without_windows_in_several_blocks() -> None:
+    check(make_case(("skip_connect", "nor_conv_1x1"), stride=2, C=80, size=(1, 5, 3)), torch.float64)
 
 
-def test_the_first_of_equal_values_takes_the_gradient_of_a_maximum() -> None:
-    case = make_case(("max_pool_3x3",), nodes=1).to(torch.float64)
+@pytest.mark.parametrize("ops", [BARE[:1], BARE[1:], (*BARE, "max_pool_3x3", "skip_connect")], ids="+".join)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_pointwise_convolutions_and_pools_without_norm(stride: int, ops: tuple[str, ...]) -> None:
+    """Alone, and where a state's pools have a norm on some edges; of two nodes."""
+    check(make_case(ops, inputs=2, nodes=2, stride=stride, size=(1, 5, 6)), torch.float64)
+
+
+@pytest.mark.parametrize("pool", ["max_pool_3x3", "bare_max_pool_3x3"])
+def test_the_first_of_equal_values_takes_the_gradient_of_a_maximum(pool: str) -> None:
+    case = make_case((pool,), nodes=1).to(torch.float64)
     case.states = [state.round() for state in case.states]
     check(case, torch.float64)
 
 
 def test_not_a_number_is_a_maximum() -> None:
-    case = make_case(("max_pool_3x3",), training=False)
+    case = make_case(("max_pool_3x3", "bare_max_pool_3x3"), training=False)
     case.states[0][0, 0, 2, 2] = float("nan")
     case = case.to(torch.float64)
     out, _, _ = mixed_sum(case.states, case.weights, case.params, case.running, case.plan.encoded, EPS)
@@ -82,24 +91,29 @@ def test_not_a_number_is_a_maximum() -> None:
 
 
 def test_edges_may_differ_in_their_ops_and_layouts() -> None:
-    pair = ("skip_connect", "sep_conv_3x3", "dil_conv_3x3")
+    ops = ("skip_connect", "sep_conv_3x3", "dil_conv_3x3", *BARE)
     edges = (
-        PlannedEdge(0, 2, 1, edge_ops(pair, (0, 2))),
-        PlannedEdge(1, 2, 1, edge_ops(pair, (1,))),
-        PlannedEdge(2, 3, 1, edge_ops(pair, (0,))),
-        PlannedEdge(1, 3, 1, edge_ops(pair, ())),
+        PlannedEdge(0, 2, 1, edge_ops(ops, (0, 2))),
+        PlannedEdge(1, 2, 1, edge_ops(ops, (1, 5))),
+        PlannedEdge(2, 3, 1, edge_ops(ops, (0, 3, 4))),
+        PlannedEdge(1, 3, 1, edge_ops(ops, ())),
     )
     case = make_case(("sep_conv_3x3",), inputs=2)
-    sep, dil = case.params[:4], case.params[4:6]
+    sep, dil, pixel = case.params[:4], case.params[4:6], case.params[5:6]
     wide = torch.randn(2, 6, 5, 12).permute(0, 3, 1, 2)  # channels-last, of which state 0 is a slice
     case = Case(
-        MixedPlan(2, 2, edges), [wide[:, 4:8], case.states[1]], torch.rand(4, 3), [*dil, *sep], None, wide[:, :8]
+        MixedPlan(2, 2, edges),
+        [wide[:, 4:8], case.states[1]],
+        torch.rand(4, len(ops)),
+        [*dil, *sep, *pixel],
+        None,
+        wide[:, :8],
     )
     check(case, torch.float64)
 
 
 def test_only_what_is_needed() -> None:
-    case = make_case(FEW, inputs=2, nodes=2, size=(1, 7, 6)).to(torch.float64)
+    case = make_case((*FEW, "nor_conv_1x1"), inputs=2, nodes=2, size=(1, 7, 6)).to(torch.float64)
     out, saved, stats = mixed_sum(case.states, case.weights, case.params, None, case.plan.encoded, EPS)
     rest = case.states, case.weights, case.params, out, saved, stats, case.plan.encoded, True, EPS
     true = plain(case, torch.float64)
@@ -118,13 +132,14 @@ def test_only_what_is_needed() -> None:
     [
         (lambda c: c.states.append(c.states[0]), "1 inputs; got 2"),
         (lambda c: c.params.pop(), "elements"),
+        (lambda c: c.params.pop(0), "elements"),
         (lambda c: setattr(c, "weights", c.weights[:, :2]), "no column 2"),
         (lambda c: setattr(c, "states", [c.states[0][:, :, :0]]), "states must be"),
         (lambda c: setattr(c, "plan", replace(c.plan, K=2)), "no GPU kernel for partial channels"),
     ],
 )
 def test_wrong_sizes_are_refused(change, message: str) -> None:
-    case = make_case(("skip_connect", "max_pool_3x3", "dil_conv_3x3"))
+    case = make_case(("skip_connect", "nor_conv_1x1", "dil_conv_3x3"))
     change(case)
     with pytest.raises(ValueError, match=message):
         mixed_sum(case.states, case.weights, case.params, None, case.plan.encoded, EPS)
@@ -143,7 +158,7 @@ def test_a_gpu_is_never_waited_for(stride: int, dtype: torch.dtype, monkeypatch:
     # Without a driver torch cannot say.
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=0))
-    case = make_case(SMALL, inputs=2, nodes=2, stride=stride).to(dtype)
+    case = make_case((*SMALL, *BARE), inputs=2, nodes=2, stride=stride).to(dtype)
     with FakeTensorMode():
         on_gpu = [
             torch.empty(t.shape, dtype=t.dtype, device="cuda") for t in (*case.states, case.weights, *case.params)

@@ -1,16 +1,16 @@
-"""Lines, bar, metrics.jsonl, TensorBoard."""
+"""Lines, bar, metrics.jsonl."""
 
 import io
 import json
+import logging
 import math
 import sys
 
 import pytest
-import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fastdarts.runs import progress
-from fastdarts.runs.progress import MetricsFile, Progress, TensorBoard, duration
+from fastdarts.runs.console import console
+from fastdarts.runs.progress import MetricsFile, Progress, duration
 
 
 class Clock:
@@ -28,7 +28,7 @@ def clock(monkeypatch):
 
 
 def test_without_a_terminal_one_line_an_epoch_and_one_a_minute(clock, capsys):
-    with Progress(epochs=4, steps_per_epoch=10) as shown:
+    with console(logging.INFO), Progress(epochs=4, steps_per_epoch=10) as shown:
         for step, seconds in ((1, 30), (2, 61), (3, 90), (4, 122)):
             clock.now = seconds
             shown.update(0, step, {"train_loss": 1.23456, "gradient_norm": 7.0, "train_accuracy": math.nan})
@@ -52,10 +52,29 @@ def test_a_resumed_run_counts_its_own_time(clock):
     assert shown.seconds_left(25) == 150
 
 
-def test_on_a_terminal_a_bar(monkeypatch):
+def open_terminal(monkeypatch):
+    """Make stderr a terminal; not in a fixture, between which and the test pytest sets stderr again."""
     terminal = io.StringIO()
     terminal.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", terminal)
+    return terminal
+
+
+def test_quiet_shows_no_bar(monkeypatch):
+    terminal = open_terminal(monkeypatch)
+    with console(logging.WARNING), Progress(epochs=2, steps_per_epoch=5) as shown:
+        shown.update(1, 2, {"train_loss": 0.5})
+    assert terminal.getvalue() == ""
+
+
+def test_a_library_prints_no_lines(clock, capsys):
+    with Progress(epochs=4, steps_per_epoch=10) as shown:
+        shown.end_epoch(0, "train loss 1.2")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_on_a_terminal_a_bar(monkeypatch):
+    terminal = open_terminal(monkeypatch)
     with Progress(epochs=2, steps_per_epoch=5) as shown:
         shown.update(1, 2, {"train_loss": 0.5, "valid_loss": 0.75})
         shown.bar.refresh()
@@ -86,14 +105,3 @@ def test_metrics_start_with_what_is_known_and_grow_by_lines(tmp_path):
     metrics = MetricsFile(path, [{"epoch": 0}])
     metrics.write({"epoch": 1, "loss": 0.5})
     assert [json.loads(line) for line in path.read_text().splitlines()] == [{"epoch": 0}, {"epoch": 1, "loss": 0.5}]
-
-
-def test_tensorboard_has_scalars_and_histograms_and_forgets_what_is_done_again(tmp_path):
-    for first, loss in ((0, 1.0), (1, 2.0)):
-        board = TensorBoard(tmp_path, first)
-        for epoch in (0, 1) if first == 0 else (1, 2):
-            board.write(epoch, {"train_loss": loss}, {"alphas_normal": torch.zeros(14, 8)})
-        board.close()
-    events = EventAccumulator(str(tmp_path), size_guidance={"histograms": 0}).Reload()
-    assert [(event.step, event.value) for event in events.Scalars("train_loss")] == [(0, 1.0), (1, 2.0), (2, 2.0)]
-    assert [event.step for event in events.Histograms("alphas_normal")] == [0, 1, 2]

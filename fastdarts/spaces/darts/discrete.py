@@ -9,12 +9,11 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from fastdarts.mixed.mixed_op import check_input
 from fastdarts.primitives.modules import FactorizedReduce, ReLUConvBN, build, check_even
 from fastdarts.spaces.darts.genotype import Genotype
-from fastdarts.spaces.network import DiscreteNetwork
+from fastdarts.spaces.network import DiscreteNetwork, Head, Stem
 
 STEMS = ("cifar", "imagenet")
 
@@ -29,7 +28,10 @@ class EvalNetwork(DiscreteNetwork):
         auxiliary: attach a second classifier behind cell 2L//3, used in training mode only.
         drop_path_prob: probability of dropping an op's output for one sample, in training mode; every op but the
             identity. An attribute of the same name: a schedule assigns it.
-        stem: "cifar" keeps the image's size; "imagenet" divides it by eight before the second input of the first cell.
+        stem: "cifar" keeps the image's size; "imagenet" divides it by eight before the second input of the first cell;
+            make(in_channels, 3 * C) makes your own first layers.
+        head: make(channels, num_classes) makes your own last layers instead of global pooling and a linear classifier.
+            Pass auxiliary=False where the output is not logits [N, num_classes].
 
     Raises:
         ValueError: an argument or the genotype describes no network.
@@ -44,11 +46,12 @@ class EvalNetwork(DiscreteNetwork):
         auxiliary: bool = True,
         drop_path_prob: float = 0.2,
         in_channels: int = 3,
-        stem: str = "cifar",
+        stem: str | Stem = "cifar",
+        head: Head | None = None,
     ) -> None:
         super().__init__()
-        if stem not in STEMS:
-            raise ValueError(f"stem must be one of {', '.join(STEMS)}; got {stem!r}")
+        if not callable(stem) and stem not in STEMS:
+            raise ValueError(f"stem must be one of {', '.join(STEMS)}, or make(in_channels, channels); got {stem!r}")
         for name, value in {"C": C, "num_classes": num_classes, "layers": layers, "in_channels": in_channels}.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
@@ -56,12 +59,15 @@ class EvalNetwork(DiscreteNetwork):
         if not 0 <= drop_path_prob < 1:
             raise ValueError(f"drop_path_prob must be in [0, 1); got {drop_path_prob}")
 
-        genotype.validated()
+        genotype = Genotype.of(genotype)
 
         self.drop_path_prob = drop_path_prob
         self.in_channels = in_channels
         reduction_prev = stem == "imagenet"
-        if stem == "cifar":
+        if callable(stem):
+            self.stem = stem(in_channels, 3 * C)
+            C_prev_prev = C_prev = 3 * C
+        elif stem == "cifar":
             self.stem = nn.Sequential(nn.Conv2d(in_channels, 3 * C, 3, padding=1, bias=False), nn.BatchNorm2d(3 * C))
             C_prev_prev = C_prev = 3 * C
         else:
@@ -87,12 +93,18 @@ class EvalNetwork(DiscreteNetwork):
             reduction_prev = reduction
             C_prev_prev, C_prev = C_prev, cell.out_channels
             if auxiliary and index == self._auxiliary_index:
-                self.auxiliary_head = AuxiliaryHead(C_prev, num_classes, stem)
-        self.global_pooling = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Linear(C_prev, num_classes)
+                self.auxiliary_head = AuxiliaryHead(C_prev, num_classes, "cifar" if callable(stem) else stem)
+        if head is None:
+            self.global_pooling = nn.AdaptiveAvgPool2d(1)
+            self.classifier = nn.Linear(C_prev, num_classes)
+        else:
+            self.head = head(C_prev, num_classes)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Images [N, in_channels, H, W] -> logits [N, num_classes]; both heads' in training with `auxiliary`."""
+        """Compute logits [N, num_classes] (or your head's output) from images [N, in_channels, H, W].
+
+        Returns: in training with `auxiliary` a tuple of these and the auxiliary head's logits.
+        """
         check_input(x, self.in_channels)
         if hasattr(self, "stem"):
             s0 = s1 = self.stem(x)
@@ -104,7 +116,11 @@ class EvalNetwork(DiscreteNetwork):
             s0, s1 = s1, cell(s0, s1, self.drop_path_prob)
             if self.training and index == self._auxiliary_index and hasattr(self, "auxiliary_head"):
                 auxiliary_logits = self.auxiliary_head(s1)
-        logits: Tensor = self.classifier(self.global_pooling(s1).flatten(1))
+        logits: Tensor
+        if hasattr(self, "head"):
+            logits = self.head(s1)
+        else:
+            logits = self.classifier(self.global_pooling(s1).flatten(1))
         return logits if auxiliary_logits is None else (logits, auxiliary_logits)
 
 
@@ -202,6 +218,8 @@ def count_parameters(network: nn.Module) -> int:
 
 def count_multiply_adds(network: nn.Module, image_shape: Sequence[int]) -> int:
     """Multiply-adds of convolutions and linear layers for one image [C, H, W] in eval mode, from shapes alone."""
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton, which takes 0.2 s
+
     shadow = copy.deepcopy(network).to("meta").eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         shadow(torch.empty(1, *image_shape, device="meta"))

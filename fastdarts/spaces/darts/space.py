@@ -1,7 +1,8 @@
 """DARTS' convolutional space, and its subsets s1 to s4, as search spaces."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from fastdarts.primitives.table import PRIMITIVES, check_primitives
@@ -62,6 +63,9 @@ class DartsSpace:
 
     def numbers(self, architecture: Genotype) -> dict[str, float]:
         return {f"skips_{cell}": skips(architecture.nodes(cell)) for cell in ("normal", "reduce")}
+
+    def table(self, file: Path) -> Callable[[Genotype], dict[str, float]]:
+        raise ValueError(f"benchmark: space {self.name!r} has no tabulated accuracies")
 
     def svg(self, architecture: Genotype) -> str:
         return draw.draw_cells(architecture)

@@ -1,6 +1,6 @@
 """The search network of DARTS' convolutional space: a stack of cells whose edges mix all candidate operations."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,8 @@ from fastdarts.spaces.darts.cell import Cell
 from fastdarts.spaces.darts.derivation import derive, random_genotype
 from fastdarts.spaces.darts.genotype import Genotype, edges_of
 from fastdarts.spaces.group import Choice, Group
+from fastdarts.spaces.network import Head, Stem
 from fastdarts.spaces.supernet import Mixes, Supernet
-
-Stem = Callable[[int, int], nn.Module]
-"""make(in_channels, C) -> a module from images to a tensor with C channels."""
-Head = Callable[[int, int], nn.Module]
-"""make(C, num_classes) -> a module from the last cell's output, with C channels, to the network's output."""
 
 TITLES = {"normal": "normal cell", "reduce": "reduction cell"}
 

@@ -1,11 +1,13 @@
 """NAS-Bench-201 as a search space."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from fastdarts.spaces.group import Group
 from fastdarts.spaces.nasbench201 import draw
 from fastdarts.spaces.nasbench201.architecture import PRIMITIVES, NasBench201Cell
+from fastdarts.spaces.nasbench201.benchmark import open_table
 from fastdarts.spaces.nasbench201.discrete import EvalNetwork201
 from fastdarts.spaces.nasbench201.supernet import SearchNetwork201, groups_of
 from fastdarts.spaces.picture import png, svg
@@ -80,6 +82,9 @@ class NasBench201:
 
     def numbers(self, architecture: NasBench201Cell) -> dict[str, float]:
         return {"skips_cell": architecture.ops.count("skip_connect")}
+
+    def table(self, file: Path) -> Callable[[NasBench201Cell], dict[str, float]]:
+        return open_table(file)
 
     def svg(self, architecture: NasBench201Cell) -> str:
         return "\n".join(svg(draw.lay_out(architecture), draw.describe(architecture)))

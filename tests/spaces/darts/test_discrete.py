@@ -361,7 +361,7 @@ def test_evaluation_is_deterministic_and_follows_no_drop_path() -> None:
         ({"C": 0}, "C must be at least 1; got 0"),
         ({"layers": 0}, "layers must be at least 1; got 0"),
         ({"num_classes": 0}, "num_classes must be at least 1"),
-        ({"stem": "resnet"}, "stem must be one of cifar, imagenet; got 'resnet'"),
+        ({"stem": "resnet"}, "stem must be one of cifar, imagenet, or make.*; got 'resnet'"),
         ({"drop_path_prob": 1.0}, r"drop_path_prob must be in \[0, 1\); got 1.0"),
         (
             {"genotype": DARTS_V2._replace(normal=[("warp", 0), ("skip_connect", 1)])},

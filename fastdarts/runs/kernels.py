@@ -1,0 +1,42 @@
+"""Which kernels run on a device, and why: for the first line of a run, environment.json and `fastdarts env`."""
+
+import importlib
+from importlib import metadata
+
+import torch
+
+from fastdarts.ops import extension
+from fastdarts.ops.operators import unavailable
+
+
+def kernels_used(device: torch.device, backend: str) -> str:
+    """Name the kernels that a search with this backend uses for its mixed operations."""
+    if backend == "reference":
+        return f"plain PyTorch modules on {device}, as backend 'reference' asks"
+    return f"{describe_kernels(device)}, on {device}"
+
+
+def describe_kernels(device: torch.device) -> str:
+    """Name the kernels that mixed operations use on a device; for plain modules, say why."""
+    reason = unavailable(device, torch.float32)
+    if reason is not None:
+        return f"plain PyTorch modules, many times slower: {reason}"
+    if device.type == "cpu":
+        return f"fused C++, {instruction_set()}"
+    alpha_steps = "CUDA" if has_cuda_part() else "plain PyTorch (fastdarts._C was built without CUDA)"
+    return f"fused Triton {metadata.version('triton')}; alpha steps: {alpha_steps}"
+
+
+def instruction_set() -> str | None:
+    """Return avx512, avx2 or portable, or what is wrong with FASTDARTS_CPU; None without the extension."""
+    if extension.UNAVAILABLE is not None:
+        return None
+    try:
+        return str(importlib.import_module("fastdarts._C").instruction_set())
+    except ValueError as error:
+        return str(error).splitlines()[0]
+
+
+def has_cuda_part() -> bool:
+    """Return whether the extension was built with csrc/cuda."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key("fastdarts::flat_norm", "CUDA")

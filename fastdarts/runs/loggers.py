@@ -1,0 +1,54 @@
+"""Loggers: where a run's numbers go besides its own files. TensorBoard is one; docs/loggers.md shows others."""
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Logger(Protocol):
+    """What `search` and `evaluate` call for each of `loggers`."""
+
+    def log_metrics(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Log the numbers of an epoch, counted from 0, by their names in metrics.jsonl."""
+
+    def log_histograms(self, epoch: int, histograms: Mapping[str, Tensor]) -> None:
+        """Log the alphas that an epoch of a search ends with; tensors on the CPU, of any shape."""
+
+    def close(self) -> None:
+        """Write what is left; called once, when the epochs end, by themselves or by an error."""
+
+
+class TensorBoard:
+    """Write scalars and histograms, by epoch, into a folder.
+
+    Raises: ImportError that says what to install.
+    """
+
+    def __init__(self, folder: Path, first_epoch: int = 0) -> None:
+        """first_epoch: hides what an earlier part of a resumed run wrote from here on."""
+        if not TensorBoard.installed():
+            raise ImportError("TensorBoard is not installed; run: pip install 'fastdarts[tensorboard]'")
+        from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
+        self.writer = SummaryWriter(str(folder), purge_step=first_epoch)
+
+    @staticmethod
+    def installed() -> bool:
+        """Return whether the package tensorboard can be imported."""
+        return find_spec("tensorboard") is not None
+
+    def log_metrics(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            self.writer.add_scalar(name, value, epoch)
+        self.writer.flush()
+
+    def log_histograms(self, epoch: int, histograms: Mapping[str, Tensor]) -> None:
+        for name, values in histograms.items():
+            self.writer.add_histogram(name, values, epoch)
+        self.writer.flush()
+
+    def close(self) -> None:
+        self.writer.close()
