@@ -103,6 +103,7 @@ def test_a_run_goes_on_where_it_stopped(tiny: dict[str, Any], tmp_path: Path, mo
     monkeypatch.setattr("fastdarts.report.run_report.write_report", lambda out: None)
     whole = run_one(CompareConfig(**tiny), "darts", 0)
     assert 0 <= whole["accuracy"] <= 1
+    assert list(whole["numbers"]) == ["skips_normal", "skips_reduce"]
     assert whole["search_seconds"] > 0
     config = CompareConfig(**tiny | {"out": tmp_path / "parts"})
 
@@ -133,8 +134,7 @@ def write_result(out: Path, method: str, seed: int) -> dict[str, Any]:
         "accuracy": 0.5625,
         "parameters": 12345,
         "multiply_adds": 67890,
-        "skips_normal": 1,
-        "skips_reduce": 2,
+        "numbers": {"skips_normal": 1, "skips_reduce": 2},
         "search_seconds": 3.5,
         "peak_bytes": 300 * 2**20,
         "search_epochs": 1,

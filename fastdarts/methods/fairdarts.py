@@ -53,7 +53,9 @@ class FairDarts(Method):
 
     def network_arguments(self) -> dict[str, Any]:
         arguments = super().network_arguments()
-        return arguments | {"primitives": tuple(name for name in arguments["primitives"] if name != "none")}
+        if "primitives" in arguments:  # the space lets its ops be chosen
+            arguments["primitives"] = tuple(name for name in arguments["primitives"] if name != "none")
+        return arguments
 
     def attach(self, network: Supernet) -> None:
         super().attach(network)

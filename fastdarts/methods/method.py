@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -222,10 +222,11 @@ class Method(StepRules):
     @torch.no_grad()
     def genotype(self, network: Supernet) -> Any:
         """Return the discrete architecture of the present alphas."""
-        ranked = {group: self.ranking(network, group, score) for group, score in self.scores(network).items()}
+        scores = self.scores(network)
         if self.kept is not None:  # below a skip connection that has been removed
-            ranked = {group: score.masked_fill(~self.kept[group], -math.inf) for group, score in ranked.items()}
-        return network.derive(ranked, dataclasses.replace(self.choice, max_skips=self.config.max_skips))
+            scores = {group: score.masked_fill(~self.kept[group], -math.inf) for group, score in scores.items()}
+        ranking = partial(self.ranking, network)
+        return network.derive(scores, replace(self.choice, max_skips=self.config.max_skips, ranking=ranking))
 
     def edge_weights(self, network: Supernet) -> dict[str, Tensor]:
         """Return the weight of each edge [edges] in each group; empty if the method has no edge weights."""

@@ -105,7 +105,7 @@ class Supernet(nn.Module):
 
     @abstractmethod
     def derive(self, scores: Mapping[str, Tensor], choice: Choice = Choice()) -> Any:  # noqa: B008 - frozen
-        """Return the architecture of scores [rows, ops] a group."""
+        """Return the architecture of scores [rows, ops] a group, compared as `choice.ranked` says."""
 
     @abstractmethod
     def mixes_of(self, architecture: Any) -> Mixes:

@@ -329,11 +329,11 @@ def test_state_dict_continues_the_alpha_steps() -> None:
 def test_a_state_from_a_gpu_loads_on_the_cpu() -> None:
     network = SearchNetwork(C=2, num_classes=3, layers=3, steps=2, multiplier=2)
     architect = Architect(network)
-    architect.apply([torch.ones_like(alpha) for alpha in network.alphas])
+    architect.apply([torch.ones_like(alpha) for alpha in network.arch_parameters()])
     state = architect.state_dict()
     state["param_groups"][0]["capturable"] = True
     architect.load_state_dict(state)
-    architect.apply([torch.ones_like(alpha) for alpha in network.alphas])
+    architect.apply([torch.ones_like(alpha) for alpha in network.arch_parameters()])
 
 
 def test_an_architect_can_be_pickled() -> None:

@@ -480,7 +480,7 @@ def test_edges_and_preprocessing_that_were_changed(change: str) -> None:
     for cell in (plain, with_backend(plain, "auto")):
         torch.manual_seed(1)
         if change == "preprocessing":
-            cell.preprocess0 = ReLUConvBN(4, 4, 3, 1, affine=False).double()
+            cell.preprocess0 = ReLUConvBN(4, 4, 3, padding=1, affine=False).double()
         elif change == "strange preprocessing":
             cell.preprocess0 = nn.Identity()  # type: ignore[assignment]
         else:

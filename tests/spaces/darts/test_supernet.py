@@ -159,7 +159,7 @@ def test_a_copy_has_alphas_of_its_own() -> None:
     network = SearchNetwork(C=2, layers=1)
     twin = copy.deepcopy(network)
     with torch.no_grad():
-        twin.alphas_normal += 1
+        twin.alphas["normal"] += 1
     assert not torch.equal(twin.alphas_normal, network.alphas_normal)
     assert twin.alphas_normal.requires_grad
 
