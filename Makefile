@@ -3,6 +3,7 @@
 # make search  an architecture search on real images, a minute or two on two cores
 # make test    lint, types and every test
 # make bench   benchmarks
+# make docs    the documentation site, in build/site
 # make sanitize  the operators' tests against an extension built with address and undefined-behaviour sanitizers
 # ARGS adds arguments to the program a target runs: make search ARGS="--epochs 5", make test ARGS="-k genotype"
 
@@ -15,7 +16,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 SANITIZED := build/sanitize
 CELLS_AND_EDGES = tests/mixed/test_mixed_op.py::test_fused_is_as_good_as_plain tests/mixed/test_fused.py::test_cell tests/ops/test_operators.py::test_project
 
-.PHONY: env dev search test bench sanitize
+.PHONY: env dev search test bench docs sanitize
 
 env: $(VENV)/extension-built
 
@@ -38,6 +39,10 @@ $(VENV)/dev-installed: $(VENV)/installed
 	FASTDARTS_BUILD=0 $(PY) -m pip install --no-build-isolation --editable '.[dev]'
 	@touch $@
 
+$(VENV)/docs-installed: $(VENV)/installed
+	FASTDARTS_BUILD=0 $(PY) -m pip install --no-build-isolation --editable '.[docs]'
+	@touch $@
+
 # find lists the folders too: their time changes when a file goes.
 $(VENV)/extension-built: $(VENV)/installed setup.py $(shell find csrc 2>/dev/null)
 	@test "$(FASTDARTS_BUILD)" = 0 || command -v $(firstword $(CXX)) >/dev/null || { \
@@ -56,6 +61,10 @@ test: dev
 
 bench: dev
 	$(PY) -m pytest benchmarks --benchmark-only $(ARGS)
+
+# mkdocstrings reads the sources: the extension need not be built.
+docs: $(VENV)/docs-installed
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict $(ARGS)
 
 # A second copy of the whole package, with its own build folder; -P keeps the checkout's fastdarts out of sys.path.
 # Leak detection is off because the interpreter itself never frees everything, and too large a block is the program's error
