@@ -3,6 +3,7 @@
 # make search  an architecture search on real images, a minute or two on two cores
 # make test    lint, types and every test
 # make bench   benchmarks
+# make docs    the documentation site, in build/site
 # make sanitize  the operators' tests and 10,000 random calls against an extension built with address and undefined-behaviour sanitizers
 # make fuzz    100,000 random calls of the operators against that extension; ARGS="--seed 1" makes others
 # make oldest  the kernels' tests, and all kernels compiled, with the oldest torch and Triton: over an hour on two cores
@@ -40,6 +41,10 @@ $(VENV)/dev-installed: $(VENV)/installed
 	FASTDARTS_BUILD=0 $(PY) -m pip install --no-build-isolation --editable '.[dev]'
 	@touch $@
 
+$(VENV)/docs-installed: $(VENV)/installed
+	FASTDARTS_BUILD=0 $(PY) -m pip install --no-build-isolation --editable '.[docs]'
+	@touch $@
+
 # find lists the folders too: their time changes when a file goes.
 $(VENV)/extension-built: $(VENV)/installed setup.py $(shell find csrc 2>/dev/null)
 	@test "$(FASTDARTS_BUILD)" = 0 || command -v $(firstword $(CXX)) >/dev/null || { \
@@ -58,6 +63,10 @@ test: dev
 
 bench: dev
 	$(PY) -m pytest benchmarks --benchmark-only $(ARGS)
+
+# mkdocstrings reads the sources: the extension need not be built.
+docs: $(VENV)/docs-installed
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict $(ARGS)
 
 # A second copy of the whole package, with its own build folder; -P keeps the checkout's fastdarts out of sys.path.
 # Leak detection is off because the interpreter itself never frees everything, and too large a block is the program's error

@@ -7,6 +7,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,6 +89,25 @@ def nan_in_uninitialised_memory() -> Iterator[None]:
         for owner, name, wrapper in ALLOCATORS:
             patch.setattr(owner, name, wrapper)
         yield
+
+
+@pytest.fixture
+def registrations_undone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Remove the ops, spaces and modules that plugins leave in this process."""
+    from fastdarts.config import plugins
+    from fastdarts.primitives.table import CANDIDATES
+    from fastdarts.spaces.registry import _FACTORIES
+
+    tables: list[dict[str, Any]] = [CANDIDATES, _FACTORIES]
+    before = [set(table) for table in tables]
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(plugins, "_loaded", [])
+    yield
+    for name in plugins._loaded:
+        sys.modules.pop(name, None)
+    for table, names in zip(tables, before, strict=True):
+        for name in set(table) - names:
+            del table[name]
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
