@@ -226,7 +226,7 @@ def product_backward(
             mask = mask_of(exists, o, C_OUT, BLOCK_O)
             g = incoming(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, p, o, mask, C_OUT, PITCH, G_PITCH, ACC)
             weight = pointwise_weight(pw_ptr, o, i, 0, True, C_IN, C_OUT, 1, T, DOT)
-            y = tl.dot(d, weight, input_precision="ieee", out_dtype=ACC)
+            y = tl.dot(d, weight, input_precision="ieee", out_dtype=ACC).to(T).to(ACC)
             dy = norm_backward(g, y, coefficients_ptr, stats_ptr, column(rows_ptr, row, NORM), o, mask, C_OUT)
         else:
             dy = stage_gradient(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, saved_ptr, coefficients_ptr, stats_ptr, p,

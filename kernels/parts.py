@@ -140,10 +140,13 @@ def pooled(x_ptr, q, h, w, exists, c, geometry, C: tl.constexpr, H: tl.constexpr
             _, v = pool_tap(x_ptr, q, h, w, tap, exists, c, C, H, W, PITCH, BLOCK_C, ACC, float("-inf"))
             y = larger(y, v)
     else:
-        for tap in range(9):
-            _, v = pool_tap(x_ptr, q, h, w, tap, exists, c, C, H, W, PITCH, BLOCK_C, ACC, 0.0)
-            y += v
-        y = y / window_size(h, w, H, W).to(ACC)[:, None]
+        for ky in range(3):  # in the order of strips.py: statistics are those of what a node normalises
+            line = tl.zeros((q.shape[0], BLOCK_C), ACC)
+            for kx in range(3):
+                _, v = pool_tap(x_ptr, q, h, w, 3 * ky + kx, exists, c, C, H, W, PITCH, BLOCK_C, ACC, 0.0)
+                line += v
+            y += line
+        y = y * (1.0 / window_size(h, w, H, W).to(ACC))[:, None]
     return tl.where(mask_of(exists, c, C, BLOCK_C), y, 0.0)
 
 

@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from criterion import assert_no_worse as assert_within
+from criterion import rounded_at_random
 from kernel_cases import BARE, EPS, Case, assert_no_worse, fused, make_case, plain
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -48,6 +50,20 @@ def test_an_edge_with_every_op(dtype: torch.dtype, stride: int) -> None:
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_cell(stride: int) -> None:
     check(make_case(SMALL, inputs=2, nodes=3, stride=stride), torch.float64)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-3])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_channels_that_are_constant_over_the_batch(dtype: torch.dtype, stride: int, spread: float) -> None:
+    """Or nearly so: there a batch norm multiplies what its statistics know of its input's rounding by up to 316."""
+    ops = ("skip_connect", "max_pool_3x3", "avg_pool_3x3", "nor_conv_1x1", "dil_conv_3x3")
+    case = make_case(ops, stride=stride, size=(2, 5, 4))
+    case.states = [0.7 + spread * torch.randn(state.shape) for state in case.states]
+    case = case.to(dtype)
+    rounded = replace(case, grad=rounded_at_random(case.grad.double(), torch.finfo(dtype).eps, torch.Generator()))
+    moved = [plain(rounded, torch.float64)]  # gradients that vanish are what its roundings leave of a sum
+    assert_within(fused(case), plain(case, dtype), plain(case, torch.float64), moved, torch.finfo(dtype).eps)
 
 
 def test_running_statistics() -> None:
@@ -199,11 +215,22 @@ def plain_projection(x: Tensor, params: list[Tensor], running: Tensor | None) ->
 @pytest.mark.parametrize(("stride", "C_in", "C"), [(1, 6, 4), (2, 3, 8), (1, 70, 66), (2, 20, 70)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 def test_project(dtype: torch.dtype, stride: int, C_in: int, C: int, training: bool) -> None:
+    check_projection(torch.randn(2, C_in, 5, 7).to(dtype), stride, C, training)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-3])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_project_of_channels_that_are_constant_over_the_batch(dtype: torch.dtype, stride: int, spread: float) -> None:
+    check_projection((0.7 + spread * torch.randn(2, 6, 6, 8)).to(dtype), stride, 4, True)
+
+
+def check_projection(x: Tensor, stride: int, C: int, training: bool) -> None:
+    dtype, C_in = x.dtype, x.shape[1]
     compute = torch.float64 if dtype == torch.float64 else torch.float32
-    x = torch.randn(2, C_in, 5, 7).to(dtype)
     params = [(torch.randn(C // stride, C_in, 1, 1) / C_in**0.5).to(compute) for _ in range(stride)]
     running = None if training else torch.stack([0.1 * torch.randn(1, C), 0.5 + torch.rand(1, C)], dim=1).to(compute)
-    size = [-(-n // stride) for n in (5, 7)]
+    size = [-(-n // stride) for n in x.shape[2:]]
     grad = torch.randn(2, C, *size).to(dtype)
 
     def plain_in(kind: torch.dtype) -> dict[str, Tensor]:
