@@ -229,23 +229,26 @@ class _Trial:
     ) -> str | None:
         """Say where the two differ, or None."""
         theirs, ours = unwatched_copy(module), unwatched_copy(module)
+        compared, failed = False, ""
         for number, (training, given) in enumerate(arguments.variants()):
             first = self._run(theirs.train(training), own, given, number)
             second = self._run(ours.train(training), other, given, number)
             if isinstance(first, Results) and not torch.equal(cast(Tensor, first.tensors[AFTERWARDS]), given[0]):
                 self.in_place = True
             if isinstance(first, str) and isinstance(second, str):
+                failed = first
                 continue  # the module refuses such weights itself
             if isinstance(second, str) and second.startswith(ChangedInPlaceError.__name__):
                 return IN_PLACE
             if isinstance(first, str) or isinstance(second, str):
                 return f"its forward fails if outputs of its ops are deferred: {second}"
+            compared = True
             difference = first_difference(second, first)
             if difference is not None and difference == AFTERWARDS:
                 return IN_PLACE
             if difference is not None:
                 return f"its forward is not a sum of its ops' outputs: with it another {difference}"
-        return None
+        return None if compared else f"its {own.__name__} fails on a copy of it: {failed}"
 
     def _run(self, copied: nn.Module, call: Callable[..., Any], given: tuple[Any, ...], seed: int) -> Results | str:
         with seeded():
