@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol, cast
@@ -29,7 +30,7 @@ class SearchableNetwork(Protocol):
     """What the bilevel step asks of a network: an `nn.Module` that offers its architecture parameters."""
 
     def arch_parameters(self) -> list[Tensor]:
-        """Leaf tensors that require gradients and are none of the network's weights."""
+        """Leaf tensors that require gradients; also parameters of the network, which are then none of its weights."""
         ...
 
 
@@ -37,8 +38,9 @@ class Architect:
     """Makes the alpha step: the architecture's gradient through one virtual step of the weights, then Adam.
 
     Works on any `nn.Module` with `arch_parameters()`. The weights are the module's parameters that require
-    gradients; they become views of one buffer (`FlatWeights`). If the network has a context manager
-    `frozen_statistics()`, the passes run inside it; otherwise its buffers are saved before and put back after.
+    gradients, without those that are alphas; they become views of one buffer (`FlatWeights`). If the network has a
+    context manager `frozen_statistics()`, the passes run inside it; otherwise its buffers are saved before and put
+    back after.
 
     Args:
         network: the search network, already on its device.
@@ -56,7 +58,7 @@ class Architect:
         optimizer: holds the alphas, in place of Adam with lr, betas and weight_decay.
 
     Raises:
-        ValueError: unknown `hvp`, `r` not positive, alphas that are missing, no leaves or among the weights.
+        ValueError: unknown `hvp`, `r` not positive, alphas that are missing or no leaves.
     """
 
     valid_loss: Tensor
@@ -94,7 +96,8 @@ class Architect:
         self.grad_clip = grad_clip
         self.alphas = list(cast(SearchableNetwork, network).arch_parameters())
         self._check_alphas()
-        self.flat = FlatWeights(p for p in network.parameters() if p.requires_grad)
+        alphas = set(map(id, self.alphas))
+        self.flat = FlatWeights(p for p in network.parameters() if p.requires_grad and id(p) not in alphas)
         # capturable: Adam's step counts stay on the GPU, so that a step can be captured as a CUDA graph.
         self.optimizer: Optimizer = optimizer or Adam(
             self.alphas, lr=lr, betas=betas, weight_decay=weight_decay, capturable=self.alphas[0].is_cuda
@@ -210,7 +213,6 @@ class Architect:
         return loss.detach(), list(gradients)
 
     def _check_alphas(self) -> None:
-        weights = {id(w) for w in self.network.parameters()}
         if not self.alphas:
             raise ValueError("network.arch_parameters() is empty; an Architect needs at least one alpha tensor")
         for index, alpha in enumerate(self.alphas):
@@ -218,8 +220,8 @@ class Architect:
                 raise ValueError(f"network.arch_parameters()[{index}] must be a leaf tensor that requires gradients")
             if alpha.dtype not in (torch.float32, torch.float64):
                 raise ValueError(f"network.arch_parameters()[{index}] must be float32 or float64; got {alpha.dtype}")
-            if id(alpha) in weights:
-                raise ValueError(f"network.arch_parameters()[{index}] is also one of network.parameters()")
+            if any(alpha is other for other in self.alphas[:index]):
+                raise ValueError(f"network.arch_parameters()[{index}] comes a second time")
 
     def _check_call(self, train: Batch, valid: Batch, xi: float | Tensor, w_optimizer: Optimizer, order: int) -> None:
         if order not in (1, 2):
@@ -237,15 +239,25 @@ class Architect:
         held = {id(p) for group in w_optimizer.param_groups for p in group["params"]}
         holders = (module._parameters for module in modules_of(self.network) if module._parameters)
         weights = self.flat.weights
-        if {id(p) for own in holders for p in own.values() if p is not None and p.requires_grad} != {
+        alphas = set(map(id, self.alphas))
+        if {id(p) for own in holders for p in own.values() if p is not None and p.requires_grad} - alphas != {
             id(w) for w in weights
         }:
             raise ValueError("the network's parameters are not those this Architect was made with; make a new one")
         if any(id(w) not in held for w in weights):
-            missing = [name for name, w in self.network.named_parameters() if w.requires_grad and id(w) not in held]
+            missing = [
+                name for name, w in self.network.named_parameters() if w.requires_grad and id(w) not in held | alphas
+            ]
             raise ValueError(
                 f"w_optimizer does not hold {len(missing)} of the network's weights (the first is {missing[0]!r}); "
                 "build it from network.parameters()"
+            )
+        if held & alphas:
+            warnings.warn(
+                "w_optimizer holds alphas, too, and moves them with the weights; build it from the parameters that are "
+                "not among network.arch_parameters(): SGD(architect.flat.weights, ...)",
+                UserWarning,
+                stacklevel=4,
             )
         device = weights[0].device
         for name, batch in (("train", train), ("valid", valid)):

@@ -213,6 +213,20 @@ def with_random_ops() -> nn.Module:
     return Sum([original.SepConv(C, 3, 1, 1), skip, Noise(), nn.Dropout(0.5), *candidates()[3:]])
 
 
+def with_biases(stride: int = 1) -> nn.Module:
+    module = Sum(candidates(stride=stride))
+    for part in list(module.modules()):
+        if isinstance(part, nn.Conv2d):
+            part.bias = nn.Parameter(torch.randn(part.out_channels))
+    return module
+
+
+def with_inplace_relu(index: int) -> nn.Module:
+    module = Sum()
+    module._ops[index].op[0] = nn.ReLU(inplace=True)
+    return module
+
+
 def with_deviant_op() -> nn.Module:
     return Sum([*candidates(stride=2)[:5], Deviant(C, C)])
 
@@ -238,6 +252,9 @@ STYLES: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "outputs twice": (UsesOutputsTwice, C),
     "random ops": (with_random_ops, C),
     "deviant op": (with_deviant_op, C),
+    "biases": (with_biases, C),
+    "biases, reduction": (lambda: with_biases(2), C),
+    "first op in place": (lambda: with_inplace_relu(0), C),
 }
 
 
@@ -549,10 +566,10 @@ def test_skip_zeros_where_the_own_forward_runs() -> None:
 # Reasons
 
 
-class InPlace(Sum):
-    def __init__(self) -> None:
-        super().__init__()
-        self._ops[0].op[0] = nn.ReLU(inplace=True)
+def inplace_last() -> nn.Module:
+    module = Sum([original.SepConv(C, 3, 1, 1), original.Identity(), original.SepConv(C, 3, 1, 1)])
+    module._ops[2].op[0] = nn.ReLU(inplace=True)
+    return module
 
 
 class OneByOne(Sum):
@@ -565,7 +582,7 @@ class OneByOne(Sum):
 @pytest.mark.parametrize(
     ("module", "reason"),
     [
-        (InPlace(), "an op changes its input in place"),
+        (inplace_last(), "an op changes its input in place"),
         (OneByOne(), "one by one"),
     ],
 )
@@ -575,6 +592,36 @@ def test_left_with_a_reason(module: nn.Module, reason: str) -> None:
     assert list(report.left) == ["0"], str(report)
     assert re.search(reason, report.left["0"]), report.left["0"]
     assert type(module) is kind
+
+
+def affine(norm: type[nn.Module] = nn.BatchNorm2d) -> nn.Module:
+    module = Sum(candidates()[:5])
+    for part in list(module.modules()):
+        for name, child in part._modules.items():
+            if isinstance(child, nn.BatchNorm2d):
+                part._modules[name] = nn.GroupNorm(1, C) if norm is nn.GroupNorm else norm(C)
+    return module
+
+
+def test_what_came_nearest() -> None:
+    """Where nothing is replaced, the report says what was looked for and what sets the ops apart."""
+    report = fastdarts.patch(
+        nn.ModuleList([affine(), affine(nn.GroupNorm), Sum([nn.AvgPool2d(3, 1, 1), nn.Identity()])])
+    )
+    assert report == fastdarts.PatchReport()
+    lines = str(report).splitlines()
+    assert lines[0] == "0 mixed operations replaced, 0 left"
+    assert lines[1].startswith("looked for modules whose forward adds up the weighted outputs of candidate operations")
+    assert "sep_conv_3x3 but for the batch norms' scales and shifts (affine=False has kernels)" in report.nearest["0"]
+    assert "_ops.4: dil_conv_3x3 but for GroupNorm in place of BatchNorm2d" in report.nearest["1"]
+    assert "avg_pool_3x3 without the batch norm that follows it" in report.nearest["2"]
+    assert lines[2].startswith("nearest: 0: ")
+
+
+def test_affine_ops_run_beside_fused_ones() -> None:
+    edge = Sum([*affine()._ops[:2], *candidates()[2:]])
+    report = assert_trains_alike(edge)
+    assert report.replaced["edge"] == ("-", "-", "skip_connect", "none", "dil_conv_3x3", "sep_conv_5x5")
 
 
 def test_a_relu_in_place_inside_an_op_does_no_harm() -> None:

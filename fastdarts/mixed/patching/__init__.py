@@ -7,6 +7,7 @@ subclass of its class. Only its forward differs: kernels compute the weighted su
 from torch import nn
 
 from fastdarts.mixed.mixed_op import MixedOp
+from fastdarts.mixed.patching.nearest import differences
 from fastdarts.mixed.patching.patched import Layout, Patched, patch_module, unpatch_module
 from fastdarts.mixed.patching.recognition import CONTAINERS, OWN, Op, leaves, paths_of, recognise
 from fastdarts.mixed.patching.report import Calls, PatchReport
@@ -44,8 +45,11 @@ def patch(model: nn.Module, skip_zeros: bool = False, keep_layout: bool | None =
     for name, module in list(model.named_modules()):
         if isinstance(module, MixedOp | Patched | CONTAINERS) or module in inside or _chains(module):
             continue
-        ops = _candidates(module)
-        if ops is None:
+        children = dict(paths_of(module))
+        ops = _recognised(children)
+        if not _is_mixed(ops):
+            if len(children) > 1 and (apart := differences(children, ops)) is not None:
+                report.nearest[name] = apart
             continue
         found = verdict(module, ops)
         if found.reason is not None:
@@ -75,21 +79,23 @@ def unpatch(model: nn.Module) -> list[str]:
     return names
 
 
-def _candidates(module: nn.Module) -> dict[str, Op] | None:
-    """Return the candidate ops of a module by their paths, or None where it holds none that a kernel computes.
+def _recognised(children: dict[str, nn.Module]) -> dict[str, Op]:
+    if len(children) < 2:
+        return {}
+    norms = (leaf for op in children.values() for leaf in leaves(op) if isinstance(leaf, nn.BatchNorm2d))
+    C = next((norm.num_features for norm in norms), 0)
+    return {path: recognise(op, C) for path, op in children.items()}
+
+
+def _is_mixed(ops: dict[str, Op]) -> bool:
+    """True if some of a module's children are ops that kernels compute.
 
     Modules that are held by name may be anything; two of them at least must be ops.
     """
-    children = dict(paths_of(module))
-    if len(children) < 2:
-        return None
-    norms = (leaf for op in children.values() for leaf in leaves(op) if isinstance(leaf, nn.BatchNorm2d))
-    C = next((norm.num_features for norm in norms), 0)
-    ops = {path: recognise(op, C) for path, op in children.items()}
     known = {path: op for path, op in ops.items() if op.primitive != OWN}
     if all(op.primitive == "none" or (op.primitive, op.stride) == ("skip_connect", 1) for op in known.values()):
-        return None
-    return ops if len(known) > 1 or any("." in path for path in known) else None
+        return False
+    return len(known) > 1 or any("." in path for path in known)
 
 
 def _chains(module: nn.Module) -> bool:

@@ -13,18 +13,11 @@ from torch import Tensor, nn
 
 from fastdarts.mixed import fused
 from fastdarts.mixed.mixed_op import op_weights_row
+from fastdarts.mixed.patching.kernels import by_kernels, kernel_refusal, read
+from fastdarts.mixed.patching.proxies import proxies
 from fastdarts.mixed.patching.recognition import OWN, Op, own_state, paths_of, recognise, state_of
 from fastdarts.mixed.patching.report import Calls
-from fastdarts.mixed.patching.sums import (
-    ChangedInPlaceError,
-    Session,
-    by_kernels,
-    evaluated,
-    kernel_refusal,
-    laid_out_as,
-    proxies,
-    read,
-)
+from fastdarts.mixed.patching.sums import ChangedInPlaceError, Session, evaluated, laid_out_as
 
 PATIENCE = 3
 """Calls in a row that a patched module may run by its own modules before a warning says so."""
@@ -49,7 +42,7 @@ class Direct(NamedTuple):
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
         """Return x and weights, or None where a call gives more than that."""
         if len(args) == 2 and not kwargs:
-            return args  # type: ignore[return-value]
+            return args[0], args[1]
         given = dict(zip(self.names, args, strict=False)) | kwargs
         more = given.keys() - self.names[:2]
         if len(given) < len(args) + len(kwargs) or not set(self.names[:2]) <= given.keys():
@@ -249,10 +242,9 @@ def _direct(module: nn.Module, layout: Layout, x: Any, weights: Any) -> Tensor |
         return None
     ops = [_as_it_is(module, part, layout.ops[path]) for path, part in children.items()]
     edge = read(list(children.values()), ops)
-    if not edge.fused or fused.refusal([edge], x) is not None:
+    if not edge.read.fused or fused.refusal([edge.read], x) is not None:
         return None
-    row = op_weights_row(weights, x)
-    out = fused.mixed_nodes([edge], [(0, 1)], [x], row, skip_zeros=layout.skip_zeros)
+    out = edge.mixed(x, op_weights_row(weights, x), layout.skip_zeros)
     return laid_out_as(x, out) if layout.keep_layout else out
 
 

@@ -5,7 +5,7 @@ import inspect
 import types
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,9 @@ from fastdarts.mixed.patching.recognition import (
 from fastdarts.mixed.patching.sums import Call, ChangedInPlaceError, Session, Weight
 
 IN_PLACE = "an op changes its input in place, on which the others depend"
+
+AFTERWARDS = "argument 0 afterwards"
+"""The name of what a call leaves of x."""
 
 SIZE = 6
 """Height and width of the images."""
@@ -88,7 +91,7 @@ def _verdict(module: nn.Module, ops: dict[str, Op]) -> Verdict:
                 continue
             if name == "forward" and arguments.weights and not arguments.more and _may_be_direct(module, own, ops):
                 trial = _Trial()
-                if trial.difference(module, own, partial(_weighted_sum, ops), arguments) is None:
+                if trial.difference(module, own, partial(_weighted_sum, ops), arguments) is None and not trial.in_place:
                     return Verdict(_direct(module, own), random=trial.random)
             trial = _Trial()
             difference = _deferred_difference(trial, module, own, arguments, ops)
@@ -218,27 +221,34 @@ class _Trial:
 
     random = False
     """True if the forward drew random numbers."""
+    in_place = False
+    """True if the forward changed its arguments."""
 
     def difference(
         self, module: nn.Module, own: Callable[..., Any], other: Callable[..., Any], arguments: _Arguments
     ) -> str | None:
         """Say where the two differ, or None."""
         theirs, ours = unwatched_copy(module), unwatched_copy(module)
+        compared, failed = False, ""
         for number, (training, given) in enumerate(arguments.variants()):
             first = self._run(theirs.train(training), own, given, number)
             second = self._run(ours.train(training), other, given, number)
+            if isinstance(first, Results) and not torch.equal(cast(Tensor, first.tensors[AFTERWARDS]), given[0]):
+                self.in_place = True
             if isinstance(first, str) and isinstance(second, str):
+                failed = first
                 continue  # the module refuses such weights itself
             if isinstance(second, str) and second.startswith(ChangedInPlaceError.__name__):
                 return IN_PLACE
             if isinstance(first, str) or isinstance(second, str):
                 return f"its forward fails if outputs of its ops are deferred: {second}"
+            compared = True
             difference = first_difference(second, first)
-            if difference is not None and difference.endswith("afterwards"):
+            if difference is not None and difference == AFTERWARDS:
                 return IN_PLACE
             if difference is not None:
                 return f"its forward is not a sum of its ops' outputs: with it another {difference}"
-        return None
+        return None if compared else f"its {own.__name__} fails on a copy of it: {failed}"
 
     def _run(self, copied: nn.Module, call: Callable[..., Any], given: tuple[Any, ...], seed: int) -> Results | str:
         with seeded():
