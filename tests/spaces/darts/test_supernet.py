@@ -229,7 +229,7 @@ def test_alphas_are_saved_and_loaded_beside_the_weights() -> None:
     assert ours.alphas_normal is leaf
     for ours_alpha, other_alpha in zip(ours.arch_parameters(), other.arch_parameters(), strict=True):
         assert torch.equal(ours_alpha, other_alpha)
-    with pytest.raises(ValueError, match="alpha_state must have .*betas"):
+    with pytest.raises(ValueError, match=r"alpha_state must have .*betas"):
         ours.load_alpha_state({"alphas_normal": state["alphas_normal"]})
 
 
