@@ -19,6 +19,8 @@ def run_cli(
 ) -> int:
     """Parse, run and return the exit code: 2, with one line on stderr and no traceback, for a user's mistake; 128 + the
     signal's number for an interruption."""
+    if hasattr(sys.stdout, "reconfigure"):  # names of files need not be UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return run(parse_cli(config_type, argv, prog=prog, description=description))
     except Interrupted as interruption:
