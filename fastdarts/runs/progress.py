@@ -122,7 +122,16 @@ class TensorBoard:
         with importing("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
-        self.writer = SummaryWriter(str(folder), purge_step=first_epoch)
+        self._descriptor: int | None = None
+        self.writer = SummaryWriter(self._name(folder), purge_step=first_epoch)
+
+    def _name(self, folder: Path) -> str:
+        """The folder's path; one that is not UTF-8, which TensorBoard cannot take, by the number of its open file."""
+        if os.fsencode(folder).decode(errors="ignore") == str(folder) or not os.path.isdir("/proc/self/fd"):
+            return str(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._descriptor = os.open(folder, os.O_RDONLY)
+        return f"/proc/self/fd/{self._descriptor}"
 
     def write(self, epoch: int, scalars: Mapping[str, float], alphas: Mapping[str, Tensor]) -> None:
         for name, value in scalars.items():
@@ -133,6 +142,9 @@ class TensorBoard:
 
     def close(self) -> None:
         self.writer.close()
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
 
 def duration(seconds: float) -> str:

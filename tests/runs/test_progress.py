@@ -3,7 +3,10 @@
 import io
 import json
 import math
+import os
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -97,3 +100,24 @@ def test_tensorboard_has_scalars_and_histograms_and_forgets_what_is_done_again(t
     events = EventAccumulator(str(tmp_path), size_guidance={"histograms": 0}).Reload()
     assert [(event.step, event.value) for event in events.Scalars("train_loss")] == [(0, 1.0), (1, 2.0), (2, 2.0)]
     assert [event.step for event in events.Histograms("alphas_normal")] == [0, 1, 2]
+
+
+def test_tensorboard_in_a_folder_whose_name_is_not_utf8(tmp_path):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9/board"))
+    try:
+        folder.mkdir(parents=True)
+    except OSError:
+        pytest.skip("this file system has no such names")
+    board = TensorBoard(folder)
+    board.write(0, {"loss": 1.0}, {})
+    board.close()
+    assert len(os.listdir(folder)) == 1
+
+
+def test_a_deleted_metrics_file_is_written_anew(tmp_path):
+    known = [{"epoch": 0}]
+    metrics = MetricsFile(tmp_path / "run" / "metrics.jsonl", known)
+    shutil.rmtree(tmp_path / "run")
+    known.append({"epoch": 1, "loss": float("nan")})
+    metrics.write(known[-1])
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == '{"epoch": 0}\n{"epoch": 1, "loss": null}\n'
