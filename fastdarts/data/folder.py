@@ -117,7 +117,7 @@ def load_folder(
     labels = torch.tensor([classes.index(name) for name, paths in members.items() for _ in paths])
     images, grey_range = _decode(files, image_size, grey_range)
     aside = f" ({test_portion:.0%} of each class, drawn with a fixed seed, are the test part)" if divided else ""
-    line = f"{folder}: {len(files):,} files in {len(found)} classes{aside}{passed.words()}"
+    line = f"{walk.printable(str(folder))}: {len(files):,} files in {len(found)} classes{aside}{passed.words()}"
     return FolderImages(images, labels, classes, grey_range, line)
 
 

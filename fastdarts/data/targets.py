@@ -100,7 +100,7 @@ def _paired(targets: Tensor, loss: Loss) -> Tensor:
 def _pairs_up(loss: Loss, targets: Tensor) -> bool:
     """True if the loss depends on which target belongs to which output."""
     generator = torch.Generator().manual_seed(0)
-    outputs = torch.rand(len(targets), 1, generator=generator)
+    outputs = torch.rand(len(targets), 1, generator=generator).to(targets.device)
     try:
         with warnings.catch_warnings(action="ignore"), torch.no_grad():
             first, second = (float(loss(outputs, part)) for part in (targets, targets.roll(1, 0)))

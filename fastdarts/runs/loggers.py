@@ -1,5 +1,6 @@
 """Loggers take the numbers of each epoch. TensorBoard is one of them; docs/loggers.md shows others."""
 
+import os
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,7 +34,16 @@ class TensorBoard:
             raise ImportError("TensorBoard is not installed; run: pip install 'fastdarts[tensorboard]'")
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
-        self.writer = SummaryWriter(str(folder), purge_step=first_epoch)
+        self._descriptor: int | None = None
+        self.writer = SummaryWriter(self._name(folder), purge_step=first_epoch)
+
+    def _name(self, folder: Path) -> str:
+        """Return the folder's path; TensorBoard takes no names but UTF-8, so others go by an open file's number."""
+        if os.fsencode(folder).decode(errors="ignore") == str(folder) or not os.path.isdir("/proc/self/fd"):
+            return str(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._descriptor = os.open(folder, os.O_RDONLY)
+        return f"/proc/self/fd/{self._descriptor}"
 
     @staticmethod
     def installed() -> bool:
@@ -52,3 +62,6 @@ class TensorBoard:
 
     def close(self) -> None:
         self.writer.close()
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
