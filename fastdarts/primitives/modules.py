@@ -51,7 +51,7 @@ class DilConv(nn.Module):
 
 
 class SepConv(nn.Module):
-    """Apply relu, depthwise convolution, pointwise convolution and batch norm, twice; only the first pass is strided."""
+    """Apply relu, depthwise convolution, pointwise convolution and batch norm, twice; the first pass is strided."""
 
     def __init__(self, C: int, kernel_size: int, stride: int, padding: int, affine: bool = True) -> None:
         super().__init__()
