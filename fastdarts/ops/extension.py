@@ -1,4 +1,4 @@
-"""fastdarts._C, where this installation has it: importing it registers the operators' kernels."""
+"""Import fastdarts._C, if this installation has it, which registers the operators' compiled kernels."""
 
 import importlib
 import importlib.util
@@ -8,7 +8,7 @@ NOT_BUILT = "fastdarts._C is not built in this installation"
 
 
 def load() -> str | None:
-    """Imports fastdarts._C. Returns None, or why there are no CPU kernels; warns if it is there but broken."""
+    """Import fastdarts._C. Return None, or the reason why there are no CPU kernels; warn if it exists but is broken."""
     if importlib.util.find_spec("fastdarts._C") is None:
         return NOT_BUILT
     try:
@@ -24,4 +24,4 @@ def load() -> str | None:
 
 
 UNAVAILABLE = load()
-"""Why there are no CPU kernels, or None."""
+"""The reason why there are no CPU kernels, or None."""

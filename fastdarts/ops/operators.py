@@ -1,7 +1,10 @@
-"""The operators: schema, fakes and autograd. CPU kernels stand in csrc/mixed_sum.cpp, GPU kernels in kernels/.
+"""Define the operators: schemas, fake implementations and autograd.
 
-`fastdarts::mixed_sum` computes every node of a plan; a plan (`fastdarts.ops.plan`) is a whole cell, one node of it, or
-the one edge of a `MixedOp`. Op weights are given numbers, whatever relaxation made them.
+The CPU kernels are in csrc/mixed_sum.cpp and csrc/project.cpp, the GPU kernels in kernels/.
+
+`fastdarts::mixed_sum` computes every node of a plan (`fastdarts.ops.plan`): a whole cell, one node of it, or the single
+edge of a `MixedOp`. Op weights are inputs; the operators do not depend on the relaxation that computed them.
+`fastdarts::project` preprocesses a cell's input.
 """
 
 import importlib
@@ -36,16 +39,16 @@ _library.define(
 )
 
 CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
-"""What the CPU kernels store; bfloat16 is computed in float32."""
+"""Dtypes of the tensors that the CPU kernels take; bfloat16 is computed in float32."""
 
 GPU_DTYPES = (*CPU_DTYPES, torch.float16)
-"""What the GPU kernels (`fastdarts.kernels`) store; 16-bit types are computed in float32."""
+"""Dtypes of the tensors that the GPU kernels (`fastdarts.kernels`) take; 16-bit types are computed in float32."""
 
 _TRITON = importlib.util.find_spec("triton") is not None
 
 
 def _in_module(module: str, name: str) -> Any:
-    """The operator's GPU implementation; Triton is imported when it is first used."""
+    """Return the GPU implementation `name` of `module`; Triton is imported at the first call."""
     return lambda *args: getattr(importlib.import_module(f"fastdarts.kernels.{module}"), name)(*args)
 
 
@@ -56,7 +59,7 @@ if _TRITON:
 
 
 def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why no kernel can serve tensors like these, or None."""
+    """Return the reason why no kernel takes tensors of this device and dtype, or None if one does."""
     if device.type == "cpu":
         if extension.UNAVAILABLE is not None:
             return extension.UNAVAILABLE
@@ -80,18 +83,23 @@ def mixed_sum(
     plan: MixedPlan,
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor]:
-    """All nodes of a plan: s_j = sum over edges (i, j) and ops o of weights[edge, o] * op_o(s_i) (DARTS, equation 2).
+    """Compute all nodes of a plan: s_j = sum over edges (i, j) and ops o of weights[edge, o] * op_o(s_i).
+
+    Source: Liu et al., DARTS, equation 2.
 
     Args:
-        states: the plan's inputs, [N, C, H, W] each, any layout; float32, float64, bfloat16.
-        weights: [edges, ops]; with partial channels (`plan.K`) [edges, ops + 1].
-        params: the convolutions' weights in plan order, each op's as its reference module registers them.
+        states: the plan's inputs, [N, C, H, W] each, in any layout; float32, float64, bfloat16, on a GPU also float16.
+        weights: op weights [edges, ops]; with partial channels (`plan.K` > 1) [edges, ops + 1].
+        params: convolution weights in plan order, those of an op in the order its reference module registers them.
         running: None to normalise by the batch, or the running statistics [norms, 2 (mean, variance), C / plan.K].
-        plan: which ops run on which edge.
-        eps: of the batch norms.
+        plan: the edges, and the ops that run on each.
+        eps: eps of the batch norms.
     Returns:
         The nodes, [N, nodes * C, H', W'] channels-last in the states' dtype, and the statistics [norms, 2, C / plan.K]
-        used: means and biased variances.
+        that were used: means and biased variances.
+    Raises:
+        TypeError: dtypes or devices differ, or have no kernel.
+        ValueError: wrong shapes.
     """
     _check(states, params, running, weights)
     if torch.compiler.is_compiling():
@@ -102,16 +110,20 @@ def mixed_sum(
 
 
 def project(x: Tensor, params: list[Tensor], running: Tensor | None, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
-    """A cell's preprocessing: relu, pointwise convolution, batch norm without affine parameters.
+    """Preprocess a cell's input: relu, pointwise convolution, batch norm without affine parameters.
 
     Args:
-        x: [N, C_in, H, W], any layout; float32, float64 or bfloat16.
+        x: [N, C_in, H, W], in any layout; float32, float64, bfloat16, on a GPU also float16.
         params: one weight [C, C_in, 1, 1]; or the two [C / 2, C_in, 1, 1] of a factorised reduction, which halves
             H and W (rounded up; see `fastdarts.primitives.modules.FactorizedReduce`).
         running: None to normalise by the batch, or the running statistics [1, 2 (mean, variance), C].
-        eps: of the batch norm.
+        eps: eps of the batch norm.
     Returns:
-        [N, C, H', W'] channels-last in x's dtype, and the statistics [1, 2, C] used: mean and biased variance.
+        [N, C, H', W'] channels-last in x's dtype, and the statistics [1, 2, C] that were used: mean and biased
+        variance.
+    Raises:
+        TypeError: dtypes or devices differ, or have no kernel.
+        ValueError: wrong shapes.
     """
     _check([x], params, running)
     if torch.compiler.is_compiling():
@@ -122,7 +134,7 @@ def project(x: Tensor, params: list[Tensor], running: Tensor | None, eps: float 
 
 
 def _check(states: list[Tensor], params: list[Tensor], running: Tensor | None, weights: Tensor | None = None) -> None:
-    """TypeError unless a kernel takes the states and all else fits them; most shapes are the operators' to check."""
+    """Validate dtypes, devices and the shape of `running`; the operators check all other shapes."""
     (dtype, device), *others = {(state.dtype, state.device): None for state in states}
     if others:
         raise TypeError(f"states must share dtype and device; got {_on(dtype, device)} and {_on(*others[0])}")
@@ -149,17 +161,20 @@ def _compute_dtype(storage: torch.dtype) -> torch.dtype:
 
 
 def _line(storage: torch.dtype) -> int:
-    """Numbers in a cache line of the type computed in."""
+    """Return the number of elements of the compute dtype in a cache line."""
     return 64 // _compute_dtype(storage).itemsize
 
 
 def _padded_channels(storage: torch.dtype, C: int) -> int:
-    """Channels of a saved tensor: whole cache lines."""
+    """Return the channels of a saved tensor: C rounded up to whole cache lines."""
     return -(-C // _line(storage)) * _line(storage)
 
 
 def _images_in_line(x: Tensor, C: int) -> int:
-    """Images that share a cache line's padded channels: on CPUs as many as fit and divide N (csrc/fold.h)."""
+    """Return the number of images that share a cache line of padded channels.
+
+    On CPUs it is the largest divisor of N that fits (csrc/fold.h), elsewhere 1.
+    """
     N = x.shape[0]
     most = max(_line(x.dtype) // C, 1) if x.device.type == "cpu" else 1
     return max(images for images in range(1, most + 1) if N % images == 0)
@@ -170,7 +185,7 @@ def _empty_image(x: Tensor, C: int, H: int, W: int) -> Tensor:
 
 
 def _saved_tensors(plan: MixedPlan) -> int:
-    """Batch-norm inputs kept for the backward: one a batch norm, but a state's pools only once."""
+    """Count the batch-norm inputs saved for the backward: one per batch norm, but equal pools of a state share one."""
     pools = {(edge.source, edge.stride, c.kind) for edge in plan.edges for _, c in edge.ops if c.is_pool}
     return len(pools) + sum(norm_count(c, edge.stride) for edge in plan.edges for _, c in edge.ops if not c.is_pool)
 
@@ -359,7 +374,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     out, saved, stats = output
     ctx.mark_non_differentiable(saved, stats)
     ctx.set_materialize_grads(False)
-    # Without edges from nodes the backward asks the output its shape alone: nothing but that stays alive.
+    # If no edge starts at a node, the backward needs only the output's shape; do not keep its memory alive.
     nodes = out if _reads_nodes(tuple(plan)) else out.new_empty(()).expand(out.shape)
     ctx.save_for_backward(weights, nodes, saved, stats, *states, *params)
     ctx.inputs, ctx.plan, ctx.eps, ctx.training = len(states), plan, eps, running is None
@@ -373,12 +388,12 @@ def _backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Any, ...]:
 def _gradients(
     ctx: Any, grad_out: Tensor | None, need_states: Sequence[bool], need_weights: bool, need_params: Sequence[bool]
 ) -> tuple[list[Tensor | None], Tensor | None, list[Tensor | None]]:
-    """Of states, weights and params."""
+    """Return the gradients of states, op weights and params, None for those that are not needed."""
     weights, out, saved, stats, *rest = ctx.saved_tensors
     states, params = rest[: ctx.inputs], rest[ctx.inputs :]
     if grad_out is None:
         return [None] * len(states), None, [None] * len(params)
-    if torch.is_grad_enabled():  # somebody wants derivatives of the gradients
+    if torch.is_grad_enabled():  # create_graph=True: the gradients must be differentiable
         d_weights, d_states, d_params = _differentiable_backward(ctx, grad_out, states, weights, params, stats)
     else:
         d_weights, d_states, d_params = torch.ops.fastdarts.mixed_sum_backward(
@@ -405,8 +420,8 @@ def _gradients(
 def _differentiable_backward(
     ctx: Any, grad_out: Tensor, states: list[Tensor], weights: Tensor, params: list[Tensor], stats: Tensor
 ) -> tuple[Any, list[Any], list[Any]]:
-    """The gradients as a function torch can differentiate again: through the plain formulas."""
-    compute = stats.dtype  # as the kernels: storage may be narrower than arithmetic
+    """Compute the gradients of op weights, states and params differentiably, through plain torch functions."""
+    compute = stats.dtype  # compute as the kernels do, in a dtype that may be wider than that of the states
     weights, *rest = inputs = _aliases([weights, *states, *params])
     out = functional.mixed_sum(
         [x.to(compute) for x in rest[: len(states)]],
@@ -421,13 +436,16 @@ def _differentiable_backward(
 
 
 def _aliases(inputs: list[Tensor]) -> list[Tensor]:
-    """Stand-ins for an operator's inputs: a state may itself depend on the same weights, by paths of its own."""
+    """Return aliases of an operator's inputs to differentiate by.
+
+    A state may depend on the same weights through other paths, which must not enter the operator's gradient.
+    """
     return [t.view_as(t) if t.requires_grad else t for t in inputs]
 
 
 def _grads(out: Tensor, inputs: list[Tensor], grad_out: Tensor) -> list[Tensor | None]:
-    """d out / d inputs, differentiable; None for inputs that need no gradient."""
-    if not out.requires_grad:  # no op that runs reaches any of them
+    """Return grad_out * d out / d inputs, differentiable; None for inputs that need no gradient."""
+    if not out.requires_grad:  # out depends on none of the inputs that require gradients
         return [torch.zeros_like(t) if t.requires_grad else None for t in inputs]
     wanted = [t for t in inputs if t.requires_grad]
     found = iter(torch.autograd.grad(out, wanted, grad_out.to(out.dtype), create_graph=True, materialize_grads=True))
@@ -438,8 +456,10 @@ torch.library.register_autograd("fastdarts::mixed_sum", _backward, setup_context
 
 
 class _MixedSum(torch.autograd.Function):
-    """The operator with the same formula, for eager calls: what `register_autograd` makes walks lists as trees, which
-    takes milliseconds for the weights of a network."""
+    """Differentiate `mixed_sum` in eager calls.
+
+    The autograd of `register_autograd` flattens lists as pytrees, which takes milliseconds for a network's weights.
+    """
 
     @staticmethod
     def forward(ctx: Any, weights: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -473,7 +493,7 @@ def _project_backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Any, 
 def _project_gradients(
     ctx: Any, grad_out: Tensor | None, need_x: bool, need_params: Sequence[bool]
 ) -> tuple[Tensor | None, list[Tensor | None]]:
-    """Of x and params."""
+    """Return the gradients of x and params, None for those that are not needed."""
     saved, stats, x, *params = ctx.saved_tensors
     if grad_out is None:
         return None, [None] * len(params)
@@ -497,7 +517,7 @@ torch.library.register_autograd("fastdarts::project", _project_backward, setup_c
 
 
 class _Project(torch.autograd.Function):
-    """See `_MixedSum`."""
+    """Differentiate `project` in eager calls; see `_MixedSum`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,22 +1,25 @@
-"""Plans: which ops run on which edge, as the static description the operators take."""
+"""Describe to the operators which ops run on which edge, as a static plan."""
 
 import math
 from dataclasses import dataclass, field
 
 from fastdarts.primitives.table import CANDIDATES, Candidate, candidate
 
-# The numbers csrc/plan.h knows the kinds by. `none` adds nothing; a kind that is not here has no kernel.
+# Codes of the kinds in csrc/plan.h. A kind that is missing here has no kernel, except `none`, which needs none.
 KIND_CODES = {"max_pool": 1, "avg_pool": 2, "skip": 3, "sep_conv": 4, "dil_conv": 5, "pointwise": 6}
 
 
 def has_kernel(c: Candidate) -> bool:
-    """Whether a kernel computes the candidate (or it needs none)."""
+    """Return True if a kernel computes candidate `c`, or if it needs none."""
     return c.kind in KIND_CODES or c.kind == "none"
 
 
 @dataclass(frozen=True)
 class PlannedEdge:
-    """An edge from state `source` to state `node` (inputs first, then nodes) and its (column of op weights, op)s."""
+    """Describe an edge from state `source` to state `node`; `ops` holds (column of the op weights, op) pairs.
+
+    States are numbered inputs first, then nodes.
+    """
 
     source: int
     node: int
@@ -26,10 +29,10 @@ class PlannedEdge:
 
 @dataclass(frozen=True)
 class MixedPlan:
-    """`inputs` given states, then `nodes` computed ones: sums of edges' ops. Edge e reads row e of the weights.
+    """Describe `nodes` nodes computed from `inputs` input states by mixed edges; edge e reads row e of the op weights.
 
-    With K > 1 channels are partial, as in PC-DARTS: an edge's ops see the first 1/K of its source's, the others pass
-    them by, weighted with the last column of the weights, and the sums of both are shuffled into a node; see
+    With K > 1 channels are partial, as in PC-DARTS: an edge's ops read the first 1/K of its source's channels; the
+    others bypass them, weighted by the last column of the op weights. A node shuffles the sums of both; see
     `fastdarts.ops.functional.shuffled`.
     """
 
@@ -39,7 +42,7 @@ class MixedPlan:
     K: int = 1
 
     encoded: list[int] = field(init=False, compare=False, repr=False)
-    """The plan as csrc/plan.h reads it."""
+    """The plan as integers, in the format that csrc/plan.h reads."""
 
     def __post_init__(self) -> None:
         code = [self.inputs, self.nodes, self.K, len(self.edges)]
@@ -106,7 +109,7 @@ _BY_GEOMETRY = {_geometry(c): c for c in CANDIDATES.values() if c.kind in KIND_C
 
 
 def param_count(c: Candidate, stride: int) -> int:
-    """Count the convolution weights of an op; the operators take them in the order of the op's stages."""
+    """Count the convolution weights of an op at `stride`; the operators take them in the order of the op's stages."""
     return sum(stage.weights for stage in c.stages_at(stride))
 
 
@@ -117,12 +120,12 @@ def param_size(c: Candidate, i: int, C: int) -> int:
 
 
 def norm_count(c: Candidate, stride: int) -> int:
-    """Count the batch norms of an op."""
+    """Count the batch norms of an op at `stride`."""
     return sum(stage.kind == "norm" for stage in c.stages_at(stride))
 
 
 def edge_ops(primitives: tuple[str, ...], columns: tuple[int, ...] | None = None) -> tuple[tuple[int, Candidate], ...]:
-    """The ops of an edge that have a kernel, of all columns or of those given."""
+    """Return the (column, op) pairs of an edge's ops that have a kernel, among all columns or those given."""
     chosen = range(len(primitives)) if columns is None else columns
     ops = [(column, candidate(primitives[column])) for column in chosen]
     return tuple((column, c) for column, c in ops if c.kind in KIND_CODES)

@@ -1,4 +1,4 @@
-"""What a comparison of methods writes: results.json, accuracy.png and report.html, one self-contained page."""
+"""Write the results of a comparison of methods: results.json, accuracy.png and report.html, a self-contained page."""
 
 import base64
 import io
@@ -27,7 +27,10 @@ _DOT, _BAR = "#2f6fdf", "#a9c3ef"
 
 
 def write_comparison(out: Path, runs: Sequence[Record], failures: dict[str, str]) -> None:
-    """Write the three files into the comparison's folder, which has its config.json."""
+    """Write results.json, accuracy.png and report.html into the comparison's folder `out`, which holds its config.json.
+
+    `failures` maps the names of failed runs to their errors.
+    """
     config = read_object(out / "config.json")
     methods = summaries(runs)
     everything: Record = {
@@ -104,7 +107,7 @@ def _run_row(run: Record, tables: Sequence[str]) -> list[str]:
 
 
 def _skips(run: Record) -> str:
-    """Return a run's skip connections, of each group that reports them."""
+    """Return a run's numbers of skip connections as text, one for each group that reports them."""
     return " + ".join(f"{count:.0f}" for name, count in run["numbers"].items() if name.startswith("skips_")) or "–"
 
 
@@ -122,7 +125,7 @@ def _genotype(out: Path, run: Record) -> Path:
 
 
 def _command(config: Record, genotype: Path) -> list[str]:
-    """How the best cell of a method is trained in full."""
+    """Return the command line, as a list of words, that fully trains the architecture in the file `genotype`."""
     size = config["image_size"]
     where = [] if config["dataset"] == "digits" else ["--data", config["data"]]
     sized = ["--image-size", "x".join(map(str, size))] if size else []
@@ -133,7 +136,10 @@ def _command(config: Record, genotype: Path) -> list[str]:
 
 
 def accuracy_png(methods: Sequence[Record], runs: Sequence[Record]) -> bytes:
-    """Accuracy against search time as a PNG file's bytes: a large dot with its ± a method, a small one a run."""
+    """Plot accuracy against search time; return the bytes of a PNG file.
+
+    Each method has a large dot with its standard deviation, each run a small dot.
+    """
     figure = Figure(figsize=(8, 5.5), dpi=150, facecolor="white")
     axes = figure.add_axes((0.09, 0.11, 0.89, 0.82))
     times = [run["search_seconds"] for run in runs]
@@ -164,11 +170,13 @@ def accuracy_png(methods: Sequence[Record], runs: Sequence[Record]) -> bytes:
 
 
 def _write_names(axes: Axes, methods: Sequence[Record], runs: Sequence[Record]) -> None:
-    """Each method's name in the free place nearest to its dot, with a line to it where that is not beside it. Boxes are
-    (left, bottom, right, top) in points."""
-    axes.autoscale_view()  # sets the limits that `transData` knows
+    """Write each method's name in the free place nearest to its dot, with a line to the dot if they are not adjacent.
+
+    Boxes are (left, bottom, right, top) in points.
+    """
+    axes.autoscale_view()  # sets the limits that `transData` uses
     size, dot = 8.0, 5.0
-    scale = 72 / 150  # of the pixels that matplotlib places by
+    scale = 72 / 150  # points per pixel; matplotlib places text in pixels
     centres = [(method["search_seconds"], method["accuracy_mean"]) for method in methods]
     centres += [(run["search_seconds"], run["accuracy"]) for run in runs]
     spots = [axes.transData.transform((seconds, 100 * accuracy)) * scale for seconds, accuracy in centres]

@@ -1,4 +1,4 @@
-"""The records of a comparison's runs: what their result.json holds, and a summary of each method."""
+"""Check the records of a comparison's runs, which their result.json files hold, and summarise them by method."""
 
 import statistics
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ _NUMBERS = (
 
 
 def check_record(record: Record, path: Path) -> Record:
-    """Return a run's record as it is read from its result.json.
+    """Check a run's `record`, which was read from the result.json at `path`, and return it unchanged.
 
-    Raises: ValueError that names the file, what is wrong in it and what to do.
+    Raises: ValueError that names the file, the wrong keys and the remedy.
     """
     wrong = [name for name in _NUMBERS if type(record.get(name)) not in (int, float)]
     wrong += [name for name in ("method", "folder") if not isinstance(record.get(name), str)]
@@ -33,8 +33,11 @@ def check_record(record: Record, path: Path) -> Record:
 
 
 def summaries(runs: Sequence[Record]) -> list[Record]:
-    """One record a method, in the order of their best accuracy: `accuracy_mean` and `accuracy_std` (of the sample; None
-    for one seed), `best` (its run with the best accuracy), `search_seconds` (mean), `peak_bytes` (largest), `text`."""
+    """Return a summary of each method, sorted by best accuracy.
+
+    Its keys are `method`, `seeds` (their number), `accuracy_mean`, `accuracy_std` (the sample standard deviation; None
+    for one seed), `best` (the run with the best accuracy), `search_seconds` (mean), `peak_bytes` (largest) and `text`.
+    """
     found = []
     for method in dict.fromkeys(run["method"] for run in runs):
         ours = [run for run in runs if run["method"] == method]

@@ -1,8 +1,7 @@
 """Loggers and callbacks of a run: what they get, when they end it."""
 
-from pathlib from pathlib import Path
 import os
-import Path
+from pathlib import Path
 from typing import Any
 
 import numpy as np
