@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from fastdarts.bilevel.architect import Architect, Batch, Loss, check_batch
 from fastdarts.bilevel.flat import FlatSGD, as_scalar
+from fastdarts.tasks.classification import count_correct
 
 _EAGER_STEPS = 3  # of one kind before capture: libraries choose their algorithms, optimizers create their state
 
@@ -300,16 +301,3 @@ def _measured(
 ) -> Tensor:
     correct = count_correct(outputs.detach(), train[1])
     return torch.stack([value.double() for value in (loss.detach(), valid_loss, correct, norm, alpha_norm)])
-
-
-def count_correct(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Count the inputs whose largest output is the target; a float scalar, NaN if targets are not class indices.
-
-    Args:
-        outputs: [N, classes, ...].
-        targets: [N, ...] integers; with further axes, an input counts by its share of correct positions.
-    """
-    if outputs.dim() < 2 or targets.is_floating_point() or targets.shape != outputs.shape[:1] + outputs.shape[2:]:
-        return outputs.new_full((), math.nan)
-    hits = outputs.argmax(1) == targets
-    return hits.reshape(len(hits), -1).float().mean(1).sum()

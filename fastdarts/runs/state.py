@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from fastdarts.bilevel.architect import Batch
-from fastdarts.bilevel.step import count_correct
 from fastdarts.config.plain import plain
 from fastdarts.data import BatchStream, ImageData
 from fastdarts.data.augment import Augment
 from fastdarts.data.augment_imagenet import ImageNetAugment
 from fastdarts.runs import checkpoint
 from fastdarts.runs.sums import EpochSums
+from fastdarts.tasks.classification import count_correct
 
 Metrics = dict[str, Any]
 

@@ -20,9 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastdarts.bilevel import step as step_module
 from fastdarts.bilevel.architect import Architect
 from fastdarts.bilevel.flat import FlatSGD
-from fastdarts.bilevel.step import SearchStep, count_correct
+from fastdarts.bilevel.step import SearchStep
 from fastdarts.ops import flat_ops
 from fastdarts.spaces.darts.supernet import SearchNetwork
+from fastdarts.tasks.classification import count_correct
 
 
 def supernet(steps: int = 2, **options: object) -> SearchNetwork:

@@ -1,0 +1,1 @@
+"""Tasks: how outputs are measured against targets."""
