@@ -45,7 +45,7 @@ FORWARD = ((18.1, 40.6), (21.2, 46.0))
 AGAIN = ((18.3, 49.5), (21.3, 57.4))
 BACK = ((22.5, 50.8), (26.4, 54.4))
 WEIGHTS = ((19.3, 48.7), (22.2, 55.8))
-# At larger strides (64 channels), issue slots per tap; PIXELS_BACK is for the pixels of the state that an output stands for.
+# Issue slots per tap at larger strides (64 channels); PIXELS_BACK is for the state's pixels that an output stands for.
 TAP_FORWARD, TAP_BACK, TAP_WEIGHTS = 5.6, 5.1, 7.2
 PIXELS_BACK = 35
 # Issue slots of a pool's window: for its moments, for a node or its sums, and in the backward.
