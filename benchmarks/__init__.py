@@ -1,1 +1,1 @@
-"""Benchmarks: `pytest benchmarks/ --benchmark-only`, `python -m benchmarks.compare`, `python -m benchmarks.scaling`."""
+"""Run benchmarks: `pytest benchmarks/ --benchmark-only`, `python -m benchmarks.{compare,scaling,drop_in}`."""

@@ -1,4 +1,5 @@
-"""Every part of a search, fused and plain; `benchmarks.cases` tells what is measured, `benchmarks.worker` how."""
+"""Measure every part of a search, fused and plain; the cases are in `benchmarks.cases`, the timing in
+`benchmarks.worker`."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What is measured: the parts of a search, from one mixed edge to a whole step, each in several variants."""
+"""Define the cases to measure: the parts of a search, from one mixed edge to a whole step, each in several variants."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -29,26 +29,26 @@ Thing = TypeVar("Thing", bound=nn.Module | Tensor)
 FUSED, FUSED_AMP = "fused", "fused --amp"
 NCHW, CHANNELS_LAST, AUTOCAST, COMPILED = "plain NCHW", "plain channels_last", "plain autocast", "plain compiled"
 PLAIN = (NCHW, CHANNELS_LAST, AUTOCAST)
-"""The plain modules as the original code runs them (float32, NCHW), in channels_last, and that with bf16 autocast."""
+"""The plain modules as the original code runs them (float32, NCHW), in channels_last, and also with bf16 autocast."""
 
 BASELINE = NCHW
 METHODS = ("darts", "gdas", "pc-darts")
-"""Those whose gain is speed, beside the one they are measured against; all fused."""
+"""Methods that gain speed, after the one they are compared with; all run fused."""
 
 
 ALPHA_STEP, SEARCH_STEP = "alpha step, second order", "search step, second order"
 AT_PAPERS_SIZE = ", C=16, 8 cells"
-"""Behind the names of cases of the small suite that are none the less of the paper's size."""
+"""Suffix of the names of cases in the small suite that have the paper's size all the same."""
 BETWEEN_PASSES, SAMPLING = "alpha step without its passes", "sampling and augmentation"
 STEPS_TO_GRAPH = 5
-"""After so many steps on a GPU the next replays a CUDA graph: eager ones, and the one that is captured."""
+"""Number of steps on a GPU, the eager ones and the captured one, after which steps replay a CUDA graph."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to measure. `kind` is a key of BUILDERS; C, batch, size and layers are its geometry.
+    """Describe one thing to measure. `kind` is a key of BUILDERS; C, batch, size and layers are its geometry.
 
-    Variants are ways to compute the same, but of a "method_step" search methods.
+    Variants are ways to compute the same; for the kind "method_step" they are search methods.
     """
 
     name: str
@@ -63,9 +63,9 @@ class Case:
 
 
 def suite(full: bool) -> list[Case]:
-    """All cases: the paper's search (C=16, 8 cells, batch 64, 32x32), or a small one that takes minutes.
+    """Return all cases: of the paper's search (C=16, 8 cells, batch 64, 32x32), or of a small one that takes minutes.
 
-    torch.compile needs minutes too, for a network a quarter of an hour: the small suite compiles one edge.
+    torch.compile also takes minutes, and a quarter of an hour for a network, so the small suite compiles only one edge.
     """
     compiled = (FUSED, FUSED_AMP, *PLAIN, COMPILED)
     variants = compiled if full else compiled[:-1]
@@ -96,7 +96,7 @@ def suite(full: bool) -> list[Case]:
         search(SEARCH_STEP, "search_step", order=2),
         search("weight step by method", "method_step", METHODS, batch=256 if full else 8),
     ]
-    if not full:  # quick enough where fused, and what the rows at the end are shares of
+    if not full:  # fast enough when fused, and needed for the shares at the end of the table
         cases += [
             Case(f"{ALPHA_STEP}{AT_PAPERS_SIZE}", "alpha_step", (FUSED,)),
             Case(f"{SEARCH_STEP}{AT_PAPERS_SIZE}", "search_step", (FUSED, FUSED_AMP)),
@@ -104,7 +104,7 @@ def suite(full: bool) -> list[Case]:
     # The evaluation network has no mixed edges: fastdarts trains it in channels_last, with --amp under autocast.
     evaluation = partial(Case, C=36, layers=20, batch=96) if full else partial(Case, C=8, layers=4, batch=batch)
     cases.append(evaluation("evaluation step", "evaluation_step", PLAIN))
-    # Nothing of these depends on images' sizes or numbers: always the paper's supernet and batch.
+    # These depend on neither size nor number of images, so they always use the paper's supernet and batch.
     cases += [
         Case(BETWEEN_PASSES, "between_passes", (FUSED, NCHW)),
         Case("clip and SGD", "clip_sgd", (FUSED, NCHW)),
@@ -114,17 +114,17 @@ def suite(full: bool) -> list[Case]:
 
 
 def build(case: Case, variant: str, device: torch.device) -> Run:
-    """A callable that makes one step of the case."""
+    """Return a callable that runs one step of the case in this variant."""
     torch.manual_seed(0)
     return BUILDERS[case.kind](case, variant, device)
 
 
 def flops(case: Case) -> int | None:
-    """Useful FLOPs of a step, or None where arithmetic is not what it does.
+    """Return the useful FLOPs of a step, or None if arithmetic is not its main work.
 
-    Two a multiply-add of the convolutions and linear layers. A forward counts once, gradients of inputs once more
-    (those of the alphas come with them) and gradients of weights once more. So a weight step is 3 forwards, a
-    first-order alpha step 2, and a second-order one 3 + 3 + 2 + 2.
+    Each multiply-add of convolutions and linear layers counts as two FLOPs. A forward counts once, the gradients of
+    inputs once more (which include those of the alphas) and the gradients of weights once more. So a weight step has
+    the FLOPs of 3 forwards, a first-order alpha step of 2, and a second-order one of 3 + 3 + 2 + 2.
     """
     passes = {
         "mixed_op": 3,
@@ -142,16 +142,17 @@ def flops(case: Case) -> int | None:
 
 @cache
 def forward_flops(case: Case) -> int:
-    """Of one forward of the case's module."""
+    """Return the FLOPs of one forward of the case's module."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
         forward_on_meta(case)
     return int(counter.get_total_flops())
 
 
 def compulsory_bytes(case: Case) -> int | None:
-    """Least float32 traffic of a pass and its backward over the mixed edges: states and their gradients, once each.
+    """Return the least float32 traffic of a forward and backward over the mixed edges; None for other kinds of cases.
 
-    Inputs are read forward and backward and get a gradient; outputs are written, and their gradient read.
+    States and their gradients are moved once: inputs are read in forward and backward, and their gradients are written;
+    outputs are written, and their gradients are read.
     """
     if case.kind not in ("mixed_op", "cell", "weight_step"):
         return None
@@ -173,7 +174,7 @@ def compulsory_bytes(case: Case) -> int | None:
 
 
 def forward_on_meta(case: Case) -> None:
-    """One forward of the case's module for its shapes alone; call it with meta as the default device."""
+    """Run one forward of the case's module for its shapes only; call it with meta as the default device."""
     N, C, S = case.batch, case.C, case.size
     match case.kind:
         case "mixed_op":
@@ -192,7 +193,7 @@ def new_cell(case: Case, backend: Backend) -> Cell:
 
 
 def has_kernels(device: torch.device) -> bool:
-    """Whether the fused variants run fused there, or by the plain modules like everything else."""
+    """Return True if the fused variants run kernels on `device`; otherwise they run the plain modules."""
     return operators.unavailable(device, torch.float32) is None
 
 
@@ -205,7 +206,7 @@ def amp(variant: str) -> bool:
 
 
 def laid_out(thing: Thing, variant: str, device: torch.device) -> Thing:
-    """On the device, in the variant's memory format."""
+    """Move a module or tensor to the device, in the variant's memory format."""
     layout = torch.contiguous_format if variant in (NCHW, COMPILED) else torch.channels_last
     return thing.to(device, memory_format=layout)  # type: ignore[call-overload,return-value]
 
@@ -230,7 +231,7 @@ def cell(case: Case, variant: str, device: torch.device) -> Run:
 
 
 def forward_backward(module: nn.Module, states: Sequence[Tensor], weights: Tensor, variant: str) -> Run:
-    """Forward, and backward to the states, the op weights and the module's weights."""
+    """Return a callable that runs forward, and backward to the states, the op weights and the module's weights."""
     wanted = [*(t.requires_grad_() for t in (*states, weights)), *module.parameters()]
     if variant == COMPILED:
         module.compile()
@@ -244,7 +245,7 @@ def forward_backward(module: nn.Module, states: Sequence[Tensor], weights: Tenso
 
 
 class FusedSearch:
-    """The parts of `fastdarts.SearchStep` one by one, with the methods of `OriginalSearch`."""
+    """Run the parts of `fastdarts.SearchStep` separately, with the same methods as `OriginalSearch`."""
 
     def __init__(self, network: SearchNetwork, lr: float = 0.025, amp: bool = False) -> None:
         self.lr, self.network = lr, network
@@ -319,7 +320,7 @@ def gradients_like(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def between_passes(case: Case, variant: str, device: torch.device) -> Run:
-    """What a second-order alpha step does beside the network's passes, which ready gradients replace."""
+    """Return a second-order alpha step without the network's passes, which precomputed gradients replace."""
     network = SearchNetwork(case.C, layers=case.layers).to(device)
     batch = images(case, variant, device)
     if variant == FUSED:
@@ -357,7 +358,7 @@ def between_passes(case: Case, variant: str, device: torch.device) -> Run:
 
 
 def clip_sgd(case: Case, variant: str, device: torch.device) -> Run:
-    """Clipping by the global norm and the weights' update, from gradients as autograd gives them."""
+    """Return the weights' update, with clipping by the global norm, from gradients in the form autograd returns."""
     network = SearchNetwork(case.C, layers=case.layers).to(device)
     weights = list(network.parameters())
     gradients = gradients_like(weights)
@@ -376,7 +377,7 @@ def clip_sgd(case: Case, variant: str, device: torch.device) -> Run:
 
 
 def data(case: Case, variant: str, device: torch.device) -> Run:
-    """The two batches of a search step, drawn and augmented on the device."""
+    """Return a callable that samples and augments the two batches of a search step on the device."""
     mean, std = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)
     pixels = torch.randint(256, (2048, 3, case.size, case.size), dtype=torch.uint8)
     dataset = ImageData(pixels, torch.randint(10, (2048,)), tuple("0123456789"), mean, std).to(device)

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.compare BEFORE.json AFTER.json`: what got slower or larger, beyond noise."""
+"""Report cases that got slower or larger, beyond noise: `python -m benchmarks.compare BEFORE.json AFTER.json`."""
 
 import sys
 from argparse import ArgumentParser
@@ -7,11 +7,14 @@ from pathlib import Path
 from benchmarks.results import Row, load
 
 TIME, MEMORY = 1.05, 1.05
-"""Ratios that are never called a change, however narrow the spread."""
+"""Ratios up to these never count as a change, however narrow the spread is."""
 
 
 def verdict(before: Row, after: Row) -> str:
-    """'slower' or 'faster' if the medians differ by more than TIME and the spans from p20 to p80 do not overlap."""
+    """Return "slower" or "faster" if the medians differ by more than TIME and the p20-to-p80 spans do not overlap.
+
+    Otherwise return an empty string.
+    """
     if after.median > TIME * before.median and after.quantile(20) > before.quantile(80):
         return "slower"
     if before.median > TIME * after.median and before.quantile(20) > after.quantile(80):
@@ -20,7 +23,7 @@ def verdict(before: Row, after: Row) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0 if nothing got slower or needs more memory, 1 if something did, 2 for files that cannot be compared."""
+    """Print the comparison; return 0 if no case got slower or larger, 1 if one did, 2 if files cannot be compared."""
     parser = ArgumentParser(prog="python -m benchmarks.compare", description=__doc__)
     parser.add_argument("before", type=Path)
     parser.add_argument("after", type=Path)

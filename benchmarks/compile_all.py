@@ -1,9 +1,9 @@
-"""Compiles every Triton kernel for all targets, types and shapes with the Triton at hand, in parallel, without a GPU.
+"""Compile every Triton kernel for all targets, types and shapes with the installed Triton, in parallel, without a GPU.
 
     python -m benchmarks.compile_all [--targets sm_90] [--types bfloat16] [--shapes 16/1 64/2] [--brief | --front-end]
 
-prints a line for each kernel: target, type, shape, name, registers, spilled bytes. It ends with an error if one does
-not compile, or if Triton 3.6 would take two of its functions for one.
+prints a line for each kernel: target, type, shape, name, registers, spilled bytes. It fails if a kernel does not
+compile, or if Triton 3.6 would confuse two functions of a kernel.
 """
 
 import argparse
@@ -37,17 +37,17 @@ TYPES = ("bfloat16", "float32", "float16")
 
 @dataclass(frozen=True)
 class Case:
-    """What one process compiles."""
+    """Describe the kernels that one process compiles."""
 
     target: str
     dtype: str
     shape: str  # channels/stride
     ops: tuple[str, ...]
-    brief: bool  # only what a weight step needs for edges from a cell's inputs
-    front_end: bool  # no machine code: a tenth of the time
+    brief: bool  # compile only the kernels that a weight step needs for edges from a cell's inputs
+    front_end: bool  # stop before machine code, for a tenth of the time
 
     def compile(self) -> list[str]:
-        """Compile each kernel and return its line."""
+        """Compile each kernel and return a line for each."""
         lines: dict[str, str] = {}
         for launch in self.launches():
             if identity(launch) not in lines:
@@ -62,7 +62,7 @@ class Case:
         return launches(*args) + ([] if self.brief else more_launches(*args))
 
     def compile_one(self, launch: Launch) -> str:
-        """Return registers and spilled bytes, where machine code is made."""
+        """Compile the kernel of `launch`; return registers and spilled bytes, or "- -" without machine code."""
         target = TARGETS[self.target]
         if not self.front_end:
             code = machine_code(compiled(launch, target), target, launch[2]["num_warps"])
@@ -79,7 +79,7 @@ class Case:
 
 
 def identity(launch: Launch) -> str:
-    """Return what tells a launch's kernel from others that are compiled."""
+    """Return a string that is equal for two launches if they compile to the same kernel."""
     kernel, args, constants = launch
     kinds = [[a.dtype for a in arg] if isinstance(arg, tuple) else getattr(arg, "dtype", None) for arg in args]
     return repr((kernel.fn.__name__, kinds, constants))
@@ -87,7 +87,7 @@ def identity(launch: Launch) -> str:
 
 @contextmanager
 def errors_named(what: str) -> Iterator[None]:
-    """Tell of an error which kernel it is in, and the compiler's message; what else that prints fills many screens."""
+    """Raise errors as a RuntimeError with the kernel `what` and the compiler's message; hide its other, long output."""
     with tempfile.TemporaryFile() as printed:
         sys.stderr.flush()
         stderr = os.dup(2)
@@ -100,7 +100,7 @@ def errors_named(what: str) -> Iterator[None]:
                 cause = cause.__cause__
             printed.seek(0)
             said = [line for line in printed.read().decode(errors="replace").splitlines() if "error:" in line]
-            why = [*str(cause).splitlines()[-1:], *said[:1]]  # before its last line stands the source
+            why = [*str(cause).splitlines()[-1:], *said[:1]]  # the lines before the last show the source
             raise RuntimeError(f"{what}: {type(cause).__name__}: {'; '.join(why)}") from None
         finally:
             os.dup2(stderr, 2)
@@ -109,9 +109,9 @@ def errors_named(what: str) -> Iterator[None]:
 
 @contextmanager
 def functions_told_apart() -> Iterator[None]:
-    """Refuse calls of a device function that differ only in which tuples their tensors stand in.
+    """Refuse calls of a device function that differ only in how their tensors are grouped into tuples.
 
-    Triton 3.6 makes one function of them, which is wrong for all but the first, and compiles where it happens to fit.
+    Triton 3.6 compiles one function for all of them, which is wrong for all calls but the first and may still compile.
     """
     real = CodeGenerator.call_JitFunction
     known: dict[Any, Any] = {}
@@ -134,7 +134,7 @@ def functions_told_apart() -> Iterator[None]:
 
 
 def walk(value: Any, path: tuple[int, ...] = ()) -> Iterator[tuple[tuple[int, ...], str, bool]]:
-    """Yield an argument's tensors and constants: the place of each, its type or value, and whether it is a constant."""
+    """Yield (path, type or value, True for a constant) for each tensor and constant in an argument."""
     if isinstance(value, list | tuple | core.tuple):
         for i, item in enumerate(value):
             yield from walk(item, (*path, i))
@@ -149,9 +149,9 @@ def main() -> None:
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=["sm_80", "sm_90"])
     parser.add_argument("--types", nargs="+", choices=TYPES, default=TYPES)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=SHAPES, metavar="C/STRIDE")
-    parser.add_argument("--ops", nargs="+", default=[*PRIMITIVES, "sep_conv_7x7"], help="of each edge")
-    parser.add_argument("--brief", action="store_true", help="a weight step, edges from inputs: most kernels")
-    parser.add_argument("--front-end", action="store_true", help="no machine code: a tenth of the time")
+    parser.add_argument("--ops", nargs="+", default=[*PRIMITIVES, "sep_conv_7x7"], help="ops of each edge")
+    parser.add_argument("--brief", action="store_true", help="only a weight step's edges from inputs: most kernels")
+    parser.add_argument("--front-end", action="store_true", help="generate no machine code: a tenth of the time")
     args = parser.parse_args()
     print(f"Triton {triton.__version__}", flush=True)
     cases = [
@@ -159,7 +159,7 @@ def main() -> None:
         for case in product(args.targets, args.types, args.shapes)
     ]
     failed = False
-    # Not forked: torch's threads would not come along.
+    # Spawned, because forked processes would lack torch's threads.
     with ProcessPoolExecutor(min(len(os.sched_getaffinity(0)), len(cases)), get_context("spawn")) as pool:
         for done in as_completed([pool.submit(case.compile) for case in cases]):
             try:

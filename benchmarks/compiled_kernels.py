@@ -1,8 +1,8 @@
-"""Compiles the Triton kernels ahead of time, without a GPU, and reads registers and spills off the machine code.
+"""Compile the Triton kernels ahead of time, without a GPU, and read registers and spills from the machine code.
 
     python -m benchmarks.compiled_kernels benchmarks/compiled_kernels.md [--targets sm_90 gfx942] [--shapes 16/1 64/2]
 
-writes the table that stands beside this file.
+writes the table benchmarks/compiled_kernels.md.
 """
 
 import argparse
@@ -35,19 +35,22 @@ TYPES |= {torch.int32: "*i32", torch.int8: "*i8"}
 
 
 def compiled(launch: Launch, target: GPUTarget) -> Any:
-    """The kernel of a launch."""
+    """Compile the kernel of `launch` for `target`."""
     source, options = source_of(launch, target)
     return triton.compile(source, target=target, options=options)
 
 
 def source_of(launch: Launch, target: GPUTarget) -> tuple[ASTSource, dict[str, Any]]:
-    """What Triton compiles for a launch, and its options; pointers are aligned to 16 bytes, as an allocator does."""
+    """Return the source that Triton compiles for `launch`, and its options.
+
+    Pointers are assumed to be aligned to 16 bytes, as torch's allocator aligns them.
+    """
     kernel, args, constants = launch
     names = kernel.arg_names
     special = {param.name for param, arg in zip(kernel.params, args, strict=False) if isinstance(arg, int)} - {
         param.name for param in kernel.params if param.do_not_specialize
     }
-    if special:  # 1 would become a constant, on which not all operations work, and each kind of number its own kernel
+    if special:  # 1 would become a constant, which not all operations take; kinds of numbers would get own kernels
         raise ValueError(f"{kernel.fn.__name__}: do_not_specialize must have {', '.join(sorted(special))}")
     options = {"num_warps": constants["num_warps"], "num_stages": OPTIONS["num_stages"]}
     if target.backend == "cuda":
@@ -72,18 +75,18 @@ def _type(arg: Any) -> Any:
 
 @dataclass(frozen=True)
 class MachineCode:
-    """What a thread and a program of a kernel take."""
+    """Hold the resources that a kernel's machine code uses."""
 
-    registers: int
-    spilled: int  # bytes a thread
-    shared: int  # bytes a program
-    wide: int  # loads of 128 bits
-    matrix: int  # matrix instructions
-    occupancy: float  # of the warps that a multiprocessor can hold, how many it holds
+    registers: int  # per thread
+    spilled: int  # bytes per thread
+    shared: int  # bytes per program
+    wide: int  # number of 128-bit loads
+    matrix: int  # number of matrix instructions
+    occupancy: float  # share of a multiprocessor's warps that are in use
 
 
 def machine_code(kernel: Any, target: GPUTarget, warps: int) -> MachineCode:
-    """Read off a compiled kernel."""
+    """Read the resources from a compiled kernel."""
     if target.backend == "hip":
         text = kernel.asm["amdgcn"]
         names = "vgpr_count", "vgpr_spill_count"
@@ -107,18 +110,18 @@ def machine_code(kernel: Any, target: GPUTarget, warps: int) -> MachineCode:
 
 
 def occupancy(target: GPUTarget, registers: int, shared: int, warps: int) -> float:
-    """Warps that a multiprocessor holds of programs like these, as a share of what it can hold."""
-    if target.backend == "hip":  # a compute unit: 4 SIMDs of 8 waves and 512 registers a lane, 64 KiB shared
+    """Return the share of a multiprocessor's warps that programs with these registers and shared memory can occupy."""
+    if target.backend == "hip":  # a compute unit: 4 SIMDs of 8 waves and 512 registers per lane, 64 KiB shared
         most, by_registers = 32, 4 * min(8, 512 // (-(-max(registers, 1) // 8) * 8)) // warps
         by_shared = 65536 // max(shared, 1)
-    else:  # 64 warps, 65536 registers, handed out by 256 a warp; 1 KiB of a program's shared memory is the system's
+    else:  # 64 warps, 65536 registers, allocated by 256 per warp; the system uses 1 KiB of shared memory per program
         most, by_registers = 64, 65536 // (-(-registers * 32 // 256) * 256 * warps)
         by_shared = {80: 164, 90: 228, 100: 228}[target.arch] * 1024 // (shared + 1024)
     return min(most // warps, by_registers, by_shared) * warps / most
 
 
 def inspected(target: str, C: int, stride: int) -> Iterator[tuple[str, dict[str, Any], MachineCode]]:
-    """Every kernel that `launches` starts: its name, constants and code."""
+    """Yield name, constants and machine code of every kernel that `launches` starts."""
     seen: set[str] = set()
     for launch in launches(C, stride):
         kernel, _, constants = launch

@@ -1,4 +1,4 @@
-"""Options of the benchmarks, the measuring itself (once a case, all its variants in turns), and the summary."""
+"""Define the benchmarks' options, measure each case once with all its variants in turns, and print the summary."""
 
 import re
 from pathlib import Path
@@ -17,9 +17,9 @@ from benchmarks.worker import measure
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("fastdarts benchmarks")
     group.addoption(
-        "--full", action="store_true", help="the paper's search: C=16, 8 cells, batch 64 (an hour on 2 cores)"
+        "--full", action="store_true", help="measure the paper's search: C=16, 8 cells, batch 64 (an hour on 2 cores)"
     )
-    group.addoption("--threads", type=int, help="CPU threads; default: torch's")
+    group.addoption("--threads", type=int, help="CPU threads (default: torch's)")
     group.addoption(
         "--compile-limit", type=float, default=120, help="seconds that torch.compile may take (default: 120)"
     )
@@ -27,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 class Session:
-    """The measurements of one run."""
+    """Hold the measurements of one run."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.full: bool = config.getoption("--full")
@@ -42,7 +42,7 @@ class Session:
         self.selected.setdefault(case, []).append(variant)
 
     def row(self, case: Case, variant: str) -> results.Row:
-        """The row of a selected pair; the first of a case measures all that were selected."""
+        """Return the row of a selected pair; the first call for a case measures all its selected variants."""
         if self.results is None:
             torch.set_num_threads(self.threads)
             self.results = results.Results(environment(self.device), measure_peaks(self.device), self.full)
@@ -75,7 +75,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def _id(case: Case, variant: str) -> str:
-    """A name that `-k` understands: alpha-step-second-order-fused."""
+    """Return a test id that `-k` can select, such as alpha-step-second-order-fused."""
     return re.sub(r"[^a-z0-9_]+", "-", f"{case.name} {variant}".lower().replace("=", ""))
 
 
@@ -87,7 +87,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 class Tape:
-    """A timer that plays back recorded durations: pytest-benchmark then shows what was measured in turns."""
+    """Play back recorded durations as a timer, so that pytest-benchmark shows the times that were measured in turns."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -101,7 +101,7 @@ TAPE = Tape()
 
 @pytest.fixture
 def measured(request: pytest.FixtureRequest, benchmark: BenchmarkFixture, case: Case, variant: str) -> results.Row:
-    """Measures the case, if no variant of it has been, and reports this variant's steps to pytest-benchmark."""
+    """Measure the case unless it has been measured, and report this variant's steps to pytest-benchmark."""
     row = request.config.stash[SESSION].row(case, variant)
     if row.error:
         pytest.skip(f"{case.name}, {variant}: {row.error}")

@@ -1,8 +1,8 @@
-"""What `from fastdarts import MixedOp` gains in code written for the original DARTS: `python -m benchmarks.drop_in`.
+"""Measure the gain of `from fastdarts import MixedOp` in original DARTS code: `python -m benchmarks.drop_in`.
 
-The code is the tests' miniature of the original: softmax in the network's forward, a model made anew for the virtual
-weights, an alpha step of second order by loops over parameters. It runs with its own MixedOp and with ours, in turns,
-so that what disturbs the machine hits both alike.
+The code is the tests' miniature of the original: softmax in the network's forward, a new model for the virtual weights,
+a second-order alpha step with loops over parameters. It runs with its own MixedOp and with that of fastdarts, in turns,
+so that disturbances of the machine affect both alike.
 """
 
 import argparse
@@ -24,7 +24,7 @@ OWN, OURS = "its own MixedOp", "fastdarts.MixedOp"
 
 
 def in_turns(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each round's call of each variant, after one that is not counted."""
+    """Call the variants in turns; return the seconds of each variant's calls, one per round, after a warm-up call."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(rounds + 1):
         for name, call in variants.items():
@@ -36,7 +36,7 @@ def in_turns(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str
 
 
 def steps(C: int, layers: int, batch: int, size: int) -> dict[str, dict[str, Callable[[], object]]]:
-    """The weight step and the whole search step of both variants, from the same seed."""
+    """Return the weight step and the whole search step of both variants, built from the same seed."""
     images, classes = torch.randn(2, batch, 1, size, size), torch.randint(10, (2, batch))
     train, valid = zip(images, classes, strict=True)
     found: dict[str, dict[str, Callable[[], object]]] = {"weight step": {}, "search step, second order": {}}
@@ -58,11 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.drop_in", description=(__doc__ or "").split("\n")[0])
     for name, default, text in (
         ("init-channels", 16, "channels of the first cells"),
-        ("layers", 8, "cells, of two nodes each"),
-        ("batch-size", 32, "images in a step"),
-        ("image-size", 32, "pixels"),
-        ("rounds", 5, "steps of each variant"),
-        ("threads", 1, "of the CPU"),
+        ("layers", 8, "number of cells, with two nodes each"),
+        ("batch-size", 32, "images per step"),
+        ("image-size", 32, "height and width of the images in pixels"),
+        ("rounds", 5, "measured steps per variant"),
+        ("threads", 1, "CPU threads"),
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default: {default})")
     arguments = parser.parse_args(argv)

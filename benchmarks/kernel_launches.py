@@ -1,4 +1,4 @@
-"""Records which launches of the Triton kernels a cell makes, without making any: what to compile ahead of time."""
+"""Record the launches of Triton kernels that a cell would make, without making them, to compile these kernels."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,8 +23,10 @@ OPS: Ops = (*PRIMITIVES, "nor_conv_1x1", "bare_avg_pool_3x3")
 
 
 def launches(C: int, stride: int, dtype: torch.dtype = torch.bfloat16, ops: Ops = OPS) -> list[Launch]:
-    """Record what a node with every op on its edges from two inputs and one preprocessing start, forward and backward;
-    then what else edges without pools do, and the stages of pointwise convolutions alone.
+    """Return the launches of one node with every op on its edges from two inputs, and of preprocessing an input.
+
+    Both run forward and backward. Launches of further kernels that edges without pools need, and the stages of
+    pointwise convolutions alone, come at the end.
     """
     with recorded() as found:
         cell(ops, 1, C, stride, dtype)
@@ -38,8 +40,10 @@ def launches(C: int, stride: int, dtype: torch.dtype = torch.bfloat16, ops: Ops 
 
 
 def more_launches(C: int, stride: int, dtype: torch.dtype, ops: Ops) -> list[Launch]:
-    """What a search starts besides `launches`: edges between nodes, alpha steps (no weights' gradients) and evaluation
-    by running statistics.
+    """Return the launches of a search besides `launches`.
+
+    These are those of edges between nodes, of alpha steps (without gradients of the weights) and of evaluation with
+    running statistics.
     """
     with recorded() as found:
         cell(ops, 2, C, stride, dtype, between=True)
@@ -52,7 +56,7 @@ def more_launches(C: int, stride: int, dtype: torch.dtype, ops: Ops) -> list[Lau
 
 @contextmanager
 def recorded() -> Iterator[list[Launch]]:
-    """Collects the launches made inside; none is started."""
+    """Collect the launches made inside without starting them."""
     found: list[Launch] = []
     before = bank.launch
     bank.launch = node.launch = lambda kernel, grid, *args, **constants: found.append((kernel, args, constants))
@@ -66,7 +70,7 @@ def cell(
     ops: Ops, nodes: int, C: int, stride: int, dtype: torch.dtype,
     between: bool = False, need_params: bool = True, training: bool = True,
 ) -> None:  # fmt: skip
-    """Forward and backward of two inputs' edges to so many nodes; `between`: and of edges from node to node."""
+    """Run forward and backward of the edges from two inputs to `nodes` nodes and, if `between`, between the nodes."""
     pairs = [(i, 2 + n) for n in range(nodes) for i in range(2 + n if between else 2)]
     edges = tuple(PlannedEdge(i, n, stride if i < 2 else 1, edge_ops(ops)) for i, n in pairs)
     plan = MixedPlan(2, nodes, edges)
@@ -87,7 +91,7 @@ def cell(
 
 
 def preprocessing(C: int, stride: int, dtype: torch.dtype, need_params: bool = True, training: bool = True) -> None:
-    """Forward and backward of what makes a cell's output the next cell's input."""
+    """Run forward and backward of the preprocessing of a cell's input."""
     size, compute = SIZES[C] * stride, compute_dtype(dtype)
     x = torch.zeros(2, 4 * C, size, size, dtype=dtype)
     halves = [torch.zeros(C // stride, 4 * C, 1, 1, dtype=compute)] * stride

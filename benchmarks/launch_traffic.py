@@ -1,7 +1,7 @@
-"""What a launch of a Triton kernel moves through memory, from its grid, its tiles and its tables.
+"""Compute the memory traffic of a launch of a Triton kernel from its grid, its tiles and its tables.
 
-A program counts every element that it loads or stores once. Tests compare the figures with what programs touch in
-Triton's interpreter.
+For each program, every element that it loads or stores counts once. Tests compare the numbers with the elements that
+programs touch in Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ from fastdarts.kernels.tables import (
 
 HALO = {CONV_3.value: 1, CONV_5.value: 2, CONV_7.value: 3, DILATED_3.value: 2, DILATED_5.value: 4}
 HALO |= {MAX.value: 1, AVG.value: 1, GATHER.value: 0, PIXEL.value: 0, SKIP.value: 0}
-# Issue slots for each element of an output: instructions in the loops of the machine code for sm_90 in bfloat16, over
-# the outputs of a thread. At stride 1 (16 channels) of a 3x3 and a 5x5 window (kernels/blocks.py) with all its loop
-# does, of a state and of a first stage's y, which is normalised as read.
+# Issue slots per output element: instructions in the loops of the machine code for sm_90 in bfloat16, divided by the
+# outputs of a thread. At stride 1 (16 channels) they are given for a 3x3 and a 5x5 window (kernels/blocks.py) with all
+# that its loop does: first for windows over a state, then over a first stage's y, which is normalised when read.
 FORWARD = ((18.1, 40.6), (21.2, 46.0))
 AGAIN = ((18.3, 49.5), (21.3, 57.4))
 BACK = ((22.5, 50.8), (26.4, 54.4))
 WEIGHTS = ((19.3, 48.7), (22.2, 55.8))
-# At larger strides (64 channels) of a tap; and what the state's pixels take that an output stands for.
+# Issue slots per tap at larger strides (64 channels); PIXELS_BACK is for the state's pixels that an output stands for.
 TAP_FORWARD, TAP_BACK, TAP_WEIGHTS = 5.6, 5.1, 7.2
 PIXELS_BACK = 35
-# Of a pool's window: for its moments, for a node or its sums, and backward.
+# Issue slots of a pool's window: for its moments, for a node or its sums, and in the backward.
 POOLED, POOL_MIXED, POOL_BACK = 45, 19, 102
 
 
 @dataclass
 class Traffic:
-    """What launches moved and computed, in all and by operator or kernel."""
+    """Hold the traffic and work of launches; bytes and numbers of launches are kept by operator or kernel."""
 
     bytes: Counter[str] = field(default_factory=Counter)
     launches: Counter[str] = field(default_factory=Counter)
@@ -76,17 +76,17 @@ class Traffic:
 
 
 def traffic_of(name: str, grid: tuple[int, ...], a: dict[str, Any]) -> Traffic:
-    """Of a launch with arguments `a` by name."""
+    """Return the traffic of a launch of kernel `name` with arguments `a` by name."""
     size, slots, products = COUNTS[name](grid, a)
     return Traffic(Counter({name: size}), Counter({name: 1}), slots, products)
 
 
 @cache
 def touched(pixels: int, step: int, height: int, width: int, scale: int, halo: int) -> int:
-    """Input pixels that programs of `step` output pixels each touch together.
+    """Count the input pixels that all programs touch together, when each computes `step` of `pixels` output pixels.
 
-    The output has images of height x width, the input of `scale` times that; windows reach `halo` input rows out of
-    their own. Programs read whole rows.
+    Output images are height x width, input images `scale` times as high and wide; windows extend `halo` input rows
+    beyond their own. Programs read whole rows.
     """
     total = 0
     for start in range(0, pixels, step):
@@ -122,7 +122,7 @@ Windows = tuple[tuple[float, float], tuple[float, float]]
 
 
 def _window_slots(a: dict[str, Any], row: list[int], windows: Windows, tap: float) -> float:
-    """Issue slots of a stage's windows for each element of an output."""
+    """Return the issue slots of a stage's windows per output element."""
     taps = _taps(row)
     if a["STRIDE"] > 1 or not taps:
         return taps * tap
@@ -139,7 +139,10 @@ def _has_matrix(row: list[int]) -> bool:
 
 
 def _inputs(a: dict[str, Any], group: list[list[int]]) -> int:
-    """Elements a group's stages read: each its own saved tensor, or all the state. Programs take whole images."""
+    """Count the elements that a group's stages read: each its own saved tensor, or all of them the state.
+
+    Programs with windows read whole images.
+    """
     if any(map(_halo, group)):
         pixels = a["pixels"] // (a["HO"] * a["WO"]) * a["H"] * a["W"]
     else:
@@ -148,7 +151,7 @@ def _inputs(a: dict[str, Any], group: list[list[int]]) -> int:
 
 
 def _weights(a: dict[str, Any], row: list[int]) -> int:
-    """Bytes of a stage's weights."""
+    """Return the bytes of a stage's weights."""
     depthwise = _taps(row) * a["C_IN"] * a["dw_ptr"].element_size()
     return depthwise + (a["C_OUT"] * a["C_IN"] * a["pw_ptr"].element_size() if _has_matrix(row) else 0)
 
@@ -201,12 +204,12 @@ def finish_sums(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, float, i
 
 
 def _gradients(group: list[list[int]]) -> int:
-    """Gradients that enter a group's stages: those of nodes, and of what follows them."""
+    """Count the gradients that enter a group's stages: those of nodes, and those of subsequent stages."""
     return len({(row[NODE.value], row[OWN.value] if row[NODE.value] >= 0 else row[DZ.value]) for row in group})
 
 
 def _reads_y(a: dict[str, Any], row: list[int]) -> bool:
-    """Where it is not computed again."""
+    """Return True if the stage's backward reads y, which it does unless it computes y again."""
     again = a["NEED_PARAMS"] and a["C_IN"] <= a["BLOCK_I"] and a["C_OUT"] <= a["BLOCK_O"]
     return _has_matrix(row) and not again
 

@@ -1,4 +1,4 @@
-"""The machine a measurement was made on: what it is, and its measured limits in arithmetic and memory traffic."""
+"""Describe the machine of a measurement, and measure its limits in arithmetic and memory traffic."""
 
 import ctypes
 import os
@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-# Twelve independent chains of multiply-adds in registers: more than the latency times the ports of any present core.
-# Each starts from a value of its own: a compiler makes one chain of chains that are alike.
+# Twelve independent chains of multiply-adds in registers: more than latency times ports of any current core. Each has
+# a different initial value, because a compiler would merge equal chains.
 _FMA_SOURCE = """
 #if defined(__AVX512F__)
 typedef float vec __attribute__((vector_size(64)));
@@ -45,7 +45,7 @@ float spin(long rounds) {
 
 @dataclass(frozen=True)
 class Peaks:
-    """Measured limits: float32 multiply-adds in FLOP/s (and how measured), matrix product, traffic in byte/s."""
+    """Hold measured limits: float32 multiply-adds in FLOP/s (and the method), matrix product, traffic in byte/s."""
 
     flops: float
     flops_by: str
@@ -54,7 +54,7 @@ class Peaks:
 
 
 def device() -> torch.device:
-    """A GPU where there is one."""
+    """Return the GPU if CUDA is available, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -69,7 +69,7 @@ def device_name(device: torch.device) -> str:
 
 
 def environment(device: torch.device) -> dict[str, object]:
-    """What a figure depends on besides the code: device, threads, versions, commit, date, and who else was at work."""
+    """Return what a measurement depends on besides the case: device, threads, versions, commit, date, system load."""
     return {
         "device": device_name(device),
         "kind": device.type,
@@ -85,7 +85,7 @@ def environment(device: torch.device) -> dict[str, object]:
 
 
 def measure_peaks(device: torch.device) -> Peaks:
-    """About three seconds of work; every figure is the best of several tries."""
+    """Measure the limits in about three seconds; each is the best of several tries."""
     matmul = _matmul_flops(device)
     fma = _fma_flops(torch.get_num_threads()) if device.type == "cpu" else None
     return Peaks(
@@ -97,7 +97,7 @@ def measure_peaks(device: torch.device) -> Peaks:
 
 
 def _fma_flops(threads: int) -> float | None:
-    """None without a C compiler."""
+    """Return the FLOP/s of float32 multiply-adds on `threads` threads; None if there is no working C compiler."""
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
         return None
@@ -126,14 +126,14 @@ def _matmul_flops(device: torch.device) -> float:
 
 
 def _traffic(device: torch.device) -> float:
-    """Bytes read and written a second, by c = a + b on vectors that no cache holds."""
+    """Return the bytes read and written per second by c = a + b on vectors too large for any cache."""
     a, b, c = torch.ones(3, 2**25, device=device)
     return 3 * a.numel() * a.element_size() / _best(lambda: torch.add(a, b, out=c), 8, device)
 
 
 def _best(run: Callable[[], object], tries: int, device: torch.device | None = None) -> float:
     times = []
-    for _ in range(tries + 1):  # one more, since the first is warm-up
+    for _ in range(tries + 1):  # the first one is a warm-up
         start = time.perf_counter()
         run()
         synchronize(device)
@@ -142,13 +142,13 @@ def _best(run: Callable[[], object], tries: int, device: torch.device | None = N
 
 
 def synchronize(device: torch.device | None) -> None:
-    """Wait for a GPU's queue; nothing on a CPU."""
+    """Wait until a GPU has finished its work; do nothing on a CPU."""
     if device is not None and device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def _commit() -> str | None:
-    """Of the checkout the benchmarks lie in, with a + if it was changed; None if it is none."""
+    """Return the commit of the benchmarks' checkout, with a + if tracked files were changed; None outside of one."""
 
     def git(*arguments: str) -> str:
         root = Path(__file__).parent

@@ -1,7 +1,7 @@
-"""The search step as the original code makes it: loops over parameters, a copy of the model for the virtual weights.
+"""Run the search step as the original code does: loops over parameters, a copy of the model for the virtual weights.
 
-It is the yardstick, so nothing here is slower than it must be: the copy is a `deepcopy` instead of a new model
-whose weights are then loaded.
+It is the baseline, so nothing here is slower than necessary: the copy is a `deepcopy` instead of a new model into which
+the weights are loaded.
 """
 
 import copy
@@ -15,11 +15,11 @@ Batch = tuple[Tensor, Tensor]
 
 
 class OriginalSearch:
-    """Steps of a network with `arch_parameters()`.
+    """Run the steps of a network with `arch_parameters()`.
 
     Args:
         network: any search network.
-        lr: of the weights' SGD, and so xi of the virtual step.
+        lr: learning rate of the weights' SGD, and xi of the virtual step.
         amp: autocast the network's passes to bfloat16.
     """
 
@@ -42,7 +42,7 @@ class OriginalSearch:
     def alpha_step(self, train: Batch, valid: Batch, order: int) -> None:
         self.adam.zero_grad()
         if order == 1:
-            self._loss(self.network, valid).backward()  # into the weights too, where nobody reads it
+            self._loss(self.network, valid).backward()  # the weights get gradients too, which are not used
         else:
             for alpha, gradient in zip(self.alphas, self._second_order(train, valid), strict=True):
                 alpha.grad = gradient
@@ -84,5 +84,5 @@ class OriginalSearch:
 
 
 def autocast(device: torch.device, enabled: bool) -> AbstractContextManager[object]:
-    """Autocast to bfloat16 with its cache of cast weights, as people use it."""
+    """Return autocast to bfloat16 with its cache of cast weights, as it is commonly used."""
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)

@@ -1,4 +1,4 @@
-"""The picture of a run: time and memory of each variant, and the kernels' place under the machine's roofline."""
+"""Draw the picture of a run: time and memory of each variant, and the kernels' place under the machine's roofline."""
 
 import math
 from pathlib import Path
@@ -22,7 +22,7 @@ COLOURS = {
 
 
 def draw(results: Results, path: Path) -> Path:
-    """Write a PNG."""
+    """Draw `results` as a PNG file and return its path."""
     rows = [row for row in results.rows if not row.error]
     cases = list(dict.fromkeys(row.case for row in rows))
     height = 1.5 + 0.2 * (len(rows) + len(cases))
@@ -58,7 +58,7 @@ def _bars(axes: Axes, rows: list[Row], cases: list[str], values: list[float], la
     axes.set_yticks(ticks, cases, fontsize=8)
     axes.invert_yaxis()
     axes.margins(y=0.01)
-    if spread:  # times go over orders of magnitude
+    if spread:  # times span orders of magnitude
         axes.set_xscale("log")
         axes.set_xlim(left=10 ** math.floor(math.log10(min(values))))
         axes.xaxis.set_major_formatter("{x:g}")
@@ -69,7 +69,10 @@ def _bars(axes: Axes, rows: list[Row], cases: list[str], values: list[float], la
 
 
 def _roofline(axes: Axes, results: Results, points: list[Row]) -> None:
-    """Useful FLOPs against the least traffic possible: a point far below the roof moves more or computes slower."""
+    """Plot useful FLOP/s against FLOPs per byte of least traffic.
+
+    A point far below the roof moves more bytes or computes more slowly than necessary.
+    """
     peak, traffic = results.peaks.flops, results.peaks.traffic
     knee = peak / traffic
     intensities = [row.flops / row.compulsory_bytes for row in points if row.flops and row.compulsory_bytes]

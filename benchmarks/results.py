@@ -1,4 +1,4 @@
-"""Measurements of one run: rows, the table of them, and the file."""
+"""Hold the measurements of one run as rows, and write them as a table and as a file."""
 
 import json
 import re
@@ -29,20 +29,20 @@ from benchmarks.worker import Measurement
 from fastdarts.config.files import write_atomically
 
 EPOCHS, TRAIN_IMAGES = 50, 25_000
-"""The paper's search: in each epoch, steps over 25,000 training images, with as many validation images beside them."""
+"""The paper's search: each epoch has steps over 25,000 training images, with as many validation images."""
 
 PUBLISHED = (
     ("DARTS, first order, 4 searches on a GTX 1080 Ti", 1.5),
     ("DARTS, second order, 4 searches on a GTX 1080 Ti", 4.0),
 )
-"""GPU-days as printed in Liu, Simonyan and Yang, ICLR 2019 (arXiv:1806.09055), table 1."""
+"""GPU-days as published in Liu, Simonyan and Yang, ICLR 2019 (arXiv:1806.09055), table 1."""
 
 UNITS = {"cpu": "CPU", "cuda": "GPU"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One variant of one case. Times in seconds, memory in bytes (see `Measurement`)."""
+    """Hold the measurements of one variant of one case; times in seconds, memory in bytes (see `Measurement`)."""
 
     case: str
     kind: str
@@ -61,7 +61,7 @@ class Row:
         return statistics.median(self.seconds)
 
     def quantile(self, percent: int) -> float:
-        """Of the steps' times; between the measured ones by linear interpolation."""
+        """Return the quantile at `percent` of the steps' times, with linear interpolation."""
         if len(self.seconds) == 1:
             return self.seconds[0]
         return statistics.quantiles(self.seconds, n=100, method="inclusive")[percent - 1]
@@ -83,7 +83,7 @@ class Row:
 
 
 class Results:
-    """All rows of a run on one machine."""
+    """Hold all rows of a run on one machine."""
 
     def __init__(self, environment: Mapping[str, object], peaks: Peaks, full: bool) -> None:
         self.environment = dict(environment)
@@ -120,15 +120,15 @@ class Results:
         return next(row for row in self.rows if (row.case, row.variant) == (case, variant))
 
     def of_kind(self, *kinds: str) -> list[Row]:
-        """Rows that were measured, in the suite's order."""
+        """Return the measured rows of these kinds, in the suite's order."""
         return [row for row in self.rows if row.kind in kinds and not row.error]
 
     def hours(self, row: Row) -> float:
-        """Of the paper's 50 epochs at the row's speed."""
+        """Return the hours of the paper's 50 epochs at the row's speed."""
         return EPOCHS * TRAIN_IMAGES / row.images_per_second / 3600
 
     def table(self) -> str:
-        """For the terminal: times, memory, arithmetic; then hours of a search."""
+        """Return the text for the terminal: times, memory, arithmetic; then hours of a search."""
         e, peaks = self.environment, self.peaks
         unit = UNITS[str(e["kind"])]
         size = "C=16, 8 cells, batch 64, 32x32" if self.full else "a small size; --full measures the paper's"
@@ -138,10 +138,10 @@ class Results:
             f"peak {peaks.flops / 1e9:.0f} GFLOP/s ({peaks.flops_by}), "
             f"matrix product {peaks.matmul_flops / 1e9:.0f} GFLOP/s, "
             f"memory {peaks.traffic / 1e9:.1f} GB/s (c = a + b)",
-            "Medians of steps that the variants make in turns, after two steps of warm-up each; speed and ratio of",
-            f"memory against {BASELINE}, among methods {METHODS[0]}. Memory: the peak of a process less what it",
-            "holds with libraries loaded; on a GPU, what torch allocated. GFLOP/s and share of the peak: useful FLOPs,",
-            "3 forwards for a weight step.",
+            "Medians of steps that the variants make in turns, after two warm-up steps each; speed and memory ratio",
+            f"relative to {BASELINE}, for methods to {METHODS[0]}. Memory: peak of a process minus its memory after",
+            "loading libraries; on a GPU, peak allocated by torch. GFLOP/s and share of the peak: useful FLOPs, those",
+            "of 3 forwards for a weight step.",
             "",
             f"{'':<22}{'median':>11}{'[p20, p80]':>24}{'speed':>9}{'images/s':>11}"
             f"{'memory':>10}{'ratio':>8}{'GFLOP/s':>9}{'peak':>6}",
@@ -165,7 +165,7 @@ class Results:
         return "\n".join(lines)
 
     def _shares(self) -> list[str]:
-        """What a fused second-order step of the paper's size spends beside the network's passes."""
+        """Return the shares of time that a fused second-order step of the paper's size spends outside of passes."""
         fused = {row.case: row.median for row in self.rows if row.variant == FUSED and not row.error}
         size = "" if self.full else AT_PAPERS_SIZE
         pairs = [(BETWEEN_PASSES, ALPHA_STEP + size), (SAMPLING, SEARCH_STEP + size)]
@@ -188,7 +188,7 @@ class Results:
         )
 
     def write(self, folder: Path) -> Path:
-        """As `<device>.json`, or `<device>-full.json`, in the folder."""
+        """Write the results as `<device>.json`, or `<device>-full.json`, in `folder`; return the path."""
         slug = re.sub(r"[^a-z0-9]+", "-", str(self.environment["device"]).lower()).strip("-")
         path = folder / f"{slug}{'-full' if self.full else ''}.json"
         folder.mkdir(parents=True, exist_ok=True)
@@ -208,7 +208,7 @@ class Results:
 
 
 def load(path: Path) -> dict[tuple[str, str], Row]:
-    """The measured rows of a file, by case and variant. ValueError if it is no file of results."""
+    """Return the measured rows of a file by (case, variant); raise a ValueError if it is not a file of results."""
     try:
         content = json.loads(path.read_text())
         fields = Row.__dataclass_fields__

@@ -1,8 +1,8 @@
-"""`python -m benchmarks.scaling`: how time and memory of a weight step grow with the batch, channels, size and layers.
+"""Measure how a weight step's time and memory grow with batch, channels, size, layers: `python -m benchmarks.scaling`.
 
 One setting is varied at a time, from C=16, 8 cells, batch 64, 32x32 images and torch's number of threads (with --small:
-C=8, 3 cells, batch 8, and only the ends of each range). Exponents are fitted to logarithms by least squares: 1 means
-proportional. Each point runs in a process of its own; a point that does not fit into memory says so.
+C=8, 3 cells, batch 8, and few points). Exponents are fitted to logarithms by least squares: 1 means proportional. Each
+point runs in a separate process; points that do not fit into memory are marked as such.
 """
 
 import json
@@ -23,7 +23,7 @@ from fastdarts.config.files import write_atomically
 from fastdarts.runs.resources import free_bytes
 
 PIXELS = 2 * 64 * 32 * 32
-"""Of a batch while the image size varies: so many images that a step has work, so few that it fits."""
+"""Pixels of a batch while the image size varies: enough for a step to have work, few enough to fit into memory."""
 
 RANGES: dict[str, tuple[int, ...]] = {
     "batch": (8, 16, 32, 64, 128, 256, 512),
@@ -36,7 +36,7 @@ RANGES: dict[str, tuple[int, ...]] = {
 
 @dataclass(frozen=True)
 class Point:
-    """One measured setting: seconds and bytes of a weight step, per image too; `error` if there are none."""
+    """Hold one measured setting: seconds and bytes of a weight step, or an `error`."""
 
     axis: str
     value: int
@@ -48,7 +48,7 @@ class Point:
 
 
 def settings(axis: str, values: Sequence[int], base: Case, threads: int) -> list[tuple[int, Case, int]]:
-    """(value, case, threads) for every value of an axis."""
+    """Return (value, case, threads) for every value of an axis."""
     if axis == "threads":
         return [(value, base, value) for value in values]
     cases = [(value, replace(base, **{axis: value})) for value in values]  # type: ignore[arg-type]
@@ -58,7 +58,10 @@ def settings(axis: str, values: Sequence[int], base: Case, threads: int) -> list
 
 
 def exponent(points: Sequence[Point], quantity: str) -> float | None:
-    """The b of quantity = a * value^b; of the time or memory of a step, for sizes of an image."""
+    """Fit quantity = a * value^b and return b, or None for fewer than two points.
+
+    `quantity` is "time" or "memory", of a step; for the axis "size", per image.
+    """
     known = [p for p in points if not p.error]
     if len(known) < 2:
         return None
@@ -70,7 +73,7 @@ def exponent(points: Sequence[Point], quantity: str) -> float | None:
 
 
 def table(points: Sequence[Point]) -> str:
-    """Markdown: a table an axis, with the exponents in its last row."""
+    """Return a Markdown table per axis, with the exponents in its last row."""
     lines = []
     for axis in dict.fromkeys(p.axis for p in points):
         here = [p for p in points if p.axis == axis]
@@ -106,7 +109,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--variants", nargs="+", choices=variants, default=["fused", "amp"])
     parser.add_argument("--axes", nargs="+", choices=RANGES, default=list(RANGES))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--small", action="store_true", help="a small network and few points, to see that it works")
+    parser.add_argument(
+        "--small", action="store_true", help="use a small network and few points, to test the benchmark"
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "scaling.json")
     arguments = parser.parse_args(argv)
 
@@ -117,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
         ranges = {"batch": (2, 8), "C": (8, 16), "size": (8, 28), "layers": (3, 4), "threads": (1, 2)}
     chosen = [variants[name] for name in arguments.variants]
     points: list[Point] = []
-    largest: dict[str, tuple[int, int]] = {}  # by variant, work and memory: memory grows no faster than the work
+    largest: dict[str, tuple[int, int]] = {}  # by variant: work and memory, which grows no faster than work
     for axis in arguments.axes:
         for value, case, threads in settings(axis, ranges[axis], base, arguments.threads):
             work = case.batch * case.size**2 * case.C * case.layers

@@ -1,18 +1,18 @@
-"""Bytes through memory and launches of a search's steps on a GPU: plain modules against the Triton kernels.
+"""Count memory traffic and launches of a search's steps on a GPU: plain modules against the Triton kernels.
 
     python -m benchmarks.traffic benchmarks/traffic.md
 
-writes the report that stands beside this file; it needs no GPU. What is counted:
+writes the report benchmarks/traffic.md; it needs no GPU. What is counted:
 
-* Plain: the step as the original code makes it, plain modules in channels-last under bfloat16 autocast, really run.
-  Every ATen operator is one launch that reads each of its input tensors and writes each of its outputs once; views
-  are free.
-* Fused: fastdarts' own step really runs too, but for its kernels, whose launches are recorded. A program of a launch
-  moves every element that it loads or stores once; what it shares with other programs, as at the edges of tiles,
-  counts in each (benchmarks/launch_traffic.py). Torch operators around the launches count as those of the plain step.
+* Plain: the step of the original code, with plain modules in channels-last under bfloat16 autocast, which really runs.
+  Every ATen operator counts as one launch that reads each of its input tensors and writes each of its outputs once;
+  views are free.
+* Fused: fastdarts' own step, which also runs, except for its kernels, whose launches are recorded. Each program of a
+  launch moves every element that it loads or stores once; elements shared by several programs, as at the edges of
+  tiles, count in each (benchmarks/launch_traffic.py). Torch operators around the launches count as in the plain step.
 
-So both sides say what crosses the boundary between a kernel and memory. What stays in the L2 cache from one kernel to
-the next is left out; it helps both.
+Both count the traffic between kernels and memory. Hits in the L2 cache from one kernel to the next are ignored; they
+help both sides.
 """
 
 import argparse
@@ -52,7 +52,7 @@ LAUNCHES_NOTHING |= {"_local_scalar_dense", "_record_function_enter_new", "_reco
 
 
 class Counting(TorchDispatchMode):
-    """Counts inside `with`; fastdarts' operators plan their launches as on a GPU, and none is made."""
+    """Count traffic inside `with`; fastdarts' operators plan their launches as on a GPU, but make none."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -78,7 +78,7 @@ class Counting(TorchDispatchMode):
 
 @contextmanager
 def launches_to(launch: Any) -> Iterator[None]:
-    """Inside, launches of the kernels go to another function."""
+    """Redirect launches of the kernels made inside to the function `launch`."""
     before = bank.launch
     bank.launch = node.launch = launch
     try:
@@ -88,7 +88,7 @@ def launches_to(launch: Any) -> Iterator[None]:
 
 
 def elements_bytes(t: Tensor) -> int:
-    """Bytes of a tensor's elements, of expanded ones once."""
+    """Return the bytes of a tensor's elements, counting expanded elements once."""
     size = t.element_size() if t.numel() else 0
     for length, stride in zip(t.shape, t.stride(), strict=True):
         size *= length if stride else 1
@@ -97,7 +97,7 @@ def elements_bytes(t: Tensor) -> int:
 
 @dataclass(frozen=True)
 class Search:
-    """The geometry of a search."""
+    """Hold the geometry of a search."""
 
     C: int = 16
     layers: int = 8
@@ -115,10 +115,10 @@ class Search:
 
 
 def plain_step(search: Search, step: str, images: int) -> Traffic:
-    """A step as the original code makes it."""
+    """Return the traffic of a step of the original code on a batch of `images` images."""
     original = OriginalSearch(search.network("reference"), amp=True)
     data = search.data(images)
-    original.weight_step(data)  # momentum buffers exist
+    original.weight_step(data)  # creates the momentum buffers
     with Counting() as counting:
         if step == WEIGHT:
             original.weight_step(data)
@@ -128,7 +128,7 @@ def plain_step(search: Search, step: str, images: int) -> Traffic:
 
 
 def plain(search: Search, step: str) -> Traffic:
-    """`plain_step` of a whole batch: every operator's bytes are a constant and so much for each image."""
+    """Return `plain_step` for a whole batch, extrapolated: each operator's bytes are linear in the number of images."""
     one, two = (plain_step(search, step, images) for images in (2, 4))
     if one.launches != two.launches:
         raise RuntimeError("the plain step launches other operators for another number of images")
@@ -137,7 +137,7 @@ def plain(search: Search, step: str) -> Traffic:
 
 
 def fused(search: Search) -> dict[str, Traffic]:
-    """fastdarts' steps."""
+    """Return the traffic of fastdarts' steps, by step."""
     network = search.network("auto")
     sgd = FlatSGD(network.parameters(), lr=0.025, momentum=0.9, weight_decay=3e-4)
     architect = Architect(network, amp_dtype=torch.bfloat16)
@@ -163,12 +163,12 @@ STEPS = (WEIGHT, ALPHA)
 
 @dataclass(frozen=True)
 class Device:
-    """Peaks from the vendor's data sheet (dense, no sparsity)."""
+    """Hold a device's peaks from the vendor's data sheet (dense, without sparsity)."""
 
     name: str
-    bandwidth: float  # bytes a second
-    matrix: float  # bfloat16 FLOP a second of matrix units
-    vector: float  # float32 FLOP a second
+    bandwidth: float  # bytes per second
+    matrix: float  # bfloat16 FLOP per second of matrix units
+    vector: float  # float32 FLOP per second
 
 
 DEVICES = (
@@ -176,13 +176,13 @@ DEVICES = (
     Device("H100", 3.35e12, 989e12, 67e12),
     Device("H200", 4.8e12, 989e12, 67e12),
 )
-OF_PEAK = 0.7  # what memory and matrix units reach of their peaks
+OF_PEAK = 0.7  # share of their peaks that memory and matrix units are assumed to reach
 LAUNCH = 2e-6  # seconds from one kernel of a CUDA graph to the next
 STEPS_IN_SEARCH = 50 * (25_000 // 64 + 1)
 
 
 def seconds(t: Traffic, device: Device) -> tuple[float, float, float, float]:
-    """Memory, matrix units, windows and launches, as if none of them overlapped."""
+    """Return the seconds for memory, matrix units, windows and launches, each as if it did not overlap with others."""
     return (
         t.bytes.total() / (OF_PEAK * device.bandwidth),
         2 * t.products / (OF_PEAK * device.matrix),
@@ -192,7 +192,7 @@ def seconds(t: Traffic, device: Device) -> tuple[float, float, float, float]:
 
 
 def report(search: Search, command: str) -> Iterator[str]:
-    """The lines of the report."""
+    """Yield the lines of the report."""
     ours = fused(search)
     theirs = {step: plain(search, step) for step in STEPS}
     geometry = f"C={search.C}, {search.layers} cells, batch {search.batch}"
@@ -217,11 +217,11 @@ def report(search: Search, command: str) -> Iterator[str]:
 
 def _estimates(ours: dict[str, Traffic]) -> Iterator[str]:
     yield (
-        "\nEstimated times of the fused steps in ms; nobody has measured them. "
+        "\nEstimated times of the fused steps in ms; they have not been measured. "
         f"Memory and matrix units at {OF_PEAK:.0%} of their peaks; windows of depthwise convolutions and pools at the "
-        "issue slots that benchmarks/launch_traffic.py gives, counted in the machine code for sm_90 (what lies "
-        f"around their loops is left out); {LAUNCH * 1e6:.0f} µs a launch, as in a CUDA graph. The sum is what it "
-        "takes if nothing overlaps, the longest part what it takes if all else hides behind it. "
+        "issue slots in benchmarks/launch_traffic.py, counted in the machine code for sm_90 (code around their loops "
+        f"is ignored); {LAUNCH * 1e6:.0f} µs per launch, as in a CUDA graph. The sum is the time "
+        "if nothing overlaps, the longest part the time if it hides all others. "
         f"A search: {STEPS_IN_SEARCH:,} steps of both kinds (50 epochs, 25,000 + 25,000 images, batch 64).\n"
     )
     yield "| device | step | memory | matrix units | windows | launches | sum | GPU-hours: sum | longest part |"

@@ -1,4 +1,4 @@
-"""A child process for each variant: its peak memory is its own, and a compilation that takes too long can be ended."""
+"""Measure each variant in a child process, which isolates its peak memory and allows to end a long compilation."""
 
 import ctypes
 import multiprocessing
@@ -22,19 +22,19 @@ from benchmarks.machine import synchronize
 from fastdarts.runs.resources import free_bytes, peak_bytes, reset_peak
 
 LEAST = 0.1
-"""Seconds of a turn: it repeats shorter steps, as a search does, whose steps find threads awake and caches filled."""
+"""Least seconds of a turn. Shorter steps are repeated, because in a search threads are awake and caches are filled."""
 
 
 @dataclass
 class Measurement:
-    """Seconds of each timed step and of the first (warm-up) step, memory in bytes; `error` if there are none."""
+    """Hold the seconds of each timed step and of the first (warm-up) step, and memory in bytes, or an `error`."""
 
     seconds: list[float] = field(default_factory=list)
     first_seconds: float | None = None
     peak_bytes: int = 0
-    """Largest memory of the process less `rest_bytes`; on a GPU, largest memory that torch allocated."""
+    """Peak memory of the process minus `rest_bytes`; on a GPU, peak memory allocated by torch."""
     rest_bytes: int = 0
-    """Memory of the process with all libraries loaded, before the case was built."""
+    """Memory of the process with all libraries loaded, before the case is built."""
     error: str | None = None
 
     @property
@@ -43,10 +43,10 @@ class Measurement:
 
 
 class Worker:
-    """Context manager: a process that holds one variant of one case and makes a step when asked."""
+    """Manage a process that holds one variant of one case and runs a step on request; use it as a context manager."""
 
     def __init__(self, case: Case, variant: str, device: torch.device, threads: int) -> None:
-        # Children of a server that has torch loaded start in milliseconds.
+        # A fork server that has loaded torch starts children in milliseconds.
         root = str(Path(__file__).resolve().parents[1])
         paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
         if root not in paths:
@@ -64,28 +64,28 @@ class Worker:
     def __exit__(self, *_: object) -> None:
         if self._process.is_alive() and self._process.pid is not None:
             try:
-                os.killpg(self._process.pid, signal.SIGKILL)  # compilers that it started too
+                os.killpg(self._process.pid, signal.SIGKILL)  # also ends compilers that it has started
             except ProcessLookupError:
                 self._process.kill()
         self._process.join()
         self._pipe.close()
 
     def step(self, limit: float | None = None) -> float:
-        """Seconds of one step, the mean of a turn's.
+        """Run a turn of steps; return the mean seconds of a step.
 
         Raises:
-            TimeoutError: after `limit` seconds.
-            RuntimeError: with the reason if it fails.
+            TimeoutError: the turn takes more than `limit` seconds.
+            RuntimeError: the step fails; the message is the reason.
         """
         seconds: float = self._ask("step", limit)
         return seconds
 
     def release(self) -> None:
-        """Give free memory back to the system, or on a GPU to other processes; the next step is slow."""
+        """Return free memory to the system, or on a GPU to other processes; the next step will be slow."""
         self._ask("release", None)
 
     def memory(self) -> tuple[int, int]:
-        """(peak of all steps so far, rest), see Measurement."""
+        """Return (peak_bytes of all steps so far, rest_bytes), see Measurement."""
         memory: tuple[int, int] = self._ask("memory", None)
         return memory
 
@@ -112,16 +112,22 @@ def measure(
     rounds: tuple[int, int],
     limit: float,
 ) -> dict[str, Measurement]:
-    """Time the variants of a case in turns (A, B, C, A, B, C, ...), so that what disturbs the machine hits all alike.
+    """Time the variants of a case in turns (A, B, C, A, B, C, ...), so that disturbances affect all of them alike.
 
-    Two steps come before the timed ones: in them libraries make primitives and the allocator faults its pages in. Where
-    the machine cannot hold the memory of all variants at once, each gives its own back after its turn, and a step comes
-    before each timed one.
+    Two untimed steps come first, in which libraries create primitives and the allocator faults pages in. If the memory
+    of all variants does not fit into the machine at once, each variant releases its memory after its turn, and an
+    untimed step precedes each timed one.
 
     Args:
+        case: the case to measure.
+        variants: the case's variants to measure.
+        device: device of the case.
+        threads: CPU threads of each variant's process.
         budget: seconds for all timed steps together.
-        rounds: least and largest number of them for each variant; the least goes before the budget.
+        rounds: smallest and largest number of timed steps per variant; the smallest has priority over the budget.
         limit: seconds for the first step of the compiled variant, in which `torch.compile` compiles.
+
+    Returns: the measurement of each variant.
     """
     results = {variant: Measurement() for variant in variants}
     room, needed = free_bytes(device), 0
@@ -191,6 +197,8 @@ def _release(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of the GNU C library, which keeps what was freed
+        trim = getattr(
+            ctypes.CDLL(None), "malloc_trim", None
+        )  # of the GNU C library, which does not return freed memory by itself
         if trim is not None:
             trim(0)

@@ -36,7 +36,7 @@ class FlatWeights:
         self.weights = list(weights)
         self.numel = sum(w.numel() for w in self.weights)
         if self.numel == 0:
-            raise ValueError("weights is empty: nothing that requires gradients")
+            raise ValueError("weights is empty: no parameter requires gradients")
         if len(set(map(id, self.weights))) < len(self.weights):
             raise ValueError("weights holds a parameter more than once")
         self._flatten()
@@ -190,7 +190,7 @@ class FlatSGD(SGD):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add the only parameter group; raise ValueError for a second one."""
         if self.param_groups:
-            raise ValueError("FlatSGD has one parameter group; build it anew with all weights")
+            raise ValueError("FlatSGD has one parameter group; build a new one with all weights")
         super().add_param_group(param_group)
 
     def __getstate__(self) -> dict[str, Any]:

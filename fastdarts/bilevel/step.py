@@ -270,8 +270,8 @@ class _CapturedStep:
             raise
         except RuntimeError as error:
             raise RuntimeError(
-                "the search step could not be captured as a CUDA graph (something in the network or the loss waits for "
-                "the device?); cuda_graphs=False runs it without"
+                "the search step could not be captured as a CUDA graph (does the network or the loss synchronise with "
+                "the device?); cuda_graphs=False runs it eagerly"
             ) from error
 
     def replay(self, train: Batch, valid: Batch, lr: float | Tensor) -> Tensor:

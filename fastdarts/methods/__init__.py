@@ -48,5 +48,5 @@ def find(name: str) -> "type[Method]":
     except (ImportError, AttributeError) as error:
         raise ValueError(f"method {name!r} cannot be imported: {error}") from error
     if not (isinstance(found, type) and issubclass(found, Method)):
-        raise ValueError(f"method {name!r} is no subclass of fastdarts.methods.method.Method")
+        raise ValueError(f"method {name!r} is not a subclass of fastdarts.methods.method.Method")
     return found

@@ -90,7 +90,7 @@ class Method(StepRules):
         """Raise a ValueError that gives the reason if `config` does not make sense for this method."""
         refuse = f"method {config.method!r}"
         for feature in sorted(cls.needs - cls.space_of(config).features):
-            raise ValueError(f"{refuse} needs {feature}, which space {config.space!r} has not")
+            raise ValueError(f"{refuse} needs {feature}, which space {config.space!r} does not have")
         if config.order == 2 and cls.level != "bilevel":
             raise ValueError(f"{refuse} has no second order: its alphas do not look through a step of the weights")
         if config.order == 2 and (cls.draws or config.op_dropout):

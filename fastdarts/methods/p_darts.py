@@ -71,7 +71,9 @@ class PDarts(Method):
                 f"got {config.method_options['dropped']}"
             )
         if config.prune_below:
-            raise ValueError("prune_below has no use here: the stages remove weak ops, equally many on each edge")
+            raise ValueError(
+                "prune_below cannot be used: the stages already remove weak ops, equally many on each edge"
+            )
 
     def stage(self) -> int:
         return min(self.epoch // self._length(), STAGES - 1)

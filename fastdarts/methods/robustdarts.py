@@ -73,7 +73,7 @@ class RobustDarts(Method):
     def check(cls, config: SearchOptions) -> None:
         super().check(config)
         if config.method_options["drop_path"] and "drop path" not in cls.space_of(config).features:
-            raise ValueError(f"drop_path needs edges that can drop samples, which space {config.space!r} has not")
+            raise ValueError(f"drop_path needs edges that can drop samples, which space {config.space!r} does not have")
         if config.order == 2 and config.method_options["drop_path"]:
             raise ValueError("drop_path has no second order: its difference needs passes that drop the same samples")
         options = config.method_options

@@ -133,7 +133,7 @@ class MixedOp(nn.Module):
 
 
 def op_weights_row(weights: Tensor | Sequence[float | Tensor], x: Tensor) -> Tensor:
-    """Return op weights, given as a tensor or as a list of scalars, as a matrix [1, ops] on x's device."""
+    """Return op weights, given as a tensor or as a list of scalars, as a floating-point matrix [1, ops]."""
     if not isinstance(weights, Tensor):
         dtype = torch.promote_types(x.dtype, torch.float32)  # for weights that are Python numbers
         weights = torch.stack(

@@ -173,7 +173,7 @@ def _padded_channels(storage: torch.dtype, C: int) -> int:
 def _images_in_line(x: Tensor, C: int) -> int:
     """Return the number of images that share a cache line of padded channels.
 
-    On CPUs it is the largest divisor of N that fits (csrc/fold.h), elsewhere 1.
+    On CPUs it is the largest divisor of N that fits (csrc/fold.h), on other devices 1.
     """
     N = x.shape[0]
     most = max(_line(x.dtype) // C, 1) if x.device.type == "cpu" else 1

@@ -112,7 +112,7 @@ class EvalState(RunState):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the training that `state` holds. Raises: ValueError if it trained another genotype."""
         if state["genotype"] != self.genotype.to_json():
-            raise ValueError("resume: another genotype was trained there; give that one, or none to take it from out")
+            raise ValueError("resume: another genotype was trained there; pass that one, or none to read it from `out`")
         super().load_state_dict(state)
         self.optimizer.load_state_dict(state["optimizer"])
 
