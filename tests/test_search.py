@@ -36,7 +36,7 @@ from fastdarts.spaces.darts.genotype import edges_of
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Drawing takes longer than a tiny search; only the tests that look at the pictures need them."""
-    monkeypatch.setattr(search_module, "_write_results", lambda state, genotype, out: None)
+    monkeypatch.setattr(search_module, "_write_results", lambda *_: None)
 
 
 def tiny_state(tmp_path, **fields):

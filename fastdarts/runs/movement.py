@@ -31,9 +31,9 @@ def after(state: SearchState) -> list[str]:
         return []
     first, last = state.history[0], state.history[-1]
     moved = 0.0
-    for cell in ("normal", "reduce"):
-        if first[cell].shape == last[cell].shape:
-            moved = max(moved, _largest((last[cell] - first[cell]).abs()))
+    for name in state.network.groups:
+        if first[name].shape == last[name].shape:
+            moved = max(moved, _largest((last[name] - first[name]).abs()))
     if moved >= _STILL:
         return []
     return [

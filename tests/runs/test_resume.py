@@ -49,7 +49,7 @@ for line in sys.stdin:
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     """Drawing takes longer than a tiny search."""
-    monkeypatch.setattr(search_module, "_write_results", lambda state, genotype, out: None)
+    monkeypatch.setattr(search_module, "_write_results", lambda *_: None)
 
 
 @contextmanager

@@ -38,7 +38,7 @@ def config_of(out: Path, **fields: Any) -> SearchConfig:
 
 @pytest.mark.parametrize("name", methods.NAMES)
 def test_every_method_searches_here(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search_module, "_write_results", lambda state, genotype, out: None)
+    monkeypatch.setattr(search_module, "_write_results", lambda *_: None)
     epochs = 3 if name == "p-darts" else 2
     config = config_of(tmp_path, method=name, epochs=epochs, method_options=OPTIONS.get(name, {}), alpha_warmup=0.0)
     result = search(config, train=tiny_images())
