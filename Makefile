@@ -4,7 +4,9 @@
 # make test    lint, types and every test
 # make bench   benchmarks
 # make docs    the documentation site, in build/site
-# make sanitize  the operators' tests against an extension built with address and undefined-behaviour sanitizers
+# make sanitize  the operators' tests and 10,000 random calls against an extension built with address and undefined-behaviour sanitizers
+# make fuzz    100,000 random calls of the operators against that extension; ARGS="--seed 1" makes others
+# make oldest  the kernels' tests, and all kernels compiled, with the oldest torch and Triton: over an hour on two cores
 # ARGS adds arguments to the program a target runs: make search ARGS="--epochs 5", make test ARGS="-k genotype"
 
 PYTHON ?= python3
@@ -16,7 +18,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 SANITIZED := build/sanitize
 CELLS_AND_EDGES = tests/mixed/test_mixed_op.py::test_fused_is_as_good_as_plain tests/mixed/test_fused.py::test_cell tests/ops/test_operators.py::test_project
 
-.PHONY: env dev search test bench docs sanitize
+.PHONY: env dev search test bench docs sanitized sanitize fuzz oldest
 
 env: $(VENV)/extension-built
 
@@ -70,17 +72,51 @@ docs: $(VENV)/docs-installed
 # Leak detection is off because the interpreter itself never frees everything, and too large a block is the program's error
 # to tell; libstdc++ is loaded early because the sanitizer must find the exception functions that it wraps; pytest captures no more than Python's own output because the
 # sanitizer's report comes with the end of the process. Programs that tests start do without, so such tests are left out.
-SANITIZED_PYTEST = ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(SANITIZED)/lib \
-  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so):$$($(CXX) -print-file-name=libstdc++.so)" \
-  $(PY) -P -c 'import os, sys, torch, fastdarts._C as c, pytest; \
-    os.environ.pop("LD_PRELOAD"); \
-    "$(SANITIZED)" in c.__file__ or sys.exit(f"not the sanitized build: {c.__file__}"); \
+SANITIZED_ENV = ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(SANITIZED)/lib \
+  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so):$$($(CXX) -print-file-name=libstdc++.so)"
+SANITIZED_CHECK = import os, sys, torch, fastdarts._C as c; os.environ.pop("LD_PRELOAD"); \
+    "$(SANITIZED)" in c.__file__ or sys.exit(f"not the sanitized build: {c.__file__}")
+SANITIZED_PYTEST = $(SANITIZED_ENV) $(PY) -P -c '$(SANITIZED_CHECK); import pytest; \
     sys.exit(pytest.main(["--capture=sys", "-q", *sys.argv[1:]]))' $(ARGS)
+SANITIZED_FUZZ = $(SANITIZED_ENV) $(PY) -P -c '$(SANITIZED_CHECK); import runpy; \
+    runpy.run_path("tests/fuzz_ops.py", run_name="__main__")'
 
-sanitize: dev
+sanitized: dev
 	FASTDARTS_CUDA=0 FASTDARTS_SANITIZE=address,undefined \
 	  $(PY) setup.py --quiet build --build-lib $(SANITIZED)/lib --build-temp $(SANITIZED)/temp
+
+sanitize: sanitized
 	$(SANITIZED_PYTEST) tests/ops/test_operators.py tests/mixed/test_mixed_op.py tests/ops/test_flat.py tests/mixed/test_fused.py::test_cell \
 	  -k "not compiled and not papers_size and not instruction and not cuda_sources"
 	FASTDARTS_CPU=portable $(SANITIZED_PYTEST) $(CELLS_AND_EDGES)
 	! grep -qw avx2 /proc/cpuinfo || FASTDARTS_CPU=avx2 $(SANITIZED_PYTEST) $(CELLS_AND_EDGES)
+	$(SANITIZED_FUZZ) --calls 10000
+
+fuzz: sanitized
+	$(SANITIZED_FUZZ) --calls 100000 $(ARGS)
+
+# Python 3.12 with the lowest releases of torch that pyproject.toml allows; where that cannot be made, Triton 3.6 beside
+# today's torch. Triton 3.6's interpreter needs the older NumPy.
+PYTHON312 ?= python3.12
+OLDEST := build/oldest
+OLDEST_RELEASES := 'torch==2.11.*' 'torchvision==0.26.*' 'numpy<2.4'
+
+$(OLDEST)/installed: pyproject.toml setup.py
+	$(PYTHON312) -m venv --clear $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet $(OLDEST_RELEASES) 'setuptools>=77'
+	FASTDARTS_BUILD=0 $(OLDEST)/bin/python -m pip install --quiet --no-build-isolation --editable '.[test]' $(OLDEST_RELEASES)
+	@touch $@
+
+OLDEST_TESTS = tests/kernels -k "not smallest_and_the_largest and not oldest_triton"
+
+oldest:
+	@if $(MAKE) $(OLDEST)/installed; then \
+	  set -ex; $(OLDEST)/bin/python -m pytest $(OLDEST_TESTS); $(OLDEST)/bin/python -m benchmarks.compile_all $(ARGS); \
+	else \
+	  echo "no Python 3.12 with torch 2.11 (PYTHON312=... names one): Triton 3.6 beside this environment's torch" >&2; \
+	  set -ex; $(MAKE) $(VENV)/installed build/triton-3.6; PYTHONPATH=build/triton-3.6 $(PY) -m benchmarks.compile_all $(ARGS); \
+	fi
+
+build/triton-3.6:
+	$(PY) -m pip install --quiet --no-deps --target $@.new 'triton==3.6.*'
+	mv $@.new $@

@@ -2,7 +2,7 @@
 
 Environment variables:
     FASTDARTS_BUILD=0       build nothing: the pure-Python package
-    FASTDARTS_CUDA=0        leave csrc/cuda out even where nvcc is found
+    FASTDARTS_CUDA=1        build csrc/cuda also where there is no GPU; 0: nowhere. By default where torch sees a GPU
     FASTDARTS_SANITIZE=...  sanitizers to build with, e.g. address,undefined
     TORCH_CUDA_ARCH_LIST    as torch has it; default: the machine's own GPUs, or DEFAULT_CUDA_ARCHS where there are none
     MAX_JOBS                compilers at a time; by default one per core as far as memory allows
@@ -27,7 +27,7 @@ OPENMP = "-fopenmp"  # Apple's clang has none
 GCC_FLAGS = ["-fno-predictive-commoning"]
 NVCC_FLAGS = ["-O3"]
 DEFAULT_CUDA_ARCHS = "8.0;9.0;10.0+PTX"
-BYTES_PER_COMPILER = 3 << 30  # a file with torch's headers takes up to this much
+BYTES_PER_COMPILER = 3 << 29  # a file with torch's headers takes up to 1 GB, one of the tile kernels half of that
 
 
 def sources(pattern: str) -> list[str]:
@@ -100,8 +100,15 @@ def extension() -> dict[str, Any]:
         say("torch is not installed here, fastdarts._C is not built (an isolated build? use --no-build-isolation)")
         return {}
 
-    cuda_home, reason = None, "FASTDARTS_CUDA=0"
-    if os.environ.get("FASTDARTS_CUDA", "1") != "0":
+    cuda_home = None
+    wish = os.environ.get("FASTDARTS_CUDA", "")
+    if wish not in ("", "0", "1"):
+        raise SystemExit(f"FASTDARTS_CUDA must be 0 or 1; got {wish!r}")
+    if wish == "0":
+        reason = "FASTDARTS_CUDA=0"
+    elif wish == "" and not torch.cuda.is_available():
+        reason = "torch sees no GPU here; FASTDARTS_CUDA=1 builds it all the same"
+    else:
         if torch.version.cuda is None:
             reason = "torch was built without CUDA"
         elif not sources("cuda/*.cu"):

@@ -25,61 +25,23 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from benchmarks.kernel_launches import SHAPES, Launch, launches
 from fastdarts.config.files import write_atomically
-from fastdarts.kernels import bank, node
 from fastdarts.kernels.launch import OPTIONS
-from fastdarts.kernels.mixed_sum import mixed_sum, mixed_sum_backward
-from fastdarts.kernels.project import project, project_backward
-from fastdarts.ops.plan import MixedPlan, PlannedEdge, edge_ops
-from fastdarts.primitives.table import PRIMITIVES
 
 TARGETS = {f"sm_{cc}": GPUTarget("cuda", cc, 32) for cc in (80, 90, 100)} | {"gfx942": GPUTarget("hip", "gfx942", 64)}
-SIZES = {16: 32, 32: 16, 64: 8}  # channels and image sizes of a CIFAR search
-SHAPES = [f"{C}/{stride}" for C in SIZES for stride in (1, 2)]  # channels/stride
-TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int32: "*i32", torch.int8: "*i8"}
-Launch = tuple[Any, tuple[Any, ...], dict[str, Any]]
-
-
-def launches(C: int, stride: int) -> list[Launch]:
-    """What a node with every op on its edges from two inputs and one preprocessing start, forward and backward, in
-    bfloat16; then what else edges without pools do.
-    """
-    found: list[Launch] = []
-    started = bank.launch
-    bank.launch = node.launch = lambda kernel, grid, *args, **constants: found.append((kernel, args, constants))
-    size = SIZES[C] * stride
-    try:
-        _cell(PRIMITIVES, 1, C, stride, size)
-        x = torch.zeros(2, 4 * C, size, size, dtype=torch.bfloat16)
-        halves = [torch.zeros(C // stride, 4 * C, 1, 1)] * stride
-        out, saved, stats = project(x, halves, None, 1e-5)
-        project_backward(out, x, halves, saved, stats, True, 1e-5, True, True)
-        known, count = {kernel for kernel, _, _ in found}, len(found)
-        _cell(("skip_connect",), 2, C, stride, size)
-    finally:
-        bank.launch = node.launch = started
-    return found[:count] + [launch for launch in found[count:] if launch[0] not in known]
-
-
-def _cell(primitives: tuple[str, ...], nodes: int, C: int, stride: int, size: int) -> None:
-    """Forward and backward of two inputs' edges to so many nodes."""
-    pairs = [(i, 2 + n) for n in range(nodes) for i in range(2)]
-    plan = MixedPlan(2, nodes, tuple(PlannedEdge(i, n, stride, edge_ops(primitives)) for i, n in pairs))
-    params: list[Tensor] = []
-    for edge in plan.edges:
-        for _, c in edge.ops:
-            if c.kind in ("sep_conv", "dil_conv"):
-                params += [torch.zeros(C, c.kernel**2), torch.zeros(C, C)] * (2 if c.kind == "sep_conv" else 1)
-            elif c.kind == "skip" and stride == 2:
-                params += [torch.zeros(C // 2, C)] * 2
-    states = [torch.zeros(2, C, size, size, dtype=torch.bfloat16) for _ in range(2)]
-    weights = torch.zeros(len(pairs), len(primitives))
-    out, saved, stats = mixed_sum(states, weights, params, None, plan.encoded, 1e-5)
-    mixed_sum_backward(out, states, weights, params, out, saved, stats, plan.encoded, True, 1e-5, [1, 1], True)
+TYPES = {torch.float64: "*fp64", torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+TYPES |= {torch.int32: "*i32", torch.int8: "*i8"}
 
 
 def compiled(launch: Launch, target: GPUTarget) -> Any:
-    """The kernel of a launch, for pointers aligned to 16 bytes as an allocator gives them."""
+    """The kernel of a launch."""
+    source, options = source_of(launch, target)
+    return triton.compile(source, target=target, options=options)
+
+
+def source_of(launch: Launch, target: GPUTarget) -> tuple[ASTSource, dict[str, Any]]:
+    """What Triton compiles for a launch, and its options; pointers are aligned to 16 bytes, as an allocator does."""
     kernel, args, constants = launch
     names = kernel.arg_names
     special = {param.name for param, arg in zip(kernel.params, args, strict=False) if isinstance(arg, int)} - {
@@ -99,8 +61,7 @@ def compiled(launch: Launch, target: GPUTarget) -> Any:
     for i, arg in enumerate(args):
         if isinstance(arg, tuple):
             aligned |= {(i, j): [["tt.divisibility", 16]] for j in range(len(arg))}
-    source = ASTSource(kernel, signature=signature, constexprs=fixed, attrs=aligned)
-    return triton.compile(source, target=target, options=options)
+    return ASTSource(kernel, signature=signature, constexprs=fixed, attrs=aligned), options
 
 
 def _type(arg: Any) -> Any:

@@ -28,16 +28,18 @@ from fastdarts.kernels.tables import (
     MAX,
     NODE,
     OWN,
+    PIXEL,
     POOL,
     SKIP,
     SLOT,
     SOURCE,
     SUM_NORM,
     TAPS,
+    TERM_NORM,
 )  # fmt: skip
 
 HALO = {CONV_3.value: 1, CONV_5.value: 2, CONV_7.value: 3, DILATED_3.value: 2, DILATED_5.value: 4}
-HALO |= {MAX.value: 1, AVG.value: 1, GATHER.value: 0, SKIP.value: 0}
+HALO |= {MAX.value: 1, AVG.value: 1, GATHER.value: 0, PIXEL.value: 0, SKIP.value: 0}
 # Issue slots for each element of an output: instructions in the loops of the machine code for sm_90 in bfloat16, over
 # the outputs of a thread. At stride 1 (16 channels) of a 3x3 and a 5x5 window (kernels/blocks.py) with all its loop
 # does, of a state and of a first stage's y, which is normalised as read.
@@ -141,7 +143,7 @@ def _inputs(a: dict[str, Any], group: list[list[int]]) -> int:
     if any(map(_halo, group)):
         pixels = a["pixels"] // (a["HO"] * a["WO"]) * a["H"] * a["W"]
     else:
-        pixels = a["pixels"] * a["STRIDE"]
+        pixels = a["pixels"] * (a["STRIDE"] if any(row[GEOMETRY.value] == GATHER.value for row in group) else 1)
     return pixels * a["C_IN"] * (len(group) if a["NORMALISED"] else 1)
 
 
@@ -184,7 +186,8 @@ def mix_forward(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, float, i
         pixels = touched(a["pixels"], a["BLOCK_P"], a["HO"], a["WO"], 1 if height == a["HO"] else 2, halo)
         seen[source, slot] = max(seen.get((source, slot), 0), pixels * a["C"])  # a state is read once for all its terms
         slots += POOL_MIXED * elements if pool else 0
-    return (sum(seen.values()) + elements) * element + grid[0] * a["terms"] * 2 * a["C"] * compute, slots, 0
+    norms = sum(term[TERM_NORM.value] >= 0 for term in a["terms_ptr"].tolist())
+    return (sum(seen.values()) + elements) * element + grid[0] * norms * 2 * a["C"] * compute, slots, 0
 
 
 def term_sums(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, float, int]:
@@ -205,7 +208,7 @@ def _gradients(group: list[list[int]]) -> int:
 def _reads_y(a: dict[str, Any], row: list[int]) -> bool:
     """Where it is not computed again."""
     again = a["NEED_PARAMS"] and a["C_IN"] <= a["BLOCK_I"] and a["C_OUT"] <= a["BLOCK_O"]
-    return _has_matrix(row) and not (again and _taps(row))
+    return _has_matrix(row) and not again
 
 
 def stage_backward(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, float, int]:
@@ -219,7 +222,7 @@ def stage_backward(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, float
         size += grid[2] * pixels * a["C_OUT"] * element * (_gradients(group) + sum(_reads_y(a, r) for r in group))
         if any(row[GEOMETRY.value] != SKIP.value for row in group):
             size += _inputs(a, group) * element
-        if any(map(_taps, group)):  # dd, which the group's stages use one after another
+        if any(map(_has_matrix, group)):  # dd, which the group's stages use one after another
             size += windows * element
         if normalised:
             size += len(group) * (windows * element + grid[0] * 2 * a["C_IN"] * compute)
@@ -232,9 +235,10 @@ def stage_backward(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, float
             if params:  # d once more, and the weights' gradient
                 slots += windows * _window_slots(a, row, AGAIN, TAP_FORWARD)
                 slots += windows * _window_slots(a, row, WEIGHTS, TAP_WEIGHTS)
-            if normalised or a["NEED_X"]:
+            if _taps(row) and (normalised or a["NEED_X"]):
                 slots += windows * (_window_slots(a, row, BACK, TAP_BACK) + (a["STRIDE"] > 1) * PIXELS_BACK)
-            products += (1 + 2 * params) * windows * a["C_OUT"] if _has_matrix(row) else 0
+            if _has_matrix(row):
+                products += (1 + 2 * params) * windows * a["C_OUT"]
     return size, slots, products
 
 

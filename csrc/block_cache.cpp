@@ -1,5 +1,8 @@
 #include "block_cache.h"
 
+#include <ATen/ops/from_blob.h>
+#include <c10/util/strides.h>
+
 #include <cstdlib>
 #include <cstring>
 #include <map>

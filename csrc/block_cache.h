@@ -1,7 +1,7 @@
 // Large blocks of memory that are kept and reused: a search step asks for the same few sizes again and again, and on a CPU
 // touching fresh pages costs as much as the arithmetic done on them.
 #pragma once
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 #include <cstdint>
 

@@ -1,6 +1,7 @@
 #include "bypass.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/ops/from_blob.h>
 
 #include "block_cache.h"
 #include "schedule.h"
@@ -61,7 +62,7 @@ Bypass::Bypass(const Plan& plan, at::TensorList states, const at::Tensor& nodes,
     using T = decltype(t);
     for (int64_t input = 0; input < plan.inputs; ++input) {
       auto rows = rows_of<A, T>(input);
-      if (rows.step == 1) continue;
+      if (rows.step == 1 || !plan_.reads(input)) continue;  // a state that no edge leaves may have any size
       passing_[input] = empty_image_in_block({n_, C - size_, h_, w_}, kDtype<T>);
       rows.to = view_of<T>(passing_[input]);
       run(kernels<A, T>().pool_passing, rows);
@@ -104,6 +105,7 @@ void Bypass::part_node(int64_t node, const at::Tensor& grad, const at::Tensor& s
 at::Tensor Bypass::part_input(int64_t input, const at::Tensor& own, bool reached, bool needed) {
   const at::Tensor& state = states_[input];
   const at::Tensor gradient = needed ? empty_image_in_block(state.sizes(), state.scalar_type()) : at::empty({0}, state.options());
+  if (!plan_.reads(input)) return gradient.zero_();
   dispatch(state.scalar_type(), [&](auto a, auto t) {
     using A = decltype(a);
     using T = decltype(t);

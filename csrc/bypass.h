@@ -3,7 +3,7 @@
 //
 // The ops' channels of all nodes stand in "slots", folded (fold.h); the nodes themselves are whole, as the cell puts them out.
 #pragma once
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 #include <cstdint>
 #include <vector>

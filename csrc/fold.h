@@ -1,7 +1,7 @@
 // Few channels would leave most lanes of a vector empty. Where they fill at most half a cache line, f images stand side by side
 // in its lanes, and what follows sees N / f images of f * c channels.
 #pragma once
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 #include <cstdint>
 

@@ -2,7 +2,9 @@
 // mixed_sum.h, the arithmetic in tiles/.
 #include "mixed_sum.h"
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -35,8 +37,12 @@ std::vector<at::Tensor> all_folded(at::TensorList states, const Plan& plan, int6
 }
 
 // What keeps the kernels inside the tensors; the callers' words for mistakes stand in fastdarts/ops/operators.py.
-Shape check(const Plan& plan, at::TensorList states, const at::Tensor& weights, at::TensorList params) {
+Shape check(const Plan& plan, at::TensorList states, const at::Tensor& weights, at::TensorList params, double eps) {
   TORCH_CHECK_VALUE(int64_t(states.size()) == plan.inputs, "mixed_sum: plan has ", plan.inputs, " inputs; got ", states.size());
+  check_eps("mixed_sum", eps);
+  check_tensors("mixed_sum", "states", states);
+  check_tensor("mixed_sum", "weights", weights);
+  check_tensors("mixed_sum", "params", params);
   TORCH_CHECK_VALUE(states[0].dim() == 4, "mixed_sum: states must be [N, C, H, W]");
   TORCH_CHECK_VALUE(states[0].size(1) % plan.groups == 0, "mixed_sum: C must be a multiple of K = ", plan.groups, "; got ",
                     states[0].size(1));
@@ -55,22 +61,21 @@ Shape check(const Plan& plan, at::TensorList states, const at::Tensor& weights, 
     TORCH_CHECK_VALUE(shape.ho == ho && shape.wo == wo, "mixed_sum: the edges from the inputs end in different sizes");
   }
   TORCH_CHECK_VALUE(shape.ho > 0, "mixed_sum: no edge leaves an input");
+  checked_product("mixed_sum: out", {shape.n, plan.nodes, plan.groups, shape.c, shape.ho, shape.wo});
   TORCH_CHECK_VALUE(weights.dim() == 2 && weights.size(0) == int64_t(plan.edges.size()) && weights.size(1) >= (plan.groups > 1),
                     "mixed_sum: weights must be [edges, ops]; got ", weights.sizes());
   TORCH_CHECK_VALUE(int64_t(params.size()) == plan.params, "mixed_sum: plan needs ", plan.params, " parameters; got ",
                     params.size());
+  const int64_t columns = weights.size(1) - (plan.groups > 1);  // without the factors of what passes the ops by
   for (const Edge& edge : plan.edges)
     for (const Op& op : edge.ops) {
-      TORCH_CHECK_VALUE(op.column >= 0 && op.column < weights.size(1), "mixed_sum: no column ", op.column, " in weights");
-      const int64_t c = shape.c, taps = op.kernel * op.kernel;
-      const bool convolves = op.kind == Kind::sep_conv || op.kind == Kind::dil_conv;
-      for (int64_t i = 0; convolves && i < (op.kind == Kind::sep_conv ? 4 : 2); ++i)
-        TORCH_CHECK_VALUE(params[op.param + i].numel() == (i % 2 ? c * c : c * taps), "mixed_sum: parameter ", op.param + i,
-                          " has ", params[op.param + i].numel(), " elements");
-      if (op.kind == Kind::skip && edge.stride == 2)
-        for (int64_t i = 0; i < 2; ++i)
-          TORCH_CHECK_VALUE(c % 2 == 0 && params[op.param + i].numel() == c / 2 * c, "mixed_sum: parameter ", op.param + i,
-                            " has ", params[op.param + i].numel(), " elements");
+      TORCH_CHECK_VALUE(op.column < columns, "mixed_sum: no column ", op.column, " in weights, which have ", columns,
+                        " for the ops");
+      TORCH_CHECK_VALUE(op.kind != Kind::skip || edge.stride == 1 || shape.c % 2 == 0,
+                        "mixed_sum: a factorised reduction needs an even number of channels; got ", shape.c);
+      for (int64_t i = 0; i < op.params; ++i)
+        TORCH_CHECK_VALUE(params[op.param + i].numel() == op.param_size(i, shape.c), "mixed_sum: parameter ", op.param + i, " has ",
+                          params[op.param + i].numel(), " elements, not ", op.param_size(i, shape.c));
     }
   return shape;
 }
@@ -79,8 +84,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> mixed_sum(at::TensorList states, 
                                                          const std::optional<at::Tensor>& running, at::IntArrayRef code,
                                                          double eps) {
   const Plan plan(code);
-  const Shape shape = check(plan, states, weights, params);
+  const Shape shape = check(plan, states, weights, params, eps);
   const at::ScalarType dtype = states[0].scalar_type(), compute = compute_type(dtype);
+  const at::Tensor stats = make_stats("mixed_sum", running, plan.norms, shape.c, states[0].options().dtype(compute));
   const int64_t images = images_in_line(dtype, shape.n, shape.c), n = shape.n / images, c = shape.c * images;
   const auto wholes = all_channels_last(states), xs = all_folded(wholes, plan, images);
   const auto ps = in_compute_type(params, compute);
@@ -92,10 +98,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> mixed_sum(at::TensorList states, 
     out = empty_image_in_block({shape.n, plan.nodes * plan.groups * shape.c, shape.ho, shape.wo}, dtype);
     bypass.emplace(plan, wholes, out, ws, images);
   }
-  const at::Tensor stats =
-      running ? running->to(compute).clone(at::MemoryFormat::Contiguous) : at::empty({plan.norms, 2, shape.c}, states[0].options().dtype(compute));
-  TORCH_CHECK_VALUE(stats.dim() == 3 && stats.size(0) == plan.norms && stats.size(2) == shape.c,
-                    "mixed_sum: running must be [", plan.norms, ", 2, ", shape.c, "]; got ", stats.sizes());
   at::Tensor saved;
   const Args args{xs, ws, ps, plan, !running, eps, bypass ? &*bypass : nullptr};
   dispatch(dtype, [&](auto a, auto t) {
@@ -111,11 +113,13 @@ std::tuple<at::Tensor, std::vector<at::Tensor>, std::vector<at::Tensor>> mixed_s
     const at::Tensor& saved, const at::Tensor& stats, at::IntArrayRef code, bool training, double eps, at::IntArrayRef need_states,
     bool need_params) {
   const Plan plan(code);
-  const Shape shape = check(plan, states, weights, params);
+  const Shape shape = check(plan, states, weights, params, eps);
   const at::ScalarType dtype = states[0].scalar_type(), compute = compute_type(dtype);
+  check_tensor("mixed_sum_backward", "grad_out", grad_out);
+  check_tensor("mixed_sum_backward", "out", out);
   TORCH_CHECK_VALUE(grad_out.sizes() == out.sizes() && int64_t(need_states.size()) == plan.inputs,
                     "mixed_sum_backward: grad_out must have the output's shape ", out.sizes(), "; got ", grad_out.sizes());
-  const bool reads_nodes = std::any_of(plan.edges.begin(), plan.edges.end(), [&](const Edge& e) { return e.source >= plan.inputs; });
+  const bool reads_nodes = plan.reads_nodes();
   TORCH_CHECK_VALUE(out.sizes() == at::IntArrayRef({shape.n, plan.nodes * plan.groups * shape.c, shape.ho, shape.wo}) &&
                         (!reads_nodes || out.scalar_type() == dtype),
                     "mixed_sum_backward: out is none of these states: ", out.scalar_type(), " ", out.sizes());

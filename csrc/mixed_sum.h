@@ -1,8 +1,8 @@
 // The schedule of fastdarts::mixed_sum and its backward over a plan's states and edges; README.md tells how the passes follow
 // each other.
 #pragma once
-#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
 
 #include <algorithm>
 #include <cmath>
@@ -97,16 +97,16 @@ class MixedSum {
     std::vector<std::vector<int64_t>> pools;
     for (const Edge& edge : plan.edges)
       for (const Op& op : edge.ops) {
-        if (op.kind == Kind::max_pool || op.kind == Kind::avg_pool) {
+        if (op.is_pool()) {
           const std::vector<int64_t> key{edge.source, edge.stride, int64_t(op.kind)};
           if (std::find(pools.begin(), pools.end(), key) != pools.end()) continue;
           pools.push_back(key);
           ++tensors;
         } else {
-          tensors += op.kind == Kind::sep_conv ? 2 : op.kind == Kind::dil_conv || edge.stride == 2 ? 1 : 0;
+          tensors += op.norms;
         }
       }
-    return tensors * n * ho * wo * padded_channels<A>(c);
+    return checked_product("mixed_sum: saved", {tensors, n, ho, wo, padded_channels<A>(c)});
   }
 
   void forward() {
@@ -166,13 +166,14 @@ class MixedSum {
     return double(row[column * args_.weights.stride(1)]);
   }
 
-  Stage<A, T> stage_of(int64_t kernel, int64_t dilation, int64_t stride, T*& saved) {
+  Stage<A, T> stage_of(const Op& op, int64_t stride, T*& saved) {
+    const bool gathers = op.kind == Kind::skip || op.kind == Kind::pointwise;
     Stage<A, T> s{};
-    s.kernel = kernel;
-    s.dilation = dilation;
+    s.kernel = gathers ? 0 : op.kernel;
+    s.dilation = op.dilation;
     s.stride = stride;
-    s.pad = kernel ? dilation * (kernel - 1) / 2 : 0;
-    s.k = kernel ? cp_ : 2 * cp_;
+    s.pad = gathers ? 0 : op.dilation * (op.kernel - 1) / 2;
+    s.k = op.kind == Kind::skip ? 2 * cp_ : cp_;
     s.y = saved;
     saved += n_ * ho_ * wo_ * cp_;
     s.mean = arena_.zeros(cp_);
@@ -197,18 +198,18 @@ class MixedSum {
       }
       for (const Op& op : edge.ops) {
         OpSite<A, T> o{&edge, int64_t(e), &op, weight_of(e, op.column)};
-        if (op.kind == Kind::sep_conv || op.kind == Kind::dil_conv || (op.kind == Kind::skip && edge.stride == 2)) {
+        if (op.params > 0) {
           Branch<A, T> b{};
           b.separable = op.kind == Kind::sep_conv;
-          b.first = stage_of(op.kind == Kind::skip ? 0 : op.kernel, op.dilation, edge.stride, saved);
-          if (b.separable) b.second = stage_of(op.kernel, 1, 1, saved);
+          b.first = stage_of(op, edge.stride, saved);
+          if (b.separable) b.second = stage_of(op, 1, saved);
           const Stage<A, T>& last = b.separable ? b.second : b.first;
           o.branch = site->branches.size();
           o.y = last.y;
           o.mean = last.mean;
           o.rstd = last.rstd;
           site->branches.push_back(b);
-        } else if (op.kind != Kind::skip) {
+        } else if (op.is_pool()) {
           Pools<A, T>& pools = site->bank.pools;
           const bool is_max = op.kind == Kind::max_pool;
           T*& y = is_max ? pools.max_y : pools.avg_y;
@@ -221,6 +222,7 @@ class MixedSum {
           o.y = y;
           o.mean = arena_.zeros(cp_);
           o.rstd = arena_.zeros(cp_);
+          if (!op.norms) std::fill(o.rstd, o.rstd + cp_, A(1));
         }
         site->ops.push_back(o);
       }
@@ -266,12 +268,17 @@ class MixedSum {
     at::parallel_for(0, work.size(), 4, [&](int64_t lo, int64_t hi) {
       for (int64_t i = lo; i < hi; ++i) {
         Branch<A, T>& b = work[i].first->branches[work[i].second->branch];
-        const int64_t param = work[i].second->op->param;
-        if (b.first.kernel)
-          pack_stage(lanes_, b.first, args_.params[param], args_.params[param + 1]);
-        else
-          pack_reduction(lanes_, b.first, args_.params[param], args_.params[param + 1]);
-        if (b.separable) pack_stage(lanes_, b.second, args_.params[param + 2], args_.params[param + 3]);
+        const Op& op = *work[i].second->op;
+        if (op.kind == Kind::skip) {
+          pack_reduction(lanes_, b.first, args_.params[op.param], args_.params[op.param + 1]);
+        } else {
+          if (b.first.kernel) pack_depthwise(lanes_, b.first, args_.params[op.param]);
+          pack_pointwise(lanes_, b.first, args_.params[op.param + (b.first.kernel ? 1 : 0)]);
+        }
+        if (b.separable) {
+          pack_depthwise(lanes_, b.second, args_.params[op.param + 2]);
+          pack_pointwise(lanes_, b.second, args_.params[op.param + 3]);
+        }
         for (const Stage<A, T>* s : {&b.first, &b.second}) {
           if (s->pw_pairs) pack_pairs(s->pw, s->k, cp_, const_cast<uint32_t*>(s->pw_pairs));
           if (s->pw_t_pairs) pack_pairs(s->pw_t, cp_, s->k, const_cast<uint32_t*>(s->pw_t_pairs));
@@ -320,7 +327,7 @@ class MixedSum {
         if (o->branch >= 0) {
           const Stage<A, T>& first = site.branches[o->branch].first;
           finish_norm(bank.geo, o->op->norm, first.chunk_mean, first.chunk_m2, first.mean, first.rstd);
-        } else if (o->y) {
+        } else if (o->op->is_pool() && o->op->norms) {
           const bool is_max = o->op->kind == Kind::max_pool;
           finish_norm(bank.geo, o->op->norm, is_max ? bank.pools.max_mean : bank.pools.avg_mean,
                       is_max ? bank.pools.max_m2 : bank.pools.avg_m2, o->mean, o->rstd);
@@ -337,7 +344,7 @@ class MixedSum {
     });
   }
 
-  // The tensor of an op that enters its node, with its scale.
+  // The tensor of an op that enters its node, with its scale; of a pool without norm mean is 0 and rstd 1.
   Term<A, T> term_of(const BankSite<A, T>& site, const OpSite<A, T>& o, A* scale) {
     if (!o.y) {
       std::fill(scale, scale + cp_, A(o.weight));
@@ -385,7 +392,7 @@ class MixedSum {
           const Branch<A, T>& b = site.branches[o.branch];
           norms_.read(o.op->norm, c_, b.first.mean, b.first.rstd);
           norms_.read(o.op->norm + 1, c_, b.second.mean, b.second.rstd);
-        } else if (o.y) {
+        } else if (o.op->norms) {
           norms_.read(o.op->norm, c_, o.mean, o.rstd);
         }
       }
@@ -530,8 +537,9 @@ class MixedSum {
         const int64_t e = std::find(edges.begin(), edges.end(), o.edge) - edges.begin();
         for (int64_t c = 0; c < c_; ++c) {
           const double rstd = double(o.rstd[c]), scale = o.weight * rstd;
-          mean[c] = o.mean[c];
           from_g[e * cp_ + c] += A(scale);  // an edge may hold the same pool twice
+          if (!o.op->norms) continue;
+          mean[c] = o.mean[c];
           if (!args_.training) continue;
           from_y[c] += A(-scale * rstd * rstd * o.sum[c] / values());
           offset[c] += A(-scale * o.sum_g[c] / values());
@@ -549,7 +557,7 @@ class MixedSum {
   void collect_grads(const BankSite<A, T>& site, A* grads, int64_t size, std::vector<at::Tensor>& dparams) const {
     const auto collect = [&](const Stage<A, T>& s, int64_t param) {
       join_chunks(grads + s.grad, (s.k + s.kernel * s.kernel) * cp_, chunks_, size);
-      collect_stage(lanes_, s, grads + s.grad, dparams[param], dparams[param + 1]);
+      collect_stage(lanes_, s, grads + s.grad, &dparams[param]);
     };
     at::parallel_for(0, site.ops.size(), 1, [&](int64_t lo, int64_t hi) {
       for (const OpSite<A, T>* o = &site.ops[lo]; o != &site.ops[lo] + (hi - lo); ++o) {

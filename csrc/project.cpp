@@ -1,10 +1,12 @@
 // fastdarts::project and its backward on CPUs: a cell's preprocessing. Schema, fakes and autograd stand in fastdarts/ops/operators.py.
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
 #include <vector>
 
 #include "block_cache.h"
+#include "plan.h"
 #include "schedule.h"
 #include "tile.h"
 #include "weights.h"
@@ -136,29 +138,32 @@ class Project {
   Projection<A, T> p_{};
 };
 
-void check(const at::Tensor& x, at::TensorList params) {
+void check(const at::Tensor& x, at::TensorList params, double eps) {
+  check_eps("project", eps);
+  check_tensor("project", "x", x);
+  check_tensors("project", "params", params);
   TORCH_CHECK_VALUE(x.dim() == 4 && x.numel() > 0, "project: x must be a non-empty [N, C, H, W]; got ", x.sizes());
   TORCH_CHECK_VALUE(params.size() == 1 || params.size() == 2, "project: one weight, or two for a factorised reduction; got ",
                     params.size());
   for (const at::Tensor& p : params)
-    TORCH_CHECK_VALUE(p.dim() == 4 && p.sizes() == params[0].sizes() && p.size(1) == x.size(1) && p.size(2) == 1 && p.size(3) == 1,
+    TORCH_CHECK_VALUE(p.dim() == 4 && p.sizes() == params[0].sizes() && p.size(1) == x.size(1) && p.size(2) == 1 && p.size(3) == 1 &&
+                          p.size(0) > 0,
                       "project: weights must be [C_out, ", x.size(1), ", 1, 1]; got ", p.sizes());
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> project(const at::Tensor& x, at::TensorList params,
                                                        const std::optional<at::Tensor>& running, double eps) {
-  check(x, params);
+  check(x, params, eps);
   const at::ScalarType dtype = x.scalar_type(), compute = compute_type(dtype);
   const int64_t stride = params.size(), c = params[0].size(0) * stride, n = x.size(0);
   const int64_t ho = ceil_div(x.size(2), stride), wo = ceil_div(x.size(3), stride);
+  const at::Tensor stats = make_stats("project", running, 1, c, x.options().dtype(compute));
   const at::Tensor xs = channels_last(x), out = empty_image_in_block({n, c, ho, wo}, dtype);
   const auto ps = in_compute_type(params, compute);
-  const at::Tensor stats = running ? running->to(compute).clone(at::MemoryFormat::Contiguous) : at::empty({1, 2, c}, x.options().dtype(compute));
-  TORCH_CHECK_VALUE(stats.dim() == 3 && stats.size(0) == 1 && stats.size(2) == c, "project: running must be [1, 2, ", c, "]");
   at::Tensor saved;
   dispatch(dtype, [&](auto a, auto t) {
     using A = decltype(a);
-    saved = empty_in_block({n * ho * wo * padded_channels<A>(c)}, dtype);
+    saved = empty_in_block({checked_product("project: saved", {n, ho, wo, padded_channels<A>(c)})}, dtype);
     Project<A, decltype(t)>(xs, ps, saved, stats, !running, eps).forward(out);
   });
   return {out, saved, stats};
@@ -168,11 +173,12 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> project_backward(const at::Tenso
                                                                  at::TensorList params, const at::Tensor& saved,
                                                                  const at::Tensor& stats, bool training, double eps, bool need_x,
                                                                  bool need_params) {
-  check(x, params);
+  check(x, params, eps);
   const at::ScalarType dtype = x.scalar_type(), compute = compute_type(dtype);
   const int64_t stride = params.size(), c = params[0].size(0) * stride;
   const std::vector<int64_t> sizes{x.size(0), c, ceil_div(x.size(2), stride), ceil_div(x.size(3), stride)};
   TORCH_CHECK_VALUE(grad_out.sizes() == sizes, "project_backward: grad_out must be ", sizes, "; got ", grad_out.sizes());
+  check_tensor("project_backward", "grad_out", grad_out);
   check_saved("project_backward", saved, dtype, stats, 1, c);
   const at::Tensor xs = channels_last(x), g = channels_last(grad_out.to(dtype));
   const auto ps = in_compute_type(params, compute);

@@ -1,12 +1,14 @@
 // What the schedules (mixed_sum.cpp, project.cpp) share: views, tiles over threads, batch norms.
 #pragma once
-#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <memory>
+#include <optional>
 #include <type_traits>
 #include <vector>
 
@@ -169,9 +171,35 @@ inline std::vector<at::Tensor> in_compute_type(at::TensorList params, at::Scalar
 
 inline at::ScalarType compute_type(at::ScalarType dtype) { return dtype == at::kDouble ? at::kDouble : at::kFloat; }
 
+// An operator called directly gets tensors that nobody has looked at: on another device their memory is not ours to read.
+inline void check_tensor(const char* name, const char* argument, const at::Tensor& t) {
+  TORCH_CHECK_TYPE(t.device().is_cpu() && t.layout() == at::kStrided && at::isFloatingType(t.scalar_type()), name, ": ", argument,
+                   " must be floating-point on cpu; got ", t.scalar_type(), " on ", t.device());
+}
+
+inline void check_tensors(const char* name, const char* argument, at::TensorList tensors) {
+  for (const at::Tensor& t : tensors) check_tensor(name, argument, t);
+}
+
+inline void check_eps(const char* name, double eps) {
+  TORCH_CHECK_VALUE(eps >= 0 && std::isfinite(eps), name, ": eps must be a finite number, 0 or more; got ", eps);
+}
+
+// The statistics of a call: those given, or memory for the batch's own.
+inline at::Tensor make_stats(const char* name, const std::optional<at::Tensor>& running, int64_t norms, int64_t channels,
+                             const at::TensorOptions& options) {
+  if (!running) return at::empty({norms, 2, channels}, options);
+  check_tensor(name, "running", *running);
+  TORCH_CHECK_VALUE(running->sizes() == at::IntArrayRef({norms, 2, channels}), name, ": running must be [", norms, ", 2, ",
+                    channels, "]; got ", running->sizes());
+  return running->to(options.dtype()).clone(at::MemoryFormat::Contiguous);
+}
+
 // What a backward gets from its forward, which hooks on saved tensors may have changed.
 inline void check_saved(const char* name, const at::Tensor& saved, at::ScalarType dtype, const at::Tensor& stats, int64_t norms,
                         int64_t channels) {
+  check_tensor(name, "saved", saved);
+  check_tensor(name, "stats", stats);
   TORCH_CHECK_VALUE(saved.scalar_type() == dtype && saved.is_contiguous(), name, ": saved must be dense ", dtype, "; got ",
                     saved.scalar_type());
   TORCH_CHECK_VALUE(stats.sizes() == at::IntArrayRef({norms, 2, channels}) && stats.scalar_type() == compute_type(dtype) &&

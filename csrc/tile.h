@@ -26,12 +26,12 @@ struct Geometry {
   int64_t bands;      // tiles of an image
 };
 
-// depthwise convolution -> pointwise convolution -> batch norm; kernel == 0 stands for the two-pixel gather of a factorised
-// reduction in the place of the depthwise convolution.
+// depthwise convolution -> pointwise convolution -> batch norm. kernel == 0 puts a gather in the place of the depthwise
+// convolution: the pixel itself, or (k = 2 cp) also its lower right neighbour, for a factorised reduction.
 template <class A, class T>
 struct Stage {
   int64_t kernel, dilation, stride, pad;
-  int64_t k;             // inner size of the pointwise product: cp, 2 cp for the gather
+  int64_t k;             // inner size of the pointwise product: cp, 2 cp for a factorised reduction
   const A* dw;           // [kernel * kernel, cp]
   const A* dw_flipped;   // the same, taps in reverse order; at stride 2 phase after phase, each phase's taps in reverse order
   const A* pw;           // [k, cp]

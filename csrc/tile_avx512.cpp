@@ -1,5 +1,9 @@
 // The tile kernels for AVX-512: 64-byte vectors.
 #if defined(__x86_64__)
+#ifndef __clang__
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // false: its own intrinsics, and Ahead's ranges
+#pragma GCC diagnostic ignored "-Wpsabi"                // no vector goes from one file to another
+#endif
 #include <immintrin.h>
 
 #include <cstdint>
@@ -12,6 +16,7 @@
 #define FASTDARTS_VECTOR_BYTES 64
 #define FASTDARTS_BF16_DOT 0
 #include "tile_kernels.h"
+FASTDARTS_SHARE_DEPTHWISE(template)  // with tile_avx512_bf16.cpp
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

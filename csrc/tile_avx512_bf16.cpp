@@ -1,5 +1,9 @@
 // The bfloat16 tile kernels for AVX-512 with products of bfloat16 pairs: 64-byte vectors.
 #if defined(__x86_64__)
+#ifndef __clang__
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // false: its own intrinsics, and Ahead's ranges
+#pragma GCC diagnostic ignored "-Wpsabi"                // no vector goes from one file to another
+#endif
 #include <immintrin.h>
 
 #include <cstdint>

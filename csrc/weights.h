@@ -1,6 +1,6 @@
 // Weights between the layouts of parameters and those that the tile kernels read.
 #pragma once
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 #include <algorithm>
 
@@ -42,7 +42,7 @@ void pack_phases(const Lanes& lanes, const Stage<A, T>& s, A* flipped) {
 }
 
 template <class A, class T>
-void pack_stage(const Lanes& lanes, const Stage<A, T>& s, const at::Tensor& depthwise, const at::Tensor& pointwise) {
+void pack_depthwise(const Lanes& lanes, const Stage<A, T>& s, const at::Tensor& depthwise) {
   const A* d = pointer<A>(depthwise);
   const int64_t taps = s.kernel * s.kernel;
   A *dw = const_cast<A*>(s.dw), *flipped = const_cast<A*>(s.dw_flipped);
@@ -54,6 +54,10 @@ void pack_stage(const Lanes& lanes, const Stage<A, T>& s, const at::Tensor& dept
   if (flipped && s.stride == 1)
     for (int64_t tap = 0; tap < taps; ++tap) std::copy_n(dw + tap * lanes.padded, lanes.padded, flipped + (taps - 1 - tap) * lanes.padded);
   if (flipped && s.stride == 2) pack_phases(lanes, s, flipped);
+}
+
+template <class A, class T>
+void pack_pointwise(const Lanes& lanes, const Stage<A, T>& s, const at::Tensor& pointwise) {
   const A* p = pointer<A>(pointwise);
   const bool partly = lanes.channels < lanes.padded;  // the rest are zeros
   if (A* pw = const_cast<A*>(s.pw)) {
@@ -90,25 +94,29 @@ void pack_reduction(const Lanes& lanes, const Stage<A, T>& s, const at::Tensor& 
   }
 }
 
-// A stage's weight gradients, [s.k + taps, padded] at `grads`, into the layouts of its parameters.
+// A stage's weight gradients, [s.k + taps, padded] at `grads`, into the layouts of its parameters: depthwise and pointwise, the two
+// halves of a factorised reduction, or a pointwise convolution's one.
 template <class A, class T>
-void collect_stage(const Lanes& lanes, const Stage<A, T>& s, const A* grads, const at::Tensor& depthwise, const at::Tensor& pointwise) {
+void collect_stage(const Lanes& lanes, const Stage<A, T>& s, const A* grads, const at::Tensor* params) {
   const auto sum = [&](int64_t first, int64_t step) {  // step: from a lane's number to the next one's
     A total = 0;
     lanes.over_images([&](int64_t at) { total += grads[first + at * step]; });
     return total;
   };
-  A *dw = pointer<A>(depthwise), *pw = pointer<A>(pointwise);
-  const int64_t taps = s.kernel * s.kernel, half = lanes.channels / 2, diagonal = lanes.padded + 1;
-  if (!s.kernel) {
+  const int64_t taps = s.kernel * s.kernel, diagonal = lanes.padded + 1;
+  if (s.k > lanes.padded) {
+    const int64_t half = lanes.channels / 2;
     for (int64_t o = 0; o < lanes.channels; ++o) {
-      A* row = (o < half ? dw : pw) + o % half * lanes.channels;
+      A* row = pointer<A>(params[o / half]) + o % half * lanes.channels;
       for (int64_t i = 0; i < lanes.channels; ++i) row[i] = sum((o / half * lanes.padded + i) * lanes.padded + o, diagonal);
     }
     return;
   }
+  A* pw = pointer<A>(params[s.kernel ? 1 : 0]);
   for (int64_t i = 0; i < lanes.channels; ++i)
     for (int64_t o = 0; o < lanes.channels; ++o) pw[o * lanes.channels + i] = sum(i * lanes.padded + o, diagonal);
+  if (!s.kernel) return;
+  A* dw = pointer<A>(params[0]);
   for (int64_t c = 0; c < lanes.channels; ++c)
     for (int64_t tap = 0; tap < taps; ++tap) dw[c * taps + tap] = sum((s.k + tap) * lanes.padded + c, 1);
 }

@@ -35,9 +35,12 @@ from fastdarts.config.files import write_atomically
 from fastdarts.config.named_code import refuse_unnamed_code
 from fastdarts.config.options import Config, check_names, differences, option, read_file
 from fastdarts.config.plugins import plugin_flags
+from fastdarts.config.reading import read_object
 from fastdarts.config.search_options import Dataset
+from fastdarts.data import ImageData
 from fastdarts.evaluate import evaluate
 from fastdarts.methods import NAMES, find
+from fastdarts.report.records import Record, check_record, summaries
 from fastdarts.runs.console import LOGGER
 from fastdarts.runs.device import choose_device
 from fastdarts.runs.eval_config import EvalConfig
@@ -50,8 +53,6 @@ from fastdarts.runs.progress import duration
 from fastdarts.runs.search_config import SearchConfig
 from fastdarts.search import search
 from fastdarts.spaces.registry import load_architecture, space_of
-
-Record = dict[str, Any]
 
 _PROGRAM = "python -m fastdarts.compare"
 _CHILD = "import sys; from fastdarts.compare import work; sys.exit(work(*sys.argv[1:]))"
@@ -159,7 +160,7 @@ class Comparison:
     """What was compared.
 
     Attributes:
-        methods: a summary of each, see `fastdarts.report.comparison.summaries`.
+        methods: a summary of each, see `fastdarts.report.records.summaries`.
         runs: what each run's result.json holds.
         failures: what failed, and why; resuming tries it again.
         out_dir: the folder with results.json, report.html and a folder for each run.
@@ -195,16 +196,13 @@ def compare(config: CompareConfig) -> Comparison:
         seeds = max(before.seeds, config.seeds)
         config = dataclasses.replace(config, methods=",".join(names), seeds=seeds)  # what is there stays in the report
     # Says what is wrong with the images.
-    outputs_for(data.load(config.dataset, config.data, "train", config.image_size))
+    outputs_for(_images(config))
     out = out_dir(config, "comparison")
     config = dataclasses.replace(config, out=out)
     config.save(out / "config.json")
     tasks = [(method, seed) for seed in range(config.seeds) for method in config.method_names()]
     failures: dict[str, str] = {}
-    from fastdarts.report.comparison import (  # imports matplotlib and jinja2, which takes a second
-        summaries,
-        write_comparison,
-    )
+    from fastdarts.report.comparison import write_comparison  # imports matplotlib and jinja2, which takes a second
 
     try:
         _run(config, out, [task for task in tasks if _result(out, *task) is None], failures)
@@ -239,7 +237,7 @@ def run_one(config: CompareConfig, method: str, seed: int) -> Record:
             }
             write_atomically(folder / "search.json", json.dumps(found, indent=2) + "\n")
         genotype = load_architecture(str(folder / "search" / "genotype.json"))
-        images = data.load(config.dataset, config.data, "train", config.image_size)
+        images = _images(config)
         train, validation = data.split(images, search_config.train_portion, seed=0)
         trained = evaluate(genotype, config.select_config(seed, folder / "select"), train, validation)
         record: Record = {
@@ -318,6 +316,12 @@ def _start(config: CompareConfig, out: Path, method: str, seed: int) -> subproce
         )
 
 
+def _images(config: CompareConfig) -> ImageData:
+    """The images that searches and trainings share; those of a test part are not among them."""
+    portion = config.search.get("test_portion", 0.2)
+    return data.load(config.dataset, config.data, "train", config.image_size, test_portion=portion)
+
+
 def _folder(out: Path, method: str, seed: int) -> Path:
     return out / f"{method.replace(':', '.')}-{seed}"
 
@@ -327,12 +331,15 @@ def _log(out: Path, method: str, seed: int) -> Path:
 
 
 def _result(out: Path, method: str, seed: int) -> Record | None:
-    return _read(_folder(out, method, seed) / "result.json")
+    """The record of a run that is over; ValueError that names the file if it is damaged."""
+    path = _folder(out, method, seed) / "result.json"
+    record = _read(path)
+    return None if record is None else check_record(record, path)
 
 
 def _read(path: Path) -> Record | None:
     """What was written there, if it was."""
-    return json.loads(path.read_text()) if path.is_file() else None
+    return read_object(path) if path.is_file() else None
 
 
 def _last_line(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""The machine, the versions and the kernels in use, as text for bug reports."""
+"""Show the machine, the versions and the kernels in use, as text for bug reports."""
 
 import argparse
 import json

@@ -27,7 +27,6 @@ from fastdarts.config.options import option
 from fastdarts.data import ImageData
 from fastdarts.export import check_export_packages, export
 from fastdarts.runs import resources
-from fastdarts.runs.checkpoint import load_weights
 from fastdarts.runs.console import LOGGER
 from fastdarts.runs.device import choose_device, determinism
 from fastdarts.runs.eval_config import EvalConfig
@@ -43,10 +42,11 @@ from fastdarts.runs.program import run_cli
 from fastdarts.runs.progress import Progress, json_number
 from fastdarts.runs.resuming import resume
 from fastdarts.runs.state import Metrics
+from fastdarts.runs.weights import load_weights
 from fastdarts.spaces.darts.discrete import count_multiply_adds, count_parameters
 from fastdarts.spaces.darts.genotype import PUBLISHED
 from fastdarts.spaces.network import DiscreteNetwork
-from fastdarts.spaces.registry import load_architecture, read_architecture
+from fastdarts.spaces.registry import architecture_of, load_architecture, read_architecture
 
 __all__ = ["EvalConfig", "EvalResult", "evaluate"]
 
@@ -121,12 +121,13 @@ def evaluate(
         check_writable("export", config.export.parent)
     if train is not None:
         config = dataclasses.replace(config, dataset="custom")
+    genotype = architecture_of(genotype)
     device = choose_device(config.device)
     if not config.test_only:
         check_out(config)
-    LOGGER.info("kernels: plain PyTorch modules, as for any discrete network, on %s", device)
+    LOGGER.info("kernels: %s", _kernels_used(device))
     with determinism(config.deterministic):
-        train_images, test_images = (part.to(device) for part in _images(config, train, test))
+        train_images, test_images = (part.to(device) for part in _images(config, train, test, loss))
         out = None if config.test_only else out_dir(config, "evaluation")
         state = EvalState(genotype, config, train_images, loss, device)
         if out is None:
@@ -154,9 +155,11 @@ def evaluate(
     )
     with stops_at_once(how):
         if out is not None:
-            _write_results(result, train_images, image_shape, out)
+            _write_numbers(result, train_images, image_shape, out)
         if config.export is not None:
             result = dataclasses.replace(result, exported=export(network, image_shape[1:], config.export))
+        if out is not None:  # pictures last: the numbers and the network are worth more
+            _write_pages(out)
     return result
 
 
@@ -171,7 +174,7 @@ def _train(
         forecast = resources.forecast(state.trial_step, config.batch_size, device)
         write_atomically(out / "genotype.json", state.genotype.to_json() + "\n")
         progress = Progress(config.epochs, state.steps_per_epoch, state.steps_done)
-        with Keeper(state, out, stop, loggers) as keeper, progress:
+        with Keeper(state, out, stop, _kernels_used(device), loggers) as keeper, progress:
             LOGGER.info(forecast_line(state, forecast, device))
             with out_of_memory_explained(forecast, config.batch_size, device):
                 while state.epoch < config.epochs:
@@ -182,6 +185,10 @@ def _train(
                     progress.end_epoch(metrics["epoch"], _epoch_line(metrics))
                     if asked_to_end(callbacks, metrics, state.network):
                         break
+
+
+def _kernels_used(device: torch.device) -> str:
+    return f"plain PyTorch modules, as for any discrete network, on {device}"
 
 
 def _epoch_metrics(state: EvalState, test_images: ImageData, keeper: Keeper) -> Metrics:
@@ -217,13 +224,15 @@ def _epoch_line(metrics: Metrics) -> str:
     return ", ".join(parts)
 
 
-def _images(config: EvalConfig, train: Images | None, test: Images | None) -> tuple[ImageData, ImageData]:
+def _images(
+    config: EvalConfig, train: Images | None, test: Images | None, loss: Loss | None
+) -> tuple[ImageData, ImageData]:
     """All training images and the test images."""
     if (train is None) != (test is None):
         raise ValueError("train and test must be given together, or neither of them")
     if train is not None and test is not None:
-        train_images = read_images(train)
-        test_images = read_second_images("test", test, train_images)
+        train_images = read_images(train, loss)
+        test_images = read_second_images("test", test, train_images, loss)
         for name, part in (("train", train_images), ("test", test_images)):
             if config.augment == "imagenet" and part.images.dtype != torch.uint8:
                 raise ValueError(f"{name} must be uint8 images with augment 'imagenet'; got {part.images.dtype}")
@@ -231,16 +240,19 @@ def _images(config: EvalConfig, train: Images | None, test: Images | None) -> tu
     if config.dataset == "custom":
         raise ValueError("dataset 'custom' is for images given from Python: evaluate(genotype, config, train, test)")
     dataset = "imagefolder" if config.dataset == "imagenet" else config.dataset
-    images = data.load(dataset, config.data, "train", config.image_size)
+    portion = config.test_portion
+    images = data.load(dataset, config.data, "train", config.image_size, test_portion=portion)
     if config.dataset == "imagenet":
         images = dataclasses.replace(images, mean=_IMAGENET_MEAN, std=_IMAGENET_STD)
-    return images, data.load(dataset, config.data, "test", config.image_size, train=images)
+    return images, data.load(dataset, config.data, "test", config.image_size, train=images, test_portion=portion)
 
 
 def _load_weights(network: DiscreteNetwork, path: Path) -> None:
     """Those of a checkpoint; its auxiliary head may be missing or too many, since testing does not use it."""
-    weights = load_weights(path)
     ours = network.state_dict()
+    weights, notes = load_weights(path, {name: ours[name] for name in ours if name in _used(ours)})
+    if notes:
+        print(f"checkpoint {path}: {'; '.join(notes)}", flush=True)
     problems = [
         f"{what}: {', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''}"
         for what, names in (
@@ -262,10 +274,15 @@ def _used(weights: dict[str, Tensor]) -> set[str]:
     return {name for name in weights if not name.startswith("auxiliary_head.")}
 
 
-def _write_results(result: EvalResult, train_images: ImageData, image_shape: Sequence[int], out: Path) -> None:
+def _write_pages(out: Path) -> None:
     from fastdarts.report import run_report  # imports matplotlib and jinja2, which takes a second
     from fastdarts.report.pictures import write_picture
 
+    write_picture(read_architecture((out / "genotype.json").read_text()), out)
+    run_report.write_report(out)
+
+
+def _write_numbers(result: EvalResult, train_images: ImageData, image_shape: Sequence[int], out: Path) -> None:
     numbers = {
         "test_accuracy": json_number(result.test_accuracy),
         "test_error_percent": json_number(result.test_error),
@@ -280,15 +297,14 @@ def _write_results(result: EvalResult, train_images: ImageData, image_shape: Seq
         "classes": train_images.classes,
     }
     write_atomically(out / "result.json", json.dumps(numbers, indent=2) + "\n")
-    write_picture(read_architecture((out / "genotype.json").read_text()), out)
-    run_report.write_report(out)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Command(EvalConfig):
     genotype: str | None = option(
         "genotype",
-        f"what to train: {', '.join(PUBLISHED)}, or a file such as a search's genotype.json (with --resume: of --out)",
+        "what to train: a published cell (DARTS_V2, PC_DARTS_CIFAR, ...), a file or a text as searches print it, or a "
+        "search's folder (with --resume: of --out)",
         None,
         metavar="NAME|FILE",
     )

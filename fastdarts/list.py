@@ -1,4 +1,4 @@
-"""What there is to choose from: methods, spaces, data sets, published genotypes."""
+"""List methods, spaces, data sets and published genotypes, with a line about each."""
 
 import argparse
 import json

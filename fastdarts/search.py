@@ -28,7 +28,7 @@ from fastdarts.config.command_line import build_parser
 from fastdarts.config.files import write_atomically
 from fastdarts.data import ImageData
 from fastdarts.methods import find
-from fastdarts.runs import resources
+from fastdarts.runs import movement, resources
 from fastdarts.runs.console import LOGGER
 from fastdarts.runs.device import choose_device, determinism
 from fastdarts.runs.folder import check_out, out_dir
@@ -36,7 +36,7 @@ from fastdarts.runs.forecast import forecast_line, out_of_memory_explained
 from fastdarts.runs.images import Images, read_images, read_second_images
 from fastdarts.runs.interrupt import stop_requests, stops_at_once
 from fastdarts.runs.keeper import Keeper, asked_to_end, how_to_continue, train_epoch
-from fastdarts.runs.kernels import kernels_line
+from fastdarts.runs.kernels import kernels_used
 from fastdarts.runs.lock import releases_folders
 from fastdarts.runs.loggers import Logger
 from fastdarts.runs.program import run_cli
@@ -123,8 +123,9 @@ def search(
     table = None
     if config.benchmark is not None:
         table = spaces.find(config.space, config.primitives).table(config.benchmark)
-    LOGGER.info(kernels_line(device, config.backend))
-    weights_half, alphas_half = _halves(config, train, valid)
+    kernels = kernels_used(device, config.backend)
+    LOGGER.info("kernels: %s", kernels)
+    weights_half, alphas_half = _halves(config, train, valid, loss)
     with determinism(config.deterministic), stop_requests() as stop:
         out = out_dir(config, "search")
         if alphas_half is not None:
@@ -137,13 +138,17 @@ def search(
         resources.compile_ahead(state.trial_step, config.batch_size, device)
         forecast = resources.forecast(state.trial_step, config.batch_size, device)
         progress = Progress(config.epochs, state.steps_per_epoch, state.steps_done)
-        with Keeper(state, out, stop, loggers) as keeper, progress:
+        with Keeper(state, out, stop, kernels, loggers) as keeper, progress:
             LOGGER.info(forecast_line(state, forecast, device))
+            for note in movement.before(state):
+                LOGGER.info(note)
             for name, group in state.network.groups.items():
                 if not state.network.mixed_ops(name):
                     LOGGER.info(f"note: so few layers have no {group.title}; its alphas are not trained")
             with out_of_memory_explained(forecast, config.batch_size, device):
                 _run_epochs(state, progress, keeper, callbacks)
+            for note in movement.after(state):
+                LOGGER.info(note)
     with stops_at_once(f"while results were written; to write them: {how_to_continue(state, out)}"):
         start = time.monotonic()
         genotype = state.method.result(state)
@@ -203,21 +208,23 @@ def _histograms(state: SearchState) -> dict[str, Tensor]:
     return {f"alphas_{name}": latest[name][latest[name].isfinite()] for name in state.network.groups}
 
 
-def _halves(config: SearchConfig, train: Images | None, valid: Images | None) -> tuple[ImageData, ImageData | None]:
+def _halves(
+    config: SearchConfig, train: Images | None, valid: Images | None, loss: Loss | None
+) -> tuple[ImageData, ImageData | None]:
     """The images of the weight steps and of the alpha steps; all and none where the alphas learn from the first."""
     if train is None:
         if valid is not None:
             raise ValueError("valid was given without train")
         if config.dataset == "custom":
             raise ValueError("dataset 'custom' is for images given from Python: search(config, train=...)")
-        images = data.load(config.dataset, config.data, "train", config.image_size)
+        images = data.load(config.dataset, config.data, "train", config.image_size, test_portion=config.test_portion)
     else:
-        images = read_images(train)
+        images = read_images(train, loss)
     if valid is None and find(config.method).level in ("single", "coordinate"):
         return images, None
     if valid is None:
         return data.split(images, config.train_portion, config.seed)
-    return images, read_second_images("valid", valid, images)
+    return images, read_second_images("valid", valid, images, loss)
 
 
 def _write_alphas(state: SearchState, out: Path) -> None:

@@ -20,6 +20,7 @@ from fastdarts.kernels.parts import (
     mask_of,
     pixels_of,
     pointwise_weight,
+    relu,
     share,
     state_of,
     statistics,
@@ -36,6 +37,7 @@ from fastdarts.kernels.tables import (
     OP_WEIGHT,
     OWN,
     PART,
+    PIXEL,
     PW,
     SKIP,
     WINDOW_KINDS,
@@ -59,11 +61,11 @@ def stage_backward_kernel(
 ):  # fmt: skip
     """One program takes BLOCK_I inputs of a group's stages backwards over IMAGES images: dx, and its shares of dW.
 
-    For each stage, the program's own scratch dd [groups, pixels, DD_PITCH] holds the depthwise output d, where weights'
-    gradients are wanted, and then in its place dd = dy W, which the depthwise convolution's windows read from there,
-    while it is still in the caches. dx: [parts, input pixels, DX_PITCH],
-    to which the stages of a group add up; with NORMALISED, which are second stages, that is dz [tensors, pixels, PITCH]
-    instead, one for each, and sums [programs, 2 * rows, C] of dz and dz * (y - mean) of the first stage.
+    For each stage, the program's own scratch dd [groups, pixels, DD_PITCH] holds the depthwise output d (of a pointwise
+    convolution the state's relu), where weights' gradients are wanted, and then in its place dd = dy W, which the
+    depthwise convolution's windows read from there, while it is still in the caches. dx: [parts, input pixels,
+    DX_PITCH], to which the stages of a group add up; with NORMALISED, which are second stages, that is dz [tensors,
+    pixels, PITCH] instead, one for each, and sums [programs, 2 * rows, C] of dz and dz * (y - mean) of the first stage.
     d_pw: [programs, matrices], d_dw: [programs, taps].
     """
     group = groups_ptr + tl.program_id(1) * 2
@@ -74,13 +76,13 @@ def stage_backward_kernel(
             if geometry == SKIP:
                 skip_backward(grad_ptr, own_ptr, dx_ptr, weights_ptr, rows_ptr, groups_ptr, row, pixels,
                               C_IN, DX_PITCH, G_PITCH, H, W, HO, WO, IMAGES, BLOCK_P, BLOCK_I, ACC)  # fmt: skip
-        if CONV_3 <= GEOMETRIES:
-            if geometry >= CONV_3:
+        if PIXEL <= GEOMETRIES:
+            if geometry >= PIXEL:
                 if NEED_PARAMS:
                     x_ptr = state_of(states, rows_ptr, row)  # anew for each pass, like its addresses
-                    depthwise_again(x_ptr, saved_ptr, dd_ptr, dw_ptr, stats_ptr, rows_ptr, row, pixels,
-                                    C_IN, X_PITCH, PITCH, DD_PITCH, H, W, HO, WO, STRIDE, GEOMETRIES, NORMALISED, EPS,
-                                    IMAGES, BLOCKS, BLOCK_I, ACC)  # fmt: skip
+                    input_again(x_ptr, saved_ptr, dd_ptr, dw_ptr, stats_ptr, rows_ptr, row, pixels,
+                                C_IN, X_PITCH, PITCH, DD_PITCH, H, W, HO, WO, STRIDE, GEOMETRIES, NORMALISED, EPS,
+                                IMAGES, BLOCK_P, BLOCKS, BLOCK_I, ACC)  # fmt: skip
                     tl.debug_barrier()
                 for block in tl.static_range((C_OUT + BLOCK_O - 1) // BLOCK_O):  # the last first: the first leaves dd
                     product_backward(grad_ptr, own_ptr, saved_ptr, dz_ptr, dd_ptr, pw_ptr, stats_ptr, coefficients_ptr,
@@ -95,13 +97,14 @@ def stage_backward_kernel(
                 elif NEED_X:
                     x_ptr = state_of(states, rows_ptr, row)
                     state_backward(x_ptr, dd_ptr, dx_ptr, dw_ptr, rows_ptr, groups_ptr, row, pixels,
-                                   C_IN, X_PITCH, DD_PITCH, DX_PITCH, H, W, HO, WO, STRIDE, GEOMETRIES, IMAGES, BLOCKS,
-                                   BLOCK_I, ACC)  # fmt: skip
-                if NEED_PARAMS:
-                    x_ptr = state_of(states, rows_ptr, row)
-                    weights_backward(x_ptr, saved_ptr, dd_ptr, d_dw_ptr, stats_ptr, rows_ptr, row, pixels, dw_size,
-                                     C_IN, X_PITCH, PITCH, DD_PITCH, H, W, HO, WO, STRIDE, GEOMETRIES, NORMALISED, EPS,
-                                     IMAGES, BLOCKS, BLOCK_I, ACC)  # fmt: skip
+                                   C_IN, X_PITCH, DD_PITCH, DX_PITCH, H, W, HO, WO, STRIDE, GEOMETRIES, IMAGES,
+                                   BLOCK_P, BLOCKS, BLOCK_I, ACC)  # fmt: skip
+                if NEED_PARAMS and CONV_3 <= GEOMETRIES:
+                    if column(rows_ptr, row, GEOMETRY) >= CONV_3:
+                        x_ptr = state_of(states, rows_ptr, row)
+                        weights_backward(x_ptr, saved_ptr, dd_ptr, d_dw_ptr, stats_ptr, rows_ptr, row, pixels, dw_size,
+                                         C_IN, X_PITCH, PITCH, DD_PITCH, H, W, HO, WO, STRIDE, GEOMETRIES, NORMALISED,
+                                         EPS, IMAGES, BLOCKS, BLOCK_I, ACC)  # fmt: skip
         tl.debug_barrier()  # the next stage overwrites dd and adds to dx
 
 
@@ -158,20 +161,39 @@ def skip_backward(grad_ptr, own_ptr, dx_ptr, weights_ptr, rows_ptr, groups_ptr, 
 
 
 @triton.jit(noinline=True)
-def depthwise_again(
+def input_again(
     x_ptr, saved_ptr, dd_ptr, dw_ptr, stats_ptr, rows_ptr, row, pixels, C: tl.constexpr, X_PITCH: tl.constexpr,
     PITCH: tl.constexpr, DD_PITCH: tl.constexpr, H: tl.constexpr, W: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr,
     STRIDE: tl.constexpr, GEOMETRIES: tl.constexpr, NORMALISED: tl.constexpr, EPS: tl.constexpr, IMAGES: tl.constexpr,
-    BLOCKS: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCKS: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """A stage's d into dd."""
+    """What a stage's product reads, d, into dd."""
     begin, count = share(pixels, IMAGES, HO, WO)
     in_ptr = stage_input(x_ptr, saved_ptr, rows_ptr, row, pixels, X_PITCH, PITCH, H, W, NORMALISED, IMAGES)
     dd_ptr = scratch(dd_ptr, rows_ptr, row, pixels, begin, DD_PITCH)
-    depthwise(column(rows_ptr, row, GEOMETRY), in_ptr, dd_ptr, dw_ptr + column(rows_ptr, row, DW) * C, stats_ptr,
-              column(rows_ptr, row, X_NORM), count // (HO * WO), tl.program_id(2) * BLOCK_C,
-              C, H, W, HO, WO, STRIDE, X_PITCH, DD_PITCH, GEOMETRIES, NORMALISED, True, EPS, BLOCKS, BLOCK_C,
-              ACC)  # fmt: skip
+    geometry, first = column(rows_ptr, row, GEOMETRY), tl.program_id(2) * BLOCK_C
+    if PIXEL & GEOMETRIES:
+        if geometry == PIXEL:
+            activate_pixels(in_ptr, dd_ptr, count, first,
+                            C, X_PITCH, DD_PITCH, H, W, HO, WO, STRIDE, BLOCK_P, BLOCK_C, ACC)  # fmt: skip
+    if CONV_3 <= GEOMETRIES:
+        if geometry >= CONV_3:
+            depthwise(geometry, in_ptr, dd_ptr, dw_ptr + column(rows_ptr, row, DW) * C, stats_ptr,
+                      column(rows_ptr, row, X_NORM), count // (HO * WO), first,
+                      C, H, W, HO, WO, STRIDE, X_PITCH, DD_PITCH, GEOMETRIES, NORMALISED, True, EPS, BLOCKS, BLOCK_C,
+                      ACC)  # fmt: skip
+
+
+@triton.jit
+def activate_pixels(x_ptr, d_ptr, count, first, C: tl.constexpr, PITCH: tl.constexpr, D_PITCH: tl.constexpr,
+                    H: tl.constexpr, W: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr,
+                    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+    """The relu of the state's pixels that stand for outputs."""
+    c = first + tl.arange(0, BLOCK_C)
+    for step in tl.range(tl.cdiv(count, BLOCK_P), disable_licm=True):
+        p, exists, q, _, _ = pixels_of(step, count, H, W, HO, WO, STRIDE, BLOCK_P)
+        mask = mask_of(exists, c, C, BLOCK_C)
+        store_tile(d_ptr, p * D_PITCH, c, relu(load_tile(x_ptr, q * PITCH, c, mask, ACC)), mask)
 
 
 @triton.jit
@@ -203,8 +225,8 @@ def product_backward(
         if NEED_PARAMS and C_IN <= BLOCK_I and C_OUT <= BLOCK_O:  # y = W d costs less than reading it back
             mask = mask_of(exists, o, C_OUT, BLOCK_O)
             g = incoming(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, p, o, mask, C_OUT, PITCH, G_PITCH, ACC)
-            weight = pointwise_weight(pw_ptr, o, i, 0, C_IN, C_OUT, 1, T, DOT)
-            y = tl.dot(d, weight, input_precision="ieee", out_dtype=ACC)
+            weight = pointwise_weight(pw_ptr, o, i, 0, True, C_IN, C_OUT, 1, T, DOT)
+            y = tl.dot(d, weight, input_precision="ieee", out_dtype=ACC).to(T).to(ACC)
             dy = norm_backward(g, y, coefficients_ptr, stats_ptr, column(rows_ptr, row, NORM), o, mask, C_OUT)
         else:
             dy = stage_gradient(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, saved_ptr, coefficients_ptr, stats_ptr, p,
@@ -225,8 +247,8 @@ def product_backward(
 def state_backward(
     x_ptr, dd_ptr, dx_ptr, dw_ptr, rows_ptr, groups_ptr, row, pixels, C: tl.constexpr, PITCH: tl.constexpr,
     DD_PITCH: tl.constexpr, DX_PITCH: tl.constexpr, H: tl.constexpr, W: tl.constexpr, HO: tl.constexpr,
-    WO: tl.constexpr, STRIDE: tl.constexpr, GEOMETRIES: tl.constexpr, IMAGES: tl.constexpr, BLOCK: tl.constexpr,
-    BLOCK_C: tl.constexpr, ACC: tl.constexpr,
+    WO: tl.constexpr, STRIDE: tl.constexpr, GEOMETRIES: tl.constexpr, IMAGES: tl.constexpr, BLOCK_P: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """A first stage's share of the state's gradient, behind the relu, from dd."""
     begin, count = share(pixels, IMAGES, HO, WO)
@@ -237,6 +259,10 @@ def state_backward(
     dx_ptr = gradient_part(dx_ptr, rows_ptr, row, pixels, H, W, HO, WO, DX_PITCH, IMAGES)
     dw_ptr += column(rows_ptr, row, DW) * C
     geometry, more = column(rows_ptr, row, GEOMETRY), is_later(groups_ptr, row)
+    if PIXEL & GEOMETRIES:
+        if geometry == PIXEL:
+            pixels_backward(x_ptr, dd_ptr, dx_ptr, count, first, more,
+                            C, PITCH, DD_PITCH, DX_PITCH, H, W, HO, WO, STRIDE, BLOCK_P, BLOCK_C, ACC)  # fmt: skip
     if STRIDE == 1:
         for n in tl.static_range(WINDOW_KINDS):
             if WINDOWS[n][0] & GEOMETRIES:
@@ -244,20 +270,41 @@ def state_backward(
                     state_backward_by(x_ptr, dd_ptr, dx_ptr, dw_ptr, images, first, more,
                                       WINDOWS[n][4], WINDOWS[n][1], WINDOWS[n][2],
                                       C, PITCH, DD_PITCH, DX_PITCH, H, W, BLOCK, BLOCK_C, ACC)  # fmt: skip
-    else:
-        K, D = window(geometry)
-        c = first + tl.arange(0, BLOCK_C)
-        PIXELS: tl.constexpr = 2 * ROWS * BLOCK
-        for phase in range(STRIDE * STRIDE):
-            down, right = phase // STRIDE, phase % STRIDE
-            for step in range(tl.cdiv(count, PIXELS)):
-                p, exists, q, h, w = pixels_of(step, count, H, W, HO, WO, STRIDE, PIXELS)
-                seen = seen_from(dd_ptr, dw_ptr, K, D, p, h // STRIDE, w // STRIDE, down, right, exists, c,
-                                 C, HO, WO, STRIDE, DD_PITCH, BLOCK_C, ACC)  # fmt: skip
-                mask = mask_of(exists & (h + down < H) & (w + right < W), c, C, BLOCK_C)
-                at = q + (down * W + right)
-                x = load_tile(x_ptr, at * PITCH, c, mask, ACC)
-                add_tile(dx_ptr, at * DX_PITCH, c, tl.where(x > 0, seen, 0.0), mask, more, ACC)
+    elif CONV_3 <= GEOMETRIES:
+        if geometry >= CONV_3:
+            K, D = window(geometry)
+            c = first + tl.arange(0, BLOCK_C)
+            PIXELS: tl.constexpr = 2 * ROWS * BLOCK
+            for phase in range(STRIDE * STRIDE):
+                down, right = phase // STRIDE, phase % STRIDE
+                for step in range(tl.cdiv(count, PIXELS)):
+                    p, exists, q, h, w = pixels_of(step, count, H, W, HO, WO, STRIDE, PIXELS)
+                    seen = seen_from(dd_ptr, dw_ptr, K, D, p, h // STRIDE, w // STRIDE, down, right, exists, c,
+                                     C, HO, WO, STRIDE, DD_PITCH, BLOCK_C, ACC)  # fmt: skip
+                    mask = mask_of(exists & (h + down < H) & (w + right < W), c, C, BLOCK_C)
+                    at = q + (down * W + right)
+                    x = load_tile(x_ptr, at * PITCH, c, mask, ACC)
+                    add_tile(dx_ptr, at * DX_PITCH, c, tl.where(x > 0, seen, 0.0), mask, more, ACC)
+
+
+@triton.jit
+def pixels_backward(x_ptr, dd_ptr, dx_ptr, count, first, more, C: tl.constexpr, PITCH: tl.constexpr,
+                    DD_PITCH: tl.constexpr, DX_PITCH: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
+                    HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr, BLOCK_P: tl.constexpr,
+                    BLOCK_C: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+    """`state_backward` of a pointwise convolution; the first of its group leaves zeros at pixels it has not seen."""
+    c = first + tl.arange(0, BLOCK_C)
+    for phase in range(STRIDE * STRIDE):
+        down, right = phase // STRIDE, phase % STRIDE
+        for step in tl.range(tl.cdiv(count, BLOCK_P), disable_licm=True):
+            p, exists, q, h, w = pixels_of(step, count, H, W, HO, WO, STRIDE, BLOCK_P)
+            inside = exists & (h + down < H) & (w + right < W)
+            seen = mask_of(inside & (phase == 0), c, C, BLOCK_C)
+            at = q + (down * W + right)
+            dd = load_tile(dd_ptr, p * DD_PITCH, c, seen, ACC)
+            x = load_tile(x_ptr, at * PITCH, c, seen, ACC)
+            written = mask_of(inside & ((phase == 0) | (more == 0)), c, C, BLOCK_C)
+            add_tile(dx_ptr, at * DX_PITCH, c, tl.where(x > 0, dd, 0.0), written, more, ACC)
 
 
 @triton.jit(noinline=True)

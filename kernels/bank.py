@@ -21,7 +21,7 @@ from fastdarts.kernels.mix import finish_sums_kernel
 from fastdarts.kernels.pools import pool_backward_kernel
 from fastdarts.kernels.reduction import reduction_backward_kernel
 from fastdarts.kernels.stage import join_moments_kernel, stage_forward_kernel
-from fastdarts.kernels.tables import TAPS, Bank, Stage, constant, geometries, group_of, stage_rows
+from fastdarts.kernels.tables import PIXEL, TAPS, Bank, Stage, constant, geometries, group_of, stage_rows
 
 Image = tuple[Tensor, int]  # [N, C, H, W] and the elements from pixel to pixel
 States = tuple[Image, ...]  # the inputs, or one node
@@ -124,7 +124,7 @@ def _stages_forward(stages: list[Stage], s: Shared, states: States, bank: Bank |
         num_warps=tile.warps,
     )
     if s.training:  # every edge of a pool has a batch norm of its own, with the same statistics
-        pairs = [(i, n) for i, st in enumerate(stages) for n in ([e[2] for e in st.edges] or [st.norm])]
+        pairs = [(i, n) for i, st in enumerate(stages) for n in ([e[2] for e in st.edges if e[2] >= 0] or [st.norm])]
         launch(
             join_moments_kernel,
             (len(pairs), triton.cdiv(s.channels, tile.channels)),
@@ -283,7 +283,7 @@ def _pools_backward(leaving: Leaving, s: Shared, g: Gradients, x: Image, parts: 
         pool_backward_kernel,
         (triton.cdiv(s.images, images), triton.cdiv(c, tile.channels)),
         *(x[0], g.nodes[0], g.own, parts[0], before[0] if before else parts[0], dx[0], dd, largest, s.stats),
-        *(g.coefficients, rows, edges, s.pixels, len(bank.pools), len(parts[0])),
+        *(g.coefficients, g.weights, rows, edges, s.pixels, len(bank.pools), len(parts[0])),
         C=c,
         X_PITCH=x_pitch,
         PITCH=s.pitch,
@@ -360,6 +360,7 @@ def _stages_backward(
         if stage.geometry in TAPS:
             taps = TAPS[stage.geometry]
             g.dw_parts.rows.append((stage.dw * s.channels, taps, taps * s.channels, parts))
+        if stage.geometry in TAPS or stage.geometry == PIXEL.value:
             _expect_pointwise(stage, s, g, channels_in, parts)
 
 

@@ -65,7 +65,7 @@ def product(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, saved_ptr, coefficients_pt
         if o0 > 0:
             dy = stage_gradient(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, saved_ptr, coefficients_ptr, stats_ptr, p,
                                 exists, o, plane, C_OUT, PITCH, G_PITCH, BLOCK_O, ACC)  # fmt: skip
-        weight = pointwise_weight(pw_ptr, o, i, half, C_IN, C_OUT, PARTS, T, DOT)
+        weight = pointwise_weight(pw_ptr, o, i, half, False, C_IN, C_OUT, PARTS, T, DOT)
         dd += tl.dot(dy.to(T).to(DOT), tl.trans(weight), input_precision="ieee", out_dtype=ACC)
     return dd
 

@@ -129,6 +129,8 @@ def _check(states: list[Tensor], weights: Tensor, params: list[Tensor], plan: Se
             if c.kind == "skip" and edge.stride == 2:
                 check_even(shape[1], "channels")
                 expected += [shape[1] ** 2 // 2] * 2
+            elif c.kind == "pointwise":
+                expected.append(shape[1] ** 2)
             else:
                 expected += [shape[1] * c.kernel**2, shape[1] ** 2] * (param_count(c, edge.stride) // 2)
     if [p.numel() for p in params] != expected:

@@ -120,12 +120,12 @@ def neighbour(ptr, q, h, w, dy, dx, exists, c, scale, shift, C: tl.constexpr, H:
 
 
 @triton.jit
-def pointwise_weight(pw_ptr, o, i, part, C_IN: tl.constexpr, C_OUT: tl.constexpr, PARTS: tl.constexpr, T: tl.constexpr,
-                     DOT: tl.constexpr):  # fmt: skip
-    """Weights [i, o], rounded as stored. With parts, an output reads the inputs of one of them."""
+def pointwise_weight(pw_ptr, o, i, part, whole, C_IN: tl.constexpr, C_OUT: tl.constexpr, PARTS: tl.constexpr,
+                     T: tl.constexpr, DOT: tl.constexpr):  # fmt: skip
+    """Weights [i, o], rounded as stored. With parts, an output reads the inputs of one of them, unless `whole`."""
     mask = (i < C_IN)[:, None] & (o < C_OUT)[None, :]
     if PARTS > 1:
-        mask = mask & (o * PARTS // C_OUT == part)[None, :]
+        mask = mask & ((o * PARTS // C_OUT == part) | whole)[None, :]
     return tl.load(pw_ptr + (o[None, :] * C_IN + i[:, None]), mask=mask, other=0.0).to(T).to(DOT)
 
 
@@ -140,10 +140,13 @@ def pooled(x_ptr, q, h, w, exists, c, geometry, C: tl.constexpr, H: tl.constexpr
             _, v = pool_tap(x_ptr, q, h, w, tap, exists, c, C, H, W, PITCH, BLOCK_C, ACC, float("-inf"))
             y = larger(y, v)
     else:
-        for tap in range(9):
-            _, v = pool_tap(x_ptr, q, h, w, tap, exists, c, C, H, W, PITCH, BLOCK_C, ACC, 0.0)
-            y += v
-        y = y / window_size(h, w, H, W).to(ACC)[:, None]
+        for ky in range(3):  # in the order of strips.py: statistics are those of what a node normalises
+            line = tl.zeros((q.shape[0], BLOCK_C), ACC)
+            for kx in range(3):
+                _, v = pool_tap(x_ptr, q, h, w, 3 * ky + kx, exists, c, C, H, W, PITCH, BLOCK_C, ACC, 0.0)
+                line += v
+            y += line
+        y = y * (1.0 / window_size(h, w, H, W).to(ACC))[:, None]
     return tl.where(mask_of(exists, c, C, BLOCK_C), y, 0.0)
 
 

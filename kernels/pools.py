@@ -5,6 +5,7 @@ import triton.language as tl
 
 from fastdarts.kernels.gradients import add_tile, node_gradient, norm_backward
 from fastdarts.kernels.joins import joined
+from fastdarts.kernels.mix import op_weight
 from fastdarts.kernels.parts import (
     column,
     load_tile,
@@ -21,18 +22,20 @@ from fastdarts.kernels.tables import (
     EDGE_NODE,
     EDGE_NORM,
     EDGE_OWN,
+    EDGE_WEIGHT,
     EDGES,
     FIRST_EDGE,
     GEOMETRY,
     MAX,
     NARROW,
+    NORM,
 )
 
 
 @triton.jit(do_not_specialize=["pixels", "rows", "parts"])
 def pool_backward_kernel(
-    x_ptr, grad_ptr, own_ptr, parts_ptr, before_ptr, dx_ptr, dd_ptr, largest_ptr, stats_ptr, coefficients_ptr, rows_ptr,
-    edges_ptr, pixels, rows, parts,
+    x_ptr, grad_ptr, own_ptr, parts_ptr, before_ptr, dx_ptr, dd_ptr, largest_ptr, stats_ptr, coefficients_ptr,
+    weights_ptr, rows_ptr, edges_ptr, pixels, rows, parts,
     C: tl.constexpr, X_PITCH: tl.constexpr, PITCH: tl.constexpr, PARTS_PITCH: tl.constexpr, BEFORE_PITCH: tl.constexpr,
     DX_PITCH: tl.constexpr, G_PITCH: tl.constexpr, H: tl.constexpr, W: tl.constexpr, HO: tl.constexpr,
     WO: tl.constexpr, STRIDE: tl.constexpr, IMAGES: tl.constexpr, HAS_BEFORE: tl.constexpr, BLOCK_P: tl.constexpr,
@@ -60,8 +63,8 @@ def pool_backward_kernel(
         geometry = column(rows_ptr, row, GEOMETRY)
         for step in range((IMAGES * HO * WO + BLOCK_P - 1) // BLOCK_P):
             p, exists, q, h, w = pixels_of(step, count, H, W, HO, WO, STRIDE, BLOCK_P)
-            pool_gradient(x_ptr, grad_ptr, own_ptr, dd_ptr, largest_ptr, stats_ptr, coefficients_ptr, rows_ptr,
-                          edges_ptr, row, geometry, p, q, h, w, exists, c,
+            pool_gradient(x_ptr, grad_ptr, own_ptr, dd_ptr, largest_ptr, stats_ptr, coefficients_ptr, weights_ptr,
+                          rows_ptr, edges_ptr, row, geometry, p, q, h, w, exists, c,
                           C, H, W, X_PITCH, PITCH, G_PITCH, BLOCK_C, ACC)  # fmt: skip
         tl.debug_barrier()
         for step in range((IMAGES * H * W + BLOCK_P - 1) // BLOCK_P):
@@ -77,8 +80,8 @@ def pool_backward_kernel(
 
 
 @triton.jit
-def pool_gradient(x_ptr, grad_ptr, own_ptr, dd_ptr, largest_ptr, stats_ptr, coefficients_ptr, rows_ptr,
-                  edges_ptr, row, geometry, p, q, h, w, exists, c, C: tl.constexpr, H: tl.constexpr,
+def pool_gradient(x_ptr, grad_ptr, own_ptr, dd_ptr, largest_ptr, stats_ptr, coefficients_ptr, weights_ptr,
+                  rows_ptr, edges_ptr, row, geometry, p, q, h, w, exists, c, C: tl.constexpr, H: tl.constexpr,
                   W: tl.constexpr, X_PITCH: tl.constexpr, PITCH: tl.constexpr, G_PITCH: tl.constexpr,
                   BLOCK: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
     """What all edges that use a pool give to its values, and where in its window a maximum stood first."""
@@ -94,7 +97,7 @@ def pool_gradient(x_ptr, grad_ptr, own_ptr, dd_ptr, largest_ptr, stats_ptr, coef
             place = tl.where(better, tap, place)
         store_tile(largest_ptr, p * PITCH, c, place, mask)
         y = tl.where(mask, y, 0.0)
-    else:
+    elif column(rows_ptr, row, NORM) >= 0:
         y = pooled(x_ptr, q, h, w, exists, c, geometry, C, H, W, X_PITCH, BLOCK, ACC)
     d = tl.zeros((p.shape[0], BLOCK), ACC)
     first = column(rows_ptr, row, FIRST_EDGE)
@@ -103,7 +106,12 @@ def pool_gradient(x_ptr, grad_ptr, own_ptr, dd_ptr, largest_ptr, stats_ptr, coef
         g = node_gradient(
             grad_ptr, own_ptr, tl.load(edge + EDGE_NODE), tl.load(edge + EDGE_OWN), p, c, mask, C, G_PITCH, ACC
         )
-        d += norm_backward(g, y, coefficients_ptr, stats_ptr, tl.load(edge + EDGE_NORM), c, mask, C)
+        norm = tl.load(edge + EDGE_NORM)
+        if norm >= 0:
+            g = norm_backward(g, y, coefficients_ptr, stats_ptr, norm, c, mask, C)
+        else:
+            g = g * op_weight(weights_ptr, tl.load(edge + EDGE_WEIGHT), ACC)
+        d += g
     if geometry == AVG:
         d = d / window_size(h, w, H, W).to(ACC)[:, None]
     store_tile(dd_ptr, p * PITCH, c, d, mask)

@@ -15,7 +15,7 @@ from fastdarts.kernels.parts import (
     state_of,
     store_tile,
 )
-from fastdarts.kernels.tables import AVG, CONV_3, DW, GATHER, GEOMETRY, MAX, PW, X_NORM, X, Y
+from fastdarts.kernels.tables import AVG, CONV_3, DW, GATHER, GEOMETRY, MAX, PIXEL, PW, X_NORM, X, Y
 from fastdarts.kernels.windows import depthwise
 
 
@@ -74,6 +74,7 @@ def stage_forward_kernel(
                 values = tl.maximum(tl.minimum(count - step * BLOCK_P, BLOCK_P), 1).to(ACC)
                 mean = tl.sum(y, 0) / values  # of pixels that do not exist y is 0
                 centred = tl.where(exists[:, None], y - mean[None, :], 0.0)
+                mean += tl.sum(centred, 0) / values  # equal values now have themselves for a mean
                 tile = row * (tl.num_programs(0) * TILES) + part * TILES + step
                 at = moments_ptr + tile.to(tl.int64) * (2 * C_OUT) + o
                 tl.store(at, mean, mask=o < C_OUT)
@@ -87,28 +88,34 @@ def stage_output(
     W: tl.constexpr, STRIDE: tl.constexpr, GEOMETRIES: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_O: tl.constexpr,
     ACC: tl.constexpr, DOT: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
-    """A tile of a stage's y; 0 where there is no pixel."""
+    """A tile of a stage's y, rounded as stored, so that its statistics are those of what will be normalised; 0 where
+    there is no pixel.
+    """
     y = tl.zeros((q.shape[0], BLOCK_O), ACC)
     if (MAX | AVG) & GEOMETRIES:
         if (geometry == MAX) | (geometry == AVG):
             y = pooled(in_ptr, q, h, w, exists, o, geometry, C_IN, H, W, X_PITCH, BLOCK_O, ACC)
     pw_ptr += column(rows_ptr, row, PW) * (C_IN * C_OUT)
-    if GATHER & GEOMETRIES:
-        if geometry == GATHER:
+    if (PIXEL | GATHER) & GEOMETRIES:
+        if (geometry == PIXEL) | (geometry == GATHER):
+            PARTS: tl.constexpr = STRIDE if GATHER & GEOMETRIES else 1
             for i0 in range(0, C_IN, BLOCK_I):
                 i = i0 + tl.arange(0, BLOCK_I)
-                for part in tl.static_range(STRIDE):
-                    v = neighbour(in_ptr, q, h, w, part, part, exists, i, 1.0, 0.0,
+                for part in tl.static_range(PARTS):
+                    here = exists & ((part == 0) | (geometry == GATHER))  # else the pixel that a reduction sees too
+                    v = neighbour(in_ptr, q, h, w, part, part, here, i, 1.0, 0.0,
                                   C_IN, H, W, X_PITCH, False, True, BLOCK_I, ACC)  # fmt: skip
-                    weight = pointwise_weight(pw_ptr, o, i, part, C_IN, C_OUT, STRIDE, T, DOT)
+                    weight = pointwise_weight(pw_ptr, o, i, part, geometry == PIXEL, C_IN, C_OUT, PARTS, T, DOT)
                     y += tl.dot(v.to(T).to(DOT), weight, input_precision="ieee", out_dtype=ACC)
+            y = y.to(T).to(ACC)
     if CONV_3 <= GEOMETRIES:
         if geometry >= CONV_3:
             for i0 in range(0, C_IN, BLOCK_I):
                 i = i0 + tl.arange(0, BLOCK_I)
                 d = load_tile(d_ptr, p * PITCH, i, mask_of(exists, i, C_IN, BLOCK_I), ACC)
-                weight = pointwise_weight(pw_ptr, o, i, 0, C_IN, C_OUT, 1, T, DOT)
+                weight = pointwise_weight(pw_ptr, o, i, 0, True, C_IN, C_OUT, 1, T, DOT)
                 y += tl.dot(d.to(T).to(DOT), weight, input_precision="ieee", out_dtype=ACC)
+            y = y.to(T).to(ACC)
     return y
 
 
@@ -124,12 +131,15 @@ def join_moments_kernel(moments_ptr, stats_ptr, pairs_ptr, pixels, tiles, C: tl.
     norm = tl.load(pairs_ptr + tl.program_id(0) * 2 + 1)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     at = moments_ptr + (row * tiles).to(tl.int64) * (2 * C)
-    mean = tl.zeros((BLOCK_C,), ACC)
+    first = tl.load(at + c, mask=c < C, other=0.0)
+    more = tl.zeros((BLOCK_C,), ACC)  # than the first tile's: shares of equal means need not add up to one
     for t0 in range(0, tiles, BLOCK_T):
         t = t0 + tl.arange(0, BLOCK_T)
         mask = (t < tiles)[:, None] & (c < C)[None, :]
         share = tile_share(t, pixels, CHUNK, BLOCK_P, ACC)
-        mean += tl.sum(share[:, None] * tl.load(at + t[:, None] * (2 * C) + c[None, :], mask=mask, other=0.0), 0)
+        delta = tl.load(at + t[:, None] * (2 * C) + c[None, :], mask=mask, other=0.0) - first[None, :]
+        more += tl.sum(share[:, None] * delta, 0)
+    mean = first + more
     variance = tl.zeros((BLOCK_C,), ACC)
     for t0 in range(0, tiles, BLOCK_T):
         t = t0 + tl.arange(0, BLOCK_T)

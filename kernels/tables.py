@@ -12,10 +12,10 @@ from torch import Tensor
 from fastdarts.ops.plan import PlannedEdge, decode
 from fastdarts.primitives.table import Candidate
 
-# What a stage does before its pointwise product; pools and skip connections have none. Bits: a kernel is compiled for
-# the set that occurs.
-GATHER, SKIP, MAX, AVG = (tl.constexpr(1 << i) for i in range(4))
-CONV_3, CONV_5, CONV_7, DILATED_3, DILATED_5 = (tl.constexpr(1 << i) for i in range(4, 9))
+# What a stage does before its pointwise product; pools and skip connections have none. PIXEL takes a pixel of a state,
+# GATHER (a factorised reduction) one for each half of the outputs. Bits: a kernel is compiled for the set that occurs.
+GATHER, SKIP, MAX, AVG, PIXEL = (tl.constexpr(1 << i) for i in range(5))
+CONV_3, CONV_5, CONV_7, DILATED_3, DILATED_5 = (tl.constexpr(1 << i) for i in range(5, 10))
 _CONVOLUTIONS = {(3, 1): CONV_3, (5, 1): CONV_5, (7, 1): CONV_7, (3, 2): DILATED_3, (5, 2): DILATED_5}
 
 # Of each geometry: kernel, dilation, and the columns of the blocks (blocks.py) that it goes by, forward and backward,
@@ -52,7 +52,7 @@ class Stage:
     """A row. y and x count tensors in `saved`, dz in scratch; dw counts taps and pw [C, C] matrices of flat weights.
 
     A pool's y is never stored: nine values of a state that is read anyway cost less than reading it back. Its place in
-    `saved` stays empty; the operators' fakes, which serve CPUs too, count it.
+    `saved` stays empty; the operators' fakes, which serve CPUs too, count it. Its norm is -1 if no edge has one.
     """
 
     geometry: int
@@ -68,7 +68,7 @@ class Stage:
     dz: int = 0
     weight: int = -1  # of a skip connection
     state: int = 0  # which of its launch's states it reads
-    edges: list[tuple[int, int, int, int]] = field(default_factory=list)  # pools: the edges that use them
+    edges: list[tuple[int, int, int, int]] = field(default_factory=list)  # pools: the edges that use them; norm or -1
 
 
 @dataclass
@@ -87,7 +87,7 @@ class Bank:
     @property
     def firsts(self) -> list[Stage]:
         """What a forward computes from the state."""
-        return self.convolutions + self.reductions + self.pools
+        return self.convolutions + self.reductions + [pool for pool in self.pools if pool.norm >= 0]
 
     @property
     def edges(self) -> list[Stage]:
@@ -156,12 +156,14 @@ class _Builder:
             bank.skips.append(Stage(SKIP.value, node, 0, 0, node=node, own=own, weight=weight, state=bank.state))
             return
         if c.is_pool:
-            t.norms += 1
+            t.norms += c.norm
+            norm = norm if c.norm else -1
             geometry = (MAX if c.kind == "max_pool" else AVG).value
             pool = next((p for p in bank.pools if p.geometry == geometry), None)
             if pool is None:
-                pool = Stage(geometry, -1, self._saved(), norm, state=bank.state)
+                pool = Stage(geometry, -1, self._saved(), -1, state=bank.state)
                 bank.pools.append(pool)
+            pool.norm = max(pool.norm, norm)
             pool.edges.append((node, own, norm, weight))
             terms.append((*state, norm, weight, geometry))
             return
@@ -185,12 +187,14 @@ class _Builder:
 
     def _stage(self, c: Candidate, node: int, state: int) -> Stage:
         t = self.tables
-        geometry = _CONVOLUTIONS[c.kernel, c.dilation].value
+        geometry = (PIXEL if c.kind == "pointwise" else _CONVOLUTIONS[c.kernel, c.dilation]).value
         stage = Stage(geometry, node, self._saved(), t.norms, dw=t.taps, pw=t.matrices, state=state)
         t.norms += 1
-        t.taps += c.kernel**2
         t.matrices += 1
-        t.is_depthwise += [True, False]
+        if geometry in TAPS:
+            t.taps += TAPS[geometry]
+            t.is_depthwise.append(True)
+        t.is_depthwise.append(False)
         return stage
 
     def _saved(self) -> int:
@@ -214,6 +218,7 @@ def geometries(stages: Sequence[Stage], normalised: bool) -> int:
     """The set of a launch's geometries, as bits; of pools and of convolutions all that are usual if there is one.
 
     A method that draws each edge's op anew would otherwise wait for another kernel to be compiled in many a step.
+    What knows windows or reductions knows pointwise convolutions too; one of these alone needs no code for the others.
     """
     convolutions = CONV_3.value | CONV_5.value
     if not normalised:
@@ -222,6 +227,8 @@ def geometries(stages: Sequence[Stage], normalised: bool) -> int:
     for stage in stages:
         usual = next((kinds for kinds in (convolutions, MAX.value | AVG.value) if stage.geometry & kinds), 0)
         bits |= stage.geometry | usual
+    if not normalised and bits & (convolutions | CONV_7.value | GATHER.value):
+        bits |= PIXEL.value
     return bits
 
 

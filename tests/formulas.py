@@ -81,6 +81,8 @@ def candidate(name: str, x: Tensor, stride: int, state: State) -> Tensor:
             return max_pool(x, stride)
         case ["avg", "pool", "3x3"]:
             return avg_pool(x, stride)
+        case ["bare", *pool]:
+            return candidate("_".join(pool), x, stride, state)
         case ["skip", "connect"]:
             return x if stride == 1 else factorized_reduce(x, state["conv_1.weight"], state["conv_2.weight"])
         case ["sep", "conv", size]:
@@ -88,6 +90,9 @@ def candidate(name: str, x: Tensor, stride: int, state: State) -> Tensor:
             return stage(stage(x, 1, k, stride), 5, k, 1)
         case ["dil", "conv", size]:
             return stage(x, 1, int(size[0]), stride, dilation=2)
+        case ["nor", "conv", size]:
+            k = int(size[0])
+            return batch_norm(dense(x.clamp(min=0), state["op.1.weight"], (stride, stride), (k // 2, k // 2)))
         case ["conv", "7x1", "1x7"]:
             x = dense(x.clamp(min=0), state["1.weight"], (1, stride), (0, 3))
             return batch_norm(dense(x, state["2.weight"], (stride, 1), (3, 0)))
@@ -99,7 +104,7 @@ def mixed(x: Tensor, weights: Tensor, primitives: tuple[str, ...], stride: int, 
     total: Tensor | int = 0
     for o, name in enumerate(primitives):
         y = candidate(name, x, stride, below(state, f"_ops.{o}."))
-        total = total + weights[o] * (batch_norm(y) if "pool" in name else y)
+        total = total + weights[o] * (batch_norm(y) if name.startswith(("max_pool", "avg_pool")) else y)
     assert isinstance(total, Tensor)
     return total
 

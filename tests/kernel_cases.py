@@ -11,6 +11,8 @@ from fastdarts.ops.plan import MixedPlan, PlannedEdge, edge_ops, norm_count
 from fastdarts.primitives.table import PRIMITIVES
 
 EPS = 1e-5
+BARE = ("nor_conv_1x1", "bare_max_pool_3x3", "bare_avg_pool_3x3")
+EVERY = (*PRIMITIVES, *BARE)
 
 
 @dataclass
@@ -43,7 +45,7 @@ class Case:
 
 
 def make_case(
-    primitives: tuple[str, ...] = PRIMITIVES,
+    primitives: tuple[str, ...] = EVERY,
     inputs: int = 1,
     nodes: int = 1,
     stride: int = 1,
@@ -63,6 +65,8 @@ def make_case(
             if c.kind in ("sep_conv", "dil_conv"):
                 for _ in range(2 if c.kind == "sep_conv" else 1):
                     params += [torch.randn(C, 1, c.kernel, c.kernel) / c.kernel, torch.randn(C, C, 1, 1) / C**0.5]
+            elif c.kind == "pointwise":
+                params.append(torch.randn(C, C, 1, 1) / C**0.5)
             elif c.kind == "skip" and edge.stride == 2:
                 params += [torch.randn(C // 2, C, 1, 1) / C**0.5 for _ in range(2)]
     norms = sum(norm_count(c, edge.stride) for edge in plan.edges for _, c in edge.ops)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from fastdarts import compare as module
 from fastdarts.compare import CompareConfig, compare, main, run_one
-from fastdarts.report.comparison import summaries
+from fastdarts.report.records import summaries
 from fastdarts.runs.eval_state import EvalState
 from fastdarts.runs.interrupt import Interrupted
 from fastdarts.runs.search_state import SearchState
@@ -97,10 +97,13 @@ def lasting(record: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_run_goes_on_where_it_stopped(tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped in the search, then in the training: the same record as of a run that never was."""
-    monkeypatch.setattr("fastdarts.search.draw_alphas", lambda path: None)  # takes longer than these searches
+    monkeypatch.setattr(
+        "fastdarts.spaces.darts.draw.draw_alphas", lambda path: None
+    )  # takes longer than these searches
     monkeypatch.setattr("fastdarts.report.run_report.write_report", lambda out: None)
     whole = run_one(CompareConfig(**tiny), "darts", 0)
     assert 0 <= whole["accuracy"] <= 1
+    assert list(whole["numbers"]) == ["skips_normal", "skips_reduce"]
     assert whole["search_seconds"] > 0
     config = CompareConfig(**tiny | {"out": tmp_path / "parts"})
 
@@ -131,8 +134,7 @@ def write_result(out: Path, method: str, seed: int) -> dict[str, Any]:
         "accuracy": 0.5625,
         "parameters": 12345,
         "multiply_adds": 67890,
-        "skips_normal": 1,
-        "skips_reduce": 2,
+        "numbers": {"skips_normal": 1, "skips_reduce": 2},
         "search_seconds": 3.5,
         "peak_bytes": 300 * 2**20,
         "search_epochs": 1,

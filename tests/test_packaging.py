@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from fastdarts.cli import main
+
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = ("tensorboard", "export", "completion")  # those that users choose
@@ -49,3 +51,7 @@ def test_extras_are_named_in_messages() -> None:
     text = "".join(path.read_text() for path in (ROOT / "fastdarts").rglob("*.py"))
     for extra in EXTRAS:
         assert f"pip install 'fastdarts[{extra}]'" in text
+
+
+def test_the_command_is_the_front_door() -> None:
+    assert PROJECT["scripts"] == {"fastdarts": f"{main.__module__}:{main.__name__}"}

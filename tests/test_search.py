@@ -26,10 +26,11 @@ import fastdarts.search as search_module
 from fastdarts import PRIMITIVES, Genotype
 from fastdarts.config.files import DiskFullError
 from fastdarts.methods.darts import Darts
-from fastdarts.runs.kernels import describe_kernels, kernels_line
+from fastdarts.runs.kernels import describe_kernels, kernels_used
 from fastdarts.runs.search_config import SearchConfig
 from fastdarts.runs.search_state import SearchState
 from fastdarts.search import main, search
+from fastdarts.spaces.darts.genotype import edges_of
 
 
 @pytest.fixture
@@ -63,7 +64,8 @@ def test_digits_from_the_command_line(tmp_path, capsys):
     assert main(argv.split()) == 0
 
     said = capsys.readouterr().out
-    assert said.splitlines()[0] == kernels_line(torch.device("cpu"), "auto")
+    kernels = kernels_used(torch.device("cpu"), "auto")
+    assert said.splitlines()[0] == f"kernels: {kernels}"
     assert "scikit-learn" in said
     assert "--dataset cifar10" in said
     assert "--dataset imagefolder" in said
@@ -80,6 +82,9 @@ def test_digits_from_the_command_line(tmp_path, capsys):
     arrays = np.load(out / "alphas.npz")
     assert arrays["normal"].shape == arrays["reduce"].shape == (4, 14, 8)
     assert tuple(arrays["primitives"]) == PRIMITIVES
+    assert tuple(arrays["groups"]) == ("normal", "reduce")
+    assert str(arrays["title_reduce"]) == "reduction cell"
+    assert [tuple(end) for end in arrays["ends_normal"]] == edges_of(4)
     assert (arrays["reduce"][0] != arrays["reduce"][3]).all()
     found = Genotype.load(out / "genotype.json")
     assert Genotype(**epochs[2]["genotype"]).reduce == [list(pair) for pair in found.reduce]
@@ -87,6 +92,7 @@ def test_digits_from_the_command_line(tmp_path, capsys):
     environment = json.loads((out / "environment.json").read_text())
     assert environment["torch"] == torch.__version__
     assert environment["kernels"]["cpu"] == describe_kernels(torch.device("cpu"))
+    assert environment["kernels_used"] == kernels
     for name in ("cells.svg", "cells.png", "alphas.png", "report.html", "checkpoint.pt"):
         assert (out / name).stat().st_size > 1000
     assert list((out / "tensorboard").glob("events.*"))
@@ -189,7 +195,8 @@ def test_the_seed_decides_every_bit(tmp_path, fields):
     def alphas(name, seed):
         config = tiny_config(tmp_path / name, seed=seed, deterministic=True, epochs=1, **fields)
         result = search(config, train=tiny_images())
-        return torch.stack([result.alphas_normal, result.alphas_reduce])
+        assert list(result.alphas.values()) == [result.alphas_normal, result.alphas_reduce]
+        return torch.stack([result.alphas["normal"], result.alphas["reduce"]])
 
     first, again, other = alphas("a", 0), alphas("b", 0), alphas("c", 1)
     assert first.isfinite().all()
@@ -385,7 +392,9 @@ def test_too_few_layers_for_a_normal_cell_are_told(tmp_path, caplog, no_pictures
     caplog.set_level(logging.INFO)
     for layers, told in ((2, True), (3, False)):
         search(tiny_config(tmp_path / str(layers), layers=layers, epochs=1), train=tiny_images())
-        assert ("the normal cell stays as drawn" in caplog.text) == told
+        said = "note: so few layers have no normal cell; its alphas are not trained"
+        assert (said in caplog.text) == told
+        assert "no reduction cell" not in caplog.text
         caplog.clear()
 
 

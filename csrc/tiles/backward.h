@@ -66,12 +66,13 @@ FD_INLINE void stage_backward(const Stage<A, T>& stage, const Geometry& g, const
     }
     times_weights(0, pixels, s.dd, stage.k);
     const A* dd = s.dd;
+    const int64_t parts = stage.k / cp;
     for (int64_t r = begin - tile.begin; r < end - tile.begin; ++r)
-      for (int64_t column = 0; column < wo; ++column, dd += 2 * cp)
-        for (int64_t half = 0; half < 2; ++half) {
-          if (2 * (tile.begin + r) + half >= of.h || 2 * column + half >= of.w) continue;
-          A* o = dx + ((2 * r + half) * of.w + 2 * column + half) * cp;
-          for (int64_t c = 0; c < cp; c += kLanes<A>) store(o + c, load<A>(o + c) + load<A>(dd + half * cp + c));
+      for (int64_t column = 0; column < wo; ++column)
+        for (int64_t part = 0; part < parts; ++part, dd += cp) {
+          if (S * (tile.begin + r) + part >= of.h || S * column + part >= of.w) continue;
+          A* o = dx + ((S * r + part) * of.w + S * column + part) * cp;
+          for (int64_t c = 0; c < cp; c += kLanes<A>) store(o + c, load<A>(o + c) + load<A>(dd + c));
         }
   };
   for (int64_t begin = first, end; begin < last; begin = end) {

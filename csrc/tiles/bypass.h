@@ -71,31 +71,36 @@ FD_INLINE void add_terms(const PartialRows<A, T>& p, const Passage<A, T>* terms,
   const T *passed = DOT ? row_of(p.passed, row.image, row.y) : nullptr, *from[COUNT];
   int64_t step[COUNT], ahead[COUNT];
   Vec<A> factor[COUNT];
-  unroll<COUNT>([&](auto t) FD_LAMBDA {
-    from[t.value] = row_of(terms[t.value].view, row.image, row.y);
-    step[t.value] = terms[t.value].view.sw;
-    ahead[t.value] = terms[t.value].view.sh;
-    factor[t.value] = Vec<A>{} + terms[t.value].factor;
-  });
+  FD_UNROLL
+  for (int t = 0; t < COUNT; ++t) {
+    from[t] = row_of(terms[t].view, row.image, row.y);
+    step[t] = terms[t].view.sw;
+    ahead[t] = terms[t].view.sh;
+    factor[t] = Vec<A>{} + terms[t].factor;
+  }
   for (int64_t c = p.size / kLanes<A> * kLanes<A>; c < p.channels; c += kLanes<A>) {
     const int64_t first = lanes_before<A>(p.size, c), end = lanes_before<A>(p.channels, c), at = c - p.size;
     Vec<A> dots[COUNT];
-    unroll<COUNT>([&](auto t) FD_LAMBDA { dots[t.value] = Vec<A>{}; });
+    FD_UNROLL
+    for (int t = 0; t < COUNT; ++t) dots[t] = Vec<A>{};
     for (int64_t x = 0; x < p.w; ++x) {
       A* pixel = sums + x * p.padded + c;
       Vec<A> sum = load<A>(pixel), with;
       if constexpr (DOT) with = load_between<A>(passed + x * p.passed.sw + at, first, end);
       if constexpr (DOT) __builtin_prefetch(passed + x * p.passed.sw + at + p.passed.sh);
-      unroll<COUNT>([&](auto t) FD_LAMBDA {
-        const Vec<A> v = load_between<A>(from[t.value] + x * step[t.value] + at, first, end);
-        __builtin_prefetch(from[t.value] + x * step[t.value] + at + ahead[t.value]);
-        sum += factor[t.value] * v;
-        if constexpr (DOT) dots[t.value] += v * with;
-      });
+      FD_UNROLL
+      for (int t = 0; t < COUNT; ++t) {
+        const Vec<A> v = load_between<A>(from[t] + x * step[t] + at, first, end);
+        __builtin_prefetch(from[t] + x * step[t] + at + ahead[t]);
+        sum += factor[t] * v;
+        if constexpr (DOT) dots[t] += v * with;
+      }
       store(pixel, sum);
     }
-    if constexpr (DOT)
-      unroll<COUNT>([&](auto t) FD_LAMBDA { add_lanes<A>(factor_sums + terms[t.value].edge * kFactorLanes, dots[t.value]); });
+    if constexpr (DOT) {
+      FD_UNROLL
+      for (int t = 0; t < COUNT; ++t) add_lanes<A>(factor_sums + terms[t].edge * kFactorLanes, dots[t]);
+    }
   }
 }
 

@@ -2,6 +2,42 @@
 #pragma once
 #include "vectors.h"
 
+namespace fastdarts {
+
+template <class A>
+using DepthwiseTile = void (*)(const A*, int64_t, const A*, A*, int64_t, int64_t, int64_t, int64_t);
+template <class A>
+using DepthwiseWeightTile = void (*)(const A*, int64_t, const A*, int64_t, A*, int64_t, int64_t, int64_t);
+
+}  // namespace fastdarts
+
+// Both kinds of AVX-512 have the same convolutions of float: compiled with the one that has all types, declared for the other.
+#define FASTDARTS_SHARE_DEPTHWISE(template)                                               \
+  namespace fastdarts::avx512 {                                                           \
+  template DepthwiseTile<float> depthwise<float, 1, false>(int64_t, int64_t, int64_t);    \
+  template DepthwiseTile<float> depthwise<float, 1, true>(int64_t, int64_t, int64_t);     \
+  template DepthwiseTile<float> depthwise<float, 2, false>(int64_t, int64_t, int64_t);    \
+  template DepthwiseTile<float> depthwise_phase<float>(int64_t, int64_t);                 \
+  template DepthwiseWeightTile<float> depthwise_weight<float, 1>(int64_t, int64_t, int64_t); \
+  template DepthwiseWeightTile<float> depthwise_weight<float, 2>(int64_t, int64_t, int64_t); \
+  }
+
+#if FASTDARTS_BF16_DOT
+namespace fastdarts::avx512 {
+template <class A, int S, bool ADD>
+DepthwiseTile<A> depthwise(int64_t kernel, int64_t dilation, int64_t cp);
+template <class A>
+DepthwiseTile<A> depthwise_phase(int64_t ky, int64_t kx);
+template <class A, int S>
+DepthwiseWeightTile<A> depthwise_weight(int64_t kernel, int64_t dilation, int64_t cp);
+}  // namespace fastdarts::avx512
+FASTDARTS_SHARE_DEPTHWISE(extern template)
+namespace fastdarts::FASTDARTS_ISA {
+using avx512::depthwise;
+using avx512::depthwise_phase;
+using avx512::depthwise_weight;
+}  // namespace fastdarts::FASTDARTS_ISA
+#else
 namespace fastdarts::FASTDARTS_ISA {
 
 // PB pixels of one row, OS pixels apart, for one vector of channels. Each input pixel is loaded once per kernel row and serves
@@ -10,25 +46,30 @@ template <class A, int KY, int K, int D, int S, int OS, int CP, int PB, bool ADD
 FD_INLINE void depthwise_block(const A* in, int64_t in_row, const A* w, int64_t cp, A* out) {
   const int64_t px = CP ? CP : cp;
   Vec<A> acc[PB];
-  unroll<PB>([&](auto p) FD_LAMBDA { acc[p.value] = Vec<A>{}; });
+  FD_UNROLL
+  for (int p = 0; p < PB; ++p) acc[p] = Vec<A>{};
 #pragma GCC unroll 1
   for (int ky = 0; ky < KY; ++ky) {
     Vec<A> taps[K];
-    unroll<K>([&](auto kx) FD_LAMBDA { taps[kx.value] = load<A>(w + (ky * K + kx.value) * px); });
-    unroll<(PB - 1) * S + (K - 1) * D + 1>([&](auto q) FD_LAMBDA {
-      Vec<A> v = load<A>(in + q.value * px);
+    FD_UNROLL
+    for (int kx = 0; kx < K; ++kx) taps[kx] = load<A>(w + (ky * K + kx) * px);
+    FD_UNROLL
+    for (int q = 0; q < (PB - 1) * S + (K - 1) * D + 1; ++q) {
+      Vec<A> v = load<A>(in + q * px);
       in_register(v);
-      unroll<K>([&](auto kx) FD_LAMBDA {
-        constexpr int start = q.value - kx.value * D;
-        if constexpr (start >= 0 && start % S == 0 && start / S < PB) acc[start / S] += taps[kx.value] * v;
-      });
-    });
+      FD_UNROLL
+      for (int kx = 0; kx < K; ++kx) {
+        const int start = q - kx * D;
+        if (start >= 0 && start % S == 0 && start / S < PB) acc[start / S] += taps[kx] * v;
+      }
+    }
     in += in_row * D;
   }
-  unroll<PB>([&](auto p) FD_LAMBDA {
-    A* o = out + p.value * OS * px;
-    store(o, ADD ? load<A>(o) + acc[p.value] : acc[p.value]);
-  });
+  FD_UNROLL
+  for (int p = 0; p < PB; ++p) {
+    A* o = out + p * OS * px;
+    store(o, ADD ? load<A>(o) + acc[p] : acc[p]);
+  }
 }
 
 // out[r, OS c] (+)= sum_{ky, kx} w[ky, kx] * in[S r + D ky, S c + D kx]; row strides in elements.
@@ -50,9 +91,6 @@ void depthwise_tile(const A* in, int64_t in_row, const A* w, A* out, int64_t out
         overlapping_blocks<kPixels>(columns, block);
     }
 }
-
-template <class A>
-using DepthwiseTile = void (*)(const A*, int64_t, const A*, A*, int64_t, int64_t, int64_t, int64_t);
 
 // The usual channel counts are known when compiling, so that addresses need no arithmetic.
 template <class A, int K, int D, int S, bool ADD>
@@ -93,18 +131,22 @@ template <class A, int K, int D, int S, int CP, int KY, int PB>
 FD_INLINE void depthwise_weight_block(const A* in, int64_t in_row, const A* dd, int64_t cp, Vec<A> (&acc)[KY][K]) {
   const int64_t px = CP ? CP : cp;
   Vec<A> g[PB];
-  unroll<PB>([&](auto p) FD_LAMBDA { g[p.value] = load<A>(dd + p.value * px); });
-  unroll<KY>([&](auto ky) FD_LAMBDA {
-    const A* in_k = in + ky.value * D * in_row;
-    unroll<(PB - 1) * S + (K - 1) * D + 1>([&](auto q) FD_LAMBDA {
-      Vec<A> v = load<A>(in_k + q.value * px);
+  FD_UNROLL
+  for (int p = 0; p < PB; ++p) g[p] = load<A>(dd + p * px);
+  FD_UNROLL
+  for (int ky = 0; ky < KY; ++ky) {
+    const A* in_k = in + ky * D * in_row;
+    FD_UNROLL
+    for (int q = 0; q < (PB - 1) * S + (K - 1) * D + 1; ++q) {
+      Vec<A> v = load<A>(in_k + q * px);
       in_register(v);
-      unroll<K>([&](auto kx) FD_LAMBDA {
-        constexpr int start = q.value - kx.value * D;
-        if constexpr (start >= 0 && start % S == 0 && start / S < PB) acc[ky.value][kx.value] += g[start / S] * v;
-      });
-    });
-  });
+      FD_UNROLL
+      for (int kx = 0; kx < K; ++kx) {
+        const int start = q - kx * D;
+        if (start >= 0 && start % S == 0 && start / S < PB) acc[ky][kx] += g[start / S] * v;
+      }
+    }
+  }
 }
 
 // dw[ky, kx] += sum_{r, c} dd[r, c] * in[S r + D ky, S c + D kx], KY kernel rows from ky at a time.
@@ -113,7 +155,8 @@ FD_INLINE void depthwise_weight_rows(const A* in, int64_t in_row, const A* dd, i
                                      int64_t cp, A* dw) {
   const int64_t px = CP ? CP : cp;
   Vec<A> acc[KY][K];
-  unroll<KY>([&](auto ky) FD_LAMBDA { unroll<K>([&](auto kx) FD_LAMBDA { acc[ky.value][kx.value] = Vec<A>{}; }); });
+  FD_UNROLL
+  for (int i = 0; i < KY * K; ++i) acc[i / K][i % K] = Vec<A>{};
   for (int64_t r = 0; r < rows; ++r) {
     const A* in_r = in + r * S * in_row;
     const A* dd_r = dd + r * dd_row;
@@ -121,12 +164,8 @@ FD_INLINE void depthwise_weight_rows(const A* in, int64_t in_row, const A* dd, i
       depthwise_weight_block<A, K, D, S, CP, KY, size.value>(in_r + i * S * px, in_row, dd_r + i * px, cp, acc);
     });
   }
-  unroll<KY>([&](auto ky) FD_LAMBDA {
-    unroll<K>([&](auto kx) FD_LAMBDA {
-      A* o = dw + (ky.value * K + kx.value) * px;
-      store(o, load<A>(o) + acc[ky.value][kx.value]);
-    });
-  });
+  FD_UNROLL
+  for (int i = 0; i < KY * K; ++i) store(dw + i * px, load<A>(dw + i * px) + acc[i / K][i % K]);
 }
 
 template <class A, int K, int D, int S, int CP>
@@ -144,9 +183,6 @@ void depthwise_weight_tile(const A* in, int64_t in_row, const A* dd, int64_t dd_
                                                          dw + ky * K * px + c);
   }
 }
-
-template <class A>
-using DepthwiseWeightTile = void (*)(const A*, int64_t, const A*, int64_t, A*, int64_t, int64_t, int64_t);
 
 template <class A, int K, int D, int S>
 DepthwiseWeightTile<A> depthwise_weight_of_channels(int64_t cp) {
@@ -170,3 +206,4 @@ DepthwiseWeightTile<A> depthwise_weight(int64_t kernel, int64_t dilation, int64_
 }
 
 }  // namespace fastdarts::FASTDARTS_ISA
+#endif

@@ -7,7 +7,7 @@
 
 namespace fastdarts::FASTDARTS_ISA {
 
-// d = depthwise(padded) or the gather of a factorised reduction, [rows * wo, stage.k].
+// d = depthwise(padded) or a gather of pixels, [rows * wo, stage.k].
 template <class A, class T>
 FD_INLINE void depthwise_forward(const Stage<A, T>& stage, const Geometry& g, const A* padded, const Padded& of, int64_t rows,
                                  A* d) {
@@ -19,14 +19,13 @@ FD_INLINE void depthwise_forward(const Stage<A, T>& stage, const Geometry& g, co
     run(in, of.row, stage.dw, d, g.wo * g.cp, rows, g.wo, g.cp);
     return;
   }
+  const int64_t parts = stage.k / g.cp, step = stage.stride * g.cp;
   for (int64_t r = 0; r < rows; ++r)
-    for (int64_t column = 0; column < g.wo; ++column, d += 2 * g.cp) {
-      const A* here = in + 2 * r * of.row + 2 * column * g.cp;
-      for (int64_t c = 0; c < g.cp; c += kLanes<A>) {
-        store(d + c, load<A>(here + c));
-        store(d + g.cp + c, load<A>(here + of.row + g.cp + c));
+    for (int64_t column = 0; column < g.wo; ++column)
+      for (int64_t part = 0; part < parts; ++part, d += g.cp) {
+        const A* here = in + (stage.stride * r + part) * of.row + column * step + part * g.cp;
+        for (int64_t c = 0; c < g.cp; c += kLanes<A>) store(d + c, load<A>(here + c));
       }
-    }
 }
 
 // y = pointwise(d) of a strip: stored, and added to the tile's sums. Overwrites d.
@@ -43,7 +42,7 @@ FD_INLINE void pointwise_forward(const Stage<A, T>& stage, const Geometry& g, co
   with_operands([&](const auto* from, const auto* weights, int64_t k) FD_LAMBDA {
     if (!starts) return pointwise_summed(from, pixels, weights, k, g.cp, sums, out, soon);
     pointwise(from, pixels, weights, k, g.cp, y, g.cp);  // the sums' origin is not known before y
-    sum_strip(y, pixels, g.cp, sums, [&](int64_t i, Vec<A> v) FD_LAMBDA {
+    sum_strip<T>(y, pixels, g.cp, sums, [&](int64_t i, Vec<A> v) FD_LAMBDA {
       if (soon) store(soon + i, v);
       stream(out + i, v);
     });

@@ -12,20 +12,23 @@ FD_INLINE Vec<A> origin_of(const A* y, int64_t pixels, int64_t cp) {
 }
 
 // Sums of y and its square about an origin (exact for constants, no cancellation for a large mean) of a tile or of its first
-// strip: `sums` [3 (origin, sum, sum of squares), cp]. keep(i, y[i...]) stores what was read.
-template <class A, class F>
+// strip: `sums` [3 (origin, sum, sum of squares), cp]. keep(i, y[i...]) stores what was read, as T. The sums are those of the
+// stored numbers, which are what is normalised: of a channel that is nearly constant, a batch norm multiplies the difference
+// between them and y by up to 316.
+template <class T, class A, class F>
 FD_INLINE void sum_strip(const A* y, int64_t pixels, int64_t cp, A* sums, const F& keep) {
   for (int64_t c = 0; c < cp; c += kLanes<A>) {
-    const Vec<A> origin = origin_of(y + c, pixels, cp);
+    const Vec<A> origin = as_stored<T, A>(origin_of(y + c, pixels, cp));
     Vec<A> sum[4] = {}, square[4] = {};
     exact_blocks<4>(pixels, [&](auto size, int64_t p) FD_LAMBDA {
-      unroll<size.value>([&](auto i) FD_LAMBDA {
-        const int64_t at = (p + i.value) * cp + c;
-        const Vec<A> value = load<A>(y + at), v = value - origin;
+      FD_UNROLL
+      for (int i = 0; i < size.value; ++i) {
+        const int64_t at = (p + i) * cp + c;
+        const Vec<A> value = load<A>(y + at), v = as_stored<T, A>(value) - origin;
         keep(at, value);
-        sum[i.value] += v;
-        square[i.value] += v * v;
-      });
+        sum[i] += v;
+        square[i] += v * v;
+      }
     });
     store(sums + c, origin);
     store(sums + cp + c, (sum[0] + sum[1]) + (sum[2] + sum[3]));

@@ -11,21 +11,23 @@ FD_INLINE void mix_terms(const Term<A, T>* terms, const Tile& tile, int64_t c, i
   const T* data[COUNT];
   int64_t sh[COUNT], sw[COUNT], channels[COUNT];
   Vec<A> scale[COUNT];
-  unroll<COUNT>([&](auto t) FD_LAMBDA {
-    const Term<A, T>& term = terms[t.value];
-    data[t.value] = term.t.data + tile.image * term.t.sn;
-    sh[t.value] = term.t.sh;
-    sw[t.value] = term.t.sw;
-    channels[t.value] = term.channels;
-    scale[t.value] = load<A>(term.scale + c);
-  });
+  FD_UNROLL
+  for (int t = 0; t < COUNT; ++t) {
+    const Term<A, T>& term = terms[t];
+    data[t] = term.t.data + tile.image * term.t.sn;
+    sh[t] = term.t.sh;
+    sw[t] = term.t.sw;
+    channels[t] = term.channels;
+    scale[t] = load<A>(term.scale + c);
+  }
   for (int64_t r = tile.begin; r < tile.end; ++r)
     for (int64_t column = 0; column < columns; ++column, sum += cp) {
       Vec<A> v = load<A>(sum + c);
-      unroll<COUNT>([&](auto t) FD_LAMBDA {
-        const T* pixel = data[t.value] + r * sh[t.value] + column * sw[t.value];
-        v += scale[t.value] * load_channels<A, FULL>(pixel, c, channels[t.value]);
-      });
+      FD_UNROLL
+      for (int t = 0; t < COUNT; ++t) {
+        const T* pixel = data[t] + r * sh[t] + column * sw[t];
+        v += scale[t] * load_channels<A, FULL>(pixel, c, channels[t]);
+      }
       store(sum + c, v);
     }
 }
@@ -63,29 +65,33 @@ FD_INLINE void sum_terms(const Mix<A, T>& m, int64_t t, const Tile& tile, int64_
     const T *image[COUNT], *from = m.node.data + tile.image * m.node.sn;
     int64_t sh[COUNT], sw[COUNT], channels[COUNT];
     Vec<A> mean[COUNT], sum[COUNT][4], total[4] = {};  // four partial sums: less rounding, no waiting for the one before
-    unroll<COUNT>([&](auto i) FD_LAMBDA {
-      const Term<A, T>& term = m.terms[t + i.value];
-      image[i.value] = term.t.data + tile.image * term.t.sn;
-      sh[i.value] = term.t.sh;
-      sw[i.value] = term.t.sw;
-      channels[i.value] = term.channels;
-      mean[i.value] = load<A>(term.mean + c);
-      unroll<4>([&](auto j) FD_LAMBDA { sum[i.value][j.value] = Vec<A>{}; });
-    });
-    const auto joined = [](const Vec<A>(&v)[4]) FD_LAMBDA { return (v[0] + v[1]) + (v[2] + v[3]); };
+    FD_UNROLL
+    for (int i = 0; i < COUNT; ++i) {
+      const Term<A, T>& term = m.terms[t + i];
+      image[i] = term.t.data + tile.image * term.t.sn;
+      sh[i] = term.t.sh;
+      sw[i] = term.t.sw;
+      channels[i] = term.channels;
+      mean[i] = load<A>(term.mean + c);
+      sum[i][0] = sum[i][1] = sum[i][2] = sum[i][3] = Vec<A>{};
+    }
+    const auto joined = [&](const Vec<A>(&v)[4]) FD_LAMBDA { return (v[0] + v[1]) + (v[2] + v[3]); };
     for (int64_t r = tile.begin; r < tile.end; ++r)
       exact_blocks<4>(g.wo, [&](auto size, int64_t column) FD_LAMBDA {
-        unroll<size.value>([&](auto j) FD_LAMBDA {
-          const T* here = from + r * m.node.sh + (column + j.value) * m.node.sw;
+        FD_UNROLL
+        for (int j = 0; j < size.value; ++j) {
+          const T* here = from + r * m.node.sh + (column + j) * m.node.sw;
           const Vec<A> v = load_channels<A, FULL>(here, c, g.c);
-          total[j.value] += v;
-          unroll<COUNT>([&](auto i) FD_LAMBDA {
-            const T* pixel = image[i.value] + r * sh[i.value] + (column + j.value) * sw[i.value];
-            sum[i.value][j.value] += v * (load_channels<A, FULL>(pixel, c, channels[i.value]) - mean[i.value]);
-          });
-        });
+          total[j] += v;
+          FD_UNROLL
+          for (int i = 0; i < COUNT; ++i) {
+            const T* pixel = image[i] + r * sh[i] + (column + j) * sw[i];
+            sum[i][j] += v * (load_channels<A, FULL>(pixel, c, channels[i]) - mean[i]);
+          }
+        }
       });
-    unroll<COUNT>([&](auto i) FD_LAMBDA { add_lanes<A>(m.terms[t + i.value].chunk_sum + chunk * g.cp + c, joined(sum[i.value])); });
+    FD_UNROLL
+    for (int i = 0; i < COUNT; ++i) add_lanes<A>(m.terms[t + i].chunk_sum + chunk * g.cp + c, joined(sum[i]));
     if (t == 0) add_lanes<A>(m.chunk_g + chunk * g.cp + c, joined(total));
   }
 }

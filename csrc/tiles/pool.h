@@ -16,7 +16,7 @@ FD_INLINE Window window_at(const Geometry& g, int64_t r, int64_t column) {  // 3
 
 template <class A, class T>
 FD_INLINE void store_pool(T* out, const A* y, int64_t pixels, int64_t cp, int64_t before, A* sums, double* mean, double* m2) {
-  sum_strip(y, pixels, cp, sums, [&](int64_t i, Vec<A> v) FD_LAMBDA { stream(out + i, v); });
+  sum_strip<T>(y, pixels, cp, sums, [&](int64_t i, Vec<A> v) FD_LAMBDA { stream(out + i, v); });
   join_moments(sums, pixels, cp, before, mean, m2);
 }
 
@@ -92,19 +92,20 @@ FD_INLINE void pool_row_gradients(const Geometry& g, const Pools<A, T>& pools, i
     for (int64_t column = 0; column < g.wo; ++column) {
       const int64_t pixel = column * g.cp + c;
       Vec<A> d[2] = {};
-      unroll<2>([&](auto i) FD_LAMBDA {
-        const Pool& p = both[i.value];
-        if (p.y) d[i.value] = load<A>(p.from_y + c) * (load<A>(p.y + at + pixel) - load<A>(p.mean + c)) + load<A>(p.offset + c);
-      });
+      FD_UNROLL
+      for (int i = 0; i < 2; ++i) {
+        const Pool& p = both[i];
+        if (p.y) d[i] = load<A>(p.from_y + c) * (load<A>(p.y + at + pixel) - load<A>(p.mean + c)) + load<A>(p.offset + c);
+      }
       for (int64_t e = 0; e < pools.edges; ++e) {
         const View<T>& v = pools.g[e];
         const Vec<A> gradient = load_channels<A, FULL>(v.data + image * v.sn + r * v.sh + column * v.sw, c, g.c);
-        unroll<2>([&](auto i) FD_LAMBDA {
-          const Pool& p = both[i.value];
-          if (p.y) d[i.value] += load<A>(p.from_g + e * g.cp + c) * gradient;
-        });
+        FD_UNROLL
+        for (int i = 0; i < 2; ++i)
+          if (both[i].y) d[i] += load<A>(both[i].from_g + e * g.cp + c) * gradient;
       }
-      unroll<2>([&](auto i) FD_LAMBDA { store(both[i.value].out + pixel, d[i.value]); });
+      FD_UNROLL
+      for (int i = 0; i < 2; ++i) store(both[i].out + pixel, d[i]);
     }
 }
 
@@ -164,33 +165,34 @@ FD_INLINE void pool_backward(const Bank<A, T>& bank, int64_t image, int64_t begi
       if (column < inside_end) {
         const int64_t top = r * g.stride - 1;
         Vec<A> values[3][3], sums[3][3];
-        unroll<9>([&](auto i) FD_LAMBDA {
-          values[i.value / 3][i.value % 3] = value(top + i.value / 3, column * g.stride - 1 + i.value % 3);
-          sums[i.value / 3][i.value % 3] = Vec<A>{};
-        });
+        FD_UNROLL
+        for (int i = 0; i < 9; ++i) {
+          values[i / 3][i % 3] = value(top + i / 3, column * g.stride - 1 + i % 3);
+          sums[i / 3][i % 3] = Vec<A>{};
+        }
         for (; column < inside_end; ++column) {
           PoolGradients<A> d = gradients(column);
           d.avg *= A(1) / A(9);
-          unroll<9>([&](auto i) FD_LAMBDA { sums[i.value / 3][i.value % 3] += d.pixel(values[i.value / 3][i.value % 3]); });
+          FD_UNROLL
+          for (int i = 0; i < 9; ++i) sums[i / 3][i % 3] += d.pixel(values[i / 3][i % 3]);
           for (int64_t step = 0; step < g.stride; ++step) {  // to the next window
             const int64_t leaves = column * g.stride - 1 + step, enters = leaves + 3;
-            unroll<3>([&](auto y) FD_LAMBDA {
-              add(top + y.value, leaves, sums[y.value][0]);
-              unroll<2>([&](auto i) FD_LAMBDA {
-                sums[y.value][i.value] = sums[y.value][i.value + 1];
-                values[y.value][i.value] = values[y.value][i.value + 1];
-              });
-              sums[y.value][2] = Vec<A>{};
-              values[y.value][2] = enters < g.w ? value(top + y.value, enters) : Vec<A>{};
-            });
+            FD_UNROLL
+            for (int y = 0; y < 3; ++y) {
+              add(top + y, leaves, sums[y][0]);
+              sums[y][0] = sums[y][1];
+              sums[y][1] = sums[y][2];
+              sums[y][2] = Vec<A>{};
+              values[y][0] = values[y][1];
+              values[y][1] = values[y][2];
+              values[y][2] = enters < g.w ? value(top + y, enters) : Vec<A>{};
+            }
           }
         }
         const int64_t left = column * g.stride - 1;
-        unroll<3>([&](auto y) FD_LAMBDA {
-          unroll<2>([&](auto i) FD_LAMBDA {
-            if (left + i.value < g.w) add(top + y.value, left + i.value, sums[y.value][i.value]);
-          });
-        });
+        FD_UNROLL
+        for (int i = 0; i < 6; ++i)
+          if (left + i % 2 < g.w) add(top + i / 2, left + i % 2, sums[i / 2][i % 2]);
       }
       for (; column < g.wo; ++column) clipped(column);
     }

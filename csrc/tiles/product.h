@@ -19,16 +19,21 @@ FD_INLINE void multiply_add(Vec<float>& acc, Pair a, Words b) {
 template <class A, class E, int SA, int ROWS, int COLS, class F>
 FD_INLINE void product_block(const E* a, int64_t ai, int64_t ak, const E* b, int64_t bk, int64_t k_size, const F& done) {
   Vec<A> acc[ROWS][COLS];
-  unroll<ROWS>([&](auto i) FD_LAMBDA { unroll<COLS>([&](auto j) FD_LAMBDA { acc[i.value][j.value] = Vec<A>{}; }); });
+  FD_UNROLL
+  for (int i = 0; i < ROWS * COLS; ++i) acc[i / COLS][i % COLS] = Vec<A>{};
   for (int64_t k = 0; k < k_size; ++k) {
     Vec<E> bv[COLS];
-    unroll<COLS>([&](auto j) FD_LAMBDA { bv[j.value] = load<E>(b + k * bk + j.value * kLanes<A>); });
-    unroll<ROWS>([&](auto i) FD_LAMBDA {
-      const E s = a[(SA ? i.value * SA : i.value * ai) + k * ak];
-      unroll<COLS>([&](auto j) FD_LAMBDA { multiply_add(acc[i.value][j.value], s, bv[j.value]); });
-    });
+    FD_UNROLL
+    for (int j = 0; j < COLS; ++j) bv[j] = load<E>(b + k * bk + j * kLanes<A>);
+    FD_UNROLL
+    for (int i = 0; i < ROWS; ++i) {
+      const E s = a[(SA ? i * SA : i * ai) + k * ak];
+      FD_UNROLL
+      for (int j = 0; j < COLS; ++j) multiply_add(acc[i][j], s, bv[j]);
+    }
   }
-  unroll<ROWS>([&](auto i) FD_LAMBDA { unroll<COLS>([&](auto j) FD_LAMBDA { done(i, j, acc[i.value][j.value]); }); });
+  FD_UNROLL
+  for (int i = 0; i < ROWS * COLS; ++i) done(i / COLS, i % COLS, acc[i / COLS][i % COLS]);
 }
 
 constexpr int kPairRows = kRegisters == 32 ? 8 : 4;    // of a block of two vectors
@@ -41,8 +46,8 @@ void product_strided(const E* a, int64_t rows, int64_t ai, int64_t ak, const E* 
   const auto block = [&](auto size, auto columns_at_once, int64_t i, int64_t j) FD_LAMBDA {
     A* to = out + i * oi + j;
     product_block<A, E, SA, size.value, columns_at_once.value>(
-        a + i * ai, ai, ak, b + j, bk, k_size, [&](auto row, auto column, Vec<A> v) FD_LAMBDA {
-          A* o = to + row.value * oi + column.value * kLanes<A>;
+        a + i * ai, ai, ak, b + j, bk, k_size, [&](int row, int column, Vec<A> v) FD_LAMBDA {
+          A* o = to + row * oi + column * kLanes<A>;
           store(o, ADD ? load<A>(o) + v : v);
         });
   };
@@ -83,29 +88,30 @@ FD_INLINE void pointwise(const E* d, int64_t pixels, const E* w, int64_t k_size,
 template <class A, class E, int SA, int COLS, class T>
 FD_INLINE void product_summed_columns(const E* d, int64_t pixels, const E* w, int64_t k_size, int64_t cp, A* sums, T* out, T* soon) {
   Vec<A> origin[COLS], sum[COLS][2], square[COLS][2];
-  unroll<COLS>([&](auto j) FD_LAMBDA {
-    const A* at = sums + j.value * kLanes<A>;
-    origin[j.value] = load<A>(at);
-    sum[j.value][0] = load<A>(at + cp);
-    square[j.value][0] = load<A>(at + 2 * cp);
-    sum[j.value][1] = square[j.value][1] = Vec<A>{};
-  });
+  FD_UNROLL
+  for (int j = 0; j < COLS; ++j) {
+    const A* at = sums + j * kLanes<A>;
+    origin[j] = load<A>(at);
+    sum[j][0] = load<A>(at + cp);
+    square[j][0] = load<A>(at + 2 * cp);
+    sum[j][1] = square[j][1] = Vec<A>{};
+  }
   exact_blocks<COLS == 2 ? kPairRows : kSingleRows>(pixels, [&](auto size, int64_t p) FD_LAMBDA {
-    product_block<A, E, SA, size.value, COLS>(
-        d + p * k_size, k_size, 1, w, cp, k_size, [&](auto row, auto j, Vec<A> y) FD_LAMBDA {
-          const int64_t at = (p + row.value) * cp + j.value * kLanes<A>;
-          if (soon) store(soon + at, y);
-          stream(out + at, y);
-          const Vec<A> v = y - origin[j.value];
-          sum[j.value][row.value % 2] += v;
-          square[j.value][row.value % 2] += v * v;
-        });
+    product_block<A, E, SA, size.value, COLS>(d + p * k_size, k_size, 1, w, cp, k_size, [&](int row, int j, Vec<A> y) FD_LAMBDA {
+      const int64_t at = (p + row) * cp + j * kLanes<A>;
+      if (soon) store(soon + at, y);
+      stream(out + at, y);
+      const Vec<A> v = as_stored<T, A>(y) - origin[j];
+      sum[j][row % 2] += v;
+      square[j][row % 2] += v * v;
+    });
   });
-  unroll<COLS>([&](auto j) FD_LAMBDA {
-    A* at = sums + j.value * kLanes<A>;
-    store(at + cp, sum[j.value][0] + sum[j.value][1]);
-    store(at + 2 * cp, square[j.value][0] + square[j.value][1]);
-  });
+  FD_UNROLL
+  for (int j = 0; j < COLS; ++j) {
+    A* at = sums + j * kLanes<A>;
+    store(at + cp, sum[j][0] + sum[j][1]);
+    store(at + 2 * cp, square[j][0] + square[j][1]);
+  }
 }
 
 template <class A, class E, int SA, class T>

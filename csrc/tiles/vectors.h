@@ -9,6 +9,9 @@
 
 #define FD_INLINE inline __attribute__((always_inline))
 #define FD_LAMBDA __attribute__((always_inline))
+// Before a loop of a number of turns known when compiling: its variable is then constant in each, which keeps arrays of vectors in
+// registers. A lambda for each turn does the same and takes compilers several times as long.
+#define FD_UNROLL _Pragma("GCC unroll 64")
 
 namespace fastdarts::FASTDARTS_ISA {
 
@@ -81,6 +84,14 @@ FD_INLINE Halves narrow(Vec<float> v) {
 #endif
 }
 FD_INLINE void store(bf16* p, Vec<float> v) { *reinterpret_cast<LooseHalves*>(p) = narrow(v); }
+// What a load gives back of v, stored as T.
+template <class T, class A>
+FD_INLINE Vec<A> as_stored(Vec<A> v) {
+  if constexpr (sizeof(T) == 2)
+    return (Vec<A>)(widen(narrow(v)) << 16);
+  else
+    return v;
+}
 // Past the caches, to memory that nobody reads soon: a plain store would first fetch the line it overwrites.
 template <class T, class V>
 FD_INLINE void stream(T* p, V v) {
@@ -167,18 +178,6 @@ template <int I>
 struct Int {
   static constexpr int value = I;
 };
-template <int I, int N, class F>
-FD_INLINE void unroll_from(const F& f) {
-  if constexpr (I < N) {
-    f(Int<I>{});
-    unroll_from<I + 1, N>(f);
-  }
-}
-// f(Int<0>{}), ..., f(Int<N - 1>{}): constant indices keep arrays of vectors in registers.
-template <int N, class F>
-FD_INLINE void unroll(const F& f) {
-  unroll_from<0, N>(f);
-}
 
 // Covers [0, n) by blocks f(Int<size>{}, start) of the largest sizes that fit; the last may overlap the one before where
 // blocks may be computed twice.

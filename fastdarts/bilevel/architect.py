@@ -1,8 +1,9 @@
-"""The alpha step of DARTS (Liu et al., arXiv:1806.09055): the alphas' gradient through one virtual weight step."""
+"""Update the alphas as DARTS does (Liu et al., arXiv:1806.09055): differentiate through one virtual weight step."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol, cast
@@ -22,45 +23,46 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def nothing() -> None:
-    """The penalty of an alpha step that has none."""
+    """Return None: the default penalty, which adds nothing to the loss of the alpha step."""
 
 
 class SearchableNetwork(Protocol):
-    """What the bilevel step asks of a network: an `nn.Module` that offers its architecture parameters."""
+    """Declare what the bilevel step requires of a network: an `nn.Module` with `arch_parameters()`."""
 
     def arch_parameters(self) -> list[Tensor]:
-        """Leaf tensors that require gradients and are none of the network's weights."""
+        """Return the architecture parameters: leaf tensors that require gradients. They may be among the network's
+        parameters; the weights are the others."""
         ...
 
 
 class Architect:
-    """Makes the alpha step: the architecture's gradient through one virtual step of the weights, then Adam.
+    """Update the alphas: compute their gradient through one virtual weight step, then take a step of Adam.
 
     Works on any `nn.Module` with `arch_parameters()`. The weights are the module's parameters that require
-    gradients; they become views of one buffer (`FlatWeights`). If the network has a context manager
-    `frozen_statistics()`, the passes run inside it; otherwise its buffers are saved before and put back after.
+    gradients and are not alphas; they become views of one buffer (`FlatWeights`). If the network has a context manager
+    `frozen_statistics()`, the passes run inside it; otherwise its buffers are saved before and restored after.
 
     Args:
         network: the search network, already on its device.
-        lr, betas, weight_decay: of Adam on the alphas.
-        w_momentum, w_weight_decay: of the weights' SGD, for the virtual step.
-        hvp: "finite-difference" is the paper's central difference (eq. 8). "exact" is the same product by double
-            backward; it is another estimator wherever a ReLU or max-pool switches within the difference's step, and
-            needs a network that can be differentiated twice.
+        lr, betas, weight_decay: settings of Adam on the alphas.
+        w_momentum, w_weight_decay: settings of the weights' SGD, used in the virtual step.
+        hvp: "finite-difference" uses the paper's central difference (eq. 8). "exact" computes the product by double
+            backward and needs a network that can be differentiated twice. The two differ where a ReLU or max-pool
+            switches within the step of the difference.
         r: numerator of the central difference's step, epsilon = r / ||v||.
         loss: loss(outputs, targets) -> scalar.
         amp_dtype: autocast the network's passes to this dtype; None keeps the weights' own.
-        penalty: -> a scalar (None: nothing), added to the loss of the alpha step; a function of the alphas alone, so
-            that neither the virtual step nor the product in it changes.
+        penalty: penalty() -> scalar (or None), added to the loss of the alpha step. It must depend on the alphas only,
+            because the virtual step and the Hessian-vector product leave it out.
         grad_clip: largest global norm of the alphas' gradient; None for no clipping.
-        optimizer: holds the alphas, in place of Adam with lr, betas and weight_decay.
+        optimizer: optimizer of the alphas, in place of Adam with lr, betas and weight_decay.
 
     Raises:
-        ValueError: unknown `hvp`, `r` not positive, alphas that are missing, no leaves or among the weights.
+        ValueError: unknown `hvp`, `r` not positive, no alphas, or alphas that are not leaves.
     """
 
     valid_loss: Tensor
-    """Validation loss of the latest alpha gradients (order 2: at the virtual weights); a scalar on the device."""
+    """Validation loss at the latest alpha gradients (order 2: at the virtual weights); a scalar on the device."""
 
     def __init__(
         self,
@@ -94,8 +96,9 @@ class Architect:
         self.grad_clip = grad_clip
         self.alphas = list(cast(SearchableNetwork, network).arch_parameters())
         self._check_alphas()
-        self.flat = FlatWeights(p for p in network.parameters() if p.requires_grad)
-        # capturable: Adam's step counts stay on the GPU, so that a step can be captured as a CUDA graph.
+        alphas = set(map(id, self.alphas))
+        self.flat = FlatWeights(p for p in network.parameters() if p.requires_grad and id(p) not in alphas)
+        # capturable=True keeps Adam's step counts on the GPU, so that a step can be captured as a CUDA graph.
         self.optimizer: Optimizer = optimizer or Adam(
             self.alphas, lr=lr, betas=betas, weight_decay=weight_decay, capturable=self.alphas[0].is_cuda
         )
@@ -103,7 +106,7 @@ class Architect:
     def alpha_gradients(
         self, train: Batch, valid: Batch, xi: float | Tensor, w_optimizer: Optimizer, order: int = 2
     ) -> list[Tensor]:
-        """The architecture gradient, one tensor for each of `arch_parameters()`; changes nothing.
+        """Return the architecture gradient, one tensor per tensor of `arch_parameters()`; change nothing.
 
         Order 1 is d/dalpha L_valid(w, alpha). Order 2 (eq. 7 and 8) takes the virtual step
         w' = w - xi (momentum * buffer + g + weight_decay * w) with g = d/dw L_train and the optimizer's momentum
@@ -114,7 +117,7 @@ class Architect:
         Args:
             train, valid: (inputs, targets), of equal length within each pair, on the network's device.
             xi: learning rate of the virtual step: a number or a scalar tensor.
-            w_optimizer: the weights' optimizer; only its momentum buffers are read (none yet: zero).
+            w_optimizer: the weights' optimizer; only its momentum buffers are read (zero if there are none yet).
             order: 1 or 2.
 
         Raises:
@@ -133,13 +136,16 @@ class Architect:
     def step(
         self, train: Batch, valid: Batch, xi: float | Tensor, w_optimizer: Optimizer, order: int = 2
     ) -> list[Tensor]:
-        """`alpha_gradients`, then one step of Adam on the alphas. Returns the gradients and leaves none in `.grad`."""
+        """Compute `alpha_gradients`, take one step of Adam on the alphas and return the gradients.
+
+        The alphas' `.grad` is None afterwards.
+        """
         gradients = self.alpha_gradients(train, valid, xi, w_optimizer, order)
         self.apply(gradients)
         return gradients
 
     def apply(self, gradients: Sequence[Tensor]) -> None:
-        """One step of the optimizer on the alphas with these gradients, clipped by their global norm if wanted."""
+        """Take one optimizer step on the alphas with `gradients`, clipped by global norm if `grad_clip` is set."""
         for alpha, gradient in zip(self.alphas, gradients, strict=True):
             alpha.grad = gradient if self.grad_clip is None else gradient.clone()
         if self.grad_clip is not None:
@@ -148,22 +154,22 @@ class Architect:
         self.optimizer.zero_grad(set_to_none=True)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Loss (a scalar) and outputs of the network on a batch, under the chosen autocast."""
+        """Return the loss (a scalar) and the network's outputs on `batch`, under autocast if `amp_dtype` is set."""
         inputs, targets = batch
         if self.amp_dtype is None:
             outputs = self.network(inputs)
         else:
-            # No cache of cast weights: the weights change between the passes of one step.
+            # The weights change between the passes of one step, so their casts must not be cached.
             with torch.autocast(inputs.device.type, dtype=self.amp_dtype, cache_enabled=False):
                 outputs = self.network(inputs).float()
         return self.loss(outputs, targets), outputs
 
     def state_dict(self) -> dict[str, Any]:
-        """State of Adam. The alphas themselves belong to the network."""
+        """Return the optimizer's state dict. The alphas are saved with the network, not here."""
         return self.optimizer.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave, also on another kind of device."""
+        """Load a `state_dict`, which may come from another kind of device."""
         here = {"capturable": self.alphas[0].is_cuda}
         groups = [group | here if "capturable" in group else group for group in state["param_groups"]]
         self.optimizer.load_state_dict(state | {"param_groups": groups})
@@ -193,7 +199,7 @@ class Architect:
             buffer.copy_(saved)
 
     def _exact_product(self, train: Batch, v: Sequence[Tensor]) -> list[Tensor]:
-        """d/dalpha <d/dw L_train, v> by double backward."""
+        """Compute d/dalpha <d/dw L_train, v> by double backward."""
         loss, _ = self.forward(train)
         g = torch.autograd.grad(loss, self.flat.weights, create_graph=True, materialize_grads=True)
         product = torch.stack([torch.sum(a * b) for a, b in zip(g, v, strict=True)]).sum()
@@ -202,7 +208,7 @@ class Architect:
     def _gradients(
         self, batch: Batch, inputs: Sequence[Tensor], penalty: Callable[[], Tensor | None] = nothing
     ) -> tuple[Tensor, list[Tensor]]:
-        """The loss on a batch, and the gradients of it and the penalty."""
+        """Return the loss on `batch`, and the gradients of loss plus penalty with respect to `inputs`."""
         loss, _ = self.forward(batch)
         extra = penalty()
         total = loss if extra is None else loss + extra
@@ -210,7 +216,6 @@ class Architect:
         return loss.detach(), list(gradients)
 
     def _check_alphas(self) -> None:
-        weights = {id(w) for w in self.network.parameters()}
         if not self.alphas:
             raise ValueError("network.arch_parameters() is empty; an Architect needs at least one alpha tensor")
         for index, alpha in enumerate(self.alphas):
@@ -218,8 +223,8 @@ class Architect:
                 raise ValueError(f"network.arch_parameters()[{index}] must be a leaf tensor that requires gradients")
             if alpha.dtype not in (torch.float32, torch.float64):
                 raise ValueError(f"network.arch_parameters()[{index}] must be float32 or float64; got {alpha.dtype}")
-            if id(alpha) in weights:
-                raise ValueError(f"network.arch_parameters()[{index}] is also one of network.parameters()")
+            if any(alpha is other for other in self.alphas[:index]):
+                raise ValueError(f"network.arch_parameters()[{index}] comes a second time")
 
     def _check_call(self, train: Batch, valid: Batch, xi: float | Tensor, w_optimizer: Optimizer, order: int) -> None:
         if order not in (1, 2):
@@ -237,15 +242,25 @@ class Architect:
         held = {id(p) for group in w_optimizer.param_groups for p in group["params"]}
         holders = (module._parameters for module in modules_of(self.network) if module._parameters)
         weights = self.flat.weights
-        if {id(p) for own in holders for p in own.values() if p is not None and p.requires_grad} != {
+        alphas = set(map(id, self.alphas))
+        if {id(p) for own in holders for p in own.values() if p is not None and p.requires_grad} - alphas != {
             id(w) for w in weights
         }:
             raise ValueError("the network's parameters are not those this Architect was made with; make a new one")
         if any(id(w) not in held for w in weights):
-            missing = [name for name, w in self.network.named_parameters() if w.requires_grad and id(w) not in held]
+            missing = [
+                name for name, w in self.network.named_parameters() if w.requires_grad and id(w) not in held | alphas
+            ]
             raise ValueError(
                 f"w_optimizer does not hold {len(missing)} of the network's weights (the first is {missing[0]!r}); "
                 "build it from network.parameters()"
+            )
+        if held & alphas:
+            warnings.warn(
+                "w_optimizer holds alphas, too, and moves them with the weights; build it from the parameters that are "
+                "not among network.arch_parameters(): SGD(architect.flat.weights, ...)",
+                UserWarning,
+                stacklevel=4,
             )
         device = weights[0].device
         for name, batch in (("train", train), ("valid", valid)):
@@ -253,7 +268,7 @@ class Architect:
 
 
 def dense(gradients: Sequence[Tensor]) -> list[Tensor]:
-    """Autograd may give views that are expanded or transposed."""
+    """Return contiguous gradients, because autograd may return expanded or transposed views."""
     return [gradient.contiguous() for gradient in gradients]
 
 
@@ -274,7 +289,10 @@ def check_batch(name: str, batch: Batch, device: torch.device) -> None:
 
 @contextmanager
 def frozen_buffers(network: nn.Module) -> Iterator[None]:
-    """Passes inside leave every buffer of `network` as it was: batch statistics are used, running ones kept."""
+    """Keep the network's buffers unchanged by passes inside: they use batch statistics and do not update running ones.
+
+    Uses `network.frozen_statistics()` if there is one; otherwise saves the buffers and restores them.
+    """
     frozen_statistics = getattr(network, "frozen_statistics", None)
     if frozen_statistics is not None:
         with frozen_statistics():
@@ -290,7 +308,7 @@ def frozen_buffers(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def without_gradients(tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Passes inside record nothing for `tensors`: kernels that make several gradients at once see what is wanted."""
+    """Temporarily clear `requires_grad` of `tensors`, so that kernels skip these gradients."""
     for tensor in tensors:
         tensor.requires_grad_(False)
     try:
@@ -301,7 +319,7 @@ def without_gradients(tensors: Sequence[Tensor]) -> Iterator[None]:
 
 
 def momentum_of(optimizer: Optimizer, flat: FlatWeights) -> Tensor | None:
-    """The optimizer's momentum buffers as one flat tensor; None if it has none yet, which counts as zero."""
+    """Return the optimizer's momentum buffers as one flat tensor [numel]; None, meaning zero, if it has none yet."""
     if isinstance(optimizer, FlatSGD):
         optimizer.attach()
         if list(map(id, optimizer.flat.weights)) == list(map(id, flat.weights)):

@@ -1,4 +1,4 @@
-"""The weights of a network, their gradients and their momentum, each in one contiguous buffer."""
+"""Store a network's weights, their gradients and their momentum, each in one contiguous buffer."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from fastdarts.ops import flat_ops
 
 
 class FlatWeights:
-    """Makes parameters views of one contiguous buffer; they stay ordinary parameters with their values.
+    """Turn parameters into views of one contiguous buffer; they keep their values and stay ordinary parameters.
 
-    `state_dict()`, `load_state_dict()`, `deepcopy`, pickling and other optimizers work as before. `.to()` and the like
-    give the parameters memory of their own; the next `attach()` gathers them again. Parameters that already lie one
-    after the other in one memory, as another `FlatWeights` left them, are taken as they are.
+    `state_dict()`, `load_state_dict()`, `deepcopy`, pickling and other optimizers work as before. `.to()` and similar
+    calls give the parameters separate memory; the next `attach()` gathers them again. Parameters that are already
+    consecutive in one storage, as another `FlatWeights` leaves them, are not copied.
 
     Args:
-        weights: distinct parameters of one device, all float32 or all float64.
+        weights: distinct parameters on one device, all float32 or all float64.
 
     Raises:
-        ValueError: no weights, one twice, several devices or dtypes, another dtype.
+        ValueError: no weights, a weight given twice, several devices or dtypes, or another dtype.
     """
 
     buffer: Tensor
-    """[numel]: the weights in their order, each in the order of its memory format."""
+    """[numel]: the weights in the order given, the elements of each in the order of its memory format."""
 
     def __init__(self, weights: Iterable[nn.Parameter]) -> None:
         self.weights = list(weights)
@@ -43,18 +43,18 @@ class FlatWeights:
         copyreg.pickle(nn.Parameter, _reduce_parameter)
 
     def attach(self) -> Tensor:
-        """The buffer, after making sure that the weights view it."""
+        """Return the buffer, after making the weights views of it again if they are not."""
         if not self._viewed_in(self.buffer):
             self._flatten()
         return self.buffer
 
     def gather(self, tensors: Sequence[Tensor | None], out: Tensor | None = None) -> Tensor:
-        """Tensors shaped like the weights, None for zeros, as one flat tensor [numel]."""
+        """Gather `tensors`, one per weight and shaped like it (None means zeros), into one flat tensor [numel]."""
         if len(tensors) != len(self.weights):
             raise ValueError(f"there are {len(self.weights)} weights; got {len(tensors)} tensors")
         first = self.weights[0]
         in_memory_order: list[Tensor] = []
-        zeros = 0  # of the Nones just before
+        zeros = 0  # elements of the Nones since the last tensor
         for index, (weight, tensor) in enumerate(zip(self.weights, tensors, strict=True)):
             if tensor is None:
                 zeros += weight.numel()
@@ -70,7 +70,7 @@ class FlatWeights:
         return flat_ops.gather(in_memory_order, out)
 
     def views(self, flat: Tensor) -> list[Tensor]:
-        """Views of a flat tensor [numel], with the weights' shapes and memory formats."""
+        """Return views of the tensor `flat` [numel] with the weights' shapes and memory formats."""
         pieces = flat.split([w.numel() for w in self.weights])
         return [p.as_strided(w.shape, s) for p, w, s in zip(pieces, self.weights, self._strides, strict=True)]
 
@@ -97,7 +97,7 @@ class FlatWeights:
         _flat_storages.add(id(buffer.untyped_storage()))
 
     def _adopted(self) -> Tensor | None:
-        """The memory the weights lie in, if they lie there one after the other."""
+        """Return a flat view of the weights' storage if they are consecutive in it, else None."""
         first = self.weights[0].detach()
         room = first.untyped_storage().nbytes() // first.element_size() - first.storage_offset()
         if room < self.numel or any(w.stride() != s for w, s in zip(self.weights, self._strides, strict=True)):
@@ -115,17 +115,18 @@ class FlatWeights:
 
 
 class FlatSGD(SGD):
-    """SGD with momentum and weight decay on flat buffers: one pass over them, clipping by the global norm included.
+    """Run SGD with momentum, weight decay and clipping by the global norm in one pass over flat buffers.
 
-    Makes the updates of `torch.optim.SGD` (no dampening, no Nesterov momentum), in the same parameter groups and state,
-    so that their state dicts load into each other. A weight without a gradient counts as one with gradient zero.
+    The updates equal those of `torch.optim.SGD` (without dampening and Nesterov momentum). Parameter groups and
+    optimizer state have the same format, so state dicts load in both directions. A weight without a gradient counts
+    as one with gradient zero.
 
     Args:
-        weights: parameters, see `FlatWeights`; one group.
+        weights: parameters as for `FlatWeights`, in one group.
         lr, momentum, weight_decay: as in `torch.optim.SGD`.
 
     Raises:
-        ValueError: as `torch.optim.SGD` and `FlatWeights`; a loaded state with options that are not offered here.
+        ValueError: as `torch.optim.SGD` and `FlatWeights`, or if a loaded state dict sets an option without support.
     """
 
     flat: FlatWeights
@@ -153,13 +154,13 @@ class FlatSGD(SGD):
         max_norm: float = math.inf,
         lr: Tensor | None = None,
     ) -> float | None:
-        """One step, without a read of the device.
+        """Take one step without synchronising with the device; return the closure's loss, or None.
 
         Args:
             closure: as in `torch.optim.SGD`.
-            gradient: [numel], flat; by default gathered from the weights' `.grad`.
-            max_norm: the gradient is scaled down to this Euclidean norm.
-            lr: float64 scalar on the device, in place of the group's.
+            gradient: flat gradient [numel]; by default gathered from the weights' `.grad`.
+            max_norm: largest Euclidean norm of the gradient; a longer one is scaled down to it.
+            lr: learning rate as a float64 scalar on the device, in place of the group's.
         """
         loss = None
         if closure is not None:
@@ -172,7 +173,7 @@ class FlatSGD(SGD):
         if lr is None:
             lr = as_scalar(group["lr"], weights.device)
         self.gradient_norm = flat_ops.norm(gradient)
-        # Without momentum the buffers stay as they are, as in torch.optim.SGD, for when there is momentum again.
+        # With momentum 0 the momentum buffers keep their values, as in torch.optim.SGD, in case it is set again.
         buffer = self.momentum if group["momentum"] else torch.zeros_like(self.momentum)
         flat_ops.clipped_sgd(
             weights,
@@ -187,19 +188,19 @@ class FlatSGD(SGD):
         return loss
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """ValueError for a second group."""
+        """Add the only parameter group; raise ValueError for a second one."""
         if self.param_groups:
             raise ValueError("FlatSGD has one parameter group; build it anew with all weights")
         super().add_param_group(param_group)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles: momentum buffers with memory of their own, as plain pickle keeps no views."""
+        """Return the state to copy or pickle, with cloned momentum buffers, because pickle does not preserve views."""
         state: dict[str, Any] = super().__getstate__()
         own = {w: held | {"momentum_buffer": held["momentum_buffer"].clone()} for w, held in self.state.items()}
         return state | {"state": defaultdict(dict, own)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take over a loaded, copied or unpickled state."""
+        """Set a loaded, copied or unpickled state and flatten it; raise ValueError for unsupported options."""
         if len(state["param_groups"]) != 1:
             raise ValueError(f"FlatSGD has one parameter group; the state has {len(state['param_groups'])}")
         for option in ("dampening", "nesterov", "maximize"):
@@ -218,14 +219,14 @@ class FlatSGD(SGD):
             self.state[w]["momentum_buffer"] = view
 
     def attach(self) -> Tensor:
-        """The weights' buffer, after making sure that weights and momentum are flat and go together."""
+        """Return the weights' buffer, after flattening weights and momentum again if the weights have moved."""
         if self.flat.attach() is not self._weights:
             self._flatten()
         return self._weights
 
 
 def as_scalar(value: float | Tensor, device: torch.device) -> Tensor:
-    """A number or one-element tensor as a float64 scalar on the device, without waiting for it."""
+    """Return `value`, a number or one-element tensor, as a float64 scalar on `device`, without synchronising."""
     if isinstance(value, Tensor):
         return value.detach().to(device, torch.float64).reshape(())
     return torch.full((), value, dtype=torch.float64, device=device)
@@ -235,12 +236,12 @@ def _slowest_first(strides: tuple[int, ...]) -> list[int]:
     return sorted(range(len(strides)), key=lambda dim: -strides[dim])
 
 
-# Ids of the memories that weights were made to view. An id stays with a memory as long as a tensor uses it.
+# Ids of the storages that weights were made views of. A storage keeps its id as long as a tensor uses it.
 _flat_storages: set[int] = set()
 
 
 def _reduce_parameter(parameter: nn.Parameter) -> str | tuple[Any, ...]:
-    """Pickles a flat weight as an ordinary one: as a view it would bring the whole buffer along, each of them anew."""
+    """Reduce a flat weight to an ordinary one for pickling: each view would otherwise save the whole buffer again."""
     if id(parameter.untyped_storage()) in _flat_storages:
         parameter = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
     return parameter.__reduce_ex__(2)

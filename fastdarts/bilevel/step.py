@@ -1,4 +1,4 @@
-"""One step of the search: the alphas on the validation batch, then the weights on the training batch."""
+"""Run steps of the search: the alphas on the validation batch, then the weights on the training batch."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from torch.optim import Optimizer
 from fastdarts.bilevel.architect import Architect, Batch, Loss, check_batch
 from fastdarts.bilevel.flat import FlatSGD, as_scalar
 
-_EAGER_STEPS = 3  # of one kind, before it is captured: libraries choose their algorithms, optimizers make their state
+_EAGER_STEPS = 3  # of one kind before capture: libraries choose their algorithms, optimizers create their state
 
 
 class StepResult(NamedTuple):
-    """What a step measured: float64 scalars on the network's device, nothing read back."""
+    """Hold the measurements of a step as float64 scalars on the network's device; nothing is read back."""
 
     train_loss: Tensor
     """Loss of the weight step, with the new alphas."""
     valid_loss: Tensor
     """Loss of the alpha step (order 2: at the virtual weights)."""
     correct: Tensor
-    """Training inputs classified right (maps: by their share of positions); NaN if targets are no classes."""
+    """Number of training inputs classified correctly (dense targets: each counts by its share of correct positions);
+    NaN if the targets are not class indices."""
     gradient_norm: Tensor
     """Euclidean norm of the weights' gradient before clipping."""
     alpha_gradient_norm: Tensor
@@ -33,58 +34,60 @@ class StepResult(NamedTuple):
 
 
 Level = Literal["bilevel", "single", "coordinate", "weights"]
-"""Which loss moves the alphas: that of the validation batch; that of the training batch, in one pass with the weights
-or in a pass of its own; none."""
+"""The loss that the alpha step minimises. "bilevel": the validation loss; "single": the training loss, in one pass with
+the weights; "coordinate": the training loss, in a separate pass; "weights": none, only the weights are updated."""
 
 
 class StepRules:
-    """What a search method may change in a step; as they stand, the rules of DARTS."""
+    """Define what a search method may change in a step; the defaults are the rules of DARTS."""
 
     weights_first: bool = False
-    """The weight step comes before the alpha step."""
+    """True if the weight step comes before the alpha step."""
     sparse: bool = False
-    """A pass may use some of the weights; the others get no gradient and stay as they are, undecayed."""
+    """True if a pass may use only some of the weights; the others get no gradient and are neither moved nor decayed."""
     capturable: bool = True
-    """The step does the same in each replay of a CUDA graph: nothing is drawn or decided on the host."""
+    """True if every step launches the same work, so that a CUDA graph can replay it: nothing is sampled or decided on
+    the host."""
 
     def graph_key(self) -> Hashable:
-        """Equal for two steps if one CUDA graph can serve both: the numbers that a capture fixes."""
+        """Return the host values that a capture fixes; two steps may share a CUDA graph only if these are equal."""
         return None
 
     def weight_pass(self, step: SearchStep, train: Batch) -> AbstractContextManager[None]:
-        """What the weight step's forward pass runs in."""
+        """Return the context manager in which the forward pass of the weight step runs."""
         return nullcontext()
 
     def level_now(self) -> Level:
-        """Which loss moves the alphas in this step."""
+        """Return the level of this step: the loss that its alpha step minimises."""
         return "bilevel"
 
     def before_alpha_step(self, step: SearchStep) -> None:
-        """Called before the alphas' gradient is made."""
+        """Prepare the alpha step; called before the alphas' gradient is computed."""
 
     def after_alpha_step(self, step: SearchStep) -> None:
-        """Called when the alphas have moved."""
+        """Finish the alpha step; called after the alphas have been updated."""
 
 
 class SearchStep:
-    """Alpha step first, then the weight step on the same training batch, with the gradient clipped by its global norm.
+    """Run a search step: the alpha step, then the weight step on the same training batch with clipped gradient.
 
-    xi of the virtual step is the learning rate that `w_optimizer` has at that moment.
+    xi of the virtual step is the current learning rate of `w_optimizer`.
 
-    A step reads nothing back from the device. On CUDA with `FlatSGD` it becomes one CUDA graph after a few eager steps
-    with the same shapes: later steps copy the batches and the learning rate in and replay it. Other shapes in between,
-    like an epoch's last batch, run eagerly; a changed mode, hyper-parameter or replaced tensor makes a new graph.
+    A step reads nothing back from the device. On CUDA with `FlatSGD` it is captured as a CUDA graph after a few eager
+    steps with the same shapes; later steps copy the batches and the learning rate in and replay the graph. A batch of
+    another shape, such as an epoch's last, runs eagerly. A changed mode or hyper-parameter or a replaced tensor causes
+    a new capture.
 
     Args:
-        network: the search network, in the mode (train or eval) that its passes shall run in.
-        architect: makes the alpha step.
-        w_optimizer: holds the network's weights in one parameter group. `FlatSGD` makes clipping and update one pass.
+        network: the search network, in the mode (train or eval) in which its passes are to run.
+        architect: computes and applies the alpha step.
+        w_optimizer: holds the network's weights in one parameter group. `FlatSGD` clips and updates in one pass.
         loss: loss(outputs, targets) of both steps; set on the architect. None keeps the architect's.
-        order: 1 or 2, of the alpha gradient.
+        order: order of the alpha gradient, 1 or 2.
         grad_clip: largest global norm of the weights' gradient; None for no clipping.
         amp_dtype: autocast dtype of both steps; set on the architect. None keeps the architect's.
         cuda_graphs: False runs every step eagerly.
-        rules: what differs from DARTS.
+        rules: differences from DARTS; None for DARTS.
 
     Raises:
         ValueError: wrong order or grad_clip, an architect of another network, several parameter groups.
@@ -122,14 +125,16 @@ class SearchStep:
         self.grad_clip = grad_clip
         self.cuda_graphs = cuda_graphs
         self.rules = rules or StepRules()
-        self._stream: torch.cuda.Stream | None = None  # of eager steps and captures
+        self._stream: torch.cuda.Stream | None = None  # runs eager steps and captures
         self._captured: _CapturedStep | None = None
         self._kind: Hashable = None
         self._seen = 0
 
     def step(self, train: Batch, valid: Batch) -> StepResult:
-        """Make one search step. `train` and `valid` are (inputs, targets) on the network's device; the levels but
-        "bilevel" do not look at `valid`.
+        """Run one search step and return its measurements.
+
+        Args:
+            train, valid: (inputs, targets) on the network's device; `valid` is used at level "bilevel" only.
 
         Raises:
             ValueError: as `Architect.alpha_gradients`.
@@ -141,7 +146,7 @@ class SearchStep:
         for name, batch in (("train", train), ("valid", valid)):
             check_batch(name, batch, self.architect.flat.buffer.device)
         kind = self._kind_of(train, valid)
-        seen = self._seen + 1 if kind == self._kind else 1  # in a row
+        seen = self._seen + 1 if kind == self._kind else 1  # consecutive steps of this kind
         self._kind, self._seen = kind, seen
         if self._captured is None or self._captured.kind != kind:
             self._stream = self._stream or torch.cuda.Stream(train[0].device)
@@ -149,12 +154,12 @@ class SearchStep:
                 with _beside(self._stream):
                     measured = self.run(train, valid, lr)
                 return StepResult(*measured.unbind())
-            self._captured = None  # frees its memory for the next
+            self._captured = None  # free the old graph's memory before the next capture
             self._captured = _CapturedStep(self, kind, train, valid, self._stream)
         return StepResult(*self._captured.replay(train, valid, lr).unbind())
 
     def run(self, train: Batch, valid: Batch, lr: float | Tensor) -> Tensor:
-        """The step itself, launched operation by operation. Returns the fields of its StepResult, [5]."""
+        """Run one step eagerly with learning rate `lr`; return the fields of its StepResult as a tensor [5]."""
         lr = as_scalar(lr, self.architect.flat.buffer.device)
         level = self.rules.level_now()
         if level == "single":
@@ -173,14 +178,14 @@ class SearchStep:
         return _measured(loss, valid_loss, outputs, train, norm, alpha_norm)
 
     def _alpha_step(self, train: Batch, valid: Batch, lr: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the loss and the norm of the alphas' gradient."""
+        """Run the alpha step with xi = `lr`; return its loss and the norm of the alphas' gradient."""
         self.rules.before_alpha_step(self)
         gradients = self.architect.step(train, valid, lr, self.w_optimizer, self.order)
         self.rules.after_alpha_step(self)
         return self.architect.valid_loss, _norm(gradients)
 
     def _both(self, train: Batch, lr: Tensor) -> Tensor:
-        """Alphas and weights from one backward."""
+        """Update alphas and weights from one backward pass; return the fields of the StepResult as a tensor [5]."""
         architect = self.architect
         self.rules.before_alpha_step(self)
         loss, outputs = architect.forward(train)
@@ -196,16 +201,16 @@ class SearchStep:
         return _measured(loss, loss.detach(), outputs, train, norm, _norm(of_alphas))
 
     def _gradients(self, loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor | None]:
-        """None for what the pass did not use, if the method is sparse; else zeros."""
+        """Return d loss / d inputs; for inputs that the pass did not use, None if the rules are sparse, else zeros."""
         sparse = self.rules.sparse
         return list(torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=not sparse))
 
     def _move_weights(self, gradients: Sequence[Tensor | None], lr: Tensor) -> Tensor:
-        """The weights' optimizer on the clipped gradients; returns their norm."""
+        """Clip the gradients, step the weights' optimizer and return the gradients' norm before clipping."""
         optimizer, flat = self.w_optimizer, self.architect.flat
         max_norm = math.inf if self.grad_clip is None else self.grad_clip
         if isinstance(optimizer, FlatSGD):
-            optimizer.attach()  # its weights may stand in another order, or have got another memory format
+            optimizer.attach()  # its weights may have another order than the architect's, or a new memory format
             if len(optimizer.flat.weights) != len(flat.weights):
                 raise ValueError(
                     f"w_optimizer holds {len(optimizer.flat.weights)} weights, of which {len(flat.weights)} require "
@@ -227,7 +232,7 @@ class SearchStep:
         return wanted and isinstance(self.w_optimizer, FlatSGD) and self.architect.flat.buffer.is_cuda
 
     def _kind_of(self, train: Batch, valid: Batch) -> Hashable:
-        """Equal for two steps if one graph can serve both: all that a capture fixes and a caller may change."""
+        """Return all that a capture fixes and a caller may change; steps with equal kinds can share one graph."""
         architect, optimizer = self.architect, self.w_optimizer
         assert isinstance(optimizer, FlatSGD)
         optimizer.attach()
@@ -250,7 +255,7 @@ class SearchStep:
 
 
 class _CapturedStep:
-    """A search step as a CUDA graph, with places of its own for what changes between replays."""
+    """Capture a search step as a CUDA graph, with static tensors for the inputs that change between replays."""
 
     def __init__(self, step: SearchStep, kind: Hashable, train: Batch, valid: Batch, stream: torch.cuda.Stream) -> None:
         self.kind = kind
@@ -278,7 +283,7 @@ class _CapturedStep:
 
 @contextmanager
 def _beside(stream: torch.cuda.Stream) -> Iterator[None]:
-    """Work beside the default stream, which no capture may touch: autograd goes back to a parameter's first stream."""
+    """Run on a side stream: capture forbids the default one, and autograd returns to the stream of first use."""
     main = torch.cuda.current_stream(stream.device)
     stream.wait_stream(main)
     with torch.cuda.stream(stream):
@@ -298,11 +303,11 @@ def _measured(
 
 
 def count_correct(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Number of inputs whose largest output is the target; a float scalar, NaN where targets are no class indices.
+    """Count the inputs whose largest output is the target; a float scalar, NaN if targets are not class indices.
 
     Args:
         outputs: [N, classes, ...].
-        targets: [N, ...] integers; with further axes an input counts by its share of right positions.
+        targets: [N, ...] integers; with further axes, an input counts by its share of correct positions.
     """
     if outputs.dim() < 2 or targets.is_floating_point() or targets.shape != outputs.shape[:1] + outputs.shape[2:]:
         return outputs.new_full((), math.nan)

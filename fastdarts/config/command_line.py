@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from fastdarts.config.named_code import UnnamedCodeError
 from fastdarts.config.names import did_you_mean
-from fastdarts.config.options import Config, ConfigType, read_file, shown, without_none
+from fastdarts.config.options import Config, ConfigType, read_file, shown, table_of, without_none
 from fastdarts.config.plugins import FLAG, load_plugins
 
 
@@ -46,7 +46,7 @@ def parse_cli(
             raise
         except ValueError as error:
             raise ValueError(f"resume: {given['out']} holds no run of this program ({error})") from error
-    merged = {name: values.get(name, {}) | table for name, table in tables.items()}
+    merged = {name: table_of(values, name) | table for name, table in tables.items()}
     return config_type(**(values | given | merged))
 
 

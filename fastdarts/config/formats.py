@@ -1,11 +1,11 @@
 """Config files: JSON, TOML and YAML, read as one table of names and values."""
 
-import json
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from fastdarts.config.reading import parse_json, parse_toml, read_text
 
 
 def read_values(path: Path) -> dict[str, Any]:
@@ -15,10 +15,12 @@ def read_values(path: Path) -> dict[str, Any]:
     """
     if path.suffix not in _PARSERS:
         raise ValueError(f"config: {path} must end in {', '.join(_PARSERS)}")
-    if not path.is_file():
-        raise FileNotFoundError(f"config: there is no file {path}")
     try:
-        values = _PARSERS[path.suffix](path.read_text(encoding="utf-8-sig"))
+        text = read_text(path)
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"config: {error}") from None
+    try:
+        values = _PARSERS[path.suffix](text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"config: {path} is not readable as {_NAMES[path.suffix]}: {error}") from error
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
@@ -42,8 +44,8 @@ def _parse_yaml(text: str) -> Any:
 
 
 _PARSERS: Mapping[str, Callable[[str], Any]] = {
-    ".json": json.loads,
-    ".toml": tomllib.loads,
+    ".json": parse_json,
+    ".toml": parse_toml,
     ".yaml": _parse_yaml,
     ".yml": _parse_yaml,
 }

@@ -130,6 +130,14 @@ def read_file(config_type: type[Config], path: Path, named: Mapping[str, Any] = 
     return values
 
 
+def table_of(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The table that a file gives for a field, empty without one; TypeError for anything else than a table."""
+    table = values.get(name, {})
+    if not isinstance(table, dict):
+        raise TypeError(f"{name} must be a table of names and values; got {table!r}")
+    return table
+
+
 def shown(value: Any) -> str:
     if isinstance(value, tuple):
         return ("," if isinstance(value[0], str) else "x").join(map(str, value))

@@ -1,4 +1,4 @@
-"""Augmentation of whole batches on the device: pad and crop, flip, normalise, cutout."""
+"""Augment whole batches on the device: pad and crop, flip, normalise, cutout."""
 
 from typing import NamedTuple
 
@@ -8,32 +8,36 @@ from torch.nn import functional as F
 
 
 class Draw(NamedTuple):
-    """The random choices of one batch, each [N] int64."""
+    """Hold the random choices for one batch, each [N] int64."""
 
     top: Tensor
     """Row of the zero-padded image at which the crop begins, 0..2 * crop_padding."""
     left: Tensor
+    """Column at which the crop begins, likewise."""
     flip: Tensor
-    """1: mirrored left to right."""
+    """1 to mirror the image left to right, else 0."""
     cutout_row: Tensor
-    """Centre of the cut-out square."""
+    """Row of the centre of the cut-out square."""
     cutout_column: Tensor
+    """Column of the centre of the cut-out square."""
 
 
 class Augment:
-    """The original's training transform, for a batch at once: RandomCrop with black padding, RandomHorizontalFlip,
-    Normalize and Cutout (DeVries and Taylor 2017, arXiv:1708.04552). Float images are cropped, flipped and cut, not
-    normalised. A call makes no synchronisation with the device and nothing whose shape depends on values.
+    """Apply the original's training transform to a whole batch.
+
+    It consists of RandomCrop with black padding, RandomHorizontalFlip, Normalize and Cutout (DeVries and Taylor 2017,
+    arXiv:1708.04552). Float images are cropped, flipped and cut out, but not normalised. A call does not synchronise
+    with the device and computes nothing whose shape depends on values.
 
     Args:
         mean, std: per channel, of images scaled to 0..1 (as in ImageData).
         crop_padding: pixels of zeros added on each side before the random crop to the old size; 4 for 32×32 images.
-        flip: mirror every second image on average (not for digits, whose meaning it changes).
+        flip: mirror every second image on average (not for digits, because it changes their meaning).
         cutout: side of a square set to zero after normalisation, centred on any pixel and clipped at the border; 0 for
-            none. As in the original an odd side cuts one pixel less.
-        generator_seed: of `generator`, which makes all random choices. Before capturing a call in a CUDA graph:
-            `graph.register_generator_state(augment.generator)`.
-        device: where the images will be.
+            none. As in the original, an odd side cuts one pixel less.
+        generator_seed: seed of `generator`, which makes all random choices. Before capturing a call in a CUDA graph,
+            call `graph.register_generator_state(augment.generator)`.
+        device: device of the images.
 
     Raises: ValueError for a negative crop_padding or cutout, or std that does not fit mean.
     """
@@ -57,28 +61,28 @@ class Augment:
         self.flip = flip
         self.cutout = cutout
         self.cutout_share = 1.0
-        """Of the images, those that lose a square; may be set at any time."""
+        """Share of the images to which cutout is applied; may be set at any time."""
         self.generator = torch.Generator(device)
         self.generator.manual_seed(generator_seed)
         self._mean = torch.tensor(mean, device=device)
         self._std = torch.tensor(std, device=device)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """[N, C, H, W] uint8 or float32 -> float32 of the same shape, channels-last."""
+        """Augment images [N, C, H, W], uint8 or float32; return float32 of the same shape, channels-last."""
         return self.apply(images, self.draw(images))
 
     def draw(self, images: Tensor) -> Draw:
-        """Choices for `images`, of which only the shape matters."""
+        """Sample the random choices for `images`, of which only shape and device are used."""
         count, _, height, width = images.shape
         limits = (2 * self.crop_padding + 1, 2 * self.crop_padding + 1, 2 if self.flip else 1, height, width)
         draw = Draw(*(torch.randint(n, (count,), generator=self.generator, device=images.device) for n in limits))
         if not self.cutout or self.cutout_share >= 1:
             return draw
         cut = torch.rand(count, generator=self.generator, device=images.device) < self.cutout_share
-        return draw._replace(cutout_row=draw.cutout_row.masked_fill(~cut, -self.cutout))  # all of the square outside
+        return draw._replace(cutout_row=draw.cutout_row.masked_fill(~cut, -self.cutout))  # the square is outside
 
     def apply(self, images: Tensor, draw: Draw) -> Tensor:
-        """What a call does, with given choices."""
+        """Augment `images` with the random choices `draw`, as a call does."""
         count, _, height, width = images.shape
         rows = torch.arange(height, device=images.device)
         columns = torch.arange(width, device=images.device)
@@ -86,7 +90,7 @@ class Augment:
         source_rows = draw.top[:, None] + rows
         source_columns = draw.left[:, None] + torch.where(draw.flip[:, None] == 1, width - 1 - columns, columns)
         image = torch.arange(count, device=images.device)
-        # [N, H, W, C], that is channels-last memory, since the two indexed dimensions stand apart
+        # [N, H, W, C], which is channels-last memory: index tensors separated by a slice put their dimensions first
         cropped = padded[image[:, None, None], :, source_rows[:, :, None], source_columns[:, None, :]]
         out = self._normalise_last(cropped)
         if self.cutout:
@@ -97,12 +101,14 @@ class Augment:
         return out.permute(0, 3, 1, 2)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """The evaluation transform: [N, C, H, W] uint8 -> (images / 255 - mean) / std, float32 channels-last; float
-        images only change their layout."""
+        """Apply the evaluation transform: [N, C, H, W] uint8 -> (images / 255 - mean) / std, float32 channels-last.
+
+        Float images only change their layout.
+        """
         return self._normalise_last(images.permute(0, 2, 3, 1).contiguous()).permute(0, 3, 1, 2)
 
     def _normalise_last(self, images: Tensor) -> Tensor:
-        """Of [N, H, W, C]; the same three float32 operations as torchvision's, so the same bits."""
+        """Normalise [N, H, W, C] by the same three float32 operations as torchvision, for the same bits."""
         if images.dtype != torch.uint8:
             return images
         return images.float().div_(255).sub_(self._mean).div_(self._std)

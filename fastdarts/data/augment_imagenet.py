@@ -1,4 +1,4 @@
-"""The original's ImageNet transforms for whole batches on the device: resized crop, flip, colour jitter, normalise."""
+"""Apply the original's ImageNet transforms to whole batches on the device: resized crop, flip, jitter, normalise."""
 
 import math
 from collections.abc import Sequence
@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-_SCALE = (0.08, 1.0)  # area of a crop as a share of the image's
-_RATIO = (3 / 4, 4 / 3)  # its width by its height
+_SCALE = (0.08, 1.0)  # area of a crop as a share of the image's area
+_RATIO = (3 / 4, 4 / 3)  # width of a crop divided by its height
 _JITTER = (0.6, 1.4)  # factors of brightness, contrast and saturation
-_HUE = (-0.2, 0.2)  # turns around the colour circle
+_HUE = (-0.2, 0.2)  # shift of the hue in turns around the colour circle
 _GREY = (0.2989, 0.587, 0.114)  # weights of red, green and blue (ITU-R BT.601)
 
 
 class Draw(NamedTuple):
-    """The random choices of one batch, each [N]; the crop in whole pixels."""
+    """Hold the random choices for one batch, each [N]; the crop is in whole pixels."""
 
     top: Tensor
     left: Tensor
@@ -30,18 +30,19 @@ class Draw(NamedTuple):
 
 
 class ImageNetAugment:
-    """RandomResizedCrop, RandomHorizontalFlip, ColorJitter(0.4, 0.4, 0.4, 0.2) and Normalize, of uint8 RGB images.
+    """Apply RandomResizedCrop, RandomHorizontalFlip, ColorJitter(0.4, 0.4, 0.4, 0.2) and Normalize to uint8 RGB images.
 
-    Images come a seventh larger than the network takes them: 256 pixels a side for 224. A crop that would reach over
-    the border is cut there (torchvision draws again), and the jitters come in the order of their names (there in a
-    random one). A call makes no synchronisation with the device and nothing whose shape depends on values.
+    Input images are a seventh larger than the network's: 256 pixels a side for 224. A crop that would cross the border
+    is cut there (torchvision samples again), and the jitters are applied in the order of the fields of `Draw`
+    (torchvision: in random order). A call does not synchronise with the device and computes nothing whose shape depends
+    on values.
 
     Args:
-        mean, std: of the three channels, of images scaled to 0..1.
-        image_size: (H, W) of the images as they come.
+        mean, std: per channel, of images scaled to 0..1.
+        image_size: (H, W) of the input images.
         flip: mirror every second image on average.
-        generator_seed: of `generator`, which makes all random choices.
-        device: where the images will be.
+        generator_seed: seed of `generator`, which makes all random choices.
+        device: device of the images.
 
     Raises: ValueError for images that are not RGB or smaller than 8 pixels.
     """
@@ -70,11 +71,11 @@ class ImageNetAugment:
         self._std = torch.tensor(std, device=device)[:, None, None]
 
     def __call__(self, images: Tensor) -> Tensor:
-        """[N, 3, H, W] uint8 -> float32 [N, 3, H * 7 // 8, W * 7 // 8], channels-last."""
+        """Augment images [N, 3, H, W] uint8; return float32 [N, 3, H * 7 // 8, W * 7 // 8], channels-last."""
         return self.apply(images, self.draw(images))
 
     def draw(self, images: Tensor) -> Draw:
-        """Choices for `images`, of which only the shape matters."""
+        """Sample the random choices for `images`, of which only shape and device are used."""
         count, _, rows, columns = images.shape
         area, ratio, top, left, flip, brightness, contrast, saturation, hue = torch.rand(
             9, count, generator=self.generator, device=images.device
@@ -96,18 +97,18 @@ class ImageNetAugment:
         )
 
     def apply(self, images: Tensor, draw: Draw) -> Tensor:
-        """What a call does, with given choices."""
+        """Augment `images` with the random choices `draw`, as a call does."""
         rows = _positions(draw.top, draw.height, self.size[0], images.shape[2])
         columns = _positions(draw.left, draw.width, self.size[1], images.shape[3])
         columns = torch.where(draw.flip[:, None], columns.flip(1), columns)
         grid = torch.stack(torch.broadcast_tensors(columns[:, None, :], rows[:, :, None]), dim=-1)
-        # the images are hardly larger than the crops become, so that plain bilinear interpolation does not alias
+        # the images are hardly larger than the output, so plain bilinear interpolation does not alias
         cropped = grid_sample(images.float() / 255, grid, align_corners=False)
         out = _jitter(cropped, draw).sub_(self._mean).div_(self._std)
         return out.contiguous(memory_format=torch.channels_last)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """The evaluation transform: the centre, normalised; shapes as for a call."""
+        """Apply the evaluation transform: crop the centre and normalise it; shapes as for a call."""
         top, left = (round((whole - part) / 2) for whole, part in zip(images.shape[2:], self.size, strict=True))
         centre = images[:, :, top : top + self.size[0], left : left + self.size[1]]
         out = (centre.float() / 255).sub_(self._mean).div_(self._std)
@@ -126,14 +127,18 @@ def _between(uniform: Tensor, limits: tuple[float, float]) -> Tensor:
 
 
 def _positions(first: Tensor, length: Tensor, size: int, whole: int) -> Tensor:
-    """Where in -1..1 of an axis of `whole` pixels the `size` samples of each crop [N] lie, at its border repeated."""
+    """Return the positions [N, size] at which to sample crops, in -1..1 along an axis of `whole` pixels.
+
+    Crop n begins at pixel first[n] and is length[n] pixels long; positions beyond its outer pixels' centres are clamped
+    to these.
+    """
     steps = (torch.arange(size, device=first.device) + 0.5) / size
     pixel = (steps * length[:, None]).clamp(min=0.5).minimum(length[:, None] - 0.5) + first[:, None]
     return 2 * pixel / whole - 1
 
 
 def _jitter(images: Tensor, draw: Draw) -> Tensor:
-    """Of RGB images in 0..1."""
+    """Jitter brightness, contrast, saturation and hue of RGB images in 0..1."""
     brightness, contrast, saturation, hue = (factor[:, None, None, None] for factor in draw[5:])
     images = (images * brightness).clamp(0, 1)
     images = torch.lerp(_grey(images).mean((2, 3), keepdim=True), images, contrast).clamp(0, 1)
@@ -142,13 +147,13 @@ def _jitter(images: Tensor, draw: Draw) -> Tensor:
 
 
 def _grey(images: Tensor) -> Tensor:
-    """[N, 3, H, W] -> [N, 1, H, W]."""
+    """Return the luma of RGB images: [N, 3, H, W] -> [N, 1, H, W]."""
     red, green, blue = images.unbind(1)
     return (_GREY[0] * red + _GREY[1] * green + _GREY[2] * blue)[:, None]
 
 
 def _turn_hue(images: Tensor, turn: Tensor) -> Tensor:
-    """Through hue, saturation and value: turn [N, 1, 1] is added to the hue, of which 1 is the whole circle."""
+    """Add `turn` [N, 1, 1] to the hue of RGB images, via hue, saturation and value; 1 is the whole colour circle."""
     red, green, blue = images.unbind(1)
     value, least = images.amax(1), images.amin(1)
     chroma = value - least
@@ -159,6 +164,6 @@ def _turn_hue(images: Tensor, turn: Tensor) -> Tensor:
         torch.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
     )
     sixths = sixths + 6 * turn
-    # each channel is the value less a piecewise linear function of how far its own colour is (Smith 1978)
+    # each channel is the value minus a piecewise linear function of the hue's distance from its own (Smith 1978)
     distances = [torch.remainder(offset + sixths, 6) for offset in (5, 3, 1)]
     return torch.stack([value - chroma * torch.minimum(k, 4 - k).clamp(0, 1) for k in distances], dim=1)

@@ -10,9 +10,16 @@ from torch.utils.data import Dataset
 
 from fastdarts.data.images import ImageData, channel_statistics, check_alike
 from fastdarts.data.pixels import is_grey, pixels
+from fastdarts.data.rows import Pairs, Rows
 
 
-def from_dataset(dataset: Dataset[Any], train: ImageData | None = None) -> ImageData:
+def from_dataset(
+    dataset: Dataset[Any] | Rows,
+    train: ImageData | None = None,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> ImageData:
     """Read a map-style Dataset of (image, target) pairs, each item once (random transforms are frozen at one draw).
 
     Args:
@@ -20,19 +27,29 @@ def from_dataset(dataset: Dataset[Any], train: ImageData | None = None) -> Image
             PIL images (grey gives one channel, others three); numpy arrays [H, W] or [H, W, C] and tensors [H, W] or
             [C, H, W], uint8 or floating. Floats become float32 and are used as they are, neither scaled nor normalised.
             Targets are class indices (ints, from 0) or tensors, arrays or floats of one shape for other losses.
-            Class names are taken from its attribute `classes`, if it has one.
-        train: for test data the training data, whose mean and std they take; left out they are those of their own.
+            Texts are class names, in the order of their letters; other names are taken from the attribute `classes`.
+            Rows with named columns (mappings, as Hugging Face's data sets give them, and pandas' and polars' data
+            frames) are taken too; their images may also be files' paths or contents.
+        train: for test data the training data, whose mean, std and class names they take; left out they are those of
+            their own.
+        image_column, label_column: of rows, where they have no usual names.
 
     Raises: TypeError or ValueError that names the index of the item at fault.
     """
-    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
-        raise TypeError(f"a map-style Dataset with __len__ and __getitem__ is needed; got {type(dataset).__name__}")
-    count = len(dataset)
+    pairs = Pairs(dataset, image_column, label_column)
+    count = len(pairs)
     if count == 0:
         raise ValueError("the Dataset is empty")
     images = targets = torch.empty(0)
+    names: list[str] | None = None
     for index in range(count):
-        image, target = _item(dataset, index)
+        image, target = _item(pairs, index, names)
+        if index == 0 and isinstance(target, str):
+            names = []
+        if isinstance(target, str):
+            assert names is not None  # else `_item` refuses text
+            names.append(target)
+            target = torch.tensor(0)
         if index == 0:
             images = torch.empty((count, *image.shape), dtype=image.dtype)
             targets = torch.empty((count, *target.shape), dtype=target.dtype)
@@ -50,15 +67,29 @@ def from_dataset(dataset: Dataset[Any], train: ImageData | None = None) -> Image
         mean, std = channel_statistics(images)
     else:
         mean, std = (0.0,) * images.shape[1], (1.0,) * images.shape[1]
-    return ImageData(images, targets, _class_names(dataset, targets), mean, std)
+    if names is not None:
+        classes = train.classes if train is not None else pairs.class_names() or tuple(sorted(set(names)))
+        return ImageData(images, _indices(names, classes), classes, mean, std)
+    return ImageData(images, targets, _class_names(pairs, targets), mean, std)
 
 
-def _item(dataset: Any, index: int) -> tuple[Tensor, Tensor]:
+def _indices(names: list[str], classes: tuple[str, ...]) -> Tensor:
+    """Class indices of class names."""
+    numbers = {name: number for number, name in enumerate(classes)}
+    for index, name in enumerate(names):
+        if name not in numbers:
+            raise ValueError(f"dataset[{index}]: class {name!r} is none of the training images'; {', '.join(classes)}")
+    return torch.tensor([numbers[name] for name in names])
+
+
+def _item(pairs: Pairs, index: int, names: list[str] | None) -> tuple[Tensor, Tensor | str]:
     try:
-        item = dataset[index]
-        if not isinstance(item, tuple | list) or len(item) != 2:
-            raise TypeError(f"wanted a pair (image, target), got {type(item).__name__}")
-        return _image(item[0]), _target(item[1])
+        image, target = pairs[index]
+        if isinstance(target, str) and (index == 0 or names is not None):
+            return _image(image), str(target)
+        if names is not None:
+            raise TypeError(f"target must be a text as that of dataset[0]; got {type(target).__name__}")
+        return _image(image), _target(target)
     except TypeError as error:
         raise TypeError(f"dataset[{index}]: {error}") from error
     except Exception as error:  # whatever the user's code raises
@@ -97,11 +128,11 @@ def _target(target: Any) -> Tensor:
     return value
 
 
-def _class_names(dataset: Any, targets: Tensor) -> tuple[str, ...]:
+def _class_names(pairs: Pairs, targets: Tensor) -> tuple[str, ...]:
     if targets.is_floating_point() or targets.dim() > 1:
         return ()
     count = int(targets.max()) + 1
-    names = getattr(dataset, "classes", None) or range(count)
+    names = pairs.class_names() or range(count)
     if len(names) < count:
         raise ValueError(f"dataset.classes has {len(names)} names, but targets go up to {count - 1}")
     return tuple(map(str, names))

@@ -1,4 +1,4 @@
-"""ImageData, what every source of images returns, and its split into the two halves of a search."""
+"""Define ImageData, which every source of images returns, and split it into the two halves of a search."""
 
 from dataclasses import dataclass, replace
 
@@ -6,17 +6,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastdarts.data.pixels import GreyRange
+
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
-    """A whole data set in one tensor.
+    """Hold a whole data set in one tensor.
 
     Attributes:
-        images: [N, C, H, W], uint8 (0..255, normalised when batches are made) or float32 (used as it is).
-        targets: [N] int64 class indices, or [N, ...] whatever the loss takes (several labels, regression).
-        classes: a name per class index; empty where the targets are no class indices.
+        images: [N, C, H, W], uint8 (0..255, normalised when batches are made) or float32 (used unchanged).
+        targets: [N] int64 class indices, or [N, ...] in any form that the loss takes (several labels, regression).
+        classes: a name per class index; empty if the targets are not class indices.
         mean, std: per channel, of the training images scaled to 0..1; 0 and 1 for float images.
-        published_order: the order is the data set's own and mixes the classes, so `split` keeps it.
+        grey_range: for 16-bit images from folders, the values that were mapped to 0 and 255.
+        published_order: True if the images are in the data set's own order, which mixes the classes; `split` keeps it.
 
     Raises: ValueError or TypeError for parts that do not fit together.
     """
@@ -27,6 +30,7 @@ class ImageData:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     published_order: bool = False
+    grey_range: GreyRange | None = None
 
     def __post_init__(self) -> None:
         if self.images.dtype not in (torch.uint8, torch.float32):
@@ -48,22 +52,23 @@ class ImageData:
         return replace(self, images=self.images.to(device), targets=self.targets.to(device))
 
     def subset(self, indices: Tensor) -> "ImageData":
-        """The images at `indices` ([M] int64), with the classes, mean and std of the whole."""
+        """Return the images at `indices` ([M] int64), with the classes, mean and std of the whole data set."""
         indices = indices.to(self.images.device)
         return replace(self, images=self.images[indices], targets=self.targets[indices])
 
 
 def check_alike(images: Tensor, train: ImageData) -> None:
-    """Raises: ValueError unless `images` have the kind and shape of the training images."""
+    """Raise a ValueError unless `images` have the dtype and shape of the training images `train`."""
     ours, theirs = (f"{part.dtype} {list(part.shape[1:])} (C, H, W)" for part in (images, train.images))
     if ours != theirs:
         raise ValueError(f"these images are {ours}, the training images {theirs}; they must be alike")
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and (population) standard deviation of each channel of uint8 images [N, C, H, W] scaled to 0..1.
+    """Return mean and (population) standard deviation of each channel of uint8 images [N, C, H, W] scaled to 0..1.
 
-    Exact up to float64 rounding, from the 256 counts. A constant channel gets standard deviation 1.
+    Both are computed from the 256 counts and exact up to float64 rounding. A constant channel gets standard deviation
+    1.
     """
     values = torch.arange(256, dtype=torch.float64) / 255
     counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]).double()
@@ -74,14 +79,14 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
 
 
 def split(data: ImageData, train_portion: float, seed: int = 0) -> tuple[ImageData, ImageData]:
-    """The half that trains the weights and the half that trains the alphas.
+    """Split `data` into the half that trains the weights and the half that trains the alphas.
 
     A data set in its published order is cut without shuffling, as in the original code: the first
-    floor(train_portion * N) images train the weights. Others (folders and digits come sorted or grouped by class) are
-    drawn with `seed`: `train_portion` of each class, rounded, at least one image of it in each half; without class
-    indices, of the whole. Both halves keep the order of the data.
+    floor(train_portion * N) images train the weights. Others (folders and digits are sorted or grouped by class) are
+    sampled with `seed`: `train_portion` of each class, rounded, with at least one image of it in each half; without
+    class indices, `train_portion` of all images. Both halves keep the order of the data.
 
-    Raises: ValueError for a portion outside (0, 1), an empty half, or a class with one image only.
+    Raises: ValueError for a portion outside (0, 1), an empty half, or a class with only one image.
     """
     if not 0 < train_portion < 1:
         raise ValueError(f"train_portion must be between 0 and 1, both excluded; got {train_portion}")

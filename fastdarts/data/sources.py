@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastdarts.config.importing import importing
 from fastdarts.data.folder import load_folder
 from fastdarts.data.images import ImageData, channel_statistics, check_alike
 
@@ -34,6 +35,7 @@ def load(
     image_size: tuple[int, int] | None = None,
     *,
     train: ImageData | None = None,
+    test_portion: float = 0.0,
 ) -> ImageData:
     """Read one part of a data set into memory, as uint8.
 
@@ -45,6 +47,8 @@ def load(
         image_size: (H, W) in pixels; every image is resized to it (bilinear, antialiased; the aspect ratio may change).
         train: for a test part, the training part if it is in memory already; else it is read too. The test images take
             its mean and std and must have its shape.
+        test_portion: of an image folder without a test part, the share of each class that is set aside as one; the
+            same images for both splits.
 
     Mean and std are the published ones for cifar10 and those of the training images for the others.
 
@@ -61,24 +65,29 @@ def load(
         raise ValueError(f"data set {dataset} needs data_dir (--data DIR), the folder it is in")
 
     folder = Path() if data_dir is None else Path(data_dir)
-    images, targets, classes = _read(dataset, folder, split, image_size)
-    if split == "test":
-        if train is None:
-            train = load(dataset, data_dir, "train", image_size)
+    if split == "test" and train is None:
+        train = load(dataset, data_dir, "train", image_size, test_portion=test_portion)
+    grey_range = None
+    if dataset == "imagefolder":
+        found = load_folder(folder, split, image_size, test_portion, train.grey_range if train else None)
+        images, targets, classes, grey_range, line = found
+        print(line, flush=True)
+    else:
+        images, targets, classes = _read(dataset, folder, split, image_size)
+    if train is not None:
         if len(train.mean) == 3 and images.shape[1] == 1:  # a folder of grey images beside a coloured one
             images = images.expand(-1, 3, -1, -1).contiguous()
         check_alike(images, train)
         mean, std = train.mean, train.std
     else:
         mean, std = (_CIFAR10_MEAN, _CIFAR10_STD) if dataset == "cifar10" else channel_statistics(images)
-    return ImageData(images, targets, classes, mean, std, published_order=dataset in _TORCHVISION)
+    published = dataset in _TORCHVISION
+    return ImageData(images, targets, classes, mean, std, published_order=published, grey_range=grey_range)
 
 
 def _read(
     dataset: str, data_dir: Path, split: Split, image_size: tuple[int, int] | None
 ) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-    if dataset == "imagefolder":
-        return load_folder(data_dir, split, image_size)
     images, targets, classes = _digits(split) if dataset == "digits" else _torchvision(dataset, data_dir, split)
     if image_size is not None and image_size != images.shape[2:]:
         images = torch.nn.functional.interpolate(images, image_size, mode="bilinear", antialias=True)
@@ -86,7 +95,8 @@ def _read(
 
 
 def _digits(split: Split) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-    from sklearn.datasets import load_digits  # here, because importing scikit-learn takes a second
+    with importing("scikit-learn"):
+        from sklearn.datasets import load_digits  # here, because importing scikit-learn takes a second
 
     digits = load_digits()
     rank = np.zeros(len(digits.target), np.int64)  # of an image within its class
@@ -99,7 +109,8 @@ def _digits(split: Split) -> tuple[Tensor, Tensor, tuple[str, ...]]:
 
 
 def _torchvision(name: str, data_dir: Path, split: Split) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-    import torchvision  # here, because importing it takes a second
+    with importing("torchvision"):
+        import torchvision  # here, because importing it takes a second
 
     class_name, files = _TORCHVISION[name]
     maker = getattr(torchvision.datasets, class_name)

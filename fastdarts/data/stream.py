@@ -1,4 +1,4 @@
-"""Endless batches of one half, in a seeded order that can be continued exactly."""
+"""Iterate over endless batches of one half of the images, in a seeded order that can be resumed exactly."""
 
 from typing import Any
 
@@ -10,17 +10,18 @@ from fastdarts.data.images import ImageData
 
 
 class BatchStream:
-    """Batches without end; each pass over the data is a fresh permutation, so no image comes twice in a pass.
+    """Yield batches without end; each pass over the data is a new permutation, so no image comes twice in a pass.
 
-    The order depends on `seed` and the pass alone (not on the device or on global random states). Give the two halves
-    of a search seeds of their own. A search takes the next batch of each half in every step; where the halves differ in
-    length, each wraps around on its own. (The original restarts a shuffled loader for every alpha step, which draws
-    its batches with replacement.)
+    The order depends only on `seed` and the number of the pass (not on the device or on global random states). Use
+    different seeds for the two halves of a search. A search takes the next batch of each half in every step; halves of
+    different lengths wrap around independently. (The original restarts a shuffled loader for every alpha step, which
+    samples its batches with replacement.)
 
     Args:
-        data: where it lies, the batches are made.
-        batch_size: images in a batch; the last one of a pass holds what is left.
-        drop_last: leave such a shorter batch out.
+        data: the images; batches are made on their device.
+        batch_size: images in a batch; the last batch of a pass holds the images that are left.
+        seed: seed of the order, at least 0.
+        drop_last: leave out a last batch that is shorter.
 
     Raises: ValueError for a batch size below 1, a negative seed, or drop_last with less than one batch of data.
     """
@@ -44,12 +45,12 @@ class BatchStream:
 
     @property
     def batches_per_epoch(self) -> int:
-        """Batches in one pass."""
+        """Return the number of batches in one pass."""
         whole, rest = divmod(len(self.data), self.batch_size)
         return whole + (rest > 0 and not self.drop_last)
 
     def next(self) -> tuple[Tensor, Tensor]:
-        """The next images [B, C, H, W] and targets [B, ...], on the data's device; no synchronisation with it."""
+        """Return the next images [B, C, H, W] and targets [B, ...] on the data's device, without synchronising."""
         left = len(self.data) - self._position
         if left < (self.batch_size if self.drop_last else 1):
             self._begin(self._seed, self._pass + 1)
@@ -61,9 +62,9 @@ class BatchStream:
         return {"seed": self._seed, "pass": self._pass, "position": self._position, "size": len(self.data)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was taken: the batches that follow are those that would have followed there.
+        """Continue where `state` was taken: the next batches are those that would have followed there.
 
-        Raises: ValueError when it was taken over another number of images.
+        Raises: ValueError if `state` was taken with another number of images.
         """
         if state["size"] != len(self.data):
             raise ValueError(f"the state is of a stream of {state['size']} images; this one has {len(self.data)}")

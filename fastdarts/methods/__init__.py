@@ -1,6 +1,6 @@
-"""Search methods by name: DARTS and its successors, each a short file over the same cells, kernels and steps.
+"""Find search methods by name: DARTS and its successors, each a short file on the same cells, kernels and steps.
 
-`find` gives a method's class; docs/methods.md tells how to write one.
+`find` returns a method's class; docs/methods.md explains how to write one.
 """
 
 import importlib
@@ -31,11 +31,12 @@ NAMES = tuple(_CLASSES)
 
 
 def find(name: str) -> "type[Method]":
-    """The method called `name`, or the class at "module:Class".
+    """Return the method called `name`, or the class at "module:Class".
 
-    Raises: ValueError for a name that is unknown, a class that cannot be imported or is no Method.
+    Raises:
+        ValueError: `name` is unknown, or its class cannot be imported or is not a subclass of Method.
     """
-    from fastdarts.methods.method import Method  # reads fastdarts.config.options, which asks for methods
+    from fastdarts.methods.method import Method  # imported here, so that NAMES can be read without torch
 
     place = f"fastdarts.methods.{_CLASSES[name]}" if name in _CLASSES else name
     module, _, attribute = place.partition(":")

@@ -1,11 +1,12 @@
 """DAAS: discretisation-aware architecture search (Tian et al., Pattern Recognition 2021, arXiv:2007.03154).
 
-Edge weights beta join the op weights, and two entropies, of the op weights and of the edge weights, enter the alpha
-step with a weight that grows, so that little is lost when edges and ops are cut: the report's discretisation error.
+Edges have weights beta besides the op weights. The alpha step adds the entropies of op weights and edge weights to the
+loss, with a factor that grows, so that cutting edges and ops loses little (the report's discretisation error).
 
-Of the authors' code it differs so: beta_normal weighs the normal cell's edges (there, the reduction cell's, while the
-derivation takes them for the normal one's); entropies are made from log-softmax (theirs is NaN for alpha = -3);
-`none` is no op of a derived cell; the weight step goes without the entropies, in which the weights do not occur.
+Differences from the authors' code: beta_normal weights the edges of the normal cell (theirs weights the reduction
+cell's, although their derivation uses it for the normal cell); entropies are computed with log-softmax (theirs are NaN
+for alpha = -3); a derived cell never contains `none`; the weight step omits the entropies, which do not depend on the
+weights.
 """
 
 import math
@@ -31,21 +32,21 @@ def beta_name(group: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class DaasOptions(MethodOptions):
-    """Defaults are the authors'."""
+    """Define the hyper-parameters of DAAS; defaults are the authors'."""
 
-    weight: float = hyper("lambda_0, of both entropies", 0.1, at_least=0)
-    edge_weight: float = hyper("of the edges' entropy, relative to that of the ops", 4.0, at_least=0)
-    kept_weight: float = hyper("of (sum of positive betas - 2)^2 in a node's entropy", 0.2, at_least=0)
+    weight: float = hyper("lambda_0: factor of both entropies in the loss", 0.1, at_least=0)
+    edge_weight: float = hyper("factor of the edges' entropy, relative to that of the ops", 4.0, at_least=0)
+    kept_weight: float = hyper("factor of (sum of positive betas - 2)^2 in a node's entropy", 0.2, at_least=0)
     schedule: Literal["log", "linear", "exp", "sigmoid", "steps", "const"] = hyper(
-        "how the weight of the ops' entropy grows", "log"
+        "how the factor of the ops' entropy grows", "log"
     )
     delay: float = hyper(
-        "share of the epochs before it grows and alphas move; betas move at once", 0.16, at_least=0, below=1
+        "share of the epochs before it grows and alphas are trained; betas always are", 0.16, at_least=0, below=1
     )
 
 
 class Daas(Method):
-    """Softmax of phi(alpha) times edge weights, entropies in the alpha step, derivation by beta."""
+    """Weight ops by softmax(phi(alpha)) times edge weights, penalise entropies, derive cells by beta."""
 
     Options = DaasOptions
     options: DaasOptions
@@ -57,7 +58,7 @@ class Daas(Method):
     def attach(self, network: Supernet) -> None:
         super().attach(network)
         for group, alpha in network.alphas.items():
-            # The first node keeps all of its edges, without betas.
+            # The first node keeps all of its edges, so they have no betas.
             start = 2 / in_degrees(network.groups[group], alpha.detach())[first_edges(network.groups[group]) :]
             alpha.data *= 0.1
             network.extra_alphas[beta_name(group)] = (start + 1e-4 * torch.randn(start.shape)).requires_grad_()
@@ -66,16 +67,16 @@ class Daas(Method):
         return self.adam(list(network.alphas.values()), list(network.extra_alphas.values()))
 
     def arch_learning_rates(self) -> Sequence[float]:
-        """While alphas wait, Adam's moments already follow their gradients."""
+        """Return the rates of alphas and betas; delayed alphas have rate 0, but Adam updates their moments."""
         rate = self.config.arch_lr
         return [rate if self.epoch + 1 >= self._start() else 0.0, rate]
 
     def _start(self) -> int:
-        """The epoch E, from 1, at which alphas begin to move."""
+        """Return the first epoch, counted from 1, in which alphas are trained."""
         return max(1, round(self.options.delay * self.config.epochs))
 
     def growth(self) -> tuple[float, float]:
-        """lambda_c and lambda_alpha of this epoch."""
+        """Return lambda_c and lambda_alpha of this epoch."""
         epoch, epochs, start = self.epoch + 1, self.config.epochs, self._start()
         common = (epoch - 1) / max(epochs - 1, 1)
         if epoch < start or epochs == start:
@@ -101,7 +102,7 @@ class Daas(Method):
         return Mix(share * factor[:, None])
 
     def _factor(self, network: Supernet, name: str) -> Tensor:
-        """Return [edges]: 1 for the first node's; n * softmax of psi(beta) for those of a node with n."""
+        """Return [edges]: 1 for edges into the first node; n * softmax(psi(beta)) for the n edges into another node."""
         group, weights = network.groups[name], self._edge_weights(network, name)
         factor, first = weights * in_degrees(group, weights), first_edges(group)
         return torch.cat([torch.ones_like(factor[:first]), factor[first:]])
@@ -127,7 +128,7 @@ class Daas(Method):
         return ops, torch.stack(edges).sum()
 
     def strength(self, network: Supernet, group: str, alpha: Tensor) -> Tensor:
-        return phi(alpha.double()).softmax(dim=-1)  # what loses much still differs
+        return phi(alpha.double()).softmax(dim=-1)  # float64 keeps very weak ops apart
 
     @torch.no_grad()
     def edge_weights(self, network: Supernet) -> dict[str, Tensor]:
@@ -138,7 +139,7 @@ class Daas(Method):
         beta = network.extra_alphas[beta_name(group)].detach().cpu()
         first = first_edges(network.groups[group])
         place = torch.cat([beta.new_ones(first), beta]).argsort(stable=True).argsort()
-        rank = score.argsort(descending=True, stable=True).argsort()  # within the edge; the strongest has 0
+        rank = score.argsort(descending=True, stable=True).argsort()  # within the edge; the strongest op has rank 0
         return place[:, None] - rank / rank.shape[1]
 
     def metrics(self, network: Supernet) -> dict[str, Any]:
@@ -151,12 +152,12 @@ class Daas(Method):
 
 
 def phi(alpha: Tensor) -> Tensor:
-    """u = 2 alpha, u^3 below -1: losers lose more."""
+    """Return u = 2 alpha, and u^3 where u < -1, which lowers weak ops further."""
     u = 2 * alpha
     return torch.where(u >= -1, u, u**3)
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """Of the softmax over the last axis, summed over the others; finite for any finite logits."""
+    """Return the entropy of softmax(logits) over the last axis, summed over the others; finite for finite logits."""
     log_p = logits.log_softmax(dim=-1)
     return -(log_p.exp() * log_p).sum()

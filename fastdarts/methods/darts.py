@@ -4,4 +4,4 @@ from fastdarts.methods.method import Method
 
 
 class Darts(Method):
-    """Softmax of alpha over each edge's ops, bilevel steps of order 2 (or 1), the two strongest edges of each node."""
+    """Weight ops by softmax(alpha), take bilevel steps of order 2 (or 1), keep each node's two strongest edges."""

@@ -1,7 +1,7 @@
 """DARTS-: an auxiliary skip connection (Chu et al., ICLR 2021, arXiv:2009.01027).
 
-Every edge has one more skip connection, whose weight is no architecture parameter and decays to 0: it takes over the
-part of a residual connection, so that the candidate skip is judged as an operation alone.
+Every edge has an auxiliary skip connection, whose weight is not an architecture parameter and decays to 0. It acts as
+a residual connection, so that the candidate skip is judged only as an operation.
 """
 
 import math
@@ -19,16 +19,16 @@ from fastdarts.spaces.supernet import Supernet
 
 @dataclass(frozen=True, kw_only=True)
 class DartsMinusOptions(MethodOptions):
-    """Defaults are the authors'."""
+    """Define the hyper-parameters of DARTS-; defaults are the authors'."""
 
     factor: float = hyper("weight of the auxiliary skip in the first epoch", 1.0, at_least=0)
-    decay: Literal["linear", "cosine", "slow-cosine", "none"] = hyper("how it goes to 0", "linear")
-    start: float = hyper("share of the epochs after which it begins to fall", 0.0, at_least=0, below=1)
-    stop: float = hyper("share of the epochs after which it stays as it is", 1.0, above=0, at_most=1)
+    decay: Literal["linear", "cosine", "slow-cosine", "none"] = hyper("how this weight decays to 0", "linear")
+    start: float = hyper("share of the epochs after which this weight begins to decay", 0.0, at_least=0, below=1)
+    stop: float = hyper("share of the epochs after which this weight stays constant", 1.0, above=0, at_most=1)
 
 
 class DartsMinus(Method):
-    """Softmax over all ops, plus the auxiliary skip."""
+    """Weight ops by the softmax of alpha and add the auxiliary skip."""
 
     Options = DartsMinusOptions
     settings: ClassVar[Settings] = {"order": 1}
@@ -39,7 +39,7 @@ class DartsMinus(Method):
         return super().network_arguments() | {"auxiliary": ("skip_connect",)}
 
     def factor(self) -> float:
-        """beta of this epoch, which reaches 0 only after the last."""
+        """Return beta, the auxiliary skip's weight in this epoch; it would reach 0 in the epoch after the last."""
         options, epochs = self.options, self.config.epochs
         start, stop = round(options.start * epochs), round(options.stop * epochs)
         done = (min(max(self.epoch, start), stop) - start) / (epochs - start)

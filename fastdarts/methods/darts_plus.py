@@ -1,8 +1,7 @@
 """DARTS+: early stopping (Liang et al., 2019, arXiv:1909.06035).
 
-After every epoch one of two rules looks whether the search has gone far enough: the normal cell has two skip
-connections, or the ranking of the ops with weights has stood on all edges for ten epochs. No code of the authors is
-known.
+After every epoch one of two rules decides whether to stop: the normal cell has two skip connections, or the ranking of
+the ops with weights has not changed on any edge for ten epochs. The authors have published no code that we know of.
 """
 
 from collections.abc import Mapping
@@ -19,18 +18,18 @@ from fastdarts.spaces.supernet import Supernet
 
 @dataclass(frozen=True, kw_only=True)
 class DartsPlusOptions(MethodOptions):
-    """Defaults are the paper's."""
+    """Define the hyper-parameters of DARTS+; defaults are the paper's."""
 
-    rule: Literal["skips", "ranking"] = hyper("what ends the search", "skips")
-    skips: int = hyper("rule skips: so many in a cell end it", 2, at_least=1)
-    stable: int = hyper("rule ranking: epochs in which it has not changed", 10, at_least=1)
-    cells: Literal["normal", "both"] = hyper("whose skips count: the normal cell's, or any cell's", "normal")
-    min_epoch: int = hyper("not before this one, from 0", 0, at_least=0)
-    take: Literal["current", "previous"] = hyper("the epoch whose cells are the result", "current")
+    rule: Literal["skips", "ranking"] = hyper("rule that ends the search", "skips")
+    skips: int = hyper("rule skips: number of skip connections in a cell that ends the search", 2, at_least=1)
+    stable: int = hyper("rule ranking: epochs without a change that end the search", 10, at_least=1)
+    cells: Literal["normal", "both"] = hyper("rule skips: cells whose skips count (both: either cell)", "normal")
+    min_epoch: int = hyper("first epoch, counted from 0, after which the search may end", 0, at_least=0)
+    take: Literal["current", "previous"] = hyper("epoch whose cells are the result", "current")
 
 
 class DartsPlus(Method):
-    """DARTS with a stop rule."""
+    """Run DARTS with a stopping rule."""
 
     Options = DartsPlusOptions
 
@@ -44,7 +43,7 @@ class DartsPlus(Method):
         super().end_epoch(state, metrics)
         genotype = self.genotype(state.network)
         self._genotypes = [*self._genotypes[-1:], genotype.to_json()]
-        if not self.alphas_move():  # nothing to judge yet
+        if not self.alphas_move():  # untrained alphas say nothing yet
             return
         ranking = rankings(state.network)
         self._unchanged = self._unchanged + 1 if ranking == self._ranking else 0
@@ -83,7 +82,7 @@ class DartsPlus(Method):
 
 
 def rankings(network: Supernet) -> list[list[list[int]]]:
-    """Return the columns of the ops with weights by falling alpha, for each row of each group."""
+    """Return the columns of the ops with weights, sorted by decreasing alpha, for each row of each group."""
     return [
         [
             sorted((c for c, name in enumerate(row) if has_weights(name)), key=[-v for v in values].__getitem__)

@@ -1,4 +1,4 @@
-"""Edge weights beta: one number an edge, normalised over the edges that enter a node."""
+"""Compute edge weights from betas, one beta per edge, normalised over the edges that enter a node."""
 
 import torch
 from torch import Tensor
@@ -12,7 +12,8 @@ def softmax_by_node(beta: Tensor, group: Group) -> Tensor:
 
 
 def in_degrees(group: Group, like: Tensor) -> Tensor:
-    """Return [edges]: the number of edges that enter an edge's target; filled on the device, as a CUDA graph can."""
+    """Return [edges]: for each edge, the number of edges that enter its target, in the dtype and on the device of
+    `like`. Filled on the device, because a CUDA graph must not copy from the host."""
     sizes = [rows.stop - rows.start for rows in group.entering()]
     return torch.cat([like.new_full((size,), float(size)) for size in sizes])
 

@@ -1,10 +1,10 @@
 """FairDARTS (Chu et al., ECCV 2020, arXiv:1911.12126).
 
-Sigmoids in place of the softmax, so that ops do not compete; a loss that pushes them to 0 or 1; ops below a threshold
-are cut. Derived nodes have 0, 1, 2 or more ops; a node without any vanishes.
+Op weights are sigmoids instead of a softmax, so that ops do not compete; a zero-one loss pushes them towards 0 or 1;
+ops below a threshold are cut. A derived node has 0, 1, 2 or more ops; a node without ops is removed.
 
-Of the authors' code it differs so: a cell in which no op reaches the threshold is derived as DARTS' (theirs fails);
-drop path in the evaluation drops an op's output, never the identity, as DARTS does (theirs: a node's sum).
+Differences from the authors' code: a cell in which no op reaches the threshold is derived as in DARTS (theirs fails);
+drop path in the evaluation drops an op's output, but never an identity's, as in DARTS (theirs drops a node's sum).
 """
 
 from dataclasses import dataclass
@@ -23,11 +23,11 @@ from fastdarts.spaces.supernet import Supernet
 
 @dataclass(frozen=True, kw_only=True)
 class FairDartsOptions(MethodOptions):
-    """Defaults are the authors'."""
+    """Define the hyper-parameters of FairDARTS; defaults are the authors'."""
 
-    weight: float = hyper("w01 of the zero-one loss", 10.0, at_least=0)
-    form: Literal["l2", "l1"] = hyper("of the zero-one loss: squares or absolute values", "l2")
-    threshold: float = hyper("sigmoid that an op of a derived cell reaches", 0.85, at_least=0, below=1)
+    weight: float = hyper("w01: factor of the zero-one loss", 10.0, at_least=0)
+    form: Literal["l2", "l1"] = hyper("form of the zero-one loss: squares or absolute values", "l2")
+    threshold: float = hyper("smallest sigmoid of an op that a derived cell keeps", 0.85, at_least=0, below=1)
     derivation: Literal["sparse", "edge", "darts"] = hyper(
         "sparse: at most 2 edges a node, one op each; edge: all edges, at most 2 ops each; darts: without threshold",
         "sparse",
@@ -35,7 +35,7 @@ class FairDartsOptions(MethodOptions):
 
 
 class FairDarts(Method):
-    """Sigmoids, zero-one loss, threshold."""
+    """Weight ops by sigmoids, add the zero-one loss to the alpha step, derive cells with a threshold."""
 
     Options = FairDartsOptions
     settings: ClassVar[Settings] = {"order": 1}
@@ -53,7 +53,9 @@ class FairDarts(Method):
 
     def network_arguments(self) -> dict[str, Any]:
         arguments = super().network_arguments()
-        return arguments | {"primitives": tuple(name for name in arguments["primitives"] if name != "none")}
+        if "primitives" in arguments:  # the space lets its ops be chosen
+            arguments["primitives"] = tuple(name for name in arguments["primitives"] if name != "none")
+        return arguments
 
     def attach(self, network: Supernet) -> None:
         super().attach(network)
@@ -73,7 +75,7 @@ class FairDarts(Method):
         return self.options.weight * self.zero_one_loss(network)
 
     def zero_one_loss(self, network: Supernet) -> Tensor:
-        """L_01, from 0 at sigmoids of 0.5 to -0.25 (l2) or -0.5 (l1)."""
+        """Return L_01, a scalar: 0 if all sigmoids are 0.5, at least -0.25 (l2) or -0.5 (l1)."""
         away = torch.cat([alpha.sigmoid().flatten() for alpha in network.alphas.values()]) - 0.5
         return -(away**2 if self.options.form == "l2" else away.abs()).mean()
 

@@ -1,16 +1,17 @@
 """GDAS: gradient-based search using a differentiable architecture sampler (Dong and Yang, CVPR 2019, arXiv:1910.04465).
 
-Each pass draws one op for every edge and runs no other; alphas learn through the sample's Gumbel-softmax. All cells
-of a type share a pass's sample.
+Each forward pass samples one op for every edge and runs no other; the alphas' gradient flows through the Gumbel-softmax
+of the sample. All cells of a type share the sample of a pass.
 
-Straight through, the sample h = one-hot + z - stopgrad(z) would give every alpha a gradient through every op's output,
-and every op would have to run. The authors' code for this space computes the drawn op k alone, y = h_k op_k(x), so that
-alphas learn from dL/dh_k = <dL/dy, op_k(x)>; their code for NAS-Bench-201 adds the numbers h_m = 0 of the others to y,
-whose gradient is sum(dL/dy). `others` chooses between the two; neither runs a second op.
+With the plain straight-through sample h = one-hot + z - stopgrad(z), every alpha would get a gradient through every
+op's output, and every op would have to run. The authors' code for this space computes only the sampled op k,
+y = h_k op_k(x), so that the alphas' gradient comes from dL/dh_k = <dL/dy, op_k(x)>. Their code for NAS-Bench-201 also
+adds the values h_m = 0 of the other ops to y, each with the gradient sum(dL/dy). The option `others` chooses between
+the two; neither runs a second op.
 
-Of the authors' code it differs so: the network and its ops are DARTS' (theirs has six cells and no batch norm behind
-pools); `none` is left out and the two edges of a node come from different predecessors when a cell is derived; a search
-network without training runs each edge's likeliest op.
+Differences from the authors' code: the network and its ops are those of DARTS (theirs has six cells and no batch norm
+after pools); a derived cell never contains `none`, and the two edges of a node come from different predecessors; in
+eval mode the search network runs each edge's most likely op.
 """
 
 from dataclasses import dataclass
@@ -27,24 +28,24 @@ from fastdarts.spaces.supernet import Supernet
 
 @dataclass(frozen=True, kw_only=True)
 class GdasOptions(MethodOptions):
-    """Defaults are the authors'."""
+    """Define the hyper-parameters of GDAS; defaults are the authors'."""
 
     tau_max: float = hyper("temperature in the first epoch", 10.0, above=0)
     tau_min: float = hyper("temperature in the last epoch", 0.1, above=0)
     others: Literal["nothing", "samples"] = hyper(
-        "what ops that were not drawn add to an edge: nothing, or their sample, a 0 with a gradient", "nothing"
+        "what ops that were not sampled add to an edge: nothing, or their sample, a 0 with a gradient", "nothing"
     )
 
 
 class Gdas(Method):
-    """One op an edge and pass, weights before alphas, Nesterov momentum."""
+    """Run one sampled op per edge and pass, step weights before alphas, use Nesterov momentum."""
 
     Options = GdasOptions
     settings: ClassVar[Settings] = {"order": 1}
     published: ClassVar[Settings] = {"epochs": 250, "weight_decay": 5e-4}
     weights_first = True
     sparse = True
-    capturable = False  # which ops run is decided on the host
+    capturable = False  # the host decides which ops run
     draws = True
 
     def tau(self) -> float:

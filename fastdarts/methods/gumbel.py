@@ -1,25 +1,25 @@
-"""Gumbel-softmax samples of op weights (Jang et al., ICLR 2017), for GDAS and SNAS."""
+"""Sample op weights by Gumbel-softmax (Jang et al., ICLR 2017), for GDAS and SNAS."""
 
 import torch
 from torch import Tensor
 
 
 def sample(alpha: Tensor, tau: float, generator: torch.Generator) -> Tensor:
-    """z = softmax((log_softmax(alpha) + g) / tau) for each row of alpha [edges, ops], g standard Gumbel.
+    """Return z = softmax((log_softmax(alpha) + g) / tau) for each row of alpha [edges, ops], with g standard Gumbel.
 
-    The largest entry of a row is distributed as softmax(alpha), whatever tau.
+    The position of a row's largest entry is distributed as softmax(alpha) for any tau.
     """
     waiting = torch.empty(alpha.shape, dtype=torch.float64).exponential_(generator=generator)
-    noise = -waiting.clamp(1e-30, 1e30).log()  # g = -log(E), E ~ Exp(1); 0 is drawn once in 2^53 times
+    noise = -waiting.clamp(1e-30, 1e30).log()  # g = -log(E), E ~ Exp(1); E = 0 has probability 2^-53
     return ((alpha.log_softmax(dim=-1) + noise.to(alpha)) / tau).softmax(dim=-1)
 
 
 def one_hot(z: Tensor) -> Tensor:
-    """Each row's largest entry as 1, the others 0, with the gradient of z (straight-through)."""
+    """Return 1 for each row's largest entry of z and 0 for the others, with the gradient of z (straight-through)."""
     hard = torch.zeros_like(z).scatter(1, z.argmax(1, keepdim=True), 1.0)
     return hard + (z - z.detach())
 
 
 def temperature(start: float, end: float, epoch: int, epochs: int) -> float:
-    """Linear from `start` in the first epoch to `end` in the last, and after it."""
+    """Return the temperature of `epoch`: linear from `start` in the first epoch to `end` in the last and after it."""
     return start - (start - end) * min(epoch / max(epochs - 1, 1), 1.0)

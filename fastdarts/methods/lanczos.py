@@ -1,4 +1,4 @@
-"""The largest eigenvalue of a symmetric operator, by Lanczos iterations."""
+"""Compute the largest eigenvalue of a symmetric operator by Lanczos iterations."""
 
 import math
 from collections.abc import Callable
@@ -10,15 +10,16 @@ from torch import Tensor
 def largest_eigenvalue(
     product: Callable[[Tensor], Tensor], start: Tensor, steps: int, tolerance: float = 1e-5
 ) -> float:
-    """Of a symmetric linear map [n] -> [n].
+    """Return the largest eigenvalue of a symmetric linear map [n] -> [n].
 
     Args:
         product: the map.
-        start: [n], not zero and not orthogonal to the eigenvector: a random vector.
-        steps: of the iteration at most, each one product; n are exact.
-        tolerance: ends it when a step has moved the eigenvalue by less, relative to the largest magnitude.
+        start: [n], not zero and not orthogonal to the eigenvector; use a random vector.
+        steps: largest number of iterations, each with one product; n iterations are exact.
+        tolerance: stop when a step changes the eigenvalue by less than this, relative to the largest magnitude.
 
-    Every new direction is made orthogonal to all before, twice, so that rounding brings no eigenvalue in again.
+    Every new direction is made orthogonal to all earlier ones, twice, because rounding errors would otherwise bring
+    back eigenvalues that were already found.
     """
     basis = [start / start.norm()]
     diagonal: list[float] = []
@@ -42,6 +43,6 @@ def largest_eigenvalue(
 
 
 def tridiagonal(diagonal: list[float], beside: list[float]) -> Tensor:
-    """The symmetric matrix with this diagonal and these numbers on both sides of it."""
+    """Return the symmetric tridiagonal matrix with this diagonal and `beside` above and below it."""
     upper = torch.tensor([*beside, 0.0], dtype=torch.float64).diag(1)[:-1, :-1]
     return torch.tensor(diagonal, dtype=torch.float64).diag() + upper + upper.T

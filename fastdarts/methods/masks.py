@@ -1,4 +1,4 @@
-"""Which candidates take part: pruning for good, and dropout by groups for one pass."""
+"""Mask candidate ops: permanently by pruning, or for one forward pass by grouped dropout."""
 
 import math
 from collections.abc import Mapping
@@ -11,19 +11,21 @@ from fastdarts.spaces.group import Group
 from fastdarts.spaces.supernet import Supernet
 
 MASKED = -1e4
-"""The alpha of an op that is left out: softmax and sigmoid make exactly 0 of it; -inf would make NaN in gradients."""
+"""Alpha of a masked op: its softmax and sigmoid are exactly 0, while -inf would produce NaN gradients."""
 
 
 def prune(
     kept: Mapping[str, Tensor] | None, scores: Mapping[str, Tensor], groups: Mapping[str, Group], limit: float
 ) -> dict[str, Tensor]:
-    """Return the candidates that stay when those that score less than `limit` go; a row keeps its best but `none`.
+    """Return the candidates that stay when those that score below `limit` are removed.
+
+    A row always keeps its best op other than `none`.
 
     Args:
-        kept: of the epochs before, booleans [rows, ops] of each group; None: all.
+        kept: candidates that earlier epochs have kept, booleans [rows, ops] of each group; None means all.
         scores: [rows, ops] of each group.
-        groups: the names of the ops.
-        limit: smallest score that stays.
+        groups: the groups, which hold the names of the ops.
+        limit: smallest score of a candidate that stays.
     """
     left = {}
     for name, score in scores.items():
@@ -37,21 +39,22 @@ def prune(
 
 
 def has_weights(name: str) -> bool:
-    """Return True if a primitive learns: convolutions and a user's own ops, but no skip connection of stride 2."""
+    """Return True if primitive `name` has weights to learn: convolutions and user-defined ops, but no skip connection,
+    not even one of stride 2."""
     return candidate(name).learns
 
 
 class GroupDropout:
-    """Drops ops of each edge at random, those with weights and those without as groups of their own (DropNAS).
+    """Drop random ops of each edge, with the ops with weights and those without as separate groups (DropNAS).
 
-    Every op is dropped with probability rate^(1 / size of its group), drawn anew until each group has a survivor. An
-    alpha step leaves the dropped ops' alphas as they were, and where ops compete, moves those of the survivors together
-    so that their share of the full softmax is what it was: the dropped ops neither gain nor lose.
+    Every op is dropped with probability rate^(1 / size of its group); sampling repeats until each group has a survivor.
+    An alpha step does not change the alphas of dropped ops. If ops compete, it also shifts the survivors' alphas
+    together so that their total share of the full softmax is unchanged: the dropped ops neither gain nor lose.
 
     Args:
-        rate: probability that all of a group would be dropped.
-        generator: of the draws.
-        competes: op weights are a softmax of alphas.
+        rate: probability that one sample drops all ops of a group.
+        generator: generator of the samples.
+        competes: True if op weights are a softmax of alphas.
     """
 
     def __init__(self, rate: float, generator: torch.Generator, competes: bool) -> None:
@@ -62,7 +65,7 @@ class GroupDropout:
         self._before: dict[str, Tensor] = {}
 
     def survivors(self, group_name: str, names: EdgeOps, kept: Tensor | None) -> Tensor:
-        """Booleans [edges, ops] for one pass, out of those that are `kept`."""
+        """Sample the ops that run in one pass among those that are `kept`; return booleans [edges, ops]."""
         left = torch.ones(len(names), len(names[0]), dtype=torch.bool) if kept is None else kept.clone()
         for edge, row in enumerate(names):
             with_weights = torch.tensor([has_weights(name) for name in row])
@@ -81,15 +84,15 @@ class GroupDropout:
 
     @torch.no_grad()
     def before_alpha_step(self, network: Supernet) -> None:
-        """Remember the alphas."""
+        """Save the alphas before the step."""
         self._before = {group: alpha.clone() for group, alpha in network.alphas.items()}
 
     @torch.no_grad()
     def after_alpha_step(self, network: Supernet) -> None:
-        """Put back the alphas of those that the step's last pass went without; the others keep their share together."""
+        """Restore the alphas of ops dropped in the step's last pass; keep the survivors' total share if ops compete."""
         for group, alpha in network.alphas.items():
             before, stays = self._before[group], self._survivors[group].to(alpha.device)
             if self.competes:
                 then, now = (a.masked_fill(~stays, -math.inf).logsumexp(1, keepdim=True) for a in (before, alpha))
-                alpha += torch.where(stays.all(1, keepdim=True), 0.0, then - now)  # none was dropped
+                alpha += torch.where(stays.all(1, keepdim=True), 0.0, then - now)  # no shift if no op was dropped
             alpha.copy_(torch.where(stays, alpha, before))

@@ -1,11 +1,11 @@
-"""What a search method is: the base class of all, whose defaults are DARTS'."""
+"""Define the base class of all search methods; its defaults are those of DARTS."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -30,40 +30,40 @@ Settings = Mapping[str, Any]
 
 
 def hyper(text: str, default: Any, **limits: Any) -> Any:
-    """A field of a method's Options: help text, default, limits (at_least, above, at_most, below)."""
+    """Define a field of a method's Options by help text, default and limits (at_least, above, at_most, below)."""
     return option("method", text, default, **limits)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodOptions(Config):
-    """A method's hyper-parameters, made with `hyper`; a subclass is the method's `Options`."""
+    """Hold a method's hyper-parameters, fields defined with `hyper`; each method's `Options` is a subclass."""
 
 
 class Method(StepRules):
-    """DARTS, and the seams at which its successors differ from it. All that a run changes is in `state_dict`.
+    """Implement DARTS, with methods that its successors override. All that changes during a run is in `state_dict`.
 
-    A pass asks `relax` for op weights, an epoch begins with `begin_epoch` and ends with `end_epoch`, and `genotype`
-    reads the cells off. Random numbers come from `generator`, on the CPU, before the cells run.
+    `relax` returns the op weights of a forward pass, `begin_epoch` and `end_epoch` are called around each epoch, and
+    `genotype` derives the architecture. Random numbers come from `generator`, on the CPU, before the cells run.
     """
 
     Options: ClassVar[type[MethodOptions]] = MethodOptions
     level: Level = "bilevel"
     settings: ClassVar[Settings] = {}
-    """Defaults of SearchOptions's fields that differ from DARTS' for every data set."""
+    """Defaults of the fields of SearchOptions that differ from those of DARTS, for every data set."""
     published: ClassVar[Settings] = {}
-    """Those that hold for the paper's images but not for `digits`."""
+    """Further such defaults, for the paper's images but not for `digits`."""
     draws: ClassVar[bool] = False
-    """The passes of one step use different op weights, drawn at random."""
+    """True if the passes of one step use different op weights, sampled at random."""
     varies: ClassVar[bool] = False
-    """Relaxation or penalty have numbers that change with the epoch."""
+    """True if relaxation or penalty depend on the epoch."""
     competes: ClassVar[bool] = True
-    """An edge's op weights are a softmax of its alphas."""
+    """True if an edge's op weights are a softmax of its alphas."""
     alpha_grad_clip: ClassVar[float | None] = None
-    """Largest global norm of the alphas' gradient."""
+    """Largest global norm of the alphas' gradient; None for no clipping."""
     needs: ClassVar[frozenset[Feature]] = frozenset()
-    """What the method needs of a search space."""
+    """Features that a search space must have for this method."""
     choice: Choice = Choice()
-    """How an architecture is cut out of the scores."""
+    """Rules by which an architecture is derived from the scores."""
 
     def __init__(self, config: SearchOptions) -> None:
         self.config = config
@@ -71,23 +71,23 @@ class Method(StepRules):
         self.space = self.space_of(config)
         self.epoch = 0
         self.stopped: str | None = None
-        """Why the search ends before its last epoch."""
-        self.generator = torch.Generator().manual_seed(config.seed + 7_919)  # apart from that of the weights
+        """Reason for ending the search before its last epoch; None to go on."""
+        self.generator = torch.Generator().manual_seed(config.seed + 7_919)  # another seed than the weights'
         self.kept: dict[str, Tensor] | None = None
-        """The candidates [rows, ops] of each group that pruning has left, as booleans; None: all."""
+        """Booleans [rows, ops] of each group, True for candidates that pruning has left; None means all."""
         self.dropout = GroupDropout(config.op_dropout, self.generator, self.competes) if config.op_dropout else None
         self.sparse = type(self).sparse or self.dropout is not None
-        # Masks come from the host.
+        # Masks are computed on the host.
         self.capturable = type(self).capturable and not self.sparse and not config.prune_below
 
     @classmethod
     def read_options(cls, values: Mapping[str, Any]) -> MethodOptions:
-        """The method's Options with these values; ValueError or TypeError that names the one at fault."""
+        """Return the method's Options with `values`; raise a ValueError or TypeError that names a wrong one."""
         return read_table(cls.Options, values, "method_options")
 
     @classmethod
     def check(cls, config: SearchOptions) -> None:
-        """ValueError, in a sentence that says why, for a config that has no meaning for this method."""
+        """Raise a ValueError that gives the reason if `config` does not make sense for this method."""
         refuse = f"method {config.method!r}"
         for feature in sorted(cls.needs - cls.space_of(config).features):
             raise ValueError(f"{refuse} needs {feature}, which space {config.space!r} has not")
@@ -102,47 +102,50 @@ class Method(StepRules):
 
     @staticmethod
     def space_of(config: SearchOptions) -> Space:
-        """Return the search space that a config names, with the config's primitives."""
+        """Return the search space that `config` names, with the config's primitives."""
         return registry.find(config.space, config.primitives)
 
-    # The network and what moves it.
+    # Network and optimizers.
 
     def network_arguments(self) -> dict[str, Any]:
-        """Return arguments of `Space.supernet` beyond those of the config.
+        """Return arguments of `Space.supernet` in addition to those from the config.
 
-        When an epoch begins with others than the one before ended with, network and optimizers are made anew.
+        If they have changed when an epoch begins, network and optimizers are built anew.
         """
         return {"layers": self.config.layers, **self.space.arguments()}
 
     def attach(self, network: Supernet) -> None:
-        """Prepare a new network: its relaxation, further architecture parameters, other initial alphas."""
+        """Prepare a new network: set its relaxation, add architecture parameters, change initial alphas."""
         network.relaxation = self.mixes
 
     def arch_optimizer(self, network: Supernet) -> Optimizer:
-        """Of the architecture parameters."""
+        """Return the optimizer of the architecture parameters."""
         return self.adam(network.arch_parameters())
 
     def adam(self, *groups: Sequence[Tensor], betas: tuple[float, float] = (0.5, 0.999)) -> Adam:
-        """Adam with the config's weight decay; `capturable`, so that its step counts stay on the GPU."""
+        """Return Adam over parameter `groups` with the config's learning rate and weight decay.
+
+        On a GPU it is `capturable`, which keeps its step counts on the device.
+        """
         config, capturable = self.config, groups[0][0].is_cuda
         parts = [{"params": list(group)} for group in groups]
         return Adam(parts, config.arch_lr, betas, weight_decay=config.arch_weight_decay, capturable=capturable)
 
     def weight_optimizer(self, network: Supernet) -> Optimizer:
-        """Of the weights, one parameter group."""
+        """Return the optimizer of the weights, with one parameter group."""
         config = self.config
-        if self.sparse:  # leaves alone what got no gradient
+        if self.sparse:  # SGD skips weights without a gradient; FlatSGD would decay them
             return SGD(network.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay)
         return FlatSGD(network.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
 
     # Schedules.
 
     def begin_epoch(self, epoch: int) -> None:
-        """Set what depends on the epoch, from 0; also called when a checkpoint has been loaded."""
+        """Set all values that depend on `epoch`, counted from 0; also called after a checkpoint has been loaded."""
         self.epoch = epoch
 
     def alphas_move(self) -> bool:
-        """Whether this epoch's steps move the alphas."""
+        """Return True if the steps of this epoch update the alphas."""
         return self.epoch >= round(self.config.alpha_warmup * self.config.epochs)
 
     def level_now(self) -> Level:
@@ -152,25 +155,25 @@ class Method(StepRules):
         return self.epoch if self.varies else None
 
     def learning_rate(self) -> float:
-        """Of the weights."""
+        """Return the learning rate of the weights in this epoch."""
         return cosine(self.config.lr, self.config.lr_min, self.epoch, self.config.epochs)
 
     def weight_decay(self) -> float:
-        """Of the weights, in this epoch."""
+        """Return the weight decay of the weights in this epoch."""
         return self.config.weight_decay
 
     def cutout_share(self) -> float:
-        """Of the training images, that cutout takes in this epoch."""
+        """Return the share of the training images to which cutout is applied in this epoch."""
         return 1.0
 
     def arch_learning_rates(self) -> Sequence[float]:
-        """Of the architecture parameters, for each group of their optimizer."""
+        """Return the learning rate of each parameter group of the architecture optimizer."""
         return [self.config.arch_lr]
 
     # Relaxation.
 
     def mixes(self, network: Supernet) -> Mixes:
-        """Return the relaxation of each group, called once for each forward pass."""
+        """Return the mix of each group; called once for each forward pass."""
         return {group: self._mix(network, group) for group in network.groups}
 
     def _mix(self, network: Supernet, group: str) -> Mix:
@@ -189,21 +192,24 @@ class Method(StepRules):
         """Return the op weights of a group for a forward pass.
 
         Args:
-            network: gives further parameters and, by its mode, says whether to draw at random (train) or not (eval).
+            network: holds further parameters; methods sample at random in its train mode, but not in eval mode.
             group: the name of the group of rows.
-            alpha: [rows, ops], those of pruned ops at MASKED.
+            alpha: [rows, ops], with MASKED for pruned and dropped ops.
         """
         return Mix(alpha.softmax(dim=-1))
 
     def penalty(self, network: Supernet) -> Tensor | None:
-        """What the alpha step adds to the loss; a function of the architecture parameters alone."""
+        """Return a scalar that the alpha step adds to the loss, or None.
+
+        It must depend on the architecture parameters only.
+        """
         return None
 
-    # Reading the cells off.
+    # Derivation of the architecture.
 
     @torch.no_grad()
     def scores(self, network: Supernet) -> dict[str, Tensor]:
-        """Return the strength of each candidate [rows, ops] in each group; pruned ones have 0."""
+        """Return the strength of each candidate [rows, ops] in each group; 0 for pruned ones."""
         found = {}
         for group, alpha in network.alphas.items():
             alpha = alpha.cpu()
@@ -216,16 +222,17 @@ class Method(StepRules):
         return alpha.softmax(dim=-1)
 
     def ranking(self, network: Supernet, group: str, score: Tensor) -> Tensor:
-        """Return the numbers [rows, ops] by which ops and edges of a group are chosen, from its scores."""
+        """Return the values [rows, ops] by which ops and edges of a group are ranked, given its scores `score`."""
         return score
 
     @torch.no_grad()
     def genotype(self, network: Supernet) -> Any:
-        """Return the discrete architecture of the present alphas."""
-        ranked = {group: self.ranking(network, group, score) for group, score in self.scores(network).items()}
-        if self.kept is not None:  # below a skip connection that has been removed
-            ranked = {group: score.masked_fill(~self.kept[group], -math.inf) for group, score in ranked.items()}
-        return network.derive(ranked, dataclasses.replace(self.choice, max_skips=self.config.max_skips))
+        """Return the discrete architecture of the current alphas."""
+        scores = self.scores(network)
+        if self.kept is not None:  # rank pruned ops below skips that max_skips removes
+            scores = {group: score.masked_fill(~self.kept[group], -math.inf) for group, score in scores.items()}
+        ranking = partial(self.ranking, network)
+        return network.derive(scores, replace(self.choice, max_skips=self.config.max_skips, ranking=ranking))
 
     def edge_weights(self, network: Supernet) -> dict[str, Tensor]:
         """Return the weight of each edge [edges] in each group; empty if the method has no edge weights."""
@@ -235,27 +242,27 @@ class Method(StepRules):
         """Return the op weights with which the search network computes an architecture."""
         return network.mixes_of(architecture)
 
-    # An epoch's end.
+    # End of an epoch.
 
     def end_epoch(self, state: RunningSearch, metrics: dict[str, Any]) -> None:
-        """Look at the search when an epoch has been measured; set `stopped` to end it."""
+        """Update the method after an epoch has been measured; set `stopped` to end the search."""
         limit = self.config.prune_below * (self.epoch + 1) / self.config.epochs
         if limit and self.alphas_move():
             self.kept = prune(self.kept, self.scores(state.network), state.network.groups, limit)
 
     def between_epochs(self, state: RunningSearch) -> None:
-        """Look at the search where the next epoch is about to begin; may load a state of before."""
+        """Inspect the search before the next epoch begins; a method may load an earlier state into it."""
 
     def metrics(self, network: Supernet) -> dict[str, Any]:
-        """Numbers (or lists of them, one an edge) for metrics.jsonl and the report."""
+        """Return numbers, or lists with a number per edge, for metrics.jsonl and the report."""
         return {"ops_left": sum(int(kept.sum()) for kept in self.kept.values())} if self.kept else {}
 
     def result(self, state: RunningSearch) -> Any:
-        """What the search found, when it has ended."""
+        """Return the architecture that the search found, after it has ended."""
         return self.genotype(state.network)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values."""
+        """Return what changes during a run, as tensors and plain values."""
         return {"generator": self.generator.get_state(), "stopped": self.stopped, "kept": self.kept}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -272,7 +279,10 @@ class Method(StepRules):
 
 
 def check_warmup(config: SearchOptions, epochs: int, what: str) -> None:
-    """ValueError where alphas wait for all of these epochs."""
+    """Raise a ValueError if `config.alpha_warmup` leaves none of `epochs` epochs in which alphas are trained.
+
+    `what` names the epochs in the message.
+    """
     if config.alpha_warmup and round(config.alpha_warmup * epochs) >= epochs:
         raise ValueError(
             f"alpha_warmup must be below {1 - 0.5 / epochs:.4g} to leave one of {epochs} {what} in which alphas move; "
@@ -281,6 +291,6 @@ def check_warmup(config: SearchOptions, epochs: int, what: str) -> None:
 
 
 def search_network(step: SearchStep) -> Supernet:
-    """Return the network of a step that a method takes part in."""
+    """Return the network of `step`, which is a Supernet when a search method runs."""
     assert isinstance(step.network, Supernet)
     return step.network

@@ -1,10 +1,11 @@
 """P-DARTS: progressive DARTS (Chen et al., ICCV 2019, arXiv:1904.12760).
 
-Three searches, each with a deeper new network and fewer candidates on each edge: the weakest leave at the end of a
-stage. Dropout on skip connections, whose rate falls during a stage, keeps them from winning early.
+The search has three stages. Each builds a new, deeper network and has fewer candidates on each edge, because the
+weakest are removed at the end of a stage. Dropout on skip connections, at a rate that falls during a stage, keeps
+them from winning early.
 
-Of the authors' code it differs so: the depth of a stage is a multiple of `--layers` (5, 11 and 17 cells for their 5);
-the number of skip connections is one setting, `--max-skips`, 2 by default, where they print the cells of all numbers.
+Differences from the authors' code: the depth of a stage is a multiple of `--layers` (5, 11 and 17 cells for their 5);
+the number of skip connections is one setting, `--max-skips`, 2 by default (theirs prints the cells for every number).
 """
 
 import math
@@ -29,22 +30,22 @@ STAGES = 3
 
 @dataclass(frozen=True, kw_only=True)
 class PDartsOptions(MethodOptions):
-    """Defaults are the authors'; one value for each stage."""
+    """Define the hyper-parameters of P-DARTS, with a value for each stage; defaults are the authors'."""
 
-    depth: tuple[float, float, float] = hyper("cells, as multiples of --layers", (1.0, 2.2, 3.4), above=0)
-    dropped: tuple[int, int] = hyper("ops that leave each edge after the first and second stage", (3, 2), at_least=0)
+    depth: tuple[float, float, float] = hyper("cells in each stage, as multiples of --layers", (1.0, 2.2, 3.4), above=0)
+    dropped: tuple[int, int] = hyper("ops removed from each edge after stages 1 and 2", (3, 2), at_least=0)
     skip_dropout: tuple[float, float, float] = hyper(
-        "rate of dropout on skip connections", (0.1, 0.4, 0.7), at_least=0, below=1
+        "dropout rate on skip connections in each stage", (0.1, 0.4, 0.7), at_least=0, below=1
     )
 
 
 class PDarts(Method):
-    """Stages of growing depth with fewer ops; --epochs are those of all stages."""
+    """Search in stages of growing depth with fewer ops; --epochs is the total of all stages."""
 
     Options = PDartsOptions
     settings: ClassVar[Settings] = {"order": 1, "alpha_warmup": 0.4, "max_skips": 2}
     published: ClassVar[Settings] = {"epochs": 75, "batch_size": 96, "layers": 5, "lr_min": 0.0, "arch_lr": 6e-4}
-    capturable = False  # dropout is drawn on the host
+    capturable = False  # dropout masks are sampled on the host
     alpha_grad_clip = 5.0
     needs: ClassVar[frozenset[Feature]] = frozenset({"depth", "skip connections"})
     choice = Choice(last_wins=True)
@@ -105,9 +106,10 @@ class PDarts(Method):
                     edge._ops[edge.primitives.index("skip_connect")] = DroppedSkip(self)
 
     def skip_dropout(self) -> float:
-        """The rate in this epoch: falls linearly while alphas wait, jumps back when they begin, falls exponentially.
+        """Return the dropout rate on skip connections in this epoch.
 
-        The authors' stage has 25 epochs, of which alphas wait 10; another length is run through at the same pace.
+        Within a stage it falls linearly during the alphas' warmup, then starts again and falls exponentially. The
+        authors' stages have 25 epochs, 10 of them warmup; the schedule is stretched to other lengths.
         """
         rate, length, epoch = self.options.skip_dropout[self.stage()], self._length(), self._epoch_of_stage()
         if not self.alphas_move():
@@ -136,7 +138,7 @@ class PDarts(Method):
 
 
 class DroppedSkip(nn.Module):
-    """The identity with dropout of single elements, in training."""
+    """Apply dropout of single elements in train mode, at the method's current rate; return the input in eval mode."""
 
     def __init__(self, method: PDarts) -> None:
         super().__init__()
@@ -151,7 +153,13 @@ class DroppedSkip(nn.Module):
 
 
 def without_weakest(scores: Tensor, names: EdgeOps, count: int) -> EdgeOps:
-    """Each edge's candidates without the `count` of lowest score, ties to the first; `none` competes."""
+    """Return each edge's candidates without the `count` with the lowest scores.
+
+    Args:
+        scores: [edges, ops]; of equal scores the first column is removed first.
+        names: names of the candidates, `none` included, which may be removed like any other.
+        count: number of candidates to remove from each edge.
+    """
     left = []
     for row, ops in zip(scores.tolist(), names, strict=True):
         weakest = sorted(range(len(ops)), key=row.__getitem__)[:count]

@@ -1,9 +1,10 @@
 """PC-DARTS: partial channel connections and edge normalisation (Xu et al., ICLR 2020, arXiv:1907.05737).
 
-An edge sends the first C/K channels through its ops and passes the others by; a shuffle mixes both, so that the next
-edge finds other features in the first C/K. Softmax weights beta over each node's edges make up for the noise.
+On each edge, the first C/K channels go through the ops and the others bypass them; a channel shuffle follows, so that
+the next edge finds other features in its first C/K channels. Edge weights, a softmax of beta over the edges that enter
+a node, make up for the noise of this sampling.
 
-As the authors' code, but that no mixed edge is computed twice on large images.
+Difference from the authors' code: no mixed edge is computed twice on large images.
 """
 
 from dataclasses import dataclass
@@ -22,13 +23,13 @@ from fastdarts.spaces.supernet import Mixes, Supernet
 
 @dataclass(frozen=True, kw_only=True)
 class PCDartsOptions(MethodOptions):
-    """The default is the paper's for CIFAR-10; for ImageNet it takes 2."""
+    """Define the hyper-parameter of PC-DARTS; the default is the paper's for CIFAR-10, which uses 2 for ImageNet."""
 
     k: int = hyper("K: 1/K of the channels go through the ops", 4, at_least=1)
 
 
 class PCDarts(Method):
-    """Partial channels, edge normalisation, alphas and betas that wait."""
+    """Use partial channels and edge weights, and train alphas and betas only after a warmup."""
 
     Options = PCDartsOptions
     settings: ClassVar[Settings] = {"order": 1, "alpha_warmup": 0.3}
@@ -63,11 +64,11 @@ class PCDarts(Method):
         return {group: self._edge_weights(network, group).cpu() for group in network.groups}
 
     def ranking(self, network: Supernet, group: str, score: Tensor) -> Tensor:
-        """Return the products of op weight and edge weight."""
+        """Return the products of op weights and edge weights [edges, ops]."""
         return score * self.edge_weights(network)[group][:, None]
 
     def discrete(self, network: Supernet, architecture: Any) -> Mixes:
-        """Let the edges that stay pass their other channels by."""
+        """Return the op weights of an architecture; the edges it keeps pass their other channels on with weight 1."""
         mixes = super().discrete(network, architecture)
         if self.options.k == 1:
             return mixes

@@ -1,8 +1,8 @@
 """Random search with weight sharing (Li and Talwalkar, UAI 2019, arXiv:1902.07638).
 
-Every batch trains a pair of random cells inside the search network; no alphas move. At the end random cells are
-ranked by their accuracy with the shared weights. With `--epochs 1 --method-options cells=1` the result is a plain
-random cell.
+Every batch trains a random architecture inside the search network; alphas are not trained. At the end random
+architectures are ranked by their accuracy with the shared weights. With `--epochs 1 --method-options cells=1` the
+result is a purely random architecture.
 """
 
 import math
@@ -23,21 +23,21 @@ from fastdarts.spaces.supernet import Supernet
 
 @dataclass(frozen=True, kw_only=True)
 class RandomOptions(MethodOptions):
-    """The paper scores 1000 cells and more."""
+    """Define the hyper-parameters of random search; the paper scores 1000 cells and more."""
 
-    cells: int = hyper("random cells that are scored at the end", 100, at_least=1)
-    batches: int = hyper("validation batches that each is scored on", 10, at_least=1)
-    finalists: int = hyper("of them are scored again, on all validation images", 10, at_least=1)
+    cells: int = hyper("number of random cells scored at the end", 100, at_least=1)
+    batches: int = hyper("validation batches on which each of them is scored", 10, at_least=1)
+    finalists: int = hyper("number of the best that are scored again, on all validation images", 10, at_least=1)
 
 
 class Random(Method):
-    """Uniform cells: two predecessors of each node, any op (`none`, too) on both edges."""
+    """Sample architectures uniformly: two predecessors of each node, any op (also `none`) on both edges."""
 
     Options = RandomOptions
     settings: ClassVar[Settings] = {"order": 1}
     level: Level = "weights"
     sparse = True
-    capturable = False  # which ops run is drawn on the host
+    capturable = False  # the host samples which ops run
 
     def __init__(self, config: SearchOptions) -> None:
         super().__init__(config)
@@ -48,18 +48,21 @@ class Random(Method):
         self._measured.manual_seed(epoch)
 
     def relax(self, network: Supernet, group: str, alpha: Tensor) -> Mix:
-        """Draw an architecture; when the network is measured, from the epoch's own generator, one for each batch."""
+        """Sample an architecture and return its op weights.
+
+        In eval mode the samples, one for each batch, come from a separate generator that is seeded by the epoch.
+        """
         drawn = network.random(self.generator if network.training else self._measured)
         return self.discrete(network, drawn)[group]
 
     def genotype(self, network: Supernet) -> Any:
-        """Return a random architecture, as good as any before the search has ended."""
+        """Return a random architecture, seeded by the epoch: before the search ends no architecture is preferred."""
         return network.random(torch.Generator().manual_seed(self.epoch), self.config.max_skips)
 
     def result(self, state: RunningSearch) -> Any:
-        """The best of the random cells. Changes nothing: asked again, it gives the same."""
+        """Return the best of the random architectures; change nothing, so that a second call returns the same."""
         options, images = self.options, state.validation
-        assert images is not None  # two halves: the alphas', which no alpha uses, rank the cells
+        assert images is not None  # the half of the images meant for alphas ranks the architectures
         generator = torch.Generator()
         generator.set_state(self.generator.get_state())
         some = images.subset(torch.arange(min(options.batches * state.config.batch_size, len(images))))
@@ -67,7 +70,7 @@ class Random(Method):
         def score(architecture: Any, data: ImageData) -> float:
             with state.network.mixing(self.discrete(state.network, architecture)):
                 loss, accuracy = state.measure(data, lambda: None)
-            return -loss if math.isnan(accuracy) else accuracy  # targets that are no classes
+            return -loss if math.isnan(accuracy) else accuracy  # NaN if the targets are not classes
 
         cells = [state.network.random(generator, state.config.max_skips) for _ in range(options.cells)]
         ranked = sorted(cells, key=lambda genotype: -score(genotype, some))

@@ -1,15 +1,16 @@
 """RobustDARTS (Zela et al., ICLR 2020, arXiv:1909.09656).
 
-The largest eigenvalue of the Hessian of the validation loss in the alphas grows when DARTS begins to fail. It is
-measured every other epoch; when its mean over five measurements has risen by a factor, the search ends with the cells
-of the epoch before the rise (DARTS-ES), or goes back to that epoch and on with stronger regularisation, as often as
-that can grow (`early_stop=adapt`, DARTS-ADA; its checkpoints hold the states that it may go back to). From the start,
-`--weight-decay` (R-DARTS(L2)) or drop path in the search network (R-DARTS(DP)) keeps the eigenvalue small; with drop
-path, `--cutout` takes a share of the images that grows alike.
+The largest eigenvalue of the Hessian of the validation loss with respect to the alphas grows when DARTS begins to fail.
+It is measured every other epoch. When its mean over five measurements has risen by a given factor, the search ends with
+the cells of the epoch before the rise (DARTS-ES), or returns to that epoch and continues with stronger regularisation,
+until that has reached its largest value (`early_stop=adapt`, DARTS-ADA; checkpoints then hold the snapshots to which
+the search may return). `--weight-decay` (R-DARTS(L2)) or drop path in the search network (R-DARTS(DP)) keeps the
+eigenvalue small from the start; with drop path, the share of images to which `--cutout` is applied grows at the same
+pace.
 
-Of the authors' code it differs so: the eigenvalue comes from exact Hessian-vector products by Lanczos iterations
-(theirs: all rows and an unsymmetric solver), always of the same images, and tracking cannot be left out while
-stopping is on; after going back, epochs before that one are no longer gone back to.
+Differences from the authors' code: the eigenvalue is computed from exact Hessian-vector products by Lanczos iterations
+(theirs: the full Hessian and an unsymmetric solver), on the same images each time; the eigenvalue is always tracked
+while stopping is on; after a return, the search does not return to earlier epochs than that one.
 """
 
 import copy
@@ -30,30 +31,30 @@ from fastdarts.spaces.registry import read_architecture
 from fastdarts.spaces.supernet import Supernet
 
 WINDOW = 5  # measurements in a mean
-BEFORE = 4  # measurements between the means that are compared
-BACK = BEFORE + WINDOW // 2  # measurements from the one before the rise to that which shows it
+BEFORE = 4  # measurements between the two means that are compared
+BACK = BEFORE + WINDOW // 2  # measurements from the one before the rise to the one that reveals it
 
 
 @dataclass(frozen=True, kw_only=True)
 class RobustDartsOptions(MethodOptions):
-    """Defaults are the authors'."""
+    """Define the hyper-parameters of RobustDARTS; defaults are the authors'."""
 
     early_stop: Literal["on", "adapt", "simulate", "off"] = hyper(
-        "when the eigenvalue rises; adapt: go back and regularise more; simulate: say when, but go on", "on"
+        "when the eigenvalue rises, on: stop; adapt: go back and regularise more; simulate: record it and go on", "on"
     )
     every: int = hyper("epochs between two measurements", 2, at_least=1)
     factor: float = hyper("rise of the mean eigenvalue that ends the search", 1.3, above=1)
-    first: int = hyper("first epoch, from 0, whose cells may be the result of a stop", 10, at_least=0)
-    images: int = hyper("that the eigenvalue is measured on (0: a batch)", 0, at_least=0)
-    iterations: int = hyper("of Lanczos, one Hessian-vector product each", 30, at_least=1)
-    drop_path: float = hyper("probability, at the end, to drop a sample on an edge", 0.0, at_least=0, below=1)
-    strengthen: Literal["weight-decay", "drop-path"] = hyper("adapt: what grows", "weight-decay")
-    growth: float = hyper("adapt: by which factor", 10.0, above=1)
-    strongest: float = hyper("adapt: its largest value, at which the search goes on to its end", 0.03, above=0)
+    first: int = hyper("first epoch, counted from 0, whose cells may be the result of a stop", 10, at_least=0)
+    images: int = hyper("number of images on which the eigenvalue is measured (0: a batch)", 0, at_least=0)
+    iterations: int = hyper("Lanczos iterations, one Hessian-vector product each", 30, at_least=1)
+    drop_path: float = hyper("probability, in the last epoch, to drop a sample on an edge", 0.0, at_least=0, below=1)
+    strengthen: Literal["weight-decay", "drop-path"] = hyper("adapt: regularisation that grows", "weight-decay")
+    growth: float = hyper("adapt: factor by which it grows", 10.0, above=1)
+    strongest: float = hyper("adapt: its largest value; having reached it, the search never goes back", 0.03, above=0)
 
 
 class RobustDarts(Method):
-    """DARTS that watches its curvature."""
+    """Run DARTS, and stop or regularise more when the curvature of the validation loss rises."""
 
     Options = RobustDartsOptions
 
@@ -62,11 +63,11 @@ class RobustDarts(Method):
         self._values: list[float] = []
         self._genotypes: list[str] = []  # at each measurement, as JSON
         self._result: str | None = None
-        self._marks: dict[str, int] = {}  # epochs of the rise and before it, from 1, for the report
-        self._start = 0  # the first measurement whose epoch may be gone back to
+        self._marks: dict[str, int] = {}  # epochs of the rise and before it, counted from 1, for the report
+        self._start = 0  # the first measurement to whose epoch the search may return
         self._level = self._first_level()
         self._snapshots: list[dict[str, Any]] = []  # the search after each of the latest measured epochs
-        self.capturable = self.capturable and not self.options.drop_path  # drawn on the host
+        self.capturable = self.capturable and not self.options.drop_path  # drop path is sampled on the host
 
     @classmethod
     def check(cls, config: SearchOptions) -> None:
@@ -121,7 +122,7 @@ class RobustDarts(Method):
             self._look()
 
     def _look(self) -> None:
-        """Compare the latest whole mean with the one `BEFORE` measurements earlier."""
+        """Compare the latest mean over a full window with the one `BEFORE` measurements earlier; record a rise."""
         options, target = self.options, len(self._values) - 1 - BACK
         if target < self._start or target * options.every < options.first:
             return
@@ -141,7 +142,7 @@ class RobustDarts(Method):
             )
 
     def between_epochs(self, state: RunningSearch) -> None:
-        """Keep the search as it is after a measured epoch, or go back to the epoch before the rise."""
+        """Take a snapshot of the search after a measured epoch, or return to the epoch before the rise."""
         options = self.options
         if options.early_stop != "adapt" or not self._measures(state.epoch - 1):
             return
@@ -152,21 +153,23 @@ class RobustDarts(Method):
         else:
             before, metrics = self._snapshots[0], state.metrics
             level = min(self._level * options.growth, options.strongest)
-            state.load_state_dict(copy.deepcopy(before))  # of this method, too
-            state.metrics = metrics  # what was measured on the way that is given up
+            state.load_state_dict(copy.deepcopy(before))  # restores this method too
+            state.metrics = metrics  # keep the measurements of the discarded epochs
             self._level, self._start, self._snapshots = level, len(self._values) - 1, [before]
 
     def eigenvalue(self, state: RunningSearch) -> float:
-        """The largest of the validation loss's Hessian in the architecture parameters, with Adam's weight decay on its
-        diagonal as in the authors' code."""
+        """Return the largest eigenvalue of the Hessian of the validation loss in the architecture parameters.
+
+        Adam's weight decay is added to the diagonal, as in the authors' code.
+        """
         network, images = state.network, state.validation
-        assert images is not None  # two levels
+        assert images is not None  # level "bilevel" always has validation images
         part = images.subset(torch.arange(min(self.options.images or state.config.batch_size, len(images))))
         network.train()
         alphas = network.arch_parameters()
         with frozen_buffers(network), without_gradients(state.architect.flat.weights):
             loss, _ = state.architect.forward((state.augment.normalise(part.images), part.targets))
-            # a network of one or two cells has no normal one: its alphas get zeros
+            # a network of one or two cells has no normal cell; its alphas get zero gradients
             gradients = torch.autograd.grad(loss, alphas, create_graph=True, materialize_grads=True)
             gradient = torch.cat([g.flatten() for g in gradients])
 
@@ -211,7 +214,7 @@ class RobustDarts(Method):
 
 
 def smoothed(values: list[float]) -> list[float]:
-    """Means over a window of measurements centred at each, cut off at both ends."""
+    """Return the mean of a window centred at each value; windows are cut off at both ends."""
     half = WINDOW // 2
     windows = (values[max(i - half, 0) : i + half + 1] for i in range(len(values)))
     return [sum(window) / len(window) for window in windows]

@@ -1,4 +1,4 @@
-"""What a method sees of a running search."""
+"""Declare the parts of a running search that a search method may use."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -11,7 +11,7 @@ from fastdarts.spaces.supernet import Supernet
 
 
 class RunningSearch(Protocol):
-    """A search between two steps."""
+    """Declare the state of a search between two steps."""
 
     @property
     def config(self) -> SearchOptions: ...
@@ -20,19 +20,19 @@ class RunningSearch(Protocol):
     architect: Architect
     augment: Augment
     validation: ImageData | None
-    """The images of the alpha steps, which also measure the search; None if alphas learn from the training images."""
+    """Images of the alpha steps, also used to measure the search; None if alphas are trained on the training images."""
     epoch: int
     metrics: list[dict[str, Any]]
-    """Of each epoch that has ended."""
+    """Metrics of each epoch that has ended."""
 
     def measure(self, data: ImageData, between_batches: Callable[[], object]) -> tuple[float, float]:
-        """Return mean loss and accuracy of the network on images."""
+        """Return the network's mean loss and accuracy on `data`; call `between_batches` between batches."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that changes during the search; tensors are the live ones."""
+        """Return all that changes during the search; its tensors are not copies."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go back to where `state` was taken."""
+        """Restore the search as it was when `state` was taken."""
         ...

@@ -1,8 +1,8 @@
-"""Learning-rate schedules."""
+"""Compute learning-rate schedules."""
 
 import math
 
 
 def cosine(start: float, end: float, epoch: int, epochs: int) -> float:
-    """The learning rate from `start` in epoch 0 towards `end`, which it would reach in the epoch after the last."""
+    """Return the learning rate of `epoch`: `start` in epoch 0; it would reach `end` in the epoch after the last."""
     return end + (start - end) / 2 * (1 + math.cos(math.pi * epoch / epochs))

@@ -1,7 +1,8 @@
 """SDARTS-ADV: smoothing by an adversary (Chen and Hsieh, ICML 2020, arXiv:2002.05283).
 
-The weights learn under the op weights, near the alphas', that raise their loss most: a few steps of sign-gradient
-ascent in a box, with the running statistics of batch norm, before every weight step.
+The weights are trained with adversarial op weights: those near the softmax of the alphas that raise the training loss
+most. A few steps of sign-gradient ascent in a box, in eval mode (running statistics of batch norm), find them before
+every weight step.
 """
 
 from dataclasses import dataclass
@@ -18,13 +19,13 @@ from fastdarts.mixed.mix import Mix
 
 @dataclass(frozen=True, kw_only=True)
 class SdartsAdvOptions(SdartsOptions):
-    """Defaults are the authors'."""
+    """Define the hyper-parameters of SDARTS-ADV; defaults are the authors'."""
 
-    steps: int = hyper("of the ascent, each 2 eps / steps long", 7, at_least=1)
+    steps: int = hyper("steps of the ascent, each of length 2 eps / steps", 7, at_least=1)
 
 
 class SdartsAdv(SdartsRs):
-    """Op weights that the adversary found, in the weight step."""
+    """Run the weight step with adversarial op weights."""
 
     Options = SdartsAdvOptions
 

@@ -1,7 +1,7 @@
 """SDARTS-RS: random smoothing (Chen and Hsieh, ICML 2020, arXiv:2002.05283).
 
-The weights learn under op weights that are perturbed at random, so that they do well in a neighbourhood of the
-alphas; to second order that penalises the trace of the loss's Hessian in the op weights. The alpha step is DARTS'.
+The weights are trained with randomly perturbed op weights, so that they do well in a neighbourhood of the alphas; to
+second order this penalises the trace of the loss's Hessian in the op weights. The alpha step is that of DARTS.
 """
 
 from collections.abc import Iterator
@@ -20,18 +20,18 @@ from fastdarts.spaces.supernet import Supernet
 
 @dataclass(frozen=True, kw_only=True)
 class SdartsOptions(MethodOptions):
-    """Defaults are the authors'."""
+    """Define the hyper-parameters of SDARTS; defaults are the authors'."""
 
     eps_min: float = hyper("largest change of an op weight in the first epoch", 0.03, at_least=0, at_most=1)
-    eps_max: float = hyper("what it grows towards, linearly", 0.3, at_least=0, at_most=1)
+    eps_max: float = hyper("value towards which this change grows linearly", 0.3, at_least=0, at_most=1)
 
 
 class SdartsRs(Method):
-    """Op weights plus uniform noise, projected onto the simplex, in the weight step."""
+    """Run the weight step with op weights plus uniform noise, projected onto the simplex."""
 
     Options = SdartsOptions
     settings: ClassVar[Settings] = {"order": 1}
-    capturable = False  # the noise is drawn on the host
+    capturable = False  # the noise is sampled on the host
 
     def eps(self) -> float:
         first, last = self.options.eps_min, self.options.eps_max
@@ -47,18 +47,18 @@ class SdartsRs(Method):
             mixes = network.op_weights()
         perturbed = self.perturb(step, train, {group: mix.weights for group, mix in mixes.items()})
         for group, mix in mixes.items():
-            # All that ran would run: an op that the projection leaves with 0 still moves its running statistics.
+            # Ops whose weight the projection sets to 0 run all the same, to update their running statistics.
             active = mix.active or [range(mix.weights.shape[1])] * len(mix.weights)
             mixes[group] = mix._replace(weights=perturbed[group], active=active)
         with network.mixing(mixes):
             yield
 
     def perturb(self, step: SearchStep, train: Batch, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the op weights for the weight step, from the unperturbed ones of each group."""
+        """Return each group's op weights for the weight step, given the unperturbed `weights` [edges, ops]."""
         return {group: project(a + self.noise(a), a) for group, a in weights.items()}
 
     def noise(self, a: Tensor) -> Tensor:
-        """Uniform in [-eps, eps]; 0 for ops that are left out."""
+        """Return uniform noise in [-eps, eps] of the shape of `a`; 0 for masked ops, whose weight in `a` is 0."""
         uniform = torch.rand(a.shape, generator=self.generator, dtype=torch.float64)
         return (self.eps() * (2 * uniform - 1)).to(a) * (a > 0)
 
@@ -67,7 +67,8 @@ class SdartsRs(Method):
 
 
 def project(perturbed: Tensor, a: Tensor) -> Tensor:
-    """Each row clamped to [0, 1] and made to sum to 1; where nothing is left, one-hot at the maximum of a."""
+    """Clamp each row of `perturbed` to [0, 1] and scale it to sum 1; an all-zero row becomes one-hot at the maximum of
+    `a`."""
     clamped = perturbed.clamp(0, 1)
     total = clamped.sum(1, keepdim=True)
     one_hot = torch.zeros_like(a).scatter(1, a.argmax(1, keepdim=True), 1.0)

@@ -1,7 +1,7 @@
 """One-level search: weights and alphas move on the loss of all training images (Liu et al., ICLR 2019, section 3.1).
 
-DARTS' paper reports it as worse than two levels; with much stronger augmentation (`--cutout`) the task is less easy
-for the search network, which is the remedy named most often.
+The DARTS paper reports it as worse than bilevel search. The remedy named most often is much stronger augmentation
+(`--cutout`), which makes the task harder for the search network.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from fastdarts.methods.method import Method, MethodOptions, Settings, hyper
 
 @dataclass(frozen=True, kw_only=True)
 class SingleLevelOptions(MethodOptions):
-    """The default is the better one in the paper."""
+    """Define the hyper-parameter of single-level search; the default is the better choice in the paper."""
 
     steps: Literal["simultaneous", "alternating"] = hyper(
         "simultaneous: one backward moves both; alternating: alphas, then weights", "simultaneous"
@@ -22,7 +22,7 @@ class SingleLevelOptions(MethodOptions):
 
 
 class SingleLevel(Method):
-    """DARTS on one level."""
+    """Run DARTS with a single level: weights and alphas minimise the same loss."""
 
     Options = SingleLevelOptions
     settings: ClassVar[Settings] = {"order": 1}

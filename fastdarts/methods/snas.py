@@ -1,7 +1,7 @@
 """SNAS: stochastic neural architecture search (Xie et al., ICLR 2019, arXiv:1812.09926).
 
-Op weights are soft Gumbel-softmax samples, drawn in each pass and shared by the cells of a type; weights and alphas
-move together on one loss of all training images. A derived cell has each edge's likeliest op, `none` included.
+Op weights are soft Gumbel-softmax samples, one per pass, shared by the cells of a type. Weights and alphas are updated
+together on one loss over all training images. A derived cell has the most likely op of each edge, `none` included.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from fastdarts.spaces.supernet import Supernet
 
 @dataclass(frozen=True, kw_only=True)
 class SnasOptions(MethodOptions):
-    """Defaults are the authors'."""
+    """Define the hyper-parameters of SNAS; defaults are the authors'."""
 
     tau_max: float = hyper("temperature in the first epoch", 1.0, above=0)
     tau_min: float = hyper("temperature in the last epoch", 0.03, above=0)
@@ -28,14 +28,14 @@ class SnasOptions(MethodOptions):
 
 
 class Snas(Method):
-    """Soft samples of all ops, one level."""
+    """Weight all ops by soft samples; update weights and alphas on a single level."""
 
     Options = SnasOptions
     settings: ClassVar[Settings] = {"order": 1}
     published: ClassVar[Settings] = {"epochs": 150}
     level = "single"
     draws = True
-    capturable = False  # its numbers are drawn on the host
+    capturable = False  # op weights are sampled on the host
     choice = Choice(edges_per_node=None, none_wins=True)
 
     def __init__(self, config: SearchOptions) -> None:
@@ -52,7 +52,7 @@ class Snas(Method):
         return Mix(self._drawn[group])
 
     def penalty(self, network: Supernet) -> Tensor | None:
-        """Of the latest pass's sample (section 2.3)."""
+        """Return `resource` times the parameters, in thousands, of the latest pass's sample (section 2.3), or None."""
         if not self.options.resource:
             return None
         costs = []

@@ -1,4 +1,4 @@
-"""Runs mixed edges through the fused operators: reads the modules' weights, keeps their running statistics."""
+"""Run mixed edges through the fused operators: read the modules' weights and update their running statistics."""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,15 +15,15 @@ from fastdarts.primitives.modules import DilConv, FactorizedReduce, ReLUConvBN, 
 from fastdarts.primitives.table import CANDIDATES
 
 Settings = tuple[type, bool, bool, float, float | None, bool]
-"""Of a batch norm: class, affine, training, eps, momentum, track_running_stats."""
+"""Settings of a batch norm: class, affine, training, eps, momentum, track_running_stats."""
 
 
 Signature = tuple[tuple[type, Any], ...]
-"""Of an op: its layers' classes and geometries."""
+"""Signature of an op: the classes and geometries of its layers."""
 
 
 class Edge(Protocol):
-    """What the kernels need of a mixed op."""
+    """Declare what the kernels need of a mixed op."""
 
     stride: int
     primitives: tuple[str, ...]
@@ -33,17 +33,19 @@ class Edge(Protocol):
 
 
 class ReadEdge(NamedTuple):
-    """What a call needs of a mixed op: which of its ops have a kernel, with their weights and batch norms."""
+    """Hold what a call needs of a mixed op."""
 
     edge: Edge
     fused: dict[int, tuple[list[Tensor], list[nn.BatchNorm2d]]]
+    """Convolution weights and batch norms of the ops that a kernel computes, by column."""
     others: list[int]
+    """Columns of the ops that their modules compute."""
     settings: frozenset[Settings]
-    """Of all batch norms."""
+    """Settings of all batch norms."""
 
 
 class _Reading(threading.local):
-    """What this thread has read."""
+    """Hold the mixed ops that this thread has read inside `reading_once`; None outside."""
 
     before: dict[Any, ReadEdge] | None = None
 
@@ -53,7 +55,7 @@ _reading = _Reading()
 
 @contextmanager
 def reading_once() -> Iterator[None]:
-    """Inside, modules stay what they are: passes that come later need not read the mixed ops again."""
+    """Cache what `read` returns, for passes inside: the caller promises not to change modules between them."""
     _reading.before = {}
     try:
         yield
@@ -62,9 +64,9 @@ def reading_once() -> Iterator[None]:
 
 
 def read(edge: Edge, active: Sequence[int] | None = None) -> ReadEdge:
-    """Sorts a mixed op's columns into those a kernel computes and those their modules do; `none` is neither.
+    """Sort the columns of mixed op `edge` into those that a kernel computes and those that their modules compute.
 
-    Of the active columns only; None: of all.
+    Columns of `none` are in neither group. Only the columns in `active` are read; None reads all.
     """
     before = None if torch.compiler.is_compiling() else _reading.before
     if before is None:
@@ -73,7 +75,7 @@ def read(edge: Edge, active: Sequence[int] | None = None) -> ReadEdge:
     found = before.get(key)
     if found is None:
         found = _read(edge, active)
-        # What stands in for a parameter, a parametrization's output for one, may be made anew for each pass.
+        # A weight that is not a parameter, such as the output of a parametrization, may be a new tensor in each pass.
         if all(type(weight) is nn.Parameter for weights, _ in found.fused.values() for weight in weights):
             before[key] = found
     return found
@@ -96,13 +98,13 @@ def _read(edge: Edge, active: Sequence[int] | None) -> ReadEdge:
 
 
 def settings_of(fused: Mapping[int, tuple[list[Tensor], list[nn.BatchNorm2d]]]) -> frozenset[Settings]:
-    """Those of all batch norms of an edge."""
+    """Return the settings of all batch norms of an edge, given the `fused` of its ReadEdge."""
     return frozenset(_settings(norm) for _, norms in fused.values() for norm in norms)
 
 
 def refusal(edges: Sequence[ReadEdge], x: Tensor) -> str | None:
-    """Why the kernels cannot compute these edges for an input like x, or None."""
-    # torch has no public name for the second.
+    """Return the reason why the kernels cannot compute `edges` for an input like x, or None if they can."""
+    # torch has no public name for the second function.
     if torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():  # type: ignore[attr-defined,no-untyped-call]
         return "torch.jit.trace and torch.func see plain modules only"
     known = x.device.type in ("cpu", "cuda")
@@ -116,7 +118,7 @@ def refusal(edges: Sequence[ReadEdge], x: Tensor) -> str | None:
 
 
 def storage_dtype(x: Tensor) -> torch.dtype:
-    """What autocast makes of x: it leaves float64 alone."""
+    """Return the dtype to which autocast casts x; it does not cast float64."""
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype
@@ -131,16 +133,16 @@ def mixed_nodes(
     K: int = 1,
     skip_zeros: bool = False,
 ) -> Tensor:
-    """The nodes of a graph of mixed edges, [N, nodes * C, H', W'].
+    """Compute the nodes of a graph of mixed edges; return them as [N, nodes * C, H', W'].
 
     Args:
-        edges: the mixed ops, edge e from state ends[e][0] to state ends[e][1]; row e of weights is theirs.
-        ends: states are numbered inputs first, then nodes.
+        edges: the mixed ops; edge e goes from state ends[e][0] to state ends[e][1] and uses row e of `weights`.
+        ends: source and target state of each edge; states are numbered inputs first, then nodes.
         states: the inputs, [N, C, H, W] each.
-        weights: [edges, ops].
-        active: the columns that run, for each edge; None: all.
-        K: of partial channels, see `MixedPlan`; above 1 only on a CPU and where every op has a kernel.
-        skip_zeros: of all columns, leave out those whose weight is a constant 0.
+        weights: op weights [edges, ops].
+        active: the columns that run on each edge; None runs all.
+        K: for partial channels, see `MixedPlan`; above 1 only on a CPU, and if every op has a kernel.
+        skip_zeros: if `active` is None, do not run columns whose op weight is a constant 0.
     """
     dtype = storage_dtype(states[0])
     if not weights.is_floating_point():
@@ -156,7 +158,7 @@ def mixed_nodes(
 
 
 class _Output(NamedTuple):
-    """The output of a module as an edge of the plan: a skip connection from a further input."""
+    """Represent a module's output as an edge of the plan: a skip connection from an additional input."""
 
     stride: int
     primitives: tuple[str, ...]
@@ -165,14 +167,14 @@ class _Output(NamedTuple):
 def _beside_modules(
     edges: Sequence[ReadEdge], ends: Sequence[tuple[int, int]], inputs: list[Tensor], weights: Tensor
 ) -> Tensor:
-    """Make nodes of which some edges have ops without a kernel: their modules' outputs enter as further inputs.
+    """Compute nodes when some edges have ops without a kernel: the outputs of their modules become additional inputs.
 
-    As many nodes as possible are made in one call: all up to the first one that a module enters from a node of the same
-    call.
+    Each call of the operator computes as many nodes as possible: all nodes before the first that needs a module's
+    output of a node of the same call.
     """
     known, first, size = list(inputs), len(inputs), weights.shape[1]
     states = max(target for _, target in ends) + 1
-    outputs: dict[tuple[int, int], Tensor] = {}  # of edge and column, as soon as the edge's source exists
+    outputs: dict[tuple[int, int], Tensor] = {}  # by (edge, column), computed as soon as the edge's source exists
     while first < states:
         for e, (source, _) in enumerate(ends):
             for column in edges[e].others:
@@ -191,7 +193,7 @@ def _beside_modules(
         skip = _Output(1, ("skip_connect",) * size)
         planned = [edges[e] for e in here]
         planned += [ReadEdge(skip, {column: ([], [])}, [], frozenset()) for _, column in beside]  # type: ignore[arg-type]
-        # Not weights[rows]: torch would copy the list to the GPU, which a captured step may not wait for.
+        # weights[rows] would copy the list to the GPU and synchronise, which is not allowed in a captured step.
         rows = torch.stack([weights[e] for e in (*here, *(e for e, _ in beside))])
         made = _run(planned, tuple(local), [*(known[s] for s in sources), *(outputs[k] for k in beside)], rows)
         if len(here) == len(ends):
@@ -202,9 +204,9 @@ def _beside_modules(
 
 
 def preprocess(module: nn.Module, x: Tensor, built: Signature) -> Tensor:
-    """A cell's preprocessing through `operators.project`; by the module itself where the kernel cannot serve.
+    """Preprocess a cell's input x with `operators.project`, or with `module` itself if the kernel cannot compute it.
 
-    built: what the module was when the cell was made.
+    `built` is the signature that `module` had when the cell was built.
     """
     if type(module) not in (FactorizedReduce, ReLUConvBN) or not _as_built(module, built):
         out: Tensor = module(x)
@@ -240,7 +242,7 @@ def _run(
 
 
 def _check_values(x: Tensor, stride: int) -> None:
-    """ValueError where a batch has no variance, as batch norm itself says it."""
+    """Raise batch norm's own ValueError if x has one value per channel at `stride` and hence no variance."""
     if x.shape[0] == 1 and max(x.shape[2:]) <= stride:
         raise ValueError(f"batch norm needs more than one value per channel when training; got x {tuple(x.shape)}")
 
@@ -260,7 +262,10 @@ def _plan(
 
 
 def _skippable(weights: Tensor) -> list[list[float] | None]:
-    """The op weights' values where a 0 means that nobody will miss the op; None where they may not be looked at."""
+    """Return each edge's op weights as floats, so that zero-weight ops can be skipped; None where reading is unsafe.
+
+    They are read only on a CPU, from plain tensors without gradient, outside of compilation.
+    """
     plain = type(weights) in (Tensor, nn.Parameter) and weights.device.type == "cpu"
     if weights.requires_grad or not plain or torch.compiler.is_compiling():
         return [None] * len(weights)
@@ -268,21 +273,22 @@ def _skippable(weights: Tensor) -> list[list[float] | None]:
 
 
 def _needed(edge: ReadEdge, values: list[float] | None) -> Sequence[int]:
-    """The columns of an edge but those whose weight is a constant 0."""
+    """Return the columns of an edge, without those whose value is 0; all of them if `values` is None."""
     columns = range(len(edge.edge._ops))
     return columns if values is None else [column for column in columns if values[column] != 0.0]
 
 
 def _only(edge: ReadEdge, columns: Sequence[int]) -> ReadEdge:
-    """The edge with the ops of these columns, in its own order."""
+    """Return the edge with only the ops in `columns`, in the edge's order."""
     fused = {column: contents for column, contents in edge.fused.items() if column in columns}
     return ReadEdge(edge.edge, fused, [column for column in edge.others if column in columns], edge.settings)
 
 
-# The modules that the kernels compute; a pool's holds the pool and its batch norm.
+# The module classes that the kernels compute; a pool's Sequential holds the pool and its batch norm.
 _MODULES: dict[str, tuple[type, ...]] = {
-    "max_pool": (nn.Sequential,),
-    "avg_pool": (nn.Sequential,),
+    "max_pool": (nn.Sequential, nn.MaxPool2d),
+    "avg_pool": (nn.Sequential, nn.AvgPool2d),
+    "pointwise": (ReLUConvBN,),
     "skip": (nn.Identity, FactorizedReduce),
     "sep_conv": (SepConv,),
     "dil_conv": (DilConv,),
@@ -290,9 +296,9 @@ _MODULES: dict[str, tuple[type, ...]] = {
 
 
 def _contents(op: nn.Module) -> tuple[list[Tensor], list[nn.BatchNorm2d]]:
-    """Convolution weights and batch norms of a reference module, in the operators' order.
+    """Return the convolution weights and batch norms of a reference module, in the operators' order.
 
-    Through the modules' dictionaries: a step asks for 1,400 weights, and attribute look-up would take milliseconds.
+    Reads the modules' dictionaries, because a step needs 1,400 weights and attribute look-up would take milliseconds.
     """
     match op:
         case SepConv():
@@ -332,24 +338,27 @@ GEOMETRY: dict[type, Callable[[dict[str, Any]], tuple[Any, ...]]] = {
     nn.MaxPool2d: _max_pool,
     nn.AvgPool2d: _avg_pool,
 }
-"""What a layer computes beside its numbers, from its attributes. Numbers of channels are the kernels' to look at."""
+"""For each class of layers, a function from attributes to geometry: all that determines the computation apart from
+weights. The kernels check the numbers of channels."""
 
 
 def _layers(op: nn.Module) -> list[nn.Module]:
+    if type(op) in GEOMETRY:  # a pool without a norm
+        return [op]
     return [layer for layer in (op._modules.get("op") or op)._modules.values() if layer is not None]
 
 
 def signature(op: nn.Module) -> Signature:
-    """What an op's layers are and do, apart from their numbers."""
+    """Return the classes and geometries of an op's layers."""
     layers = ((type(layer), layer.__dict__) for layer in _layers(op))
     return tuple((kind, GEOMETRY[kind](own) if kind in GEOMETRY else None) for kind, own in layers)
 
 
 def _as_built(op: nn.Module, built: Signature) -> bool:
-    """Whether an op still computes what it did when it was built, with nobody looking on.
+    """Return True if the op still computes what it did when it was built, and if nothing observes its layers.
 
-    That is, it has the layers that it was built of, without hooks, biases or forwards of their own. Which batch norms
-    have kernels is `refusal`'s to say.
+    That is, it has the layers of its signature `built`, without hooks, biases or overridden forwards. Which batch norms
+    have kernels is decided by `refusal`.
     """
     layers = _layers(op)
     if len(layers) != len(built):
@@ -385,7 +394,7 @@ def _running(norms: list[nn.BatchNorm2d]) -> Tensor:
 
 
 def watched(module: nn.Module) -> bool:
-    """Whether hooks want to see the module called."""
+    """Return True if the module has hooks, which require that it is called."""
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
@@ -400,14 +409,18 @@ def _settings(norm: nn.BatchNorm2d) -> Settings:
 
 
 def _unlike_search(kind: type, affine: bool, training: bool, eps: float, momentum: float | None, _: bool) -> str | None:
-    """Why no kernel computes batch norms with these settings, or None."""
+    """Return the reason why no kernel computes batch norms with these settings, or None if one does."""
     if kind is not nn.BatchNorm2d or affine:
         return f"its batch norms are {kind.__name__}{' with scales and shifts' * affine}"
     return "its batch norms average without momentum" if momentum is None else None
 
 
 def _update_running(norms: list[nn.BatchNorm2d], stats: Tensor, values: int) -> None:
-    """As nn.BatchNorm2d does, in a few calls for all: unbiased variance, exponential average."""
+    """Update the running statistics of `norms` as nn.BatchNorm2d does, in a few calls for all norms.
+
+    `stats` [norms, 2, C] holds means and biased variances over `values` values per channel; the running statistics are
+    exponential averages of means and unbiased variances.
+    """
     momentum = norms[0].momentum
     assert momentum is not None
     stats = stats.detach()

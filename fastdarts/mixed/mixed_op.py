@@ -1,4 +1,4 @@
-"""One edge of a cell: the weighted sum of all candidate operations."""
+"""Define one edge of a cell: the weighted sum of all candidate operations."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -16,15 +16,16 @@ BACKENDS: tuple[Backend, ...] = ("auto", "reference", "fused")
 
 
 def check_backend(backend: str) -> None:
-    """ValueError unless `backend` is one of BACKENDS."""
+    """Raise a ValueError if `backend` is not one of BACKENDS."""
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
 
 
 def read_fused(edges: Sequence["MixedOp"], x: Tensor, active: Active | None) -> list[fused.ReadEdge] | None:
-    """The edges, with their active ops, as the kernels take them, or None where the modules compute them for x.
+    """Return the fused descriptions of `edges` with their active ops, or None to run the modules for x.
 
-    RuntimeError where kernels were asked for and cannot serve.
+    Raises:
+        RuntimeError: backend "fused" was requested, but the kernels cannot compute these edges.
     """
     if edges[0].backend == "reference":
         return None
@@ -37,16 +38,19 @@ def read_fused(edges: Sequence["MixedOp"], x: Tensor, active: Active | None) -> 
 
 
 class MixedOp(nn.Module):
-    """y = sum_o weights[o] * op_o(x) (Liu et al., ICLR 2019, equation 2).
+    """Compute y = sum_o weights[o] * op_o(x) (Liu et al., ICLR 2019, equation 2).
 
     Args:
-        C: channels of input and output; even where a stride-2 `skip_connect` is among the primitives.
+        C: channels of input and output; even if a stride-2 `skip_connect` is among the primitives.
         stride: 1, or 2 for an edge from a reduction cell's input: [N, C, H, W] -> [N, C, ceil(H/2), ceil(W/2)].
-        primitives: candidate ops by their names in `fastdarts.primitives.table.CANDIDATES`, one a weight.
-        backend: "reference" (plain modules), "fused" (kernels), or "auto" (fused where it can).
-        skip_zeros: where kernels run, do not compute an op whose weight is a constant 0 (no gradient, on a CPU). This
-            changes results: its batch norms do not see the batch, and its parameters get no gradients in place of
+        primitives: candidate ops by their names in `fastdarts.primitives.table.CANDIDATES`, one per op weight.
+        backend: "reference" (plain modules), "fused" (kernels), or "auto" (kernels if possible, else modules).
+        skip_zeros: if kernels run, do not compute an op whose weight is a constant 0 (no gradient, on a CPU). This
+            changes results: the op's batch norms do not see the batch, and its parameters get no gradients instead of
             zeros, so that optimizers do not decay them.
+
+    Raises:
+        ValueError: unknown backend or primitive, C below 1 or odd where it must be even.
     """
 
     skip_zeros = False
@@ -78,9 +82,16 @@ class MixedOp(nn.Module):
     def forward(
         self, x: Tensor, weights: Tensor | Sequence[float | Tensor], active: Sequence[int] | None = None
     ) -> Tensor:
-        """x [N, C, H, W] and weights [ops] -> [N, C, ceil(H/stride), ceil(W/stride)].
+        """Return the weighted sum of the ops, [N, C, ceil(H/stride), ceil(W/stride)].
 
-        Only the ops of the columns `active` are computed; None computes all.
+        Args:
+            x: [N, C, H, W], floating-point.
+            weights: op weights [ops], as a tensor or as a list of numbers and scalar tensors.
+            active: the columns of the ops to compute; None computes all.
+
+        Raises:
+            ValueError, TypeError: x, weights or active do not fit.
+            RuntimeError: backend "fused" cannot compute this edge.
         """
         check_input(x, self.C)
         self._check_weights(weights, x.device)
@@ -109,9 +120,9 @@ class MixedOp(nn.Module):
     def reference_forward(
         self, x: Tensor, weights: Tensor | Sequence[float | Tensor], active: Sequence[int] | None = None
     ) -> Tensor:
-        """The same by the plain modules, as the original computes it."""
+        """Compute the same with the plain modules, as the original code does; arguments are not checked."""
         columns = range(len(self._ops)) if active is None else active
-        scalars = list(weights)  # of a tensor in one operation, not one for each
+        scalars = list(weights)  # unbinds a tensor in one operation instead of one for each column
         terms = [scalars[column] * self._ops[column](x) for column in columns]
         if not terms:
             return x.new_zeros(x.shape[:2] + tuple(-(-size // self.stride) for size in x.shape[2:]))
@@ -122,9 +133,9 @@ class MixedOp(nn.Module):
 
 
 def op_weights_row(weights: Tensor | Sequence[float | Tensor], x: Tensor) -> Tensor:
-    """Op weights, given as a tensor or as a list of scalars, as a matrix of one row."""
+    """Return op weights, given as a tensor or as a list of scalars, as a matrix [1, ops] on x's device."""
     if not isinstance(weights, Tensor):
-        dtype = torch.promote_types(x.dtype, torch.float32)  # of those that are no tensors
+        dtype = torch.promote_types(x.dtype, torch.float32)  # for weights that are Python numbers
         weights = torch.stack(
             [w if isinstance(w, Tensor) else torch.tensor(w, dtype=dtype, device=x.device) for w in weights]
         )
@@ -132,7 +143,7 @@ def op_weights_row(weights: Tensor | Sequence[float | Tensor], x: Tensor) -> Ten
 
 
 def check_active(active: Active, ops: Sequence[int]) -> None:
-    """ValueError unless `active` holds distinct columns for each edge, of as many ops as `ops` says."""
+    """Raise a ValueError unless `active` holds, for each edge e, distinct columns below ops[e]."""
     if len(active) != len(ops):
         raise ValueError(f"active must hold the columns of each of the {len(ops)} edges; got {len(active)} lists")
     for edge, (columns, count) in enumerate(zip(active, ops, strict=True)):
@@ -141,7 +152,7 @@ def check_active(active: Active, ops: Sequence[int]) -> None:
 
 
 def check_input(x: Tensor, C: int, name: str = "x") -> None:
-    """TypeError or ValueError unless the argument x, called `name`, is a non-empty floating-point [N, C, H, W]."""
+    """Raise a TypeError or ValueError unless x, called `name`, is a non-empty floating-point tensor [N, C, H, W]."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"{name} must be a floating-point tensor; got {kind}")
@@ -150,7 +161,7 @@ def check_input(x: Tensor, C: int, name: str = "x") -> None:
 
 
 def check_weights_kind(weights: Tensor, device: torch.device) -> None:
-    """TypeError unless the op weights are real numbers on x's device."""
+    """Raise a TypeError unless the op weights are real numbers on `device`, that of x."""
     if weights.device != device:
         raise TypeError(f"weights must be on x's device, {device}; got {weights.device}")
     if weights.is_complex():

@@ -1,12 +1,12 @@
-"""The modules of a network, quickly: `nn.Module.modules` names all of a search network's 8,000 on its way."""
+"""List the modules of a network fast: `nn.Module.modules` builds the names of all 8,000 of a search network."""
 
 from torch import nn
 
 
 def modules_of(network: nn.Module) -> list[nn.Module]:
-    """The network and all modules inside, level by level; a module that is used twice may stand there twice."""
+    """Return the network and all modules inside, level by level; a module that is used twice may be listed twice."""
     found = [network]
-    for module in found:  # which grows meanwhile
+    for module in found:  # the loop also visits modules appended to `found` in its body
         if children := module._modules:  # most have none
             found += [child for child in children.values() if child is not None]
     return found

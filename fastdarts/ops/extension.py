@@ -1,22 +1,22 @@
-"""fastdarts._C, where this installation has it: importing it registers the operators' kernels."""
+"""Import fastdarts._C, if this installation has it, which registers the operators' compiled kernels."""
 
 import importlib
 import importlib.util
 import warnings
 
-_BUILD = "in the checkout: pip install --no-build-isolation --force-reinstall --no-deps ."
+NOT_BUILT = "fastdarts._C is not built in this installation"
 
 
 def load() -> str | None:
-    """Import fastdarts._C. Return None, or why there are no CPU kernels; warn if it is there but broken."""
+    """Import fastdarts._C. Return None, or the reason why there are no CPU kernels; warn if it exists but is broken."""
     if importlib.util.find_spec("fastdarts._C") is None:
-        return f"fastdarts._C is not built in this installation. Build it {_BUILD}"
+        return NOT_BUILT
     try:
         importlib.import_module("fastdarts._C")
     except ImportError as error:
         reason = (
             f"fastdarts._C is built but cannot be loaded: {error}. Most likely it was built for another torch. "
-            f"Build it again {_BUILD}"
+            "Build it again in the checkout: pip install --no-build-isolation --force-reinstall --no-deps ."
         )
         warnings.warn(f"plain modules serve, many times slower, since {reason}", RuntimeWarning, stacklevel=2)
         return reason
@@ -24,4 +24,4 @@ def load() -> str | None:
 
 
 UNAVAILABLE = load()
-"""Why there are no CPU kernels, or None."""
+"""The reason why there are no CPU kernels, or None."""

@@ -1,6 +1,7 @@
-"""Operators on flat buffers, `fastdarts::flat_*`: one pass each; numbers that change between steps stay on the device.
+"""Define the operators on flat buffers, `fastdarts::flat_*`.
 
-Kernels: csrc/flat.cpp (CPU) and csrc/cuda/flat.cu; what stands here serves any device without one.
+Each makes one pass; scalars that change between steps are tensors on the device. Kernels are in csrc/flat.cpp (CPU) and
+csrc/cuda/flat.cu; other devices use the plain implementations in this file.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ _lib = torch.library.Library("fastdarts", "FRAGMENT")
 
 
 def gather(tensors: Sequence[Tensor], out: Tensor) -> Tensor:
-    """Writes the elements of all tensors, each in its logical order, one after the other into out [n]; returns out."""
+    """Write the elements of all `tensors`, each in its logical order, one after the other into out [n]; return out."""
     _check(out)
     if sum(t.numel() for t in tensors) != out.numel() or any(t.dtype != out.dtype for t in tensors):
         raise ValueError(f"tensors must be {out.dtype} and have {out.numel()} elements together, as out")
@@ -33,40 +34,40 @@ def virtual_step(
     momentum: float,
     weight_decay: float,
 ) -> None:
-    """saved <- w; w <- w - xi (momentum * buffer + gradient + weight_decay * w) (DARTS, eq. 7, with momentum).
+    """Set saved <- w, then w <- w - xi (momentum * buffer + gradient + weight_decay * w) (DARTS, eq. 7, with momentum).
 
     Args:
-        weights, saved, gradient, buffer: [n], of one dtype; no buffer counts as zero.
-        xi: float64 scalar.
+        weights, saved, gradient, buffer: [n], of one dtype; buffer None counts as zero.
+        xi: float64 scalar on the device.
     """
     _check(weights, xi=xi, saved=saved, gradient=gradient, buffer=weights if buffer is None else buffer)
     torch.ops.fastdarts.flat_virtual_step.default(weights, saved, gradient, buffer, xi, momentum, weight_decay)
 
 
 def norm(v: Tensor) -> Tensor:
-    """Euclidean norm of v [n] as a float64 scalar; summed in float64 in an order that depends on n alone."""
+    """Return the Euclidean norm of v [n] as a float64 scalar, summed in float64 in an order that depends on n only."""
     _check(v)
     return torch.ops.fastdarts.flat_norm.default(v)
 
 
 def perturb(weights: Tensor, saved: Tensor, direction: Tensor, norm: Tensor, r: float) -> None:
-    """w <- saved + (r / norm) direction (DARTS, eq. 8); w <- saved where the norm is 0.
+    """Set w <- saved + (r / norm) direction (DARTS, eq. 8), or w <- saved if the norm is 0.
 
     Args:
         weights, saved, direction: [n], of one dtype.
-        norm: float64 scalar.
-        r: negative for the other end of the central difference.
+        norm: norm of `direction`, a float64 scalar on the device.
+        r: positive or negative, for the two ends of the central difference.
     """
     _check(weights, norm=norm, saved=saved, direction=direction)
     torch.ops.fastdarts.flat_perturb.default(weights, saved, direction, norm, r)
 
 
 def combine(direct: Tensor, plus: Tensor, minus: Tensor, norm: Tensor, xi: Tensor, r: float) -> Tensor:
-    """direct - xi (plus - minus) / (2 r / norm) (DARTS, eq. 7 and 8); direct where the norm is 0.
+    """Return direct - xi (plus - minus) / (2 r / norm) (DARTS, eq. 7 and 8), or `direct` if the norm is 0.
 
     Args:
         direct, plus, minus: alpha gradients of one shape and dtype.
-        norm, xi: float64 scalars.
+        norm, xi: float64 scalars on the device.
     """
     _check(direct, norm=norm, xi=xi, plus=plus, minus=minus)
     return torch.ops.fastdarts.flat_combine.default(direct, plus, minus, norm, xi, r)
@@ -82,15 +83,15 @@ def clipped_sgd(
     weight_decay: float,
     max_norm: float,
 ) -> None:
-    """What `torch.nn.utils.clip_grad_norm_` and `torch.optim.SGD` make together; `gradient` stays as it is.
+    """Clip the gradient and take an SGD step, as `torch.nn.utils.clip_grad_norm_` and `torch.optim.SGD` do together.
 
     buffer <- momentum * buffer + c * gradient + weight_decay * w and w <- w - lr * buffer, with
-    c = min(1, max_norm / (norm + 1e-6)).
+    c = min(1, max_norm / (norm + 1e-6)). `gradient` is not changed.
 
     Args:
         weights, buffer, gradient: [n], of one dtype.
-        norm, lr: float64 scalars; norm is the gradient's.
-        max_norm: infinity for no clipping.
+        norm, lr: the gradient's norm and the learning rate, float64 scalars on the device.
+        max_norm: largest norm of the gradient; infinity for no clipping.
     """
     _check(weights, norm=norm, lr=lr, buffer=buffer, gradient=gradient)
     torch.ops.fastdarts.flat_clipped_sgd.default(weights, buffer, gradient, norm, lr, momentum, weight_decay, max_norm)

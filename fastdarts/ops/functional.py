@@ -1,4 +1,4 @@
-"""The mixed sum in plain torch functions: what the operators compute, differentiable as often as one likes."""
+"""Compute what the operators compute in plain torch functions, differentiable any number of times."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from fastdarts.primitives.table import Candidate
 def mixed_sum(
     states: list[Tensor], weights: Tensor, params: list[Tensor], running: Tensor | None, plan: MixedPlan, eps: float
 ) -> Tensor:
-    """[N, nodes * C, H', W'] from the inputs [N, C, H, W] of a plan; see `fastdarts.ops.operators.mixed_sum`."""
+    """Return the nodes [N, nodes * C, H', W'] of a plan; arguments as for `fastdarts.ops.operators.mixed_sum`."""
     known = list(states)
     size = states[0].shape[1] // plan.K
     totals: dict[int, Tensor] = {}
@@ -39,20 +39,20 @@ def mixed_sum(
 
 
 def passed_by(state: Tensor, K: int, stride: int) -> Tensor:
-    """The channels of a state behind the first 1/K; at stride 2 through a 2x2 max-pooling."""
+    """Return the channels of `state` after the first 1/K, which bypass the ops; at stride 2 max-pooled 2x2."""
     rest = state[:, state.shape[1] // K :]
     return F.max_pool2d(rest, 2, ceil_mode=True) if stride == 2 else rest
 
 
 def shuffled(own: Tensor, passing: Sequence[Tensor], factors: Tensor) -> Tensor:
-    """A node of PC-DARTS: what ops made of C/K channels and the sum of what passed them by, as K groups, shuffled.
+    """Return a node of PC-DARTS: concatenate the ops' output and the sum of the bypassing channels, then shuffle.
 
-    Channel j of group g becomes channel j * K + g; group 0 is `own`.
+    The result has K groups of C/K channels; group 0 is `own`. Channel j of group g becomes channel j * K + g.
 
     Args:
-        own: [N, C/K, H, W].
-        passing: [N, C - C/K, H, W] each.
-        factors: [len(passing)].
+        own: the ops' output, [N, C/K, H, W].
+        passing: the bypassing channels of each edge, [N, C - C/K, H, W] each.
+        factors: the weight of each tensor of `passing`, [len(passing)].
     Returns:
         [N, C, H, W], channels-last.
     """
@@ -62,21 +62,21 @@ def shuffled(own: Tensor, passing: Sequence[Tensor], factors: Tensor) -> Tensor:
 
 
 def _zeros(states: list[Tensor], weights: Tensor, plan: MixedPlan) -> Tensor:
-    """A node that no op reaches; still a function of the weights, so that it has gradients, which are zero."""
+    """Return a node without ops: zeros that depend on the op weights, so that these get zero gradients."""
     edge = next(edge for edge in plan.edges if edge.source < plan.inputs)
     x = states[edge.source]
     return 0 * weights.sum() * torch.zeros_like(x[:, :, :: edge.stride, :: edge.stride])
 
 
 def project(x: Tensor, params: list[Tensor], running: Tensor | None, eps: float) -> Tensor:
-    """[N, C, H', W'] from [N, C_in, H, W]; see `fastdarts.ops.operators.project`."""
+    """Preprocess x: [N, C_in, H, W] -> [N, C, H', W']; arguments as for `fastdarts.ops.operators.project`."""
     x = F.relu(x)
     y = F.conv2d(x, params[0]) if len(params) == 1 else factorized_reduce(x, params)
     return _norm(y, running, 0, eps)
 
 
 def factorized_reduce(x: Tensor, params: list[Tensor]) -> Tensor:
-    """Two 1x1 convolutions of stride 2, the second one pixel down and right; odd sides are padded by a zero."""
+    """Apply two 1x1 convolutions of stride 2, the second shifted one pixel down and right; zero-pad odd sides."""
     x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
     return torch.cat([F.conv2d(x, params[0], stride=2), F.conv2d(x[:, :, 1:, 1:], params[1], stride=2)], dim=1)
 
@@ -87,7 +87,7 @@ def _norm(y: Tensor, running: Tensor | None, i: int, eps: float) -> Tensor:
 
 
 def _offsets(plan: MixedPlan, edge_index: int, column: int) -> tuple[int, int]:
-    """The first parameter and the first batch norm of an op."""
+    """Return the index of an op's first parameter and of its first batch norm."""
     param = norm = 0
     for e, edge in enumerate(plan.edges):
         for col, c in edge.ops:
@@ -105,10 +105,15 @@ def _op(c: Candidate, stride: int, x: Tensor, params: list[Tensor], running: Ten
         return _norm(F.conv2d(y, pointwise.view(C, C, 1, 1)), running, i, eps)
 
     match c.kind:
-        case "max_pool":
-            return _norm(F.max_pool2d(x, c.kernel, stride, c.padding), running, 0, eps)
-        case "avg_pool":
-            return _norm(F.avg_pool2d(x, c.kernel, stride, c.padding, count_include_pad=False), running, 0, eps)
+        case "max_pool" | "avg_pool":
+            if c.kind == "max_pool":
+                y = F.max_pool2d(x, c.kernel, stride, c.padding)
+            else:
+                y = F.avg_pool2d(x, c.kernel, stride, c.padding, count_include_pad=False)
+            return _norm(y, running, 0, eps) if c.norm else y
+        case "pointwise":
+            C = x.shape[1]
+            return _norm(F.conv2d(F.relu(x), params[0].view(C, C, 1, 1), None, stride), running, 0, eps)
         case "skip" if stride == 1:
             return x
         case "skip":

@@ -1,11 +1,15 @@
-"""The operators: schema, fakes and autograd. CPU kernels stand in csrc/mixed_sum.cpp, GPU kernels in kernels/.
+"""Define the operators: schemas, fake implementations and autograd.
 
-`fastdarts::mixed_sum` computes every node of a plan; a plan (`fastdarts.ops.plan`) is a whole cell, one node of it, or
-the one edge of a `MixedOp`. Op weights are given numbers, whatever relaxation made them.
+The CPU kernels are in csrc/mixed_sum.cpp and csrc/project.cpp, the GPU kernels in kernels/.
+
+`fastdarts::mixed_sum` computes every node of a plan (`fastdarts.ops.plan`): a whole cell, one node of it, or the single
+edge of a `MixedOp`. Op weights are inputs; the operators do not depend on the relaxation that computed them.
+`fastdarts::project` preprocesses a cell's input.
 """
 
 import importlib
 import importlib.util
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -14,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fastdarts.ops import extension, functional
-from fastdarts.ops.plan import MixedPlan, decode, norm_count
+from fastdarts.ops.plan import MixedPlan, decode, norm_count, param_count, param_size
 
 _library = torch.library.Library("fastdarts", "FRAGMENT")
 _library.define(
@@ -35,16 +39,16 @@ _library.define(
 )
 
 CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
-"""What the CPU kernels store; bfloat16 is computed in float32."""
+"""Dtypes of the tensors that the CPU kernels take; bfloat16 is computed in float32."""
 
 GPU_DTYPES = (*CPU_DTYPES, torch.float16)
-"""What the GPU kernels (`fastdarts.kernels`) store; 16-bit types are computed in float32."""
+"""Dtypes of the tensors that the GPU kernels (`fastdarts.kernels`) take; 16-bit types are computed in float32."""
 
 _TRITON = importlib.util.find_spec("triton") is not None
 
 
 def _in_module(module: str, name: str) -> Any:
-    """The operator's GPU implementation; Triton is imported when it is first used."""
+    """Return the GPU implementation `name` of `module`; Triton is imported at the first call."""
     return lambda *args: getattr(importlib.import_module(f"fastdarts.kernels.{module}"), name)(*args)
 
 
@@ -55,7 +59,7 @@ if _TRITON:
 
 
 def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why no kernel can serve tensors like these, or None."""
+    """Return the reason why no kernel takes tensors of this device and dtype, or None if one does."""
     if device.type == "cpu":
         if extension.UNAVAILABLE is not None:
             return extension.UNAVAILABLE
@@ -79,18 +83,23 @@ def mixed_sum(
     plan: MixedPlan,
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor]:
-    """All nodes of a plan: s_j = sum over edges (i, j) and ops o of weights[edge, o] * op_o(s_i) (DARTS, equation 2).
+    """Compute all nodes of a plan: s_j = sum over edges (i, j) and ops o of weights[edge, o] * op_o(s_i).
+
+    Source: Liu et al., DARTS, equation 2.
 
     Args:
-        states: the plan's inputs, [N, C, H, W] each, any layout; float32, float64, bfloat16.
-        weights: [edges, ops]; with partial channels (`plan.K`) [edges, ops + 1].
-        params: the convolutions' weights in plan order, each op's as its reference module registers them.
+        states: the plan's inputs, [N, C, H, W] each, in any layout; float32, float64, bfloat16, on a GPU also float16.
+        weights: op weights [edges, ops]; with partial channels (`plan.K` > 1) [edges, ops + 1].
+        params: convolution weights in plan order, those of an op in the order its reference module registers them.
         running: None to normalise by the batch, or the running statistics [norms, 2 (mean, variance), C / plan.K].
-        plan: which ops run on which edge.
-        eps: of the batch norms.
+        plan: the edges, and the ops that run on each.
+        eps: eps of the batch norms.
     Returns:
         The nodes, [N, nodes * C, H', W'] channels-last in the states' dtype, and the statistics [norms, 2, C / plan.K]
-        used: means and biased variances.
+        that were used: means and biased variances.
+    Raises:
+        TypeError: dtypes or devices differ, or have no kernel.
+        ValueError: wrong shapes.
     """
     _check(states, params, running, weights)
     if torch.compiler.is_compiling():
@@ -101,16 +110,20 @@ def mixed_sum(
 
 
 def project(x: Tensor, params: list[Tensor], running: Tensor | None, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
-    """A cell's preprocessing: relu, pointwise convolution, batch norm without affine parameters.
+    """Preprocess a cell's input: relu, pointwise convolution, batch norm without affine parameters.
 
     Args:
-        x: [N, C_in, H, W], any layout; float32, float64 or bfloat16.
+        x: [N, C_in, H, W], in any layout; float32, float64, bfloat16, on a GPU also float16.
         params: one weight [C, C_in, 1, 1]; or the two [C / 2, C_in, 1, 1] of a factorised reduction, which halves
             H and W (rounded up; see `fastdarts.primitives.modules.FactorizedReduce`).
         running: None to normalise by the batch, or the running statistics [1, 2 (mean, variance), C].
-        eps: of the batch norm.
+        eps: eps of the batch norm.
     Returns:
-        [N, C, H', W'] channels-last in x's dtype, and the statistics [1, 2, C] used: mean and biased variance.
+        [N, C, H', W'] channels-last in x's dtype, and the statistics [1, 2, C] that were used: mean and biased
+        variance.
+    Raises:
+        TypeError: dtypes or devices differ, or have no kernel.
+        ValueError: wrong shapes.
     """
     _check([x], params, running)
     if torch.compiler.is_compiling():
@@ -121,7 +134,7 @@ def project(x: Tensor, params: list[Tensor], running: Tensor | None, eps: float 
 
 
 def _check(states: list[Tensor], params: list[Tensor], running: Tensor | None, weights: Tensor | None = None) -> None:
-    """TypeError unless a kernel takes the states and all else fits them; most shapes are the operators' to check."""
+    """Validate dtypes, devices and the shape of `running`; the operators check all other shapes."""
     (dtype, device), *others = {(state.dtype, state.device): None for state in states}
     if others:
         raise TypeError(f"states must share dtype and device; got {_on(dtype, device)} and {_on(*others[0])}")
@@ -148,17 +161,20 @@ def _compute_dtype(storage: torch.dtype) -> torch.dtype:
 
 
 def _line(storage: torch.dtype) -> int:
-    """Numbers in a cache line of the type computed in."""
+    """Return the number of elements of the compute dtype in a cache line."""
     return 64 // _compute_dtype(storage).itemsize
 
 
 def _padded_channels(storage: torch.dtype, C: int) -> int:
-    """Channels of a saved tensor: whole cache lines."""
+    """Return the channels of a saved tensor: C rounded up to whole cache lines."""
     return -(-C // _line(storage)) * _line(storage)
 
 
 def _images_in_line(x: Tensor, C: int) -> int:
-    """Images that share a cache line's padded channels: on CPUs as many as fit and divide N (csrc/fold.h)."""
+    """Return the number of images that share a cache line of padded channels.
+
+    On CPUs it is the largest divisor of N that fits (csrc/fold.h), elsewhere 1.
+    """
     N = x.shape[0]
     most = max(_line(x.dtype) // C, 1) if x.device.type == "cpu" else 1
     return max(images for images in range(1, most + 1) if N % images == 0)
@@ -169,23 +185,96 @@ def _empty_image(x: Tensor, C: int, H: int, W: int) -> Tensor:
 
 
 def _saved_tensors(plan: MixedPlan) -> int:
-    """Batch-norm inputs kept for the backward: one a batch norm, but a state's pools only once."""
-    pools = {(edge.source, edge.stride, c) for edge in plan.edges for _, c in edge.ops if c.is_pool}
+    """Count the batch-norm inputs saved for the backward: one per batch norm, but equal pools of a state share one."""
+    pools = {(edge.source, edge.stride, c.kind) for edge in plan.edges for _, c in edge.ops if c.is_pool}
     return len(pools) + sum(norm_count(c, edge.stride) for edge in plan.edges for _, c in edge.ops if not c.is_pool)
+
+
+MOST_ELEMENTS = 2**51
+"""Of a tensor that an operator makes; csrc/plan.h has the same limit."""
+
+
+def _check_call(name: str, like: Tensor, eps: float, **others: Tensor | list[Tensor] | None) -> None:
+    """Raise TypeError or ValueError unless the tensors of a direct call are on one device and eps fits."""
+    if not 0 <= eps < float("inf"):
+        raise ValueError(f"{name}: eps must be a finite number, 0 or more; got {eps}")
+    for argument, given in others.items():
+        for t in given if isinstance(given, (list, tuple)) else [given]:
+            if t is not None and (t.device != like.device or not t.is_floating_point()):
+                raise TypeError(
+                    f"{name}: {argument} must be floating-point on {like.device}; got {_on(t.dtype, t.device)}"
+                )
+
+
+def _check_sizes(name: str, argument: str, got: Sequence[int], want: Sequence[int]) -> None:
+    if tuple(got) != tuple(want):
+        raise ValueError(f"{name}: {argument} must be {list(want)}; got {list(got)}")
+
+
+def _check_most(name: str, sizes: Sequence[int]) -> None:
+    elements = math.prod(sizes)
+    if isinstance(elements, int) and elements > MOST_ELEMENTS:  # not a size that is only a symbol
+        raise ValueError(f"{name} would have too many elements")
+
+
+def _read_call(
+    code: list[int], states: list[Tensor], weights: Tensor, params: list[Tensor], eps: float
+) -> tuple[MixedPlan, int, int, int, int]:
+    """The plan of a direct call, its batch norms and the ops' C, H, W; errors as csrc/mixed_sum.cpp has them."""
+    plan, name = decode(code), "mixed_sum"
+    if len(states) != plan.inputs:
+        raise ValueError(f"{name}: plan has {plan.inputs} inputs; got {len(states)}")
+    x = states[0]
+    _check_call(name, x, eps, states=states, weights=weights, params=params)
+    if x.dim() != 4:
+        raise ValueError(f"{name}: states must be [N, C, H, W]; got {list(x.shape)}")
+    if x.shape[1] % plan.K != 0:
+        raise ValueError(f"{name}: C must be a multiple of K = {plan.K}; got {x.shape[1]}")
+    for t in states:
+        if t.dim() != 4 or t.shape[:2] != x.shape[:2] or t.dtype != x.dtype or t.numel() == 0:
+            raise ValueError(f"{name}: states must share N, C and dtype and not be empty; got {list(t.shape)}")
+    C = x.shape[1] // plan.K
+    ends = [[-(-s // e.stride) for s in states[e.source].shape[2:]] for e in plan.edges if e.source < plan.inputs]
+    if not ends:
+        raise ValueError(f"{name}: no edge leaves an input")
+    H, W = ends[0]
+    if any(end != [H, W] for end in ends):
+        raise ValueError(f"{name}: the edges from the inputs end in different sizes")
+    _check_most(f"{name}: out", (x.shape[0], plan.nodes, plan.K, C, H, W))
+    columns = weights.shape[1] - (plan.K > 1) if weights.dim() == 2 else -1
+    if columns < 0 or len(weights) != len(plan.edges):
+        raise ValueError(f"{name}: weights must be [edges, ops]; got {list(weights.shape)}")
+    sizes: list[int] = []
+    norms = 0
+    for edge in plan.edges:
+        for column, c in edge.ops:
+            if column >= columns:
+                raise ValueError(f"{name}: no column {column} in weights, which have {columns} for the ops")
+            if c.kind == "skip" and edge.stride == 2 and C % 2 != 0:
+                raise ValueError(f"{name}: a factorised reduction needs an even number of channels; got {C}")
+            sizes += [param_size(c, i, C) for i in range(param_count(c, edge.stride))]
+            norms += norm_count(c, edge.stride)
+    if len(params) != len(sizes):
+        raise ValueError(f"{name}: plan needs {len(sizes)} parameters; got {len(params)}")
+    for i, (p, size) in enumerate(zip(params, sizes, strict=True)):
+        if p.numel() != size:
+            raise ValueError(f"{name}: parameter {i} has {p.numel()} elements, not {size}")
+    return plan, norms, C, H, W
 
 
 @torch.library.register_fake("fastdarts::mixed_sum", lib=_library)
 def _(
     states: list[Tensor], weights: Tensor, params: list[Tensor], running: Tensor | None, plan: list[int], eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    decoded, x = decode(plan), states[0]
-    source = next(edge for edge in decoded.edges if edge.source < decoded.inputs)
-    N, C = x.shape[0], x.shape[1] // decoded.K
-    H, W = (-(-size // source.stride) for size in states[source.source].shape[2:])
-    norms = sum(norm_count(c, edge.stride) for edge in decoded.edges for _, c in edge.ops)
+    decoded, norms, C, H, W = _read_call(plan, states, weights, params, eps)
+    x, N = states[0], states[0].shape[0]
+    if running is not None:
+        _check_call("mixed_sum", x, eps, running=running)
+        _check_sizes("mixed_sum", "running", running.shape, (norms, 2, C))
     images = _images_in_line(x, C)
-    pixels = N // images * H * W
-    saved = x.new_empty((_saved_tensors(decoded) * pixels * _padded_channels(x.dtype, C * images),))
+    saved_sizes = (_saved_tensors(decoded), N // images, H, W, _padded_channels(x.dtype, C * images))
+    _check_most("mixed_sum: saved", saved_sizes)
+    saved = x.new_empty((math.prod(saved_sizes),))
     out = _empty_image(x, decoded.nodes * decoded.K * C, H, W)
     return out, saved, x.new_empty((norms, 2, C), dtype=_compute_dtype(x.dtype))
 
@@ -205,6 +294,14 @@ def _(
     need_states: list[int],
     need_params: bool,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    name = "mixed_sum_backward"
+    decoded, norms, C, H, W = _read_call(plan, states, weights, params, eps)
+    _check_call(name, states[0], eps, grad_out=grad_out, out=out, saved=saved, stats=stats)
+    for argument, given in (("out", out), ("grad_out", grad_out)):
+        _check_sizes(name, argument, given.shape, (states[0].shape[0], decoded.nodes * decoded.K * C, H, W))
+    _check_sizes(name, "stats", stats.shape, (norms, 2, C))
+    if len(need_states) != len(states):
+        raise ValueError(f"{name}: need_states must have {len(states)} numbers; got {len(need_states)}")
     return (
         weights.new_empty(weights.shape),
         [
@@ -215,10 +312,28 @@ def _(
     )
 
 
+def _read_project(x: Tensor, params: list[Tensor], eps: float) -> tuple[int, int, int, int]:
+    """The sizes of a projection's output; errors as csrc/project.cpp has them."""
+    _check_call("project", x, eps, x=x, params=params)
+    if x.dim() != 4 or x.numel() == 0:
+        raise ValueError(f"project: x must be a non-empty [N, C, H, W]; got {list(x.shape)}")
+    if len(params) not in (1, 2):
+        raise ValueError(f"project: one weight, or two for a factorised reduction; got {len(params)}")
+    for p in params:
+        if p.shape != params[0].shape or p.dim() != 4 or p.shape[1:] != (x.shape[1], 1, 1) or p.shape[0] == 0:
+            raise ValueError(f"project: weights must be [C_out, {x.shape[1]}, 1, 1]; got {list(p.shape)}")
+    stride = len(params)
+    H, W = (-(-size // stride) for size in x.shape[2:])
+    return x.shape[0], stride * params[0].shape[0], H, W
+
+
 @torch.library.register_fake("fastdarts::project", lib=_library)
 def _(x: Tensor, params: list[Tensor], running: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    N, stride, C = x.shape[0], len(params), len(params) * params[0].shape[0]
-    H, W = (-(-size // stride) for size in x.shape[2:])
+    N, C, H, W = _read_project(x, params, eps)
+    if running is not None:
+        _check_call("project", x, eps, running=running)
+        _check_sizes("project", "running", running.shape, (1, 2, C))
+    _check_most("project: saved", (N, H, W, _padded_channels(x.dtype, C)))
     saved = x.new_empty((N * H * W * _padded_channels(x.dtype, C),))
     return _empty_image(x, C, H, W), saved, x.new_empty((1, 2, C), dtype=_compute_dtype(x.dtype))
 
@@ -235,6 +350,11 @@ def _(
     need_x: bool,
     need_params: bool,
 ) -> tuple[Tensor, list[Tensor]]:
+    name = "project_backward"
+    N, C, H, W = _read_project(x, params, eps)
+    _check_call(name, x, eps, grad_out=grad_out, saved=saved, stats=stats)
+    _check_sizes(name, "grad_out", grad_out.shape, (N, C, H, W))
+    _check_sizes(name, "stats", stats.shape, (1, 2, C))
     dx = _empty_image(x, *x.shape[1:]) if need_x else x.new_empty((0,))
     return dx, [_like_param(p, need_params) for p in params]
 
@@ -254,7 +374,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     out, saved, stats = output
     ctx.mark_non_differentiable(saved, stats)
     ctx.set_materialize_grads(False)
-    # Without edges from nodes the backward asks the output its shape alone: nothing but that stays alive.
+    # If no edge starts at a node, the backward needs only the output's shape; do not keep its memory alive.
     nodes = out if _reads_nodes(tuple(plan)) else out.new_empty(()).expand(out.shape)
     ctx.save_for_backward(weights, nodes, saved, stats, *states, *params)
     ctx.inputs, ctx.plan, ctx.eps, ctx.training = len(states), plan, eps, running is None
@@ -268,12 +388,12 @@ def _backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Any, ...]:
 def _gradients(
     ctx: Any, grad_out: Tensor | None, need_states: Sequence[bool], need_weights: bool, need_params: Sequence[bool]
 ) -> tuple[list[Tensor | None], Tensor | None, list[Tensor | None]]:
-    """Of states, weights and params."""
+    """Return the gradients of states, op weights and params, None for those that are not needed."""
     weights, out, saved, stats, *rest = ctx.saved_tensors
     states, params = rest[: ctx.inputs], rest[ctx.inputs :]
     if grad_out is None:
         return [None] * len(states), None, [None] * len(params)
-    if torch.is_grad_enabled():  # somebody wants derivatives of the gradients
+    if torch.is_grad_enabled():  # create_graph=True: the gradients must be differentiable
         d_weights, d_states, d_params = _differentiable_backward(ctx, grad_out, states, weights, params, stats)
     else:
         d_weights, d_states, d_params = torch.ops.fastdarts.mixed_sum_backward(
@@ -300,8 +420,8 @@ def _gradients(
 def _differentiable_backward(
     ctx: Any, grad_out: Tensor, states: list[Tensor], weights: Tensor, params: list[Tensor], stats: Tensor
 ) -> tuple[Any, list[Any], list[Any]]:
-    """The gradients as a function torch can differentiate again: through the plain formulas."""
-    compute = stats.dtype  # as the kernels: storage may be narrower than arithmetic
+    """Compute the gradients of op weights, states and params differentiably, through plain torch functions."""
+    compute = stats.dtype  # compute as the kernels do, in a dtype that may be wider than that of the states
     weights, *rest = inputs = _aliases([weights, *states, *params])
     out = functional.mixed_sum(
         [x.to(compute) for x in rest[: len(states)]],
@@ -316,13 +436,16 @@ def _differentiable_backward(
 
 
 def _aliases(inputs: list[Tensor]) -> list[Tensor]:
-    """Stand-ins for an operator's inputs: a state may itself depend on the same weights, by paths of its own."""
+    """Return aliases of an operator's inputs to differentiate by.
+
+    A state may depend on the same weights through other paths, which must not enter the operator's gradient.
+    """
     return [t.view_as(t) if t.requires_grad else t for t in inputs]
 
 
 def _grads(out: Tensor, inputs: list[Tensor], grad_out: Tensor) -> list[Tensor | None]:
-    """d out / d inputs, differentiable; None for inputs that need no gradient."""
-    if not out.requires_grad:  # no op that runs reaches any of them
+    """Return grad_out * d out / d inputs, differentiable; None for inputs that need no gradient."""
+    if not out.requires_grad:  # out depends on none of the inputs that require gradients
         return [torch.zeros_like(t) if t.requires_grad else None for t in inputs]
     wanted = [t for t in inputs if t.requires_grad]
     found = iter(torch.autograd.grad(out, wanted, grad_out.to(out.dtype), create_graph=True, materialize_grads=True))
@@ -333,8 +456,10 @@ torch.library.register_autograd("fastdarts::mixed_sum", _backward, setup_context
 
 
 class _MixedSum(torch.autograd.Function):
-    """The operator with the same formula, for eager calls: what `register_autograd` makes walks lists as trees, which
-    takes milliseconds for the weights of a network."""
+    """Differentiate `mixed_sum` in eager calls.
+
+    The autograd of `register_autograd` flattens lists as pytrees, which takes milliseconds for a network's weights.
+    """
 
     @staticmethod
     def forward(ctx: Any, weights: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -368,7 +493,7 @@ def _project_backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Any, 
 def _project_gradients(
     ctx: Any, grad_out: Tensor | None, need_x: bool, need_params: Sequence[bool]
 ) -> tuple[Tensor | None, list[Tensor | None]]:
-    """Of x and params."""
+    """Return the gradients of x and params, None for those that are not needed."""
     saved, stats, x, *params = ctx.saved_tensors
     if grad_out is None:
         return None, [None] * len(params)
@@ -392,7 +517,7 @@ torch.library.register_autograd("fastdarts::project", _project_backward, setup_c
 
 
 class _Project(torch.autograd.Function):
-    """See `_MixedSum`."""
+    """Differentiate `project` in eager calls; see `_MixedSum`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,7 +1,7 @@
-"""The candidate operations as plain PyTorch modules: the specification, the yardstick and the fallback.
+"""Define the candidate operations as plain PyTorch modules: the kernels' specification, baseline and fallback.
 
-Structure and parameter names are those of the original DARTS code, so that its checkpoints load here and ours there.
-All convolutions are free of biases; batch norm has eps 1e-5 and momentum 0.1.
+Structure and parameter names are those of the original DARTS code, so that checkpoints load in both directions.
+Convolutions have no bias; batch norms have eps 1e-5 and momentum 0.1.
 """
 
 import torch
@@ -12,13 +12,13 @@ from fastdarts.primitives.table import Candidate, candidate
 
 
 def check_even(channels: int, what: str) -> None:
-    """A factorised reduction makes its output in two halves."""
+    """Raise a ValueError if `channels`, called `what`, is odd: a factorised reduction computes two halves."""
     if channels % 2:
         raise ValueError(f"{what} must be even, since a factorised reduction makes two halves; got {channels}")
 
 
 class ReLUConvBN(nn.Module):
-    """relu, convolution, batch norm: [N, C_in, H, W] -> [N, C_out, H, W]; a cell's preprocessing."""
+    """Apply relu, convolution and batch norm: [N, C_in, H, W] -> [N, C_out, H', W']; preprocesses a cell's input."""
 
     def __init__(
         self, C_in: int, C_out: int, kernel_size: int = 1, stride: int = 1, padding: int = 0, affine: bool = True
@@ -35,7 +35,7 @@ class ReLUConvBN(nn.Module):
 
 
 class DilConv(nn.Module):
-    """relu, dilated depthwise convolution, pointwise convolution, batch norm; applied once."""
+    """Apply relu, dilated depthwise convolution, pointwise convolution and batch norm, once."""
 
     def __init__(self, C: int, kernel_size: int, stride: int, padding: int, dilation: int, affine: bool = True) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class DilConv(nn.Module):
 
 
 class SepConv(nn.Module):
-    """relu, depthwise, pointwise, batch norm, twice; the first depthwise convolution carries the stride."""
+    """Apply relu, depthwise convolution, pointwise convolution and batch norm, twice; the first pass is strided."""
 
     def __init__(self, C: int, kernel_size: int, stride: int, padding: int, affine: bool = True) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class SepConv(nn.Module):
 
 
 class FactoredConv(nn.Sequential):
-    """relu, 1x7 convolution, 7x1 convolution, batch norm: `conv_7x1_1x7` of the NASNet and AmoebaNet cells."""
+    """Apply relu, 1x7 convolution, 7x1 convolution and batch norm: `conv_7x1_1x7` of the NASNet and AmoebaNet cells."""
 
     def __init__(self, C: int, kernel_size: int, stride: int, affine: bool = True) -> None:
         half = kernel_size // 2
@@ -84,7 +84,7 @@ class FactoredConv(nn.Sequential):
 
 
 class Zero(nn.Module):
-    """The primitive `none`: zeros in the output's shape."""
+    """Return zeros in the output's shape: the primitive `none`."""
 
     def __init__(self, stride: int) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class Zero(nn.Module):
 
 
 class Noise(nn.Module):
-    """The primitive `noise`: standard normal numbers in the output's shape, whatever the input (RobustDARTS)."""
+    """Return standard normal noise in the output's shape, whatever the input: the primitive `noise` (RobustDARTS)."""
 
     def __init__(self, stride: int) -> None:
         super().__init__()
@@ -107,10 +107,10 @@ class Noise(nn.Module):
 
 
 class FactorizedReduce(nn.Module):
-    """relu, two 1x1 convolutions of stride 2 (the second one pixel down and right), concat, batch norm.
+    """Apply relu, two 1x1 convolutions of stride 2 (the second shifted one pixel down and right), concat, batch norm.
 
-    [N, C_in, H, W] -> [N, C_out, ceil(H/2), ceil(W/2)]. An odd side is padded by one zero row or column at its end (the
-    original fails there); even sizes are untouched.
+    [N, C_in, H, W] -> [N, C_out, ceil(H/2), ceil(W/2)]. An odd side is padded with one zero row or column at its end
+    (the original fails for odd sides); even sides are not padded.
     """
 
     def __init__(self, C_in: int, C_out: int, affine: bool = True) -> None:
@@ -129,10 +129,16 @@ class FactorizedReduce(nn.Module):
 
 
 def build(name: str, C: int, stride: int, affine: bool = True) -> nn.Module:
-    """The module of primitive `name` for C channels at stride 1 or 2, as the evaluation network uses it.
+    """Build the module of primitive `name` for C channels at stride 1 or 2, as used in the evaluation network.
 
-    `affine` gives its batch norms learned scales and shifts. ValueError for an unknown name or stride, or for an odd C
-    where a stride-2 skip needs two halves.
+    Args:
+        name: a name in `CANDIDATES`.
+        C: channels of input and output.
+        stride: 1 or 2.
+        affine: give batch norms learned scales and shifts.
+
+    Raises:
+        ValueError: unknown name or stride, or odd C for a stride-2 skip, which needs two halves.
     """
     if stride not in (1, 2):
         raise ValueError(f"stride must be 1 or 2; got {stride}")
@@ -162,7 +168,7 @@ def build(name: str, C: int, stride: int, affine: bool = True) -> nn.Module:
 
 
 def build_for_search(name: str, C: int, stride: int) -> nn.Module:
-    """The module of primitive `name` inside a MixedOp: batch norms have no affine parameters, pools have one too."""
+    """Build the module of primitive `name` for a MixedOp: batch norms have no affine parameters, pools get one too."""
     module = build(name, C, stride, affine=False)
     if candidate(name).is_pool and candidate(name).norm:
         return nn.Sequential(module, nn.BatchNorm2d(C, affine=False))

@@ -1,4 +1,4 @@
-"""The candidate operations of a cell, as one table that the plain modules and the fused kernels both read."""
+"""List the candidate operations of a cell in one table, which the plain modules and the fused kernels both read."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,21 +23,21 @@ Kind = Literal[
 ]
 
 Make = Callable[[int, int, bool], nn.Module]
-"""make(C, stride, affine) -> a user's own op."""
+"""make(C, stride, affine) -> the module of a user-defined op."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One primitive. It maps C channels to C channels, at stride 1 or 2.
+    """Describe one primitive, which maps C channels to C channels at stride 1 or 2.
 
     Attributes:
-        name: as in genotypes.
-        kind: its family, which decides its module and its kernel.
-        stages: what it computes inside a mixed edge; empty for a user's own op. In a discrete network pools have no
-            batch norm, and the others' have scale and shift.
-        at_stride_2: its stages at stride 2 where these differ.
-        make: makes a user's own op.
-        learns: it has weights at stride 1.
+        name: its name in genotypes.
+        kind: its family, which determines its module and its kernel.
+        stages: its computation inside a mixed edge; empty for a user-defined op. In a discrete network pools have no
+            batch norm, and the other ops' batch norms have scales and shifts.
+        at_stride_2: its stages at stride 2 if they differ.
+        make: builds the module of a user-defined op.
+        learns: True if it has weights at stride 1.
     """
 
     name: str
@@ -47,32 +47,32 @@ class Candidate:
     make: Make | None = None
 
     def stages_at(self, stride: int) -> tuple[Stage, ...]:
-        """Return the stages at a stride."""
+        """Return the stages at `stride`."""
         return self.at_stride_2 if stride == 2 and self.at_stride_2 is not None else self.stages
 
     @property
     def window(self) -> Stage:
-        """Return the stage with the first window; of ops without one a stage of one pixel."""
+        """Return the first stage that reads a window; for ops without one, a stage that reads one pixel."""
         return next((stage for stage in self.stages if stage.kind not in ("relu", "norm")), RELU)
 
     @property
     def kernel(self) -> int:
-        """Return the side of the window."""
+        """Return the longer side of the window."""
         return max(self.window.kernel)
 
     @property
     def dilation(self) -> int:
-        """Return the distance of the window's taps."""
+        """Return the dilation of the window."""
         return self.window.dilation
 
     @property
     def norm(self) -> bool:
-        """Return False for a pool without batch norm."""
+        """Return False for a pool without batch norm, else True."""
         return not self.is_pool or self.stages[-1].kind == "norm"
 
     @property
     def learns(self) -> bool:
-        """Return True if the op has weights at stride 1: unlike a pool, or a skip connection."""
+        """Return True if the op has weights at stride 1, as pools and skip connections do not."""
         return self.kind == "own" or any(stage.weights for stage in self.stages)
 
     @property
@@ -82,7 +82,7 @@ class Candidate:
 
     @property
     def padding(self) -> int:
-        """Return the zero padding that keeps the size at stride 1."""
+        """Return the zero padding that keeps the image size at stride 1."""
         return self.dilation * (self.kernel - 1) // 2
 
 
@@ -123,7 +123,7 @@ PRIMITIVES: tuple[str, ...] = (
     "dil_conv_3x3",
     "dil_conv_5x5",
 )
-"""The paper's eight, in the order of the columns of alpha (Liu et al., ICLR 2019, section 3.1)."""
+"""The paper's eight primitives, in the order of the columns of alpha (Liu et al., ICLR 2019, section 3.1)."""
 
 
 EdgeOps = tuple[tuple[str, ...], ...]
@@ -131,7 +131,7 @@ EdgeOps = tuple[tuple[str, ...], ...]
 
 
 def candidate(name: str) -> Candidate:
-    """Return the table's row for `name`; ValueError names what is allowed."""
+    """Return the table's row for `name`; raise a ValueError that lists the known names if it is unknown."""
     if name not in CANDIDATES:
         raise ValueError(
             f"unknown primitive {name!r}; allowed are {', '.join(CANDIDATES)}. An op of your own must be registered "
@@ -141,7 +141,8 @@ def candidate(name: str) -> Candidate:
 
 
 def check_primitives(primitives: Sequence[str], repeats: bool = False) -> tuple[str, ...]:
-    """`primitives` as a tuple: known names, at least one, none twice unless `repeats`; ValueError otherwise."""
+    """Return `primitives` as a tuple; raise a ValueError if it is empty, has unknown names, or repeats one without
+    `repeats`."""
     names = tuple(primitives)
     if isinstance(primitives, str) or not names:
         raise ValueError(f"primitives must be a non-empty sequence of names; got {primitives!r}")
@@ -153,7 +154,11 @@ def check_primitives(primitives: Sequence[str], repeats: bool = False) -> tuple[
 
 
 def per_edge(primitives: Sequence[str] | Sequence[Sequence[str]], edges: int) -> EdgeOps:
-    """The names of each edge's ops, checked: known, one list an edge, all of one length; ValueError otherwise."""
+    """Return the op names of each of `edges` edges, given one list for all edges or a list per edge.
+
+    Raises:
+        ValueError: unknown names, a wrong number of lists, or lists of different lengths.
+    """
     if isinstance(primitives, str) or not primitives or isinstance(primitives[0], str):
         return (check_primitives(primitives, repeats=True),) * edges  # type: ignore[arg-type]
     if len(primitives) != edges:

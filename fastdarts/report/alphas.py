@@ -1,4 +1,4 @@
-"""The picture of how op weights moved over the epochs of a search."""
+"""Draw how the op weights changed over the epochs of a search."""
 
 import io
 import math
@@ -24,27 +24,30 @@ Floats = NDArray[np.float64]
 
 
 class GroupHistory(NamedTuple):
-    """The alphas of a group of rows over the epochs."""
+    """Hold the op weights of a group of rows over the epochs."""
 
     title: str
     weights: Floats
-    """[epochs + 1, rows, ops] op weights; NaN where a row has no such op."""
+    """Op weights [epochs + 1, rows, ops]; NaN where a row does not have the op."""
     ends: list[tuple[int, int]]
-    """(source, target) of each row that is an edge of a cell; empty for other rows."""
+    """(source, target) of each row if rows are edges of a cell; empty otherwise."""
     row_weights: Floats | None
-    """[epochs + 1, rows] weights of the edges themselves, if the method has such."""
+    """Edge weights [epochs + 1, rows] if the method has them, else None."""
 
 
 def draw_alphas(alphas: Path) -> Path:
-    """Draw how the op weights of every row moved, as `alphas.png` beside the file.
+    """Draw how the op weights of every row changed and save the picture as `alphas.png` beside the file `alphas`.
 
-    One panel a row: an edge is in the column of its target state and the row of its source. One line a primitive. The
-    title of a panel names the op that is strongest at the end, without `none`, as in deriving a genotype.
+    Each row has a panel: an edge is in the column of its target state and the row of its source state. Each primitive
+    has a line. The title of a panel names the op that is strongest at the end, ignoring `none`, as in the derivation of
+    a genotype.
 
     Args:
-        alphas: an .npz as `read_alphas` takes it.
+        alphas: an .npz file in the format of `read_alphas`.
 
-    Raises: ValueError that names the file and the array if one is missing or does not fit.
+    Returns: the path of the picture.
+
+    Raises: as `read_alphas`.
     """
     path = alphas.with_name("alphas.png")
     write_atomically(path, alphas_png(*read_alphas(alphas)))
@@ -55,12 +58,16 @@ def read_alphas(alphas: Path) -> tuple[list[GroupHistory], list[str]]:
     """Read and check an alphas.npz.
 
     Args:
-        alphas: holds `primitives`, the names of the ops; `groups`, the names of the groups (without it: normal and
-            reduce); for each group G raw alphas `G` [epochs + 1, rows, ops], -inf where an op is masked out; and
-            optionally `weights_G`, equally large, the op weights (without it: the softmax), `edges_G`
-            [epochs + 1, rows], weights of the edges, `ends_G` [rows, 2], what the edges connect, and `title_G`.
+        alphas: a file that holds `primitives`, the names of the ops; `groups`, the names of the groups (default: normal
+            and reduce); for each group G raw alphas `G` [epochs + 1, rows, ops], -inf where an op is masked; and
+            optionally `weights_G`, op weights of the same shape (default: the softmax), `edges_G` [epochs + 1, rows],
+            edge weights, `ends_G` [rows, 2], the states that the edges connect, and `title_G`.
 
     Returns: the groups, and the names of the ops.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file cannot be read, or an array, which the message names, is missing or does not fit.
     """
     if not alphas.is_file():
         raise FileNotFoundError(f"there is no file {alphas}")
@@ -107,12 +114,12 @@ def _read_group(path: Path, arrays: dict[str, Any], name: str, primitives: list[
 
 
 def _steps(edges: int) -> int:
-    """Return the nodes of a DARTS cell with that many edges: the largest n with n (n + 3) / 2 <= edges."""
+    """Return the number of nodes of a DARTS cell with `edges` edges: the largest n with n (n + 3) / 2 <= edges."""
     return (math.isqrt(9 + 8 * edges) - 3) // 2
 
 
 def op_weights(alphas: Floats) -> Floats:
-    """Softmax over the last axis; NaN where alpha is -inf (masked out) or not a number."""
+    """Return the softmax of `alphas` over the last axis; NaN where alpha is -inf (masked) or NaN."""
     known = np.isfinite(alphas)
     shifted = np.where(known, alphas, -np.inf)
     top = np.max(shifted, axis=-1, keepdims=True, initial=-np.inf)
@@ -122,14 +129,14 @@ def op_weights(alphas: Floats) -> Floats:
 
 
 PANEL_WIDTH, PANEL_HEIGHT = 2.6, 1.35  # inches
-_WRAP = 6  # panels in a line, of rows that are no edges
+_WRAP = 6  # panels per line for rows that are not edges
 
 
 _DASHES: tuple[Any, ...] = ("solid", (0, (4, 1.5)), (0, (1.2, 1.2)))
 
 
 def _line_styles(primitives: Sequence[str]) -> list[dict[str, Any]]:
-    """A family shares a colour; its members differ in their dashes."""
+    """Return a line style for each primitive: ops of a family share a colour and differ in their dashes."""
     styles: list[dict[str, Any]] = []
     for name in primitives:
         colour = colours_of(name).line
@@ -139,7 +146,7 @@ def _line_styles(primitives: Sequence[str]) -> list[dict[str, Any]]:
 
 
 class _Panel(NamedTuple):
-    """Where the panel of a row is in its group's grid."""
+    """Hold the position of a row's panel in its group's grid."""
 
     row: int
     label: str
@@ -172,7 +179,7 @@ def _panels(group: GroupHistory) -> list[_Panel]:
 
 
 def alphas_png(groups: Sequence[GroupHistory], primitives: Sequence[str]) -> bytes:
-    """Draw the picture of `draw_alphas` from what `read_alphas` returns, as a PNG file's bytes."""
+    """Draw the picture of `draw_alphas` from the results of `read_alphas`; return the bytes of a PNG file."""
     drawn = [value for group in groups for value in (group.weights, group.row_weights) if value is not None]
     known = np.concatenate([value[np.isfinite(value)] for value in drawn])
     styles = _line_styles(primitives)
@@ -224,7 +231,7 @@ def alphas_png(groups: Sequence[GroupHistory], primitives: Sequence[str]) -> byt
 
 
 def _draw_edge(axes: Axes, weights: Floats, primitives: Sequence[str], styles: list[dict[str, Any]]) -> None:
-    """One panel: weights [epochs + 1, ops]."""
+    """Draw a panel from op weights [epochs + 1, ops]."""
     epochs = len(weights) - 1
     axes.axhline(weights[0][np.isfinite(weights[0])].mean(), color=STATE.line, linewidth=0.8, linestyle=(0, (1, 2)))
     for op, style in enumerate(styles):

@@ -1,4 +1,4 @@
-"""Line charts over epochs as inline SVG: they follow the page's light or dark mode and need no picture files."""
+"""Draw line charts over epochs as inline SVG: they follow the page's light or dark mode and need no picture files."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,13 +12,22 @@ Values = Sequence[float | None]
 
 WIDTH, HEIGHT = 420, 230
 RIGHT, TOP, BOTTOM = 12, 10, 34
-CHARACTER = 6.6  # width of one in a label, at most
+CHARACTER = 6.6  # largest width of a character in a label
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Series over epochs. `percent` shows fractions as %, `integer` wants whole ticks, `zero` starts the axis at 0;
-    `marks` names single epochs."""
+    """Describe a line chart.
+
+    Attributes:
+        title: the chart's title.
+        epochs: the epoch of each value.
+        series: values by name; None or a value that is not finite is left out.
+        percent: show fractions as %.
+        integer: use whole numbers as ticks.
+        zero: start the y axis at 0.
+        marks: epochs to mark with a vertical line, with the names of the lines.
+    """
 
     title: str
     epochs: Sequence[int]
@@ -29,7 +38,7 @@ class Chart:
     marks: Sequence[tuple[int, str]] = ()
 
     def last(self, name: str) -> str:
-        """The last value of a series as text."""
+        """Return the last finite value of the series `name` as text, "none" if there is none."""
         known = [value for value in self.series[name] if value is not None and math.isfinite(value)]
         return self.format(known[-1]) if known else "none"
 
@@ -37,9 +46,10 @@ class Chart:
         return f"{100 * value:.2f} %" if self.percent else f"{value:.4g}"
 
     def svg(self) -> Markup:
-        """The lines and axes; the page brings title, legend and the classes `grid`, `mark`, `tick`, `s0`, `s1`, ...
+        """Return the lines and axes as SVG.
 
-        Values that are missing or not finite are left out and their neighbours joined.
+        The page provides title, legend and the classes `grid`, `mark`, `tick`, `s0`, `s1`, ... Values that are missing
+        or not finite are left out; the line joins their neighbours.
         """
         return Markup("".join(self._elements()))
 
@@ -94,7 +104,7 @@ class Chart:
         yield "</svg>"
 
     def _labels(self, ticks: Sequence[float]) -> list[str]:
-        """With as many digits as it takes to tell them apart."""
+        """Return labels for `ticks` with as many digits as are needed to make them distinct."""
         scale, unit = (100, "%") if self.percent else (1, "")
         for digits in range(6, 16):
             labels = [f"{scale * tick:.{digits}g}{unit}" for tick in ticks]

@@ -1,4 +1,4 @@
-"""What a comparison of methods writes: results.json, accuracy.png and report.html, one self-contained page."""
+"""Write the results of a comparison of methods: results.json, accuracy.png and report.html, a self-contained page."""
 
 import base64
 import io
@@ -6,10 +6,8 @@ import itertools
 import json
 import math
 import shlex
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
@@ -17,48 +15,25 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from fastdarts.config.files import write_atomically
+from fastdarts.config.reading import read_object
+from fastdarts.report.records import Record, summaries
 from fastdarts.report.run_report import template
 from fastdarts.runs.environment import environment
 from fastdarts.runs.progress import duration
 from fastdarts.spaces.picture import MUTED, STATE
 from fastdarts.spaces.registry import load_architecture, space_of
 
-Record = dict[str, Any]
-
 _DOT, _BAR = "#2f6fdf", "#a9c3ef"
 
 
-def summaries(runs: Sequence[Record]) -> list[Record]:
-    """One record a method, in the order of their best accuracy: `accuracy_mean` and `accuracy_std` (of the sample; None
-    for one seed), `best` (its run with the best accuracy), `search_seconds` (mean), `peak_bytes` (largest), `text`."""
-    found = []
-    for method in dict.fromkeys(run["method"] for run in runs):
-        ours = [run for run in runs if run["method"] == method]
-        accuracies = [run["accuracy"] for run in ours]
-        mean, std = statistics.fmean(accuracies), statistics.stdev(accuracies) if len(ours) > 1 else None
-        spread = "" if std is None else f" ± {100 * std:.2f}"
-        seeds = "1 seed" if len(ours) == 1 else f"{len(ours)} seeds"
-        best = max(ours, key=lambda run: run["accuracy"])
-        found.append(
-            {
-                "method": method,
-                "seeds": len(ours),
-                "accuracy_mean": mean,
-                "accuracy_std": std,
-                "best": best,
-                "search_seconds": statistics.fmean(run["search_seconds"] for run in ours),
-                "peak_bytes": max(run["peak_bytes"] for run in ours),
-                "text": f"{100 * mean:.2f}{spread} % ({seeds}), best {100 * best['accuracy']:.2f} %",
-            }
-        )
-    return sorted(found, key=lambda row: -row["best"]["accuracy"])
-
-
 def write_comparison(out: Path, runs: Sequence[Record], failures: dict[str, str]) -> None:
-    """Write the three files into the comparison's folder, which has its config.json."""
-    config = json.loads((out / "config.json").read_text())
+    """Write results.json, accuracy.png and report.html into the comparison's folder `out`, which holds its config.json.
+
+    `failures` maps the names of failed runs to their errors.
+    """
+    config = read_object(out / "config.json")
     methods = summaries(runs)
-    everything = {
+    everything: Record = {
         "config": config,
         "environment": environment(),
         "methods": methods,
@@ -132,7 +107,7 @@ def _run_row(run: Record, tables: Sequence[str]) -> list[str]:
 
 
 def _skips(run: Record) -> str:
-    """Return a run's skip connections, of each group that reports them."""
+    """Return a run's numbers of skip connections as text, one for each group that reports them."""
     return " + ".join(f"{count:.0f}" for name, count in run["numbers"].items() if name.startswith("skips_")) or "–"
 
 
@@ -150,16 +125,21 @@ def _genotype(out: Path, run: Record) -> Path:
 
 
 def _command(config: Record, genotype: Path) -> list[str]:
-    """How the best cell of a method is trained in full."""
+    """Return the command line, as a list of words, that fully trains the architecture in the file `genotype`."""
     size = config["image_size"]
     where = [] if config["dataset"] == "digits" else ["--data", config["data"]]
     sized = ["--image-size", "x".join(map(str, size))] if size else []
-    words = ["python", "-m", "fastdarts.evaluate", "--dataset", config["dataset"], *where, *sized]
+    portion = config.get("search", {}).get("test_portion")
+    aside = [] if portion is None else ["--test-portion", str(portion)]
+    words = ["python", "-m", "fastdarts.evaluate", "--dataset", config["dataset"], *where, *sized, *aside]
     return [*words, "--genotype", str(genotype)]
 
 
 def accuracy_png(methods: Sequence[Record], runs: Sequence[Record]) -> bytes:
-    """Accuracy against search time as a PNG file's bytes: a large dot with its ± a method, a small one a run."""
+    """Plot accuracy against search time; return the bytes of a PNG file.
+
+    Each method has a large dot with its standard deviation, each run a small dot.
+    """
     figure = Figure(figsize=(8, 5.5), dpi=150, facecolor="white")
     axes = figure.add_axes((0.09, 0.11, 0.89, 0.82))
     times = [run["search_seconds"] for run in runs]
@@ -190,11 +170,13 @@ def accuracy_png(methods: Sequence[Record], runs: Sequence[Record]) -> bytes:
 
 
 def _write_names(axes: Axes, methods: Sequence[Record], runs: Sequence[Record]) -> None:
-    """Each method's name in the free place nearest to its dot, with a line to it where that is not beside it. Boxes are
-    (left, bottom, right, top) in points."""
-    axes.autoscale_view()  # sets the limits that `transData` knows
+    """Write each method's name in the free place nearest to its dot, with a line to the dot if they are not adjacent.
+
+    Boxes are (left, bottom, right, top) in points.
+    """
+    axes.autoscale_view()  # sets the limits that `transData` uses
     size, dot = 8.0, 5.0
-    scale = 72 / 150  # of the pixels that matplotlib places by
+    scale = 72 / 150  # points per pixel; matplotlib places text in pixels
     centres = [(method["search_seconds"], method["accuracy_mean"]) for method in methods]
     centres += [(run["search_seconds"], run["accuracy"]) for run in runs]
     spots = [axes.transData.transform((seconds, 100 * accuracy)) * scale for seconds, accuracy in centres]

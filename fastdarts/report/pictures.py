@@ -1,4 +1,4 @@
-"""Pictures of a found architecture in a run's folder."""
+"""Write pictures of a found architecture into a run's folder."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from fastdarts.spaces.registry import space_of
 
 
 def write_picture(architecture: Any, out_dir: Path) -> tuple[Path, Path]:
-    """Write the picture of an architecture as `cells.svg` and `cells.png` (twice the size); return their paths."""
+    """Draw `architecture` as `cells.svg` and `cells.png` (twice the size) in `out_dir`; return their paths."""
     space = space_of(architecture)
     svg, png = out_dir / "cells.svg", out_dir / "cells.png"
     write_atomically(svg, space.svg(architecture))

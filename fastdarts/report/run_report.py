@@ -1,7 +1,6 @@
-"""report.html: one self-contained page about a run, made from the files in its folder."""
+"""Write report.html, a self-contained page about a run, from the files in its folder."""
 
 import base64
-import json
 import math
 import shlex
 import statistics
@@ -16,6 +15,7 @@ import jinja2
 from markupsafe import Markup
 
 from fastdarts.config.files import write_atomically
+from fastdarts.config.reading import parse_json, read_text
 from fastdarts.report.alphas import alphas_png, read_alphas
 from fastdarts.report.chart import Chart
 from fastdarts.runs.progress import duration
@@ -35,20 +35,23 @@ _EVALUATION_KEYS = ("test_accuracy",)
 
 _RESULT_KEYS = ("parameters", "multiply_adds")
 
-_LONG = 20  # values of a list that are shown
+_TEST_PORTION = 0.2  # the default of both programs
+
+_LONG = 20  # number of values of a list that are shown
 
 
 @dataclass(frozen=True)
 class Run:
-    """The files of a run's folder, read and checked.
+    """Hold the contents of a run's folder, read and checked.
 
     Attributes:
-        config, environment: what config.json and environment.json hold.
-        epochs: the "epoch" lines of metrics.jsonl, in order, without those that the search has gone back behind.
-        given_up: the other ones.
-        genotype: what the search found or the evaluation trained.
-        result: what result.json holds; None for a search.
-        alphas: `alphas.png` as bytes; None for an evaluation.
+        folder: the run's folder.
+        config, environment: contents of config.json and environment.json.
+        epochs: the "epoch" lines of metrics.jsonl, in order, without epochs discarded by a rollback.
+        given_up: the "epoch" lines of epochs discarded by a rollback.
+        genotype: the architecture that the search found or the evaluation trained.
+        result: contents of result.json; None for a search.
+        alphas: bytes of `alphas.png`; None for an evaluation.
     """
 
     folder: Path
@@ -62,16 +65,22 @@ class Run:
 
 
 def write_report(out_dir: Path) -> Path:
-    """Writes `report.html` into the folder of a search or an evaluation and returns its path.
+    """Write `report.html` into the folder of a search or an evaluation and return its path.
 
-    It reads config.json, environment.json, metrics.jsonl, genotype.json and, for a search, alphas.npz; a folder that
-    has a result.json is an evaluation's. The page loads nothing: pictures and style are part of it.
+    It reads config.json, environment.json, metrics.jsonl, genotype.json and, for a search, alphas.npz. A folder with a
+    result.json is an evaluation's. The page contains its pictures and style and loads nothing.
 
     Raises: FileNotFoundError or ValueError that names the file (and line and key) that is missing or cannot be used.
     """
     run = _read(out_dir)
     path = out_dir / "report.html"
-    write_atomically(path, template("report.html").render(_page(run)))
+    try:
+        page = template("report.html").render(_page(run))
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"report: {out_dir} holds values of a wrong kind in config.json, metrics.jsonl or result.json: {error}"
+        ) from error
+    write_atomically(path, page)
     return path
 
 
@@ -97,7 +106,7 @@ def _read(folder: Path) -> Run:
 
 
 def _alphas(path: Path) -> bytes:
-    """The picture beside the file, if it is not older, or drawn anew."""
+    """Return the picture of the alphas in `path`: the file beside it if that is not older, or else a new drawing."""
     drawn = path.with_suffix(".png")
     if drawn.is_file() and path.is_file() and drawn.stat().st_mtime_ns >= path.stat().st_mtime_ns:
         return drawn.read_bytes()
@@ -106,17 +115,15 @@ def _alphas(path: Path) -> bytes:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise FileNotFoundError(f"report: there is no file {path}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"report: {path} is not text: {error}") from None
+        return read_text(path)
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"report: {error}") from None
 
 
 def _parse_object(text: str, place: str) -> Record:
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
+        value = parse_json(text)
+    except ValueError as error:
         raise ValueError(f"report: {place} is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"report: {place} must be a JSON object; got {text.strip()[:60]!r}")
@@ -135,11 +142,13 @@ def _read_result(path: Path) -> Record:
 
 
 def _check_number(record: Record, key: str, place: str) -> None:
-    """A number or null."""
+    """Raise a ValueError if record[key] is missing or neither a number nor null; replace NaN and infinity by None."""
     if key not in record:
         raise ValueError(f"report: {place}: the key {key!r} is missing")
     if not (record[key] is None or type(record[key]) in (int, float)):
         raise ValueError(f"report: {place}: {key!r} must be a number; got {record[key]!r}")
+    if isinstance(record[key], float) and not math.isfinite(record[key]):
+        record[key] = None
 
 
 def _read_genotype(path: Path) -> Any:
@@ -150,7 +159,7 @@ def _read_genotype(path: Path) -> Any:
 
 
 def _read_epochs(path: Path, keys: Sequence[str]) -> list[Record]:
-    """The "epoch" lines with the given keys, each a number or null."""
+    """Read the "epoch" lines of `path` and check that each has `keys`, as numbers or null."""
     epochs = []
     for number, line in enumerate(_read_text(path).splitlines(), start=1):
         place = f"{path}, line {number}"
@@ -161,6 +170,8 @@ def _read_epochs(path: Path, keys: Sequence[str]) -> list[Record]:
             raise ValueError(f"report: {place}: 'epoch' must be a whole number; got {record.get('epoch')!r}")
         for key in (*keys, "seconds"):
             _check_number(record, key, place)
+        if not isinstance(record.get("method"), dict | None):
+            raise ValueError(f"report: {place}: 'method' must be a table; got {record['method']!r}")
         epochs.append(record)
     if not epochs:
         raise ValueError(f'report: {path} has no line with "event": "epoch"')
@@ -202,12 +213,12 @@ def _benchmark_rows(run: Run) -> list[tuple[str, str]]:
 
 
 def _method_rows(run: Run) -> list[tuple[str, str]]:
-    """What the method measured last."""
+    """Return what the method measured in the last epoch."""
     return _rows(run.epochs[-1].get("method") or {})
 
 
 def _stopped(run: Run) -> tuple[int, str] | None:
-    """The epoch after which the method ended the search, and why."""
+    """Return the epoch, counted from 1, after which the method ended the search, and the reason; None if it did not."""
     last = run.epochs[-1]
     return (last["epoch"] + 1, str(last["stopped"])) if last.get("stopped") else None
 
@@ -224,7 +235,7 @@ def _search_tiles(run: Run) -> list[tuple[str, str]]:
 
 
 def _label(run: Run, key: str) -> str:
-    """Return a number's name for readers: "skips_normal" as "skips, normal cell"."""
+    """Return a readable name for a number's key: "skips, normal cell" for "skips_normal"."""
     what, _, group = key.partition("_")
     return f"{what}, {_titles(run)[group]}" if group in _titles(run) else key.replace("_", " ")
 
@@ -247,19 +258,28 @@ def _evaluation_tiles(run: Run, result: Record) -> list[tuple[str, str]]:
 
 
 def evaluate_command(search: Mapping[str, Any], out: Path) -> list[str]:
-    """The words of the command line that trains what a search with these values of its config found into `out`."""
-    size = search.get("image_size")
+    """Return the command line, as a list of words, that trains the architecture which a search found.
+
+    Args:
+        search: the search's config, as a mapping.
+        out: the search's folder.
+    """
+    size, portion = search.get("image_size"), search.get("test_portion", _TEST_PORTION)
     flags = {
         "--dataset": search.get("dataset"),
         "--data": None if search.get("dataset") == "digits" else search.get("data"),
         "--image-size": "x".join(map(str, size)) if isinstance(size, list | tuple) else None,
+        "--test-portion": portion if search.get("dataset") == "imagefolder" and portion != _TEST_PORTION else None,
     }
     given = [str(word) for flag, value in flags.items() if value is not None for word in (flag, value)]
     return ["python", "-m", "fastdarts.evaluate", *given, "--genotype", str(out / "genotype.json")]
 
 
 def _commands(run: Run) -> list[tuple[str, list[str]]]:
-    """What to do next, and the words of its command line; none for images given from Python: no flag names them."""
+    """Return what to do next, each step with its command line as a list of words.
+
+    The list is empty for data given from Python, which no flag can name.
+    """
     config, out = run.config, run.folder
     if config.get("dataset") == "custom":
         return []
@@ -279,7 +299,7 @@ def _commands(run: Run) -> list[tuple[str, list[str]]]:
 
 
 def _charts(run: Run) -> list[Chart]:
-    """Those with a value in at least one epoch."""
+    """Return the charts that have a value in at least one epoch."""
     epochs, titles = [record["epoch"] + 1 for record in run.epochs], _titles(run)
     wanted: list[tuple[str, dict[str, str], dict[str, Any]]] = [
         ("Loss", {"training": "train_loss", "validation": "valid_loss", "test": "test_loss"}, {}),
@@ -304,8 +324,11 @@ def _charts(run: Run) -> list[Chart]:
 
 
 def _method_charts(run: Run, epochs: list[int]) -> list[Chart]:
-    """The numbers a method adds; those whose names begin with the same word share a chart. A number called NAME_epoch
-    marks that epoch in all of them."""
+    """Return charts of the numbers that the method adds.
+
+    Numbers whose names begin with the same word share a chart. A number called NAME_epoch marks that epoch in all
+    charts.
+    """
     records = [record.get("method") or {} for record in run.epochs]
     everything = [*records, *(record.get("method") or {} for record in run.given_up)]
     marks = dict.fromkeys(
@@ -332,7 +355,7 @@ def _seconds(run: Run) -> float:
 
 
 def _time_rows(run: Run) -> list[tuple[str, str]]:
-    """The whole, an epoch, and each phase that the epochs name with a key such as alpha_seconds."""
+    """Return the total time, that of each phase with a key such as alpha_seconds, and the median time of an epoch."""
     total = _seconds(run)
     rows = [("all epochs", duration(total))]
     phases = dict.fromkeys(key for record in run.epochs for key in record if key.endswith("_seconds"))
@@ -345,7 +368,7 @@ def _time_rows(run: Run) -> list[tuple[str, str]]:
 
 
 def _rows(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Names and values of an object, inner objects as "outer.inner"."""
+    """Return the names and values of a record; values of inner objects are named "outer.inner"."""
     rows = []
     for name, value in record.items():
         inner = isinstance(value, dict) and value
@@ -372,7 +395,7 @@ def _percent(fraction: float | None) -> str:
 
 @cache
 def template(name: str) -> jinja2.Template:
-    """One of the package's pages."""
+    """Return the template `name` of this folder, such as "report.html"."""
     settings = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,

@@ -3,6 +3,8 @@
 import errno
 import io
 import pickle
+import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from fastdarts.config.files import write_atomically
 from fastdarts.config.plain import plain
+from fastdarts.runs import inert_pickle
 
 VERSION = 1
 
@@ -43,42 +46,84 @@ def load(path: Path, kind: str) -> dict[str, Any]:
     if found != kind:
         what = f"a checkpoint of {found!r}" if isinstance(found, str) else "not a checkpoint of fastdarts"
         raise ValueError(f"checkpoint {path} is {what}; wanted one of {kind!r}")
-    if state["version"] != VERSION:
-        raise ValueError(f"checkpoint {path} has format {state['version']}; this release reads format {VERSION}")
+    if state.get("version") != VERSION:
+        raise ValueError(f"checkpoint {path} has format {state.get('version')}; this release reads format {VERSION}")
     return state
 
 
-def load_weights(path: Path) -> dict[str, Tensor]:
-    """A network's state_dict, on the CPU: of one of our checkpoints, or saved alone (as the original code does), or
-    under the key "state_dict".
+def read_any(path: Path) -> tuple[Any, bool]:
+    """Read a file that torch saved, also one with objects of other code, of which nothing is made or run.
 
-    Raises: FileNotFoundError when there is none; ValueError when the file is damaged or holds no state_dict.
+    Returns: what it holds, on the CPU, and True if other objects are in it (see `inert_pickle`).
+
+    Raises: FileNotFoundError when there is none; ValueError when the file is damaged.
     """
-    state = _read(path)
-    for key in ("network", "state_dict"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"checkpoint {path} holds no state_dict of a network")
-    return dict(state)
+    try:
+        return _read(path), False
+    except _ForeignObjectsError as error:
+        try:
+            with warnings.catch_warnings(action="ignore"):  # torch misses the source code of the unknown classes
+                return torch.load(path, map_location="cpu", weights_only=False, pickle_module=inert_pickle), True
+        except Exception as second:  # whatever a pickle can do wrong
+            raise ValueError(f"{error}; {_first_line(second)}") from second
+
+
+class _ForeignObjectsError(ValueError):
+    """A file has more in it than tensors and plain values."""
 
 
 def _read(path: Path) -> Any:
     if not path.is_file():
+        if path.exists():
+            raise ValueError(f"checkpoint {path} is no regular file")
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
         if zipfile.is_zipfile(path):  # torch does not check the sums; before 1.6 it wrote no archives
             with zipfile.ZipFile(path) as archive:
+                _check_archive(path, archive)
                 damaged = archive.testzip()
             if damaged is not None:
                 raise zipfile.BadZipFile(f"bad checksum of {damaged}")
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
+    except (zipfile.BadZipFile, pickle.UnpicklingError, *_DAMAGE) as error:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # torch seeks before a short file
             raise
         # Torch's own words for a pickle end in the advice to run whatever code is in it.
-        reason = "no tensors saved by torch" if isinstance(error, pickle.UnpicklingError) else _first_line(error)
-        raise ValueError(f"checkpoint {path} is damaged or not a checkpoint ({reason})") from error
+        foreign = isinstance(error, pickle.UnpicklingError) and _FOREIGN.search(str(error)) is not None
+        reason = "it holds other Python objects than tensors" if foreign else _first_line(error)
+        if isinstance(error, pickle.UnpicklingError) and not foreign:
+            reason = "no tensors saved by torch"
+        kind = _ForeignObjectsError if foreign else ValueError
+        raise kind(f"checkpoint {path} is damaged or not a checkpoint ({reason})") from error
+
+
+_DAMAGE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    NotImplementedError,
+    OSError,
+    RecursionError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What torch raises for contents that are not what it wrote."""
+_FOREIGN = re.compile("GLOBAL|Can only (create new|build)")  # in torch's messages about other objects
+
+
+def _check_archive(path: Path, archive: zipfile.ZipFile) -> None:
+    """Refuse an archive that would grow when it is read: torch stores its records as they are."""
+    records = archive.infolist()
+    packed = [record.filename for record in records if record.compress_type != zipfile.ZIP_STORED]
+    if packed:
+        raise zipfile.BadZipFile(f"{packed[0]} is compressed, which torch never does")
+    if sum(record.file_size for record in records) > path.stat().st_size:
+        raise zipfile.BadZipFile("its records are larger than the file")
+    if any(record.filename.endswith("constants.pkl") for record in records):
+        raise zipfile.BadZipFile("it is a TorchScript program, not weights")
 
 
 def random_state() -> dict[str, Any]:

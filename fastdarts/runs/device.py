@@ -1,4 +1,4 @@
-"""The device of a run, and torch's determinism switches."""
+"""Choose the device of a run, and set torch's determinism switches."""
 
 import os
 from collections.abc import Iterator
@@ -8,7 +8,10 @@ import torch
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that a config names; ValueError for one that is unknown or absent."""
+    """Return the device that a config calls `name`; raise a ValueError if it is unknown or absent.
+
+    "auto" means CUDA if available, else the CPU.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -24,11 +27,11 @@ def choose_device(name: str) -> torch.device:
 
 @contextmanager
 def determinism(wanted: bool) -> Iterator[None]:
-    """Torch's own switches, put back at the end."""
+    """Set torch's determinism switches according to `wanted`, and restore them at the end."""
     cudnn = torch.backends.cudnn
     before = torch.are_deterministic_algorithms_enabled(), cudnn.benchmark
     if wanted:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its start
         torch.use_deterministic_algorithms(True)
     cudnn.benchmark = not wanted
     try:

@@ -1,4 +1,4 @@
-"""The machine and software of a run."""
+"""Describe the machine and software of a run."""
 
 import os
 import platform
@@ -16,7 +16,7 @@ from fastdarts.runs.kernels import describe_kernels
 
 
 def environment() -> dict[str, Any]:
-    """Return machine and software of this process, for environment.json: versions, devices, kernels, commit."""
+    """Return the machine and software of this process for environment.json: versions, devices, kernels, commit."""
     packages = ("torchvision", "numpy", "triton")
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
@@ -53,7 +53,7 @@ def _cpu_name() -> str:
 
 
 def _commit() -> str | None:
-    """Of the checkout this package lies in, with "-dirty" if tracked files were changed; None outside one."""
+    """Return the commit of the package's checkout, with "-dirty" if tracked files were changed; None outside of one."""
     root = Path(__file__).resolve().parents[2]
 
     def git(*arguments: str) -> str:
@@ -61,7 +61,7 @@ def _commit() -> str | None:
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
 
     try:
-        if Path(git("rev-parse", "--show-toplevel")) != root:  # installed into a checkout of something else
+        if Path(git("rev-parse", "--show-toplevel")) != root:  # installed inside a checkout of another project
             return None
         return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.SubprocessError):

@@ -84,6 +84,13 @@ class EvalConfig(Config):
     )
     data: Path = option("data", "folder of the data set", Path("data"), metavar="DIR")
     image_size: tuple[int, int] | None = option("data", "resize images to this", metavar="SIZE|HxW", at_least=1)
+    test_portion: float = option(
+        "data",
+        "of an image folder without a test part, the share of each class that is set aside as one",
+        0.2,
+        at_least=0,
+        below=1,
+    )
     augment: Literal["cifar", "imagenet"] = option(
         "data", "cifar: crop, flip, cutout; imagenet: resized crop of 7/8 of the sides, flip, colour jitter"
     )

@@ -1,4 +1,4 @@
-"""All that changes while a discrete network is trained."""
+"""Hold all that changes while a discrete network is trained."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -28,14 +28,14 @@ _PARTS: dict[str, str | None] = {
 
 
 class EvalState(RunState):
-    """A training between two steps.
+    """Hold the training of a discrete network as it is between two steps.
 
     Args:
         genotype: the architecture, of any space.
-        config: as given to `evaluate`.
-        train: the images, on the device.
-        loss: loss(logits, targets) -> scalar; cross entropy if left out, smoothed in training as the config says.
-        device: where all of it is.
+        config: config as given to `evaluate`.
+        train: the training images, on `device`.
+        loss: loss(logits, targets) -> scalar; None for cross entropy, in training with the config's label smoothing.
+        device: device of network and images.
     """
 
     kind = "evaluation"
@@ -58,7 +58,7 @@ class EvalState(RunState):
         )
         network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         augment = _augment(config, train, device)
-        # the auxiliary head's last batch norm sees one pixel an image: a batch of one has no variance there
+        # the auxiliary head's last batch norm sees one pixel per image, so a batch of one image has no variance
         single = len(train) % config.batch_size == 1
         stream = BatchStream(train, config.batch_size, seed=config.seed, drop_last=single)
         super().__init__(config, network, augment, [stream], _PARTS)
@@ -70,13 +70,13 @@ class EvalState(RunState):
         self.train_loss: Loss = loss or partial(cross_entropy, label_smoothing=config.label_smoothing)
 
     def learning_rate(self) -> float:
-        """Of this epoch."""
+        """Return the learning rate of this epoch."""
         if self.config.schedule == "cosine":
             return cosine(self.config.lr, 0.0, self.epoch, self.config.epochs)
         return float(self.config.lr * self.config.lr_decay**self.epoch)
 
     def drop_path(self) -> float:
-        """Of this epoch: from 0, linearly."""
+        """Return the drop-path probability of this epoch, which grows linearly from 0."""
         return float(self.config.drop_path * self.epoch / self.config.epochs)
 
     def train_batches(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
@@ -110,7 +110,7 @@ class EvalState(RunState):
         return super().state_dict() | {"genotype": self.genotype.to_json(), "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raises: ValueError when another genotype was trained."""
+        """Restore the training that `state` holds. Raises: ValueError if it trained another genotype."""
         if state["genotype"] != self.genotype.to_json():
             raise ValueError("resume: another genotype was trained there; give that one, or none to take it from out")
         super().load_state_dict(state)

@@ -1,4 +1,4 @@
-"""What a run says of its memory and time before it begins."""
+"""Report the memory and time that a run will need, before it begins."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ def forecast_line(state: RunState, forecast: Forecast, device: torch.device) -> 
 
 @contextmanager
 def out_of_memory_explained(forecast: Forecast, batch_size: int, device: torch.device) -> Iterator[None]:
-    """Inside, running out of memory is a MemoryError that names the largest batch that fits."""
+    """Turn out-of-memory errors raised inside into a MemoryError that names the largest batch that fits."""
     try:
         yield
     except Exception as error:

@@ -1,23 +1,32 @@
 """Images given from Python, and the number of outputs they ask for."""
 
+from dataclasses import replace
 from typing import Any
 
 from torch.utils.data import Dataset
 
 from fastdarts import data
 from fastdarts.data import ImageData
+from fastdarts.data.rows import Rows
+from fastdarts.data.targets import Loss, settled
 
-Images = ImageData | Dataset[Any]
-
-
-def read_images(images: Images) -> ImageData:
-    """Images given from Python."""
-    return images if isinstance(images, ImageData) else data.from_dataset(images)
+Images = ImageData | Dataset[Any] | Rows
 
 
-def read_second_images(name: str, images: Images, train: ImageData) -> ImageData:
+def read_images(images: Images, loss: Loss | None) -> ImageData:
+    """Images given from Python, with targets as the loss (None: cross entropy) reads them."""
+    return settled(images if isinstance(images, ImageData) else data.from_dataset(images), loss)
+
+
+def read_second_images(name: str, images: Images, train: ImageData, loss: Loss | None) -> ImageData:
     """Images given from Python beside `train`, whose statistics they take; ValueError where they are not alike."""
-    second = images if isinstance(images, ImageData) else data.from_dataset(images, train=train)
+    try:
+        second = images if isinstance(images, ImageData) else data.from_dataset(images, train=train)
+        second = settled(second, loss, train)
+        if (second.targets.dim(), train.targets.dim()) == (1, 2) and train.targets.shape[1] == 1:
+            second = replace(second, targets=second.targets[:, None])  # too few of them told how the loss reads them
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}: {error}") from error
     ours, theirs = (
         f"images {list(part.images.shape[1:])} and targets {list(part.targets.shape[1:])}" for part in (second, train)
     )

@@ -4,6 +4,7 @@ import json
 import shlex
 import signal
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,13 @@ class Keeper:
         state: the run.
         out: its folder.
         stop: see `stop_requests`.
+        kernels: which the run uses and why, for environment.json.
         loggers: get the numbers of each epoch, beside TensorBoard in the folder where that is installed.
     """
 
-    def __init__(self, state: RunState, out: Path, stop: StopRequest, loggers: Sequence[Logger] = ()) -> None:
+    def __init__(
+        self, state: RunState, out: Path, stop: StopRequest, kernels: str, loggers: Sequence[Logger] = ()
+    ) -> None:
         self.state = state
         self.out = out
         self.stop = stop
@@ -41,7 +45,8 @@ class Keeper:
             self.loggers.append(TensorBoard(out / "tensorboard", state.epoch))
         else:
             LOGGER.debug("no tensorboard/: for it, pip install 'fastdarts[tensorboard]'")
-        write_atomically(out / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        self._environment = json.dumps(environment() | {"kernels_used": kernels}, indent=2) + "\n"
+        write_atomically(out / "environment.json", self._environment)
         self.save()
         state.config.save(out / "config.json")  # last: a folder that has it can be resumed
 
@@ -49,8 +54,9 @@ class Keeper:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for logger in self.loggers:
-            logger.close()
+        with ExitStack() as stack:  # one that fails to close leaves the others to be closed
+            for logger in self.loggers:
+                stack.callback(logger.close)
 
     def save(self) -> None:
         self.state.read()  # no checkpoint of a run that has failed already
@@ -67,6 +73,9 @@ class Keeper:
         """Write the epoch's metrics and a checkpoint; `histograms` go to the loggers, with the metrics."""
         self.metrics.write(metrics)
         self.save()
+        if not (self.out / "config.json").is_file():  # the folder has been deleted in the meantime
+            write_atomically(self.out / "environment.json", self._environment)
+            self.state.config.save(self.out / "config.json")
         everything = {**metrics, **{f"method/{name}": value for name, value in metrics.get("method", {}).items()}}
         numbers = {name: value for name, value in everything.items() if isinstance(value, int | float)}
         for logger in self.loggers:

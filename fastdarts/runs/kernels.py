@@ -1,4 +1,4 @@
-"""Which kernels run on a device, and why: for the first line of a run, environment.json and `fastdarts env`."""
+"""Names of the kernels in use, and reasons: for the first line of a run, environment.json and `fastdarts env`."""
 
 import importlib
 from importlib import metadata
@@ -9,16 +9,18 @@ from fastdarts.ops import extension
 from fastdarts.ops.operators import unavailable
 
 
-def kernels_line(device: torch.device, backend: str) -> str:
-    """Return the first line of a search: the kernels of its mixed operations."""
+def kernels_used(device: torch.device, backend: str) -> str:
+    """Name the kernels that a search with this backend uses for its mixed operations."""
     if backend == "reference":
-        return f"kernels: plain PyTorch modules on {device}, as backend 'reference' asks"
-    return f"kernels: {describe_kernels(device)}, on {device}"
+        return f"plain PyTorch modules on {device}, as backend 'reference' asks"
+    return f"{describe_kernels(device)}, on {device}"
 
 
 def describe_kernels(device: torch.device) -> str:
     """Name the kernels that mixed operations use on a device; for plain modules, say why."""
     reason = unavailable(device, torch.float32)
+    if reason == extension.NOT_BUILT:
+        reason += "; to build it, in the checkout: pip install --no-build-isolation --force-reinstall --no-deps ."
     if reason is not None:
         return f"plain PyTorch modules, many times slower: {reason}"
     if device.type == "cpu":

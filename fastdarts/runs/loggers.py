@@ -1,5 +1,6 @@
-"""Loggers: where a run's numbers go besides its own files. TensorBoard is one; docs/loggers.md shows others."""
+"""Loggers take the numbers of each epoch. TensorBoard is one of them; docs/loggers.md shows others."""
 
+import os
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,7 +10,7 @@ from torch import Tensor
 
 
 class Logger(Protocol):
-    """What `search` and `evaluate` call for each of `loggers`."""
+    """The calls that `search` and `evaluate` make to each of `loggers`."""
 
     def log_metrics(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Log the numbers of an epoch, counted from 0, by their names in metrics.jsonl."""
@@ -18,7 +19,7 @@ class Logger(Protocol):
         """Log the alphas that an epoch of a search ends with; tensors on the CPU, of any shape."""
 
     def close(self) -> None:
-        """Write what is left; called once, when the run ends or fails."""
+        """Write what is left; called once, when the epochs end, by themselves or by an error."""
 
 
 class TensorBoard:
@@ -33,7 +34,16 @@ class TensorBoard:
             raise ImportError("TensorBoard is not installed; run: pip install 'fastdarts[tensorboard]'")
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
-        self.writer = SummaryWriter(str(folder), purge_step=first_epoch)
+        self._descriptor: int | None = None
+        self.writer = SummaryWriter(self._name(folder), purge_step=first_epoch)
+
+    def _name(self, folder: Path) -> str:
+        """Return the folder's path; TensorBoard takes no names but UTF-8, so others go by an open file's number."""
+        if os.fsencode(folder).decode(errors="ignore") == str(folder) or not os.path.isdir("/proc/self/fd"):
+            return str(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._descriptor = os.open(folder, os.O_RDONLY)
+        return f"/proc/self/fd/{self._descriptor}"
 
     @staticmethod
     def installed() -> bool:
@@ -52,3 +62,6 @@ class TensorBoard:
 
     def close(self) -> None:
         self.writer.close()
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None

@@ -41,6 +41,8 @@ def run_program(run: Callable[[], int], argv: Sequence[str], prog: str) -> int:
     Returns: that of `run`; 2, with one line on stderr and no traceback, for a user's mistake; `Interrupted.exit_code`
         for a signal.
     """
+    if hasattr(sys.stdout, "reconfigure"):  # names of files need not be UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with console(level_of(argv)):
             return run()

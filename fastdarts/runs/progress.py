@@ -1,4 +1,4 @@
-"""What a run shows and records while it goes: a bar or lines, and metrics.jsonl."""
+"""Progress of a run: a bar or lines, and metrics.jsonl."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""What a run needs: peak memory, time, and the largest batch that fits."""
+"""Measure what a run needs: peak memory, time, and the largest batch that fits."""
 
 import importlib
 import resource
@@ -13,12 +13,12 @@ import torch
 
 from fastdarts.ops.operators import unavailable
 
-_PROBE_IMAGES = 8  # few enough to fit anywhere, enough that the part of memory that does not grow with them is small
+_PROBE_IMAGES = 8  # few enough to fit everywhere, enough for the memory that is independent of them to be a small part
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Measured before the first epoch: peak memory in bytes, seconds of a step, and the largest batch that fits."""
+    """Hold measurements before the first epoch: peak memory in bytes, seconds per step, largest batch that fits."""
 
     peak_bytes: int
     step_seconds: float
@@ -32,29 +32,33 @@ class Forecast:
 
 
 def compile_ahead(step: Callable[[int], object], batch_size: int, device: torch.device) -> None:
-    """Have the GPU kernels that `forecast`'s steps will launch compiled side by side, in threads.
+    """Compile the GPU kernels that the steps of `forecast` will launch in parallel, in threads.
 
-    Each would otherwise be compiled when it is first launched, one after the other.
+    Otherwise they would be compiled one after the other, each at its first launch.
 
     Args:
-        step: as for `forecast`; here it runs on numbers without meaning.
+        step: as for `forecast`. Kernels are compiled, not run, so its outputs are undefined.
+        batch_size: images in a whole batch.
+        device: device of the run; on a CPU, or without kernels for it, nothing is done.
     """
     if device.type != "cuda" or unavailable(device, torch.float32) is not None:
         return
-    launching = importlib.import_module("fastdarts.kernels.launch")  # Triton is imported when it is first used
-    with suppress(torch.OutOfMemoryError), launching.compiling_ahead():  # what does not fit, `forecast` tells
+    launching = importlib.import_module("fastdarts.kernels.launch")  # imported here because it imports Triton
+    with suppress(torch.OutOfMemoryError), launching.compiling_ahead():  # `forecast` reports a lack of memory
         for images in (min(_PROBE_IMAGES, batch_size), batch_size):
             step(images)
 
 
 def forecast(step: Callable[[int], object], batch_size: int, device: torch.device) -> Forecast:
-    """Measure a few images, then (after one warm-up) a whole batch.
+    """Measure a step on a few images, then (after one warm-up) a step on a whole batch.
 
     Args:
-        step: runs one step on so many images; what it changes is the caller's to restore.
+        step: step(images) runs one step on that many images; the caller restores what it changes.
+        batch_size: images in a whole batch.
+        device: device of the run.
 
-    Raises: MemoryError that names the largest batch that fits. On a CPU the check comes before the batch is tried,
-        because there the system ends the process instead of refusing memory.
+    Raises: MemoryError that names the largest batch that fits. On a CPU this is checked before the batch is tried,
+        because the system would end the process instead of refusing memory.
     """
     probe = min(_PROBE_IMAGES, batch_size)
     rest = reset_peak(device)
@@ -79,7 +83,10 @@ def forecast(step: Callable[[int], object], batch_size: int, device: torch.devic
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """CUDA has an error of its own; the CPU allocator raises a RuntimeError that only its words tell apart."""
+    """Return True if `error` means a lack of memory.
+
+    CUDA has its own error class; the CPU allocator raises a RuntimeError that only its message distinguishes.
+    """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     words = ("not enough memory", "can't allocate memory", "out of memory")
@@ -87,17 +94,17 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def reset_peak(device: torch.device) -> int:
-    """Start measuring a new peak; returns the bytes in use now."""
+    """Start measuring a new peak of memory; return the bytes in use now."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
-    with suppress(OSError):  # no Linux, or not allowed: the peak is then that of the process's whole life
+    with suppress(OSError):  # not Linux, or not permitted: the peak is then that since the process started
         Path("/proc/self/clear_refs").write_text("5")
     return _proc_bytes("/proc/self/status", "VmRSS") or peak_bytes(device)
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Largest memory since `reset_peak`: allocated by torch on a GPU, of the whole process on a CPU."""
+    """Return the peak in bytes since `reset_peak`: allocated by torch on a GPU, of the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     lifetime = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -105,7 +112,7 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def free_bytes(device: torch.device) -> float:
-    """Memory that this process can still take; infinity where the system does not tell."""
+    """Return the bytes of memory that this process can still allocate; infinity if the system does not report them."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return float(torch.cuda.mem_get_info(device)[0] + cached)

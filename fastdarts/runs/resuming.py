@@ -1,9 +1,12 @@
 """Go on from a run's checkpoint."""
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from fastdarts.config.options import check_names, differences
 from fastdarts.methods import find
@@ -13,6 +16,7 @@ from fastdarts.runs.resources import is_out_of_memory
 from fastdarts.runs.search_state import SearchState
 from fastdarts.runs.state import RunState
 
+# Between a run and its continuation.
 MAY_DIFFER = (
     "benchmark",
     "data",
@@ -21,7 +25,7 @@ MAY_DIFFER = (
     "out",
     "resume",
     "save_every_steps",
-)  # between a run and its continuation
+)
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "config": dict,
     "network": dict,
@@ -45,6 +49,8 @@ def resume(state: SearchState | EvalState, out: Path) -> None:
     for name, kind in _TYPES.items():
         if not isinstance(saved.get(name), kind) or isinstance(saved[name], bool):
             raise _damaged(path, f"{name!r} is {'missing' if name not in saved else type(saved[name]).__name__}")
+    if isinstance(state, SearchState):
+        _check_history(saved.get("history"), saved["epoch"], state, path)
     before = _config_of(saved, state, path)
     changed = differences(state.config, before, ignore=MAY_DIFFER)
     more = state.config.epochs > before.epochs
@@ -64,6 +70,16 @@ def resume(state: SearchState | EvalState, out: Path) -> None:
         raise _damaged(path, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
     if more:
         print(_more_epochs_line(state, before), flush=True)
+
+
+def _check_history(history: Any, epoch: int, state: SearchState, path: Path) -> None:
+    """ValueError unless there are tables as the search makes them, one before the first epoch and one after each."""
+    if not isinstance(history, list) or len(history) != epoch + 1:
+        raise _damaged(path, f"'history' is not a list of {epoch + 1} tables")
+    for index, (name, ours) in itertools.product(range(len(history)), state.history[0].items()):
+        table = history[index].get(name) if isinstance(history[index], dict) else None
+        if not isinstance(table, Tensor) or table.shape != ours.shape:
+            raise _damaged(path, f"'history' has no {name} {list(ours.shape)} for epoch {index}")
 
 
 def _config_of(saved: Mapping[str, Any], state: RunState, path: Path) -> Any:
@@ -118,9 +134,10 @@ def _more_epochs_line(state: SearchState | EvalState, before: Any) -> str:
 
 
 def _other_config(state: RunState, out: Path, changed: list[str]) -> ValueError:
-    free = ", ".join(name for name in ("epochs (to more)", *MAY_DIFFER) if hasattr(state.config, name.split()[0]))
+    free = ", ".join(name for name in MAY_DIFFER if hasattr(state.config, name))
     return ValueError(
-        f"resume: the {state.kind} in {out} has another config ({'; '.join(changed)}); only {free} may change"
+        f"resume: the {state.kind} in {out} has another config ({'; '.join(changed)}); only {free} may change, and "
+        "epochs to more"
     )
 
 

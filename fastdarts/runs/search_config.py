@@ -7,7 +7,7 @@ from typing import Any
 
 from fastdarts import methods
 from fastdarts.config.options import option
-from fastdarts.config.search_options import SearchOptions
+from fastdarts.config.search_options import SMALL_DATA, SearchOptions
 from fastdarts.spaces import registry
 
 
@@ -33,7 +33,8 @@ class SearchConfig(SearchOptions):
         method = methods.find(self.method)
         published = method.published if self.dataset != "digits" else {}
         space = registry.find(self.space).search_defaults(self.dataset)
-        return {**super().preset(), **space, **method.settings, **published}
+        small = SMALL_DATA if self.small_data else {}
+        return {**super().preset(), **space, **method.settings, **published, **small}
 
     def help_notes(self) -> str:
         lines = [

@@ -1,4 +1,4 @@
-"""All that changes during a search: method, network, optimizers, data order, position, sums of the epoch."""
+"""Hold all that changes during a search: method, network, optimizers, data order, position, sums of the epoch."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -30,14 +30,15 @@ _PARTS = {
 
 
 class SearchState(RunState):
-    """A search between two steps.
+    """Hold a search as it is between two steps.
 
     Args:
-        config: as given to `search`.
-        weights_half, alphas_half: the images of the two steps, on the device. The second are those that the search is
-            measured with, too; a method whose alphas learn from the first may go without.
+        config: config as given to `search`.
+        weights_half: images of the weight steps, on `device`.
+        alphas_half: images of the alpha steps, on `device`, also used to measure the search. May be None for a method
+            whose alphas are trained on `weights_half`.
         loss: loss(logits, targets) -> scalar.
-        device: where all of it is.
+        device: device of network and images.
     """
 
     kind = "search"
@@ -82,7 +83,7 @@ class SearchState(RunState):
         self.history: list[dict[str, Tensor]] = [self.architecture()]
 
     def _build(self) -> None:
-        """A new network and what moves it."""
+        """Build the network, optimizers and step."""
         config, method = self.config, self.method
         self._arguments = method.network_arguments()
         network = method.space.supernet(
@@ -100,7 +101,7 @@ class SearchState(RunState):
             w_weight_decay=config.weight_decay,
             loss=self._loss,
             amp_dtype=torch.bfloat16 if config.amp else None,
-            penalty=lambda: method.penalty(network),  # not self's: a cycle would keep the GPU's memory
+            penalty=lambda: method.penalty(network),  # no reference to self: the cycle would keep GPU memory alive
             grad_clip=method.alpha_grad_clip,
             optimizer=method.arch_optimizer(self.network),
         )
@@ -116,7 +117,7 @@ class SearchState(RunState):
         )
 
     def _begin_epoch(self) -> None:
-        """Let the method set what depends on the epoch."""
+        """Let the method set all that depends on the epoch; rebuild the network if its arguments have changed."""
         self.method.begin_epoch(self.epoch)
         if self.method.network_arguments() != self._arguments:
             self._build()
@@ -126,7 +127,7 @@ class SearchState(RunState):
             self._parts[part] = _PARTS[part] if finite else None
 
     def alphas(self) -> dict[str, Tensor]:
-        """Return [rows, primitives] of each group, on the CPU; -inf where a row has no such op."""
+        """Return the alphas [rows, primitives] of each group, on the CPU; -inf where a row does not have the op."""
         network, kept = self.network, self.method.kept or {}
         return {
             name: in_columns(network.alphas[name], group.ops, network.primitives, kept.get(name))
@@ -134,10 +135,10 @@ class SearchState(RunState):
         }
 
     def architecture(self) -> dict[str, Tensor]:
-        """Return what alphas.npz holds of an epoch.
+        """Return the arrays that alphas.npz holds of an epoch.
 
-        Of each group G: `G` (`alphas`), `weights_G` (op weights, NaN where a row has no such op), and `edges_G` if the
-        method gives edges weights.
+        For each group G these are `G` (as in `alphas`), `weights_G` (op weights, NaN where a row does not have the op),
+        and `edges_G` (edge weights) if the method has edge weights.
         """
         network, tables = self.network, self.alphas()
         scores, edges = self.method.scores(network), self.method.edge_weights(network)
@@ -150,11 +151,11 @@ class SearchState(RunState):
         return tables | weights | {f"edges_{name}": value for name, value in edges.items()}
 
     def learning_rate(self) -> float:
-        """Of the weights, in this epoch."""
+        """Return the learning rate of the weights in this epoch."""
         return self.method.learning_rate()
 
     def train_batches(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
-        """The search step on the weights' batch and, at two levels, the alphas' batch."""
+        """Run the search step on the weights' batch and, with two streams, the alphas' batch; return its results."""
         decay = self.architect.w_weight_decay = self.method.weight_decay()
         for group in self.w_optimizer.param_groups:
             group["lr"], group["weight_decay"] = self.learning_rate(), decay
@@ -177,7 +178,12 @@ class SearchState(RunState):
     def validate(
         self, between_batches: Callable[[], object], mixes: Mapping[str, Mix] | None = None
     ) -> tuple[float, float]:
-        """Mean loss and accuracy on the alphas' half (NaN without one); with these op weights, if given."""
+        """Return mean loss and accuracy on the alphas' half, NaN if there is none.
+
+        Args:
+            between_batches: called before each batch.
+            mixes: op weights to use in place of the method's relaxation; None for that.
+        """
         if self.validation is None:
             return math.nan, math.nan
         with nullcontext() if mixes is None else self.network.mixing(mixes):
@@ -201,7 +207,7 @@ class SearchState(RunState):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.method.load_state_dict(state["method"])
         self.epoch = state["epoch"]
-        self._begin_epoch()  # may make the network that the state is of
+        self._begin_epoch()  # rebuilds the network if `state` was taken in a stage with another one
         super().load_state_dict(state)
         with torch.no_grad():
             for alpha, value in zip(self.network.arch_parameters(), state["alphas"], strict=True):
@@ -212,7 +218,11 @@ class SearchState(RunState):
 
 
 def in_columns(alpha: Tensor, names: EdgeOps, primitives: Sequence[str], kept: Tensor | None) -> Tensor:
-    """Alphas [edges, ops] on the CPU, sorted into a column for each primitive; -inf where an edge has not that op."""
+    """Return `alpha` [edges, ops] on the CPU as [edges, primitives], with a column for each primitive.
+
+    Entries are -inf where an edge does not have the op, or where `kept` is given and False. `names` holds the op names
+    of each edge.
+    """
     values = alpha.detach().cpu()
     if kept is not None:
         values = values.masked_fill(~kept, -math.inf)

@@ -1,4 +1,4 @@
-"""All that changes during a run."""
+"""Hold all that changes during a run."""
 
 import copy
 import dataclasses
@@ -23,20 +23,20 @@ Metrics = dict[str, Any]
 
 
 class RunState:
-    """All that changes during a run, between two steps. A subclass adds its networks, optimizers and data.
+    """Hold all that changes during a run, as it is between two steps. Subclasses add networks, optimizers and data.
 
     Args:
-        config: of the run.
-        network: trained in place.
-        augment: of the training images.
-        streams: of the batches; a pass over the first one is an epoch.
-        parts: what a step measures, see EpochSums; with train_loss.
+        config: the run's config.
+        network: the network, trained in place.
+        augment: augmentation of the training images.
+        streams: streams of the batches; a pass over the first one is an epoch.
+        parts: measurements of a step, as for EpochSums; must contain train_loss.
     """
 
     kind: ClassVar[str]
-    """What it is in checkpoints and messages: "search" or "evaluation"."""
+    """Kind of run in checkpoints and messages: "search" or "evaluation"."""
     program: ClassVar[str]
-    """The command line that runs it."""
+    """Command line that starts such a run."""
 
     def __init__(
         self,
@@ -60,19 +60,19 @@ class RunState:
 
     @property
     def steps_done(self) -> int:
-        """Of all epochs."""
+        """Return the number of steps done in all epochs."""
         return self.epoch * self.steps_per_epoch + self.step
 
     def train_batches(self, batches: Sequence[Batch]) -> Mapping[str, Tensor]:
-        """A step on a batch of each stream; returns what it measured, nothing read from the device."""
+        """Run a step on a batch of each stream; return its measurements by part, without reading the device."""
         raise NotImplementedError
 
     def test_batch(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Loss and outputs of the network in eval mode."""
+        """Return the loss and the outputs of the network on `batch` in eval mode."""
         raise NotImplementedError
 
     def train_step(self) -> None:
-        """One step on the next batch of each stream."""
+        """Run one step on the next batch of each stream and add its measurements to the epoch's sums."""
         start = time.perf_counter()
         self.network.train()
         batches = [(self.augment(images), targets) for images, targets in (stream.next() for stream in self.streams)]
@@ -81,7 +81,7 @@ class RunState:
         self.seconds += time.perf_counter() - start
 
     def trial_step(self, images: int) -> None:
-        """A step on the first images of each stream, which leaves all as it was but for what waits in caches."""
+        """Run one step on the first `images` images of each stream, then restore all state; only caches stay warm."""
         before = copy.deepcopy(self.state_dict())
         try:
             self.network.train()
@@ -91,16 +91,22 @@ class RunState:
             self.load_state_dict(before)
 
     def read(self) -> dict[str, float]:
-        """Averages of this epoch so far; waits for the device. Raises FloatingPointError (see EpochSums)."""
+        """Return the means of this epoch so far; waits for the device. Raises FloatingPointError (see EpochSums)."""
         start = time.perf_counter()
         self._sums.read(self.epoch, self.step)
         self.seconds += time.perf_counter() - start
         return {**self._sums.means(), "images_per_second": self._sums.images / max(self.seconds, 1e-9)}
 
     def measure(self, data: ImageData, between_batches: Callable[[], object]) -> tuple[float, float]:
-        """Mean loss and accuracy with the running statistics, without augmentation; accuracy NaN without classes.
+        """Return mean loss and accuracy on `data` in eval mode, without augmentation; accuracy is NaN without classes.
 
-        What the network draws (candidate `noise`) is the same each time, and no later draw depends on it.
+        Random numbers of the network (candidate `noise`) are the same each time, and global generators are restored.
+
+        Args:
+            data: the images.
+            between_batches: called before each batch.
+
+        Raises: FloatingPointError if the mean loss is not finite.
         """
         self.network.eval()
         device = data.images.device
@@ -119,7 +125,7 @@ class RunState:
         return mean_loss, float(correct) / len(data)
 
     def next_epoch(self, metrics: Metrics) -> None:
-        metrics.update(plain(metrics, "metrics", unknown=str))  # a method's numbers may be numpy's
+        metrics.update(plain(metrics, "metrics", unknown=str))  # a method's numbers may be numpy scalars
         self.metrics.append(metrics)
         self.epoch += 1
         self.step = 0
@@ -127,7 +133,7 @@ class RunState:
         self._sums = EpochSums(self._parts)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything, as `torch.load(weights_only=True)` accepts it; tensors are the live ones."""
+        """Return the whole state in a form that `torch.load(weights_only=True)` accepts; its tensors are not copies."""
         return {
             "config": {
                 name: value if value is None or isinstance(value, int | float | str | tuple | dict) else str(value)
@@ -145,11 +151,11 @@ class RunState:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from where `state` was taken; on another kind of device with other augmentations than there."""
+        """Continue where `state` was taken; on another kind of device, augmentations differ from then on."""
         self.network.load_state_dict(state["network"])
         if state["augment"]["generator"].shape == self.augment.generator.get_state().shape:
             self.augment.load_state_dict(state["augment"])
-        else:  # of another kind of device, whose states do not fit; not from the seed alone: epoch 0 would come again
+        else:  # generator states of another kind of device do not fit; add the epoch, or epoch 0 would be repeated
             self.augment.generator.manual_seed(self.config.seed + state["epoch"])
         for stream, part in zip(self.streams, state["streams"], strict=True):
             stream.load_state_dict(part)

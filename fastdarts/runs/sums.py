@@ -1,4 +1,4 @@
-"""Means over the images of an epoch."""
+"""Compute means over the images of an epoch."""
 
 import math
 from collections.abc import Mapping
@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 class EpochSums:
-    """Means over the images of an epoch. Steps' results wait on the device until `read`.
+    """Accumulate means over the images of an epoch. The results of steps stay on the device until `read`.
 
     Args:
-        parts: what a step measures, as means over its images, in the order of computation; each with its name in an
-            error message when it is not finite, or None where that is no error.
+        parts: names of a step's measurements, which are means over its images, in the order of their computation. Each
+            is mapped to its name in the error message for a value that is not finite, or None if that is no error.
     """
 
     def __init__(self, parts: Mapping[str, str | None]) -> None:
@@ -23,16 +23,16 @@ class EpochSums:
         self._waiting: list[tuple[int, Tensor]] = []
 
     def add(self, images: int, measured: Mapping[str, Tensor]) -> None:
-        """A step's scalars, one for each part; nothing is read from the device."""
+        """Add a step's scalars, one for each part, measured on `images` images, without reading the device."""
         self._waiting.append((images, torch.stack([measured[part].detach().float() for part in self._parts])))
 
     def read(self, epoch: int, step: int) -> None:
-        """Fetch what waits, in one transfer, and add it up.
+        """Fetch the results of all steps since the last call in one transfer and add them up.
 
         Args:
-            epoch, step: how far the run is, to name the step at fault.
+            epoch, step: the run's position, used to name a step in an error.
 
-        Raises: FloatingPointError at the first part that is not finite and must be.
+        Raises: FloatingPointError at the first part that must be finite and is not.
         """
         if not self._waiting:
             return
@@ -47,7 +47,7 @@ class EpochSums:
             self.images += images
 
     def means(self) -> dict[str, float]:
-        """Each part per image."""
+        """Return the mean of each part over the images."""
         return {part: value / max(self.images, 1) for part, value in self._sums.items()}
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a picture of an architecture consists of: boxes, lines and their colours; `picture` renders it."""
+"""Define the parts of a picture of an architecture: boxes, lines and their colours; `picture` renders them."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -9,7 +9,7 @@ Point = tuple[float, float]
 
 
 class Colours(NamedTuple):
-    """Of one family of primitives: its lines, and the filling and the text of its labels."""
+    """Hold the colours of a family of primitives: of its lines, and of the fill and text of its labels."""
 
     line: str
     fill: str
@@ -38,18 +38,18 @@ FONT, NOTE_FONT, CORNER, ARROW = 12, 10, 9, 8
 
 
 OWN = Colours("#0e8a8a", "#dcf1f1", "#0a4a4a")
-"""Colours of ops that are not in the library's table: a user's own."""
+"""Colours of user-defined ops, which are not in the library's table."""
 
 
 def colours_of(primitive: str) -> Colours:
-    """Return the colours of a primitive's family."""
+    """Return the colours of the family of `primitive`."""
     known = CANDIDATES.get(primitive)
     return OWN if known is None or known.kind not in FAMILIES else FAMILIES[known.kind]
 
 
 @dataclass(frozen=True)
 class Box:
-    """A state of the cell or the label of an edge: a rounded rectangle with its text and perhaps a note below that."""
+    """Describe a state of the cell or an edge's label: a rounded rectangle with text and an optional note below it."""
 
     x: float
     y: float
@@ -67,13 +67,13 @@ class Box:
 
 @dataclass(frozen=True)
 class Line:
-    """A path of horizontal and vertical pieces that ends in an arrow to the right."""
+    """Describe a path of horizontal and vertical pieces that ends in an arrow to the right."""
 
     points: tuple[Point, ...]
     colours: Colours | None = None  # None: a concatenation
 
     def commands(self) -> list[tuple[str, tuple[Point, ...]]]:
-        """SVG path commands (M, L and the quadratic Q) along the points, corners rounded, as far as the arrow."""
+        """Return SVG path commands (M, L and quadratic Q) along the points, with rounded corners, up to the arrow."""
         *inner, (x, y) = self.points
         points = [*inner, (x - ARROW, y)]
         commands: list[tuple[str, tuple[Point, ...]]] = [("M", (points[0],))]
@@ -89,7 +89,7 @@ class Line:
 
 @dataclass
 class Drawing:
-    """What both back ends draw; pixels, y downwards."""
+    """Hold the parts of a picture for both back ends, in pixels with y pointing down."""
 
     width: float = 0
     height: float = 0
@@ -99,7 +99,7 @@ class Drawing:
 
 
 def towards(corner: Point, other: Point) -> Point:
-    """The point where the rounding of a corner begins, on the side of `other`."""
+    """Return the point at which the rounding of `corner` begins on the side of `other`."""
     dx, dy = other[0] - corner[0], other[1] - corner[1]
     share = CORNER / max(abs(dx), abs(dy), CORNER)
     return corner[0] + share * dx, corner[1] + share * dy

@@ -1,7 +1,9 @@
 """Groups of rows of named choices: the part of a search space that a search method sees."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from fastdarts.primitives.table import EdgeOps
 
@@ -44,7 +46,10 @@ class Choice:
         threshold: ops with a lower score are dropped.
         none_wins: an edge whose strongest op is `none` is dropped; otherwise `none` does not compete.
         last_wins: of edges with equal scores the last one is kept, and kept edges stay in the order of their sources.
-        max_skips: largest number of skip connections (in DARTS' space, of the normal cell); None allows any.
+        max_skips: largest number of skip connections (in DARTS' space, of the normal cell); those of the lowest scores
+            go first. None allows any.
+        ranking: ranking(group, scores [rows, ops]) -> the numbers by which ops and edges of that group are compared;
+            None compares scores. A space asks `ranked`.
     """
 
     ops_per_edge: int = 1
@@ -53,6 +58,11 @@ class Choice:
     none_wins: bool = False
     last_wins: bool = False
     max_skips: int | None = None
+    ranking: Callable[[str, Tensor], Tensor] | None = None
+
+    def ranked(self, group: str, scores: Tensor) -> Tensor:
+        """Return the numbers by which ops and edges of a group are compared, from its scores."""
+        return scores if self.ranking is None else self.ranking(group, scores)
 
 
 def names_of(groups: Sequence[Group]) -> tuple[str, ...]:

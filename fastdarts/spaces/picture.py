@@ -1,4 +1,4 @@
-"""A drawing of boxes, lines and arrows as SVG (light and dark mode) and PNG."""
+"""Render a drawing of boxes, lines and arrows as SVG (for light and dark mode) and PNG."""
 
 import io
 from collections.abc import Iterator
@@ -80,7 +80,7 @@ def _svg_text(x: float, y: float, text: str, attributes: str, size: int, subscri
 _CODES = {"M": [Outline.MOVETO], "L": [Outline.LINETO], "Q": [Outline.CURVE3, Outline.CURVE3]}
 
 
-_POINTS = 0.72  # typographic points a pixel, at 100 pixels an inch
+_POINTS = 0.72  # typographic points per pixel, at 100 pixels per inch
 
 
 def png(drawing: Drawing) -> bytes:
@@ -95,7 +95,7 @@ def png(drawing: Drawing) -> bytes:
         commands = line.commands()
         vertices = [point for _, points in commands for point in points]
         codes = [code for command, _ in commands for code in _CODES[command]]
-        for width, ink in ((7, "white"), (2, colour)):  # a gap in what the line crosses, then the line
+        for width, ink in ((7, "white"), (2, colour)):  # a gap in the lines that this one crosses, then the line
             axes.add_patch(PathPatch(Outline(vertices, codes), fill=False, edgecolor=ink, linewidth=width * _POINTS))
         axes.add_patch(Polygon(line.arrow(), closed=True, color=colour, linewidth=0))
     for box in drawing.boxes:

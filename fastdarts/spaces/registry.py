@@ -2,11 +2,11 @@
 
 import difflib
 import importlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from fastdarts.config.reading import parse_json, read_text
 from fastdarts.spaces.darts.genotype import Genotype
 from fastdarts.spaces.space import Space
 
@@ -53,11 +53,18 @@ def space_of(architecture: Any) -> Space:
     return find(architecture.space)
 
 
+def architecture_of(value: Any) -> Any:
+    """Return an architecture as it is, or the genotype that an object of other code holds (see `Genotype.of`)."""
+    if isinstance(getattr(value, "space", None), str) and not isinstance(value, Genotype):
+        return value
+    return Genotype.of(value)
+
+
 def read_architecture(text: str) -> Any:
     """Read an architecture of any space from JSON; without the key `space` it is a genotype of DARTS' space."""
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
+        value = parse_json(text)
+    except ValueError as error:
         raise ValueError(f"genotype is not JSON: {error}") from None
     name = value.get("space", "darts") if isinstance(value, dict) else "darts"
     if not isinstance(name, str):
@@ -69,18 +76,20 @@ def load_architecture(source: str) -> Any:
     """Return the architecture that a user names.
 
     Args:
-        source: a JSON file such as a search's genotype.json, or text that one of the spaces understands: the name of a
-            published cell, or a cell written as the space's users write it.
+        source: a JSON file such as a search's genotype.json; a run's folder; text that one of the spaces understands: a
+            cell as the space's users write it; or anything that `Genotype.load` takes.
 
     Raises: ValueError with what is wrong with the file, or with what is allowed.
     """
-    path = Path(source)
-    if path.is_file():
-        try:
-            return read_architecture(path.read_text(encoding="utf-8"))
-        except (ValueError, OSError) as error:
-            raise ValueError(f"{path}: {error}") from None
     for name in _FACTORIES:
         if (found := find(name).from_text(source)) is not None:
             return found
-    return Genotype.load(source)  # says what is allowed
+    path = Path(source)
+    if not source.lstrip().startswith("{") and "(" not in source:
+        path = path / "genotype.json" if path.is_dir() else path
+        if path.is_file() and (text := read_text(path)).lstrip().startswith("{"):
+            try:
+                return read_architecture(text)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from None
+    return Genotype.load(source)

@@ -61,6 +61,30 @@ class Supernet(nn.Module):
         """Return all architecture parameters: `alphas`, then `extra_alphas`."""
         return [*self.alphas.values(), *self.extra_alphas.values()]
 
+    def alpha_state(self) -> dict[str, Tensor]:
+        """Return copies of all architecture parameters by name, which `state_dict` has not: they are no `parameters()`.
+
+        An average of the weights (EMA) or another process takes the network's state from both.
+        """
+        return {name: alpha.detach().clone() for name, alpha in self._named_alphas().items()}
+
+    @torch.no_grad()
+    def load_alpha_state(self, state: Mapping[str, Tensor]) -> None:
+        """Copy what `alpha_state` returned into the architecture parameters, which stay the same tensors.
+
+        Raises: ValueError for other names or shapes, and nothing is copied.
+        """
+        ours = self._named_alphas()
+        shapes = {name: list(alpha.shape) for name, alpha in ours.items()}
+        theirs = {name: list(alpha.shape) for name, alpha in state.items()}
+        if shapes != theirs:
+            raise ValueError(f"alpha_state must have {shapes}; got {theirs}")
+        for name, alpha in ours.items():
+            alpha.copy_(state[name])
+
+    def _named_alphas(self) -> dict[str, Tensor]:
+        return {f"alphas_{name}": alpha for name, alpha in self.alphas.items()} | self.extra_alphas
+
     def op_weights(self) -> Mixes:
         """Return each group's op weights for one forward pass; a relaxation may draw them."""
         return self.relaxation(self)
@@ -81,7 +105,7 @@ class Supernet(nn.Module):
 
     @abstractmethod
     def derive(self, scores: Mapping[str, Tensor], choice: Choice = Choice()) -> Any:  # noqa: B008 - frozen
-        """Return the architecture of scores [rows, ops] a group."""
+        """Return the architecture of scores [rows, ops] a group, compared as `choice.ranked` says."""
 
     @abstractmethod
     def mixes_of(self, architecture: Any) -> Mixes:

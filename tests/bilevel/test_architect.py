@@ -329,11 +329,11 @@ def test_state_dict_continues_the_alpha_steps() -> None:
 def test_a_state_from_a_gpu_loads_on_the_cpu() -> None:
     network = SearchNetwork(C=2, num_classes=3, layers=3, steps=2, multiplier=2)
     architect = Architect(network)
-    architect.apply([torch.ones_like(alpha) for alpha in network.alphas])
+    architect.apply([torch.ones_like(alpha) for alpha in network.arch_parameters()])
     state = architect.state_dict()
     state["param_groups"][0]["capturable"] = True
     architect.load_state_dict(state)
-    architect.apply([torch.ones_like(alpha) for alpha in network.alphas])
+    architect.apply([torch.ones_like(alpha) for alpha in network.arch_parameters()])
 
 
 def test_an_architect_can_be_pickled() -> None:
@@ -422,9 +422,53 @@ def test_architect_refuses_alphas_that_cannot_be_stepped() -> None:
     network.alphas = [torch.zeros(3)]
     with pytest.raises(ValueError, match="leaf tensor that requires gradients"):
         Architect(network)
-    network.alphas = [network.classifier.weight]
-    with pytest.raises(ValueError, match=r"also one of network.parameters\(\)"):
+    alpha = torch.zeros(3).requires_grad_()
+    network.alphas = [alpha, alpha]
+    with pytest.raises(ValueError, match="a second time"):
         Architect(network)
+
+
+class Registered(Smooth):
+    """Its alphas are parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alphas = nn.ParameterList(alpha.detach() for alpha in self.alphas)  # type: ignore[assignment]
+
+    def arch_parameters(self) -> list[Tensor]:
+        return list(self.alphas)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Registered":
+        nn.Module._apply(self, fn, recurse)
+        return self
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("kind", [torch.optim.SGD, FlatSGD])
+def test_alphas_may_be_parameters(kind: type[torch.optim.SGD], order: int) -> None:
+    """The weights are then all other parameters; the alpha steps are those of a network with alphas beside them."""
+    train, valid = batches(2)
+    found = []
+    for make in (Smooth, Registered):
+        torch.manual_seed(3)
+        network = make().double()
+        architect = Architect(network)
+        assert len(architect.flat.weights) == 6
+        optimizer = kind(architect.flat.weights, XI, momentum=0.9, weight_decay=3e-4)
+        for _ in range(2):
+            architect.step(train, valid, XI, optimizer, order)
+            optimizer.zero_grad()
+            cross_entropy(network(train[0]), train[1]).backward()
+            optimizer.step()
+        found.append([tensor.detach() for tensor in (*network.arch_parameters(), *architect.flat.weights)])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_an_optimizer_that_would_move_alphas_as_weights_is_named() -> None:
+    network = Registered().double()
+    train, valid = batches(2)
+    with pytest.warns(UserWarning, match="holds alphas, too"):
+        Architect(network).alpha_gradients(train, valid, XI, sgd(network))
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,7 @@ def test_flat_sgd_need_not_lie_as_the_architect_does(change: str, order: int) ->
             network.to(memory_format=torch.channels_last)
         for seed in range(2):
             search.step(batch(seed, dtype=torch.float64), batch(seed + 10, dtype=torch.float64))
-        found.append([*network.parameters(), *network.alphas])
+        found.append([*network.parameters(), *network.alphas.values()])
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-11)
 

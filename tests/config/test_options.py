@@ -53,6 +53,7 @@ def test_a_field_given_wins_over_the_preset_and_only_there():
         ("image_size", (0, 32), "at least 1"),
         ("lr_min", 1.0, "at most lr"),
         ("seed", 2**63, "at most 9223372036854775807"),
+        ("space", "s6", "darts, s1, s2, s3, s4, nasbench201"),
     ],
 )
 def test_values_out_of_range(field, value, allowed):

@@ -7,7 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_cases import EPS, Case, assert_no_worse, fused, make_case, plain
+from criterion import assert_no_worse as assert_within
+from criterion import rounded_at_random
+from kernel_cases import BARE, EPS, Case, assert_no_worse, fused, make_case, plain
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
@@ -50,31 +52,54 @@ def test_a_cell(stride: int) -> None:
     check(make_case(SMALL, inputs=2, nodes=3, stride=stride), torch.float64)
 
 
+@pytest.mark.parametrize("spread", [0.0, 1e-3])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_channels_that_are_constant_over_the_batch(dtype: torch.dtype, stride: int, spread: float) -> None:
+    """Or nearly so: there a batch norm multiplies what its statistics know of its input's rounding by up to 316."""
+    ops = ("skip_connect", "max_pool_3x3", "avg_pool_3x3", "nor_conv_1x1", "dil_conv_3x3")
+    case = make_case(ops, stride=stride, size=(2, 5, 4))
+    case.states = [0.7 + spread * torch.randn(state.shape) for state in case.states]
+    case = case.to(dtype)
+    rounded = replace(case, grad=rounded_at_random(case.grad.double(), torch.finfo(dtype).eps, torch.Generator()))
+    moved = [plain(rounded, torch.float64)]  # gradients that vanish are what its roundings leave of a sum
+    assert_within(fused(case), plain(case, dtype), plain(case, torch.float64), moved, torch.finfo(dtype).eps)
+
+
 def test_running_statistics() -> None:
-    check(make_case(SMALL, stride=2, training=False), torch.float64)
+    check(make_case((*SMALL, *BARE), stride=2, training=False), torch.float64)
 
 
 @pytest.mark.parametrize("C", [2, 3, 17, 70])
 def test_channels_that_fill_no_block_or_several(C: int) -> None:
-    check(make_case(("sep_conv_3x3", "avg_pool_3x3", "max_pool_3x3"), C=C, size=(1, 4, 5)), torch.float64)
+    ops = ("sep_conv_3x3", "nor_conv_1x1", "avg_pool_3x3", "bare_max_pool_3x3")
+    check(make_case(ops, C=C, size=(1, 4, 5)), torch.float64)
 
 
 def test_the_largest_kernel() -> None:
     check(make_case(("sep_conv_7x7", "dil_conv_5x5"), C=2, size=(1, 5, 9)), torch.float64)
 
 
-def test_reductions_in_several_blocks() -> None:
-    check(make_case(("skip_connect",), stride=2, C=80, size=(1, 5, 3)), torch.float64)
+def test_stages_without_windows_in_several_blocks() -> None:
+    check(make_case(("skip_connect", "nor_conv_1x1"), stride=2, C=80, size=(1, 5, 3)), torch.float64)
 
 
-def test_the_first_of_equal_values_takes_the_gradient_of_a_maximum() -> None:
-    case = make_case(("max_pool_3x3",), nodes=1).to(torch.float64)
+@pytest.mark.parametrize("ops", [BARE[:1], BARE[1:], (*BARE, "max_pool_3x3", "skip_connect")], ids="+".join)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_pointwise_convolutions_and_pools_without_norm(stride: int, ops: tuple[str, ...]) -> None:
+    """Alone, and where a state's pools have a norm on some edges; of two nodes."""
+    check(make_case(ops, inputs=2, nodes=2, stride=stride, size=(1, 5, 6)), torch.float64)
+
+
+@pytest.mark.parametrize("pool", ["max_pool_3x3", "bare_max_pool_3x3"])
+def test_the_first_of_equal_values_takes_the_gradient_of_a_maximum(pool: str) -> None:
+    case = make_case((pool,), nodes=1).to(torch.float64)
     case.states = [state.round() for state in case.states]
     check(case, torch.float64)
 
 
 def test_not_a_number_is_a_maximum() -> None:
-    case = make_case(("max_pool_3x3",), training=False)
+    case = make_case(("max_pool_3x3", "bare_max_pool_3x3"), training=False)
     case.states[0][0, 0, 2, 2] = float("nan")
     case = case.to(torch.float64)
     out, _, _ = mixed_sum(case.states, case.weights, case.params, case.running, case.plan.encoded, EPS)
@@ -82,24 +107,29 @@ def test_not_a_number_is_a_maximum() -> None:
 
 
 def test_edges_may_differ_in_their_ops_and_layouts() -> None:
-    pair = ("skip_connect", "sep_conv_3x3", "dil_conv_3x3")
+    ops = ("skip_connect", "sep_conv_3x3", "dil_conv_3x3", *BARE)
     edges = (
-        PlannedEdge(0, 2, 1, edge_ops(pair, (0, 2))),
-        PlannedEdge(1, 2, 1, edge_ops(pair, (1,))),
-        PlannedEdge(2, 3, 1, edge_ops(pair, (0,))),
-        PlannedEdge(1, 3, 1, edge_ops(pair, ())),
+        PlannedEdge(0, 2, 1, edge_ops(ops, (0, 2))),
+        PlannedEdge(1, 2, 1, edge_ops(ops, (1, 5))),
+        PlannedEdge(2, 3, 1, edge_ops(ops, (0, 3, 4))),
+        PlannedEdge(1, 3, 1, edge_ops(ops, ())),
     )
     case = make_case(("sep_conv_3x3",), inputs=2)
-    sep, dil = case.params[:4], case.params[4:6]
+    sep, dil, pixel = case.params[:4], case.params[4:6], case.params[5:6]
     wide = torch.randn(2, 6, 5, 12).permute(0, 3, 1, 2)  # channels-last, of which state 0 is a slice
     case = Case(
-        MixedPlan(2, 2, edges), [wide[:, 4:8], case.states[1]], torch.rand(4, 3), [*dil, *sep], None, wide[:, :8]
+        MixedPlan(2, 2, edges),
+        [wide[:, 4:8], case.states[1]],
+        torch.rand(4, len(ops)),
+        [*dil, *sep, *pixel],
+        None,
+        wide[:, :8],
     )
     check(case, torch.float64)
 
 
 def test_only_what_is_needed() -> None:
-    case = make_case(FEW, inputs=2, nodes=2, size=(1, 7, 6)).to(torch.float64)
+    case = make_case((*FEW, "nor_conv_1x1"), inputs=2, nodes=2, size=(1, 7, 6)).to(torch.float64)
     out, saved, stats = mixed_sum(case.states, case.weights, case.params, None, case.plan.encoded, EPS)
     rest = case.states, case.weights, case.params, out, saved, stats, case.plan.encoded, True, EPS
     true = plain(case, torch.float64)
@@ -118,13 +148,14 @@ def test_only_what_is_needed() -> None:
     [
         (lambda c: c.states.append(c.states[0]), "1 inputs; got 2"),
         (lambda c: c.params.pop(), "elements"),
+        (lambda c: c.params.pop(0), "elements"),
         (lambda c: setattr(c, "weights", c.weights[:, :2]), "no column 2"),
         (lambda c: setattr(c, "states", [c.states[0][:, :, :0]]), "states must be"),
         (lambda c: setattr(c, "plan", replace(c.plan, K=2)), "no GPU kernel for partial channels"),
     ],
 )
 def test_wrong_sizes_are_refused(change, message: str) -> None:
-    case = make_case(("skip_connect", "max_pool_3x3", "dil_conv_3x3"))
+    case = make_case(("skip_connect", "nor_conv_1x1", "dil_conv_3x3"))
     change(case)
     with pytest.raises(ValueError, match=message):
         mixed_sum(case.states, case.weights, case.params, None, case.plan.encoded, EPS)
@@ -143,7 +174,7 @@ def test_a_gpu_is_never_waited_for(stride: int, dtype: torch.dtype, monkeypatch:
     # Without a driver torch cannot say.
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=0))
-    case = make_case(SMALL, inputs=2, nodes=2, stride=stride).to(dtype)
+    case = make_case((*SMALL, *BARE), inputs=2, nodes=2, stride=stride).to(dtype)
     with FakeTensorMode():
         on_gpu = [
             torch.empty(t.shape, dtype=t.dtype, device="cuda") for t in (*case.states, case.weights, *case.params)
@@ -184,11 +215,22 @@ def plain_projection(x: Tensor, params: list[Tensor], running: Tensor | None) ->
 @pytest.mark.parametrize(("stride", "C_in", "C"), [(1, 6, 4), (2, 3, 8), (1, 70, 66), (2, 20, 70)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 def test_project(dtype: torch.dtype, stride: int, C_in: int, C: int, training: bool) -> None:
+    check_projection(torch.randn(2, C_in, 5, 7).to(dtype), stride, C, training)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-3])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_project_of_channels_that_are_constant_over_the_batch(dtype: torch.dtype, stride: int, spread: float) -> None:
+    check_projection((0.7 + spread * torch.randn(2, 6, 6, 8)).to(dtype), stride, 4, True)
+
+
+def check_projection(x: Tensor, stride: int, C: int, training: bool) -> None:
+    dtype, C_in = x.dtype, x.shape[1]
     compute = torch.float64 if dtype == torch.float64 else torch.float32
-    x = torch.randn(2, C_in, 5, 7).to(dtype)
     params = [(torch.randn(C // stride, C_in, 1, 1) / C_in**0.5).to(compute) for _ in range(stride)]
     running = None if training else torch.stack([0.1 * torch.randn(1, C), 0.5 + torch.rand(1, C)], dim=1).to(compute)
-    size = [-(-n // stride) for n in (5, 7)]
+    size = [-(-n // stride) for n in x.shape[2:]]
     grad = torch.randn(2, C, *size).to(dtype)
 
     def plain_in(kind: torch.dtype) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from triton.runtime.interpreter import interpreter_builder
 from fastdarts.kernels import bank, node, tiles
 from fastdarts.kernels.project import project, project_backward
 
-OPS = ("max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3")
+OPS = ("max_pool_3x3", "bare_avg_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3", "nor_conv_1x1")
 GUARD = 256  # elements on either side of a buffer
 POISON = 77  # of integers
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kernel_cases import fused, make_case
+from kernel_cases import BARE, fused, make_case
 
 pytest.importorskip("triton", reason="the kernels need Triton")
 if os.environ.get("TRITON_INTERPRET") != "1":
@@ -22,7 +22,7 @@ from fastdarts.kernels import bank, tiles
 OPS = ("max_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3")
 
 
-@pytest.mark.parametrize("ops", [OPS, OPS[1:]], ids=["pools", "no pools"])
+@pytest.mark.parametrize("ops", [OPS, OPS[1:], BARE], ids=["pools", "no pools", "pixels and bare pools"])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_launches_touch_what_the_model_says(stride: int, ops: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "tile", lambda channels, *_: tiles.Tile(32, tiles.channel_block(channels), 4))
@@ -60,8 +60,9 @@ def test_launches_touch_what_the_model_says(stride: int, ops: tuple[str, ...], m
     with launches_to(launch):
         fused(case)
     assert not wrong, "\n".join(wrong)
-    assert len(names) == 7 + stride  # which of the two adds up a state's gradient depends on its pools
-    assert ("pool_backward_kernel" if ops == OPS else "join_gradients_kernel") in names
+    assert len(names) == 8 + (stride == 2 and "skip_connect" in ops)  # reductions have a kernel of their own
+    # Which of the two adds up a state's gradient depends on its pools.
+    assert ("join_gradients_kernel" if ops == OPS[1:] else "pool_backward_kernel") in names
 
 
 def test_a_step_moves_less_in_fewer_launches_than_the_plain_one() -> None:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from tiny_method import network_of, paper_method, tiny_state
 
-from fastdarts.methods.daas import NAMES, entropy, phi
+from fastdarts.methods.daas import entropy, phi
+from fastdarts.mixed.mix import Mix
 from fastdarts.spaces.darts.genotype import edges_of
-from fastdarts.spaces.darts.supernet import Mix
 
 
 @pytest.fixture
@@ -21,9 +21,10 @@ def network(method):
     """Without the noise of the initial values."""
     network = network_of(method)
     with torch.no_grad():
-        for alpha, name in zip(network.alphas, NAMES, strict=True):
+        assert list(network.extra_alphas) == ["betas_normal", "betas_reduce"]
+        for group, alpha in network.alphas.items():
             alpha.zero_()
-            network.extra_alphas[name].copy_(torch.tensor([2 / 3] * 3 + [0.5] * 4 + [0.4] * 5))
+            network.extra_alphas[f"betas_{group}"].copy_(torch.tensor([2 / 3] * 3 + [0.5] * 4 + [0.4] * 5))
     return network
 
 
@@ -98,7 +99,7 @@ def test_uniform_betas_are_darts(method, network):
     with torch.no_grad():
         network.alphas_normal.normal_()
     x = torch.randn(2, 1, 6, 6, dtype=torch.float64)
-    plain = [Mix(phi(alpha).softmax(-1)) for alpha in network.alphas]
+    plain = {group: Mix(phi(alpha).softmax(-1)) for group, alpha in network.alphas.items()}
     ours = network(x)
     with network.mixing(plain):
         torch.testing.assert_close(ours, network(x), rtol=1e-9, atol=1e-9)

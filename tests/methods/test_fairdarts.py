@@ -60,11 +60,11 @@ def method():
 def test_the_search_network(method):
     assert paper_size(method) == 1_930_618
     network = network_of(method)
-    assert [tuple(alpha.shape) for alpha in network.alphas] == [(14, 7), (14, 7)]
-    assert all((mix.weights == 0.5).all() for mix in network.op_weights())
+    assert {group: tuple(a.shape) for group, a in network.alphas.items()} == {"normal": (14, 7), "reduce": (14, 7)}
+    assert all((mix.weights == 0.5).all() for mix in network.op_weights().values())
     with torch.no_grad():
         network.alphas_normal[:, 2] += 1  # one op's gain is no other's loss
-    weights = network.op_weights()[0].weights
+    weights = network.op_weights()["normal"].weights
     assert (weights[:, [0, 1, 3, 4, 5, 6]] == 0.5).all()
 
 
@@ -75,13 +75,13 @@ def test_zero_one_loss(alphas, form, loss):
     method = paper_method("fairdarts", method_options={"form": form})
     network = network_of(method)
     with torch.no_grad():
-        for alpha in network.alphas:
+        for alpha in network.alphas.values():
             alpha.fill_(alphas)
     value = method.zero_one_loss(network)
     assert float(value) == pytest.approx(loss, abs=1e-9)
     assert float(method.penalty(network)) == pytest.approx(10 * loss, abs=1e-9)
     if alphas == 0:
-        assert not torch.autograd.grad(value, network.alphas)[0].any()
+        assert not torch.autograd.grad(value, list(network.alphas.values()))[0].any()
 
 
 def test_zero_one_loss_of_a_mixture(method):
@@ -95,10 +95,10 @@ def derived(sigmoids: dict[int, list[float]], derivation: str) -> Genotype:
     """The cells of an all-low normal cell but for some edges' first ops; the reduction cell is all high."""
     method = paper_method("fairdarts", method_options={"derivation": derivation})
     network = network_of(method)
-    scores = [torch.full((14, 7), value) for value in (0.1, 0.99)]
+    scores = {group: torch.full((14, 7), value) for group, value in (("normal", 0.1), ("reduce", 0.99))}
     for edge, values in sigmoids.items():
-        scores[0][edge, : len(values)] = torch.tensor(values)
-    return method.derive(network, scores)
+        scores["normal"][edge, : len(values)] = torch.tensor(values)
+    return network.derive(scores, method.choice)
 
 
 def test_sparse_derivation():

@@ -7,7 +7,7 @@ import torch
 from tiny_method import finish_epoch, network_of, paper_method, tiny_state
 
 from fastdarts.methods import gumbel
-from fastdarts.spaces.darts.supernet import Mix
+from fastdarts.mixed.mix import Mix
 
 
 @pytest.mark.parametrize("tau", [10.0, 1.0, 0.1])
@@ -69,7 +69,7 @@ def test_alphas_learn_from_the_chosen_op_alone():
     noise = method.generator.get_state()
     mixes = network.op_weights()
     with network.mixing(mixes):
-        weights = mixes[0].weights
+        weights = mixes["normal"].weights
         dweights, dalpha = torch.autograd.grad(network(x).square().sum(), [weights, network.alphas_normal])
     generator = torch.Generator()
     generator.set_state(noise)
@@ -88,12 +88,12 @@ def test_samples_of_the_other_ops_are_zeros_with_a_gradient(reduction, backend):
     method = paper_method("gdas", method_options={"others": "samples"})
     network = network_of(method, backend=backend)
     network.train()
-    cell = network.cells[int(reduction)]
+    cell, group = network.cells[int(reduction)], "reduce" if reduction else "normal"
     noise = method.generator.get_state()
-    mix = network.op_weights()[reduction]
+    mix = network.op_weights()[group]
     s0, s1 = (torch.randn(2, C, 6, 6, dtype=torch.float64) for C in (cell.C_prev_prev, cell.C_prev))
     drawn = [p for (k,), edge in zip(mix.active, cell._ops, strict=True) for p in edge._ops[k].parameters()]
-    inputs, g = [network.alphas[reduction], *drawn], None
+    inputs, g = [network.alphas[group], *drawn], None
 
     def gradients(y):
         return torch.autograd.grad(y, inputs, g, retain_graph=True)
@@ -101,13 +101,14 @@ def test_samples_of_the_other_ops_are_zeros_with_a_gradient(reduction, backend):
     ours = cell(s0, s1, *mix)
     g = torch.randn_like(ours)
     of_ours = gradients(ours)
-    without = cell(s0, s1, torch.cat([mix.weights[:, :8], torch.zeros(14, 1, dtype=torch.float64)], 1), mix.active)
+    without = cell(s0, s1, *mix._replace(added=torch.zeros(14, dtype=torch.float64)))
+    assert torch.equal(ours, cell(s0, s1, mix.weights, mix.active))
     assert torch.equal(ours, without)
     of_without = gradients(without)
 
     generator = torch.Generator()
     generator.set_state(noise)
-    for alpha in network.alphas[: reduction + 1]:
+    for alpha in list(network.alphas.values())[: reduction + 1]:
         h = gumbel.one_hot(gumbel.sample(alpha, method.tau(), generator))
     states, e = [cell.preprocess0(s0), cell.preprocess1(s1)], 0
     for _ in range(4):
@@ -137,7 +138,7 @@ def test_edges_whose_op_is_none_contribute_nothing():
     network.train()
     weights = torch.zeros(14, 8, dtype=torch.float64, requires_grad=True)
     x = torch.randn(2, 1, 6, 6, dtype=torch.float64)
-    with network.mixing([Mix(weights + 1, [[0]] * 14)] * 2):  # all cells put out zeros
+    with network.mixing(dict.fromkeys(network.groups, Mix(weights + 1, [[0]] * 14))):  # all cells put out zeros
         y = network(x)
     assert torch.equal(y, network.classifier.bias.expand(2, 2))
 
@@ -146,10 +147,10 @@ def test_snas_learns_from_one_batch_of_all_images():
     state = tiny_state("snas")
     assert len(state.streams) == 1
     x, y = torch.randn(4, 1, 6, 6), torch.tensor([0, 1, 0, 1])
-    before = [alpha.clone() for alpha in state.network.alphas]
+    before = [alpha.clone() for alpha in state.network.alphas.values()]
     result = state.search_step.step((x, y), (torch.full_like(x, math.nan), y))
     assert result.train_loss == result.valid_loss
-    assert not any(torch.equal(a, b) for a, b in zip(before, state.network.alphas, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(before, state.network.alphas.values(), strict=True))
 
 
 def test_snas_resource_counts_the_sampled_weights():
@@ -158,7 +159,7 @@ def test_snas_resource_counts_the_sampled_weights():
     network.train()
     mixes = network.op_weights()
     count = sum(
-        mixes[cell.reduction].weights[e, c].item() * sum(p.numel() for p in op.parameters())
+        mixes["reduce" if cell.reduction else "normal"].weights[e, c].item() * sum(p.numel() for p in op.parameters())
         for cell in network.cells
         for e, edge in enumerate(cell.edges())
         for c, op in enumerate(edge._ops)

@@ -2,19 +2,19 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from tiny_method import finish_epoch, network_of, paper_method, paper_size, tiny_state
 from torch.nn.functional import cross_entropy
 
-from fastdarts.methods import random
 from fastdarts.methods.p_darts import DroppedSkip, without_weakest
 from fastdarts.methods.sdarts_rs import project
+from fastdarts.mixed.mix import Mix
 from fastdarts.primitives.table import PRIMITIVES
-from fastdarts.spaces.darts.derivation import skips, with_at_most
+from fastdarts.spaces.darts.derivation import skips
 from fastdarts.spaces.darts.genotype import edges_of
-from fastdarts.spaces.darts.supernet import Mix
 
 SKIP = PRIMITIVES.index("skip_connect")
 
@@ -58,11 +58,14 @@ def test_without_the_factor_it_is_darts_and_with_it_none_is_the_identity():
     method.begin_epoch(50)  # where the factor is 0
     ours = network(x)
     with (
-        network.mixing([Mix(a.softmax(-1), [range(8)] * 14) for a in network.alphas]),
+        network.mixing({g: Mix(a.softmax(-1), [range(8)] * 14) for g, a in network.alphas.items()}),
         pytest.raises(ValueError, match="9 ops"),
     ):
         network(x)
-    zero = [Mix(torch.cat([a.softmax(-1), torch.zeros(14, 1)], 1), [range(8)] * 14) for a in network.alphas]
+    zero = {
+        group: Mix(torch.cat([alpha.softmax(-1), torch.zeros(14, 1)], 1), [range(8)] * 14)
+        for group, alpha in network.alphas.items()
+    }
     with network.mixing(zero):
         torch.testing.assert_close(ours, network(x), rtol=1e-9, atol=1e-12)
     edge = network.cells[0].edges()[0]
@@ -105,25 +108,25 @@ def test_the_weight_step_is_that_of_the_perturbed_op_weights():
     state, twin = (tiny_state("sdarts-rs", alpha_warmup=0.5, backend=backend) for backend in ("auto", "reference"))
     x, y = torch.randn(4, 1, 6, 6), torch.tensor([0, 1, 0, 1])
     twin.network.train()
-    perturbed = [
-        project(a + 0.03 * (2 * torch.rand(14, 8, generator=twin.method.generator) - 1), a)
-        for a in (alpha.detach().softmax(-1) for alpha in twin.network.alphas)
-    ]
-    with twin.network.mixing([Mix(p) for p in perturbed]):
+    perturbed = {
+        group: Mix(project(a + 0.03 * (2 * torch.rand(14, 8, generator=twin.method.generator) - 1), a))
+        for group, a in ((group, alpha.detach().softmax(-1)) for group, alpha in twin.network.alphas.items())
+    }
+    with twin.network.mixing(perturbed):
         gradients = torch.autograd.grad(cross_entropy(twin.network(x), y), list(twin.network.parameters()))
     state.network.train()
-    before = [alpha.clone() for alpha in state.network.alphas]
+    before = [alpha.clone() for alpha in state.network.alphas.values()]
     result = state.search_step.step((x, y), (x, y))
     norm = torch.cat([g.flatten() for g in gradients]).norm()
     torch.testing.assert_close(result.gradient_norm, norm, rtol=1e-9, atol=0)
-    assert all(torch.equal(a, b) for a, b in zip(before, state.network.alphas, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, state.network.alphas.values(), strict=True))
 
 
 def test_the_adversary_finds_no_smaller_loss_and_touches_nothing():
     state = tiny_state("sdarts-adv", method_options={"eps_min": 0.3})
     x, y = torch.randn(4, 1, 6, 6), torch.tensor([0, 1, 0, 1])
     before = {name: tensor.clone() for name, tensor in state.network.state_dict().items()}
-    weights = [alpha.detach().softmax(-1) for alpha in state.network.alphas]
+    weights = {group: alpha.detach().softmax(-1) for group, alpha in state.network.alphas.items()}
     state.network.train()
     attacked = state.method.perturb(state.search_step, (x, y), weights)
     assert state.network.training
@@ -160,7 +163,7 @@ def test_sizes_of_p_darts():
     method.begin_epoch(25)
     assert paper_size(method) == 2_585_146
     method.begin_epoch(74)
-    method.candidates = [(("skip_connect", "sep_conv_3x3", "dil_conv_3x3"),) * 14] * 2
+    method.candidates = dict.fromkeys(method.candidates, (("skip_connect", "sep_conv_3x3", "dil_conv_3x3"),) * 14)
     assert paper_size(method) == 1_861_402
 
 
@@ -168,7 +171,7 @@ def test_ops_leave_and_a_new_network_begins():
     state = tiny_state("p-darts", epochs=3)
     lengths, first = [], []
     for _ in range(3):
-        lengths.append({len(names) for cell in state.network.candidates for names in cell})
+        lengths.append({len(names) for group in state.network.groups.values() for names in group.ops})
         first.append(state.network.stem[0].weight.clone())
         finish_epoch(state)
     assert lengths == [{8}, {5}, {3}]
@@ -202,11 +205,9 @@ def test_dropout_on_skip_connections_drops_elements():
 def test_the_limit_of_skips_is_monotone():
     method = paper_method("p-darts", max_skips=None)
     network = network_of(method)
-    scores = [torch.rand(14, 8, dtype=torch.float64).softmax(-1) for _ in range(2)]
-    scores[0][:, SKIP] += 0.5
-    genotypes = [
-        with_at_most(limit, scores, lambda s: method.derive(network, s), network.candidates) for limit in range(9)
-    ]
+    scores = {group: torch.rand(14, 8, dtype=torch.float64).softmax(-1) for group in network.groups}
+    scores["normal"][:, SKIP] += 0.5
+    genotypes = [network.derive(scores, replace(method.choice, max_skips=limit)) for limit in range(9)]
     assert [skips(g.nodes("normal")) for g in genotypes] == list(range(9))
     assert len({str(g.reduce) for g in genotypes}) == 1
     for genotype, node in itertools.product(genotypes, range(4)):
@@ -221,7 +222,7 @@ def test_the_limit_of_skips_is_monotone():
 def test_random_cells_have_two_sources_a_node_and_any_op():
     network = network_of(paper_method("random"))
     generator = torch.Generator().manual_seed(0)
-    drawn = [random.draw(network, generator) for _ in range(400)]
+    drawn = [network.random(generator) for _ in range(400)]
     ops = [op for genotype in drawn for op, _ in genotype.normal]
     counts = torch.tensor([ops.count(name) for name in PRIMITIVES], dtype=torch.float64)
     n = len(ops)
@@ -237,11 +238,11 @@ def test_eight_edges_run_and_no_alpha_moves():
     state = tiny_state("random")
     state.network.train()
     mixes = state.network.op_weights()
-    assert [sum(len(columns) for columns in mix.active) for mix in mixes] == [8, 8]
-    before = [alpha.clone() for alpha in state.network.alphas]
+    assert [sum(len(columns) for columns in mix.active) for mix in mixes.values()] == [8, 8]
+    before = [alpha.clone() for alpha in state.network.alphas.values()]
     result = state.search_step.step(*[(torch.randn(4, 1, 6, 6), torch.tensor([0, 1, 0, 1]))] * 2)
     assert math.isnan(result.valid_loss)
-    assert all(torch.equal(a, b) for a, b in zip(before, state.network.alphas, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, state.network.alphas.values(), strict=True))
 
 
 def test_the_best_random_cell_is_chosen():
@@ -249,7 +250,7 @@ def test_the_best_random_cell_is_chosen():
     finish_epoch(state)
     generator = torch.Generator()
     generator.set_state(state.method.generator.get_state())
-    cells = [random.draw(state.network, generator) for _ in range(6)]
+    cells = [state.network.random(generator) for _ in range(6)]
     accuracies = [state.validate(lambda: None, state.method.discrete(state.network, cell))[1] for cell in cells]
     result = state.method.result(state)
     assert accuracies[cells.index(result)] == max(accuracies)
@@ -265,7 +266,7 @@ def test_one_level_has_one_batch_and_one_backward():
     x, y = torch.randn(4, 1, 6, 6), torch.tensor([0, 1, 0, 1])
     state.network.train()
     loss = cross_entropy(state.network(x), y)
-    gradients = torch.autograd.grad(loss, state.network.alphas)
+    gradients = torch.autograd.grad(loss, list(state.network.alphas.values()))
     for _ in range(1):
         result = state.search_step.step((x, y), (x * math.nan, y))
     torch.testing.assert_close(result.train_loss, loss.detach(), rtol=1e-9, atol=0)

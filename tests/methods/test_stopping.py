@@ -27,32 +27,32 @@ def watched(method, network, epochs):
     return None
 
 
-def set_ops(cell, columns):
+def set_ops(group, columns):
     """The strongest op of the two edges of node 2 and of one edge each of the later nodes."""
 
     def change(network):
-        network.alphas[cell].zero_()
-        network.alphas[cell][:, SEP3] = 1
+        network.alphas[group].zero_()
+        network.alphas[group][:, SEP3] = 1
         for edge, column in zip((0, 2, 5, 9), columns, strict=False):
-            network.alphas[cell][edge, column] = 2
+            network.alphas[group][edge, column] = 2
 
     return change
 
 
-@pytest.mark.parametrize(("cell", "stop"), [(0, 2), (1, None)])
+@pytest.mark.parametrize(("cell", "stop"), [("normal", 2), ("reduce", None)])
 def test_two_skips_in_the_normal_cell_stop(cell, stop):
     method = paper_method("darts-plus")
     network = network_of(method)
     first, second = set_ops(cell, [SEP3]), set_ops(cell, [SKIP])
     assert watched(method, network, [first, second, set_ops(cell, [SKIP] * 4)]) == stop
     assert (method.stopped == "the normal cell has 4 skip connections") == (stop == 2)
-    assert method.genotype(network).nodes("normal" if cell == 0 else "reduce")[0][0] == ("skip_connect", 0)
+    assert method.genotype(network).nodes(cell)[0][0] == ("skip_connect", 0)
 
 
 def test_the_previous_cells_if_wanted():
     method = paper_method("darts-plus", method_options={"take": "previous"})
     network = network_of(method)
-    watched(method, network, [set_ops(0, [SKIP]), set_ops(0, [SKIP, SKIP])])
+    watched(method, network, [set_ops("normal", [SKIP]), set_ops("normal", [SKIP, SKIP])])
     result = method.result(SimpleNamespace(network=network))
     assert sum(op == "skip_connect" for op, _ in result.normal) == 1
 
@@ -78,7 +78,7 @@ def test_a_ranking_that_stands_for_ten_epochs_stops():
 @pytest.mark.parametrize(("rule", "stop"), [("ranking", 14 + 10), ("skips", 14)])
 def test_alphas_that_wait_stop_nothing(rule, stop):
     method = paper_method("darts-plus", method_options={"rule": rule}, epochs=28, alpha_warmup=0.5)
-    assert watched(method, network_of(method), [set_ops(0, [SKIP] * 4)] * 28) == stop
+    assert watched(method, network_of(method), [set_ops("normal", [SKIP] * 4)] * 28) == stop
 
 
 @pytest.mark.parametrize("layers", [1, 2])
@@ -176,7 +176,9 @@ def test_adapting_resumes_bit_for_bit(monkeypatch, tmp_path, killed_after):
     assert finish(resumed) == finish(whole)
     theirs = whole.network.state_dict()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in resumed.network.state_dict().items())
-    assert all(torch.equal(a, b) for a, b in zip(resumed.network.alphas, whole.network.alphas, strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(resumed.network.alphas.values(), whole.network.alphas.values(), strict=True)
+    )
 
 
 def test_drop_path_grows_instead_and_cutout_with_the_epochs(monkeypatch):
@@ -235,7 +237,7 @@ def test_the_eigenvalue_of_a_search_is_that_of_the_dense_hessian():
     assert all(torch.equal(a, b) for a, b in zip(statistics, state.network.buffers(), strict=True))
     part = state.validation.subset(torch.arange(4))
     images = state.augment.normalise(part.images)
-    alphas = state.network.alphas
+    alphas = list(state.network.alphas.values())
 
     def gradient():
         loss, _ = state.architect.forward((images, part.targets))
@@ -251,13 +253,14 @@ def test_the_eigenvalue_of_a_search_is_that_of_the_dense_hessian():
 def test_spaces():
     state = tiny_state("robustdarts", space="s1")
     network = state.network
-    assert [tuple(alpha.shape) for alpha in network.alphas] == [(14, 2), (14, 2)]
-    assert network.candidates[0][5] == ("max_pool_3x3", "skip_connect")
-    assert network.candidates[1][6] == ("max_pool_3x3", "sep_conv_3x3")
-    assert network.candidates[1][13] == ("skip_connect", "dil_conv_5x5")
+    assert {group: tuple(a.shape) for group, a in network.alphas.items()} == {"normal": (14, 2), "reduce": (14, 2)}
+    normal, reduce = (network.groups[name].ops for name in ("normal", "reduce"))
+    assert normal[5] == ("max_pool_3x3", "skip_connect")
+    assert reduce[6] == ("max_pool_3x3", "sep_conv_3x3")
+    assert reduce[13] == ("skip_connect", "dil_conv_5x5")
     state.train_step()
     assert isinstance(state.method.genotype(network).validated(), Genotype)
-    assert state.alphas()[0].isfinite().sum() == 28
+    assert state.alphas()["normal"].isfinite().sum() == 28
 
 
 def test_noise_does_not_see_its_input():
@@ -277,12 +280,18 @@ def test_drop_path_drops_whole_samples():
     state.method.begin_epoch(1)
     assert state.method.drop_path() == pytest.approx(0.3)
     cell = state.network.cells[0]
-    states = [torch.randn(40, 4, 6, 6) for _ in range(2)]
+    cell.preprocess0 = cell.preprocess1 = torch.nn.Identity()
+    cell.C_prev_prev = cell.C_prev = 4
+    s0, s1 = torch.randn(2, 40, 4, 6, 6)
     weights = torch.zeros(14, 8)
     weights[0, SKIP] = 1  # node 2 is the first state, or 0
-    node = cell._nodes(states, weights, None, None)[:, :4]
+    state.network.train()
+    mix = state.network.op_weights()["normal"]._replace(weights=weights)
+    node = cell(s0, s1, *mix)[:, :4]
     kept = (node != 0).flatten(1).any(1)
     assert 0 < kept.sum() < 40
-    torch.testing.assert_close(node[kept], states[0][kept] / 0.7)
+    torch.testing.assert_close(node[kept], s0[kept] / 0.7)
     cell.eval()
-    torch.testing.assert_close(cell._nodes(states, weights, None, None)[:, :4], states[0])
+    torch.testing.assert_close(cell(s0, s1, *mix)[:, :4], s0)
+    state.network.eval()
+    assert state.network.op_weights()["normal"].drop_path is None

@@ -38,6 +38,7 @@ pytestmark = pytest.mark.skipif(
     reason="needs fastdarts._C, which is not built",
 )
 ALL_KINDS = ("sep_conv_7x7", "max_pool_3x3", "skip_connect", "conv_7x1_1x7", "avg_pool_3x3", "none")
+WITHOUT_NORM = ("none", "skip_connect", "nor_conv_1x1", "bare_avg_pool_3x3", "max_pool_3x3", "bare_max_pool_3x3")
 
 
 def with_backend(module: nn.Module, backend: str) -> nn.Module:
@@ -84,6 +85,9 @@ def assert_as_good(ours: Results, plain: nn.Module, inputs: list[Tensor], g: Ten
         (2, 1, False, True, PRIMITIVES[::-1], False, torch.float64),
         (2, 2, True, True, PRIMITIVES, True, torch.float32),
         (2, 2, True, True, PRIMITIVES, True, torch.bfloat16),
+        (3, 3, True, False, WITHOUT_NORM, True, torch.float64),
+        (2, 2, True, False, WITHOUT_NORM, False, torch.float32),
+        (2, 2, False, False, WITHOUT_NORM, True, torch.bfloat16),
     ],
 )
 def test_cell(
@@ -124,10 +128,11 @@ def test_other_instruction_sets(instructions: str, tmp_path: Path) -> None:
     cases = []
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         compute = torch.promote_types(dtype, torch.float32)
-        row, rows = torch.randn(8).softmax(-1), torch.randn(2, 8).softmax(-1)
+        names = (*PRIMITIVES, "nor_conv_1x1", "bare_max_pool_3x3")
+        row, rows = torch.randn(10).softmax(-1), torch.randn(2, 10).softmax(-1)
         states = [torch.randn(3, 12, 14, 17), torch.randn(3, 20, 7, 9)]
-        edge = MixedOp(20, 1, backend="reference"), [states[1].to(dtype), row.to(compute)], torch.randn(3, 20, 7, 9)
-        cell = Cell(1, 1, 12, 20, 20, reduction=True, reduction_prev=True, backend="reference")
+        edge = MixedOp(20, 1, names, "reference"), [states[1].to(dtype), row.to(compute)], torch.randn(3, 20, 7, 9)
+        cell = Cell(1, 1, 12, 20, 20, True, True, names, "reference")
         inputs = [*(state.to(dtype) for state in states), rows.to(compute)]
         cases += [edge, (cell, inputs, torch.randn(3, 20, 4, 5))]
         cases[-2:] = [(module.to(compute), inputs, g.to(dtype)) for module, inputs, g in cases[-2:]]
@@ -475,7 +480,7 @@ def test_edges_and_preprocessing_that_were_changed(change: str) -> None:
     for cell in (plain, with_backend(plain, "auto")):
         torch.manual_seed(1)
         if change == "preprocessing":
-            cell.preprocess0 = ReLUConvBN(4, 4, 3, 1, affine=False).double()
+            cell.preprocess0 = ReLUConvBN(4, 4, 3, padding=1, affine=False).double()
         elif change == "strange preprocessing":
             cell.preprocess0 = nn.Identity()  # type: ignore[assignment]
         else:

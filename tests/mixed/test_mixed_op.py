@@ -14,11 +14,12 @@ from typing import Any
 import formulas
 import pytest
 import torch
-from criterion import Results, assert_no_worse, rounded_at_random
+from criterion import Results, assert_no_worse, assert_no_worse_than_plain, rounded_at_random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from fastdarts.mixed import fused
 from fastdarts.mixed.mixed_op import MixedOp
 from fastdarts.ops import operators
 from fastdarts.primitives.table import CANDIDATES, PRIMITIVES
@@ -37,6 +38,8 @@ SUBSETS = {
     "sep_7x7": ("sep_conv_7x7", "none", "skip_connect"),
     "unfused": ("conv_7x1_1x7", "avg_pool_3x3", "sep_conv_5x5", "skip_connect"),
     "pools": ("max_pool_3x3", "avg_pool_3x3"),
+    "nas_bench_201": ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "bare_avg_pool_3x3"),
+    "with_and_without_norm": ("bare_max_pool_3x3", "nor_conv_1x1", "max_pool_3x3", "avg_pool_3x3", "bare_avg_pool_3x3"),
     "nothing_to_learn": ("none", "skip_connect"),
 }
 
@@ -242,9 +245,18 @@ def test_any_subset_in_any_order(data: st.DataObject) -> None:
 @fused_only
 @pytest.mark.parametrize("stride", [1, 2])
 def test_the_same_op_twice(stride: int) -> None:
-    names = ["max_pool_3x3", "sep_conv_3x3", "skip_connect", "avg_pool_3x3"] * 2
+    names = ["max_pool_3x3", "sep_conv_3x3", "skip_connect", "avg_pool_3x3", "nor_conv_1x1", "bare_max_pool_3x3"] * 2
     op = MixedOp(6, stride, names, "reference").double()
-    compare(op, torch.randn(3, 6, 8, 7, dtype=torch.float64), torch.randn(8, dtype=torch.float64).softmax(-1))
+    compare(op, torch.randn(3, 6, 8, 7, dtype=torch.float64), torch.randn(12, dtype=torch.float64).softmax(-1))
+
+
+@fused_only
+@pytest.mark.parametrize("stride", [1, 2])
+def test_all_ops_but_the_dense_convolution_have_kernels(stride: int) -> None:
+    op = MixedOp(8, stride, SUBSETS["nas_bench_201"], "fused")
+    read = fused.read(op)
+    assert [op.primitives[column] for column in read.fused] == ["skip_connect", "nor_conv_1x1", "bare_avg_pool_3x3"]
+    assert [op.primitives[column] for column in read.others] == ["nor_conv_3x3"]
 
 
 @fused_only
@@ -265,6 +277,28 @@ def test_constant_images(value: float, stride: int, size: tuple[int, int]) -> No
     for name, exact in want.items():
         allowed = 100 * eps * 316**2 * max(1.0, exact.abs().max().item())  # 100: terms of a sum
         assert (got[name] - exact).abs().max() <= allowed, name
+
+
+@fused_only
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("name", [name for name in KNOWN if name not in ("none", "noise")])
+def test_constant_channels(name: str, stride: int, dtype: torch.dtype) -> None:
+    """Each op alone, on images of one number and of nearly one, and on a 2x2 image, whose averages are all the same."""
+    images = [torch.full((3, 4, 6, 6), -0.7), torch.randn(1, 4, 2, 2).repeat(3, 1, 1, 1)]
+    if not name.startswith("sep"):  # a relu between its halves: after a constant positive image rounding decides it
+        images += [torch.full((3, 4, 6, 6), 0.7), 0.7 + 1e-3 * torch.randn(3, 4, 6, 6)]
+    op = MixedOp(4, stride, [name], "reference").to(torch.promote_types(dtype, torch.float32))
+    weights = torch.ones(1, dtype=torch.promote_types(dtype, torch.float32))
+    for i, image in enumerate(images):
+        x = image.to(dtype)
+        g = torch.randn(x[:, :, ::stride, ::stride].shape).to(dtype)
+        ours = results(with_backend(op, "fused"), x, weights, g)
+        plain = results(copy.deepcopy(op), x, weights, g)
+        true = results(copy.deepcopy(op).double(), x.double(), weights.double(), g.double())
+        for key, exact in true.items():
+            if exact.is_floating_point():
+                assert_no_worse_than_plain(ours[key], plain[key], exact, dtype, f"{key} of image {i}")
 
 
 @fused_only

@@ -7,7 +7,7 @@ from typing import Any
 import formulas
 import pytest
 import torch
-from criterion import assert_no_worse, rounded_at_random
+from criterion import assert_no_worse, assert_no_worse_than_plain, rounded_at_random
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -16,6 +16,8 @@ from fastdarts.ops.plan import MixedPlan, PlannedEdge, decode, edge_ops, norm_co
 from fastdarts.primitives.table import PRIMITIVES
 from fastdarts.spaces.darts.genotype import edges_of
 
+ALL_OPS = (*PRIMITIVES, "nor_conv_1x1", "bare_max_pool_3x3", "bare_avg_pool_3x3")
+"""Every kind of op that has a kernel."""
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(
     operators.unavailable(CPU, torch.float32) is not None, reason="needs the extension, which is not built"
@@ -24,7 +26,7 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.b
 TRAINING = pytest.mark.parametrize("training", [True, False], ids=["batch", "running"])
 
 
-def one_edge(stride: int, primitives: tuple[str, ...] = PRIMITIVES) -> MixedPlan:
+def one_edge(stride: int, primitives: tuple[str, ...] = ALL_OPS) -> MixedPlan:
     return MixedPlan(1, 1, (PlannedEdge(0, 1, stride, edge_ops(primitives)),))
 
 
@@ -34,7 +36,7 @@ def reduction_cell(primitives: tuple[str, ...], K: int = 1) -> MixedPlan:
 
 
 def arguments(
-    plan: MixedPlan, C: int, size: tuple[int, int], dtype: torch.dtype, training: bool, columns: int = 8, N: int = 2
+    plan: MixedPlan, C: int, size: tuple[int, int], dtype: torch.dtype, training: bool, columns: int = 11, N: int = 2
 ) -> tuple[list[Tensor], Tensor, list[Tensor], Tensor | None]:
     """states, weights, params, running of a plan."""
     compute = torch.promote_types(dtype, torch.float32)
@@ -46,6 +48,8 @@ def arguments(
             for i in range(param_count(c, edge.stride)):
                 if c.kind == "skip":
                     shape = (C // 2, C, 1, 1)
+                elif c.kind == "pointwise":
+                    shape = (C, C, 1, 1)
                 else:
                     shape = (C, C, 1, 1) if i % 2 else (C, 1, c.kernel, c.kernel)
                 params.append(torch.randn(shape, dtype=compute) / 2)
@@ -63,7 +67,7 @@ def learned(tensors: list[Tensor]) -> list[Tensor]:
 @TRAINING
 @pytest.mark.parametrize(
     "plan",
-    [one_edge(1), one_edge(2), reduction_cell(PRIMITIVES), reduction_cell(PRIMITIVES, K=3)],
+    [one_edge(1), one_edge(2), reduction_cell(ALL_OPS), reduction_cell(ALL_OPS, K=3)],
     ids=["one", "two", "cell", "partial"],
 )
 def test_opcheck_mixed_sum(plan: MixedPlan, training: bool, dtype: torch.dtype) -> None:
@@ -131,7 +135,13 @@ def test_gradients_own_their_memory() -> None:
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(
     "primitives",
-    [("sep_conv_3x3", "skip_connect"), ("max_pool_3x3", "avg_pool_3x3"), ("dil_conv_3x3", "none")],
+    [
+        ("sep_conv_3x3", "skip_connect"),
+        ("max_pool_3x3", "avg_pool_3x3"),
+        ("dil_conv_3x3", "none"),
+        ("nor_conv_1x1", "bare_max_pool_3x3"),
+        ("bare_avg_pool_3x3", "avg_pool_3x3"),
+    ],
     ids=str,
 )
 def test_gradcheck_mixed_sum(primitives: tuple[str, ...], stride: int, training: bool) -> None:
@@ -148,8 +158,8 @@ def test_gradcheck_mixed_sum(primitives: tuple[str, ...], stride: int, training:
 
 @pytest.mark.parametrize("K", [1, 2])
 def test_gradcheck_of_a_cell(K: int) -> None:
-    plan = reduction_cell(("dil_conv_3x3", "avg_pool_3x3", "skip_connect"), K)
-    states, weights, params, _ = arguments(plan, 2 * K, (3, 4), torch.float64, True, columns=3)
+    plan = reduction_cell(("dil_conv_3x3", "avg_pool_3x3", "skip_connect", "nor_conv_1x1", "bare_avg_pool_3x3"), K)
+    states, weights, params, _ = arguments(plan, 2 * K, (3, 4), torch.float64, True, columns=5)
 
     def call(x: Tensor, y: Tensor, w: Tensor, *p: Tensor) -> Tensor:
         return operators.mixed_sum([x, y], w, list(p), None, plan)[0]
@@ -237,7 +247,7 @@ def test_statistics_of_project() -> None:
 @pytest.mark.parametrize(("C", "N", "images"), [(4, 2, 2), (2, 3, 3), (2, 8, 4), (1, 5, 5), (4, 3, 1), (5, 4, 1)])
 def test_images_that_share_the_lanes(C: int, N: int, images: int, K: int, training: bool) -> None:
     """A line has 8 numbers in float64: where channels leave room for more of N images, these stand side by side."""
-    names = PRIMITIVES if C % 2 == 0 else tuple(name for name in PRIMITIVES if name != "skip_connect")
+    names = ALL_OPS if C % 2 == 0 else tuple(name for name in ALL_OPS if name != "skip_connect")
     plan = reduction_cell(names, K)
     states, weights, params, running = arguments(plan, C * K, (5, 4), torch.float64, training, N=N)
     pools = 3 * 2  # of three states
@@ -303,7 +313,7 @@ def test_a_node_without_edges_is_zero() -> None:
 
 
 def test_plans_survive_their_encoding() -> None:
-    cell = reduction_cell(("sep_conv_7x7", "dil_conv_5x5", "skip_connect"), K=4)
+    cell = reduction_cell(("sep_conv_7x7", "dil_conv_5x5", "skip_connect", "nor_conv_1x1"), K=4)
     for plan in (one_edge(2), cell, one_edge(1, ("none",))):
         assert decode(plan.encoded) == plan
 
@@ -311,7 +321,7 @@ def test_plans_survive_their_encoding() -> None:
 @pytest.mark.parametrize("K", [1, 2])
 def test_gradients_that_nobody_wants(K: int) -> None:
     """Alphas alone, weights alone, an input alone: the same numbers as all of them together."""
-    plan = reduction_cell(PRIMITIVES, K)
+    plan = reduction_cell(ALL_OPS, K)
     states, weights, params, _ = arguments(plan, 4 * K, (6, 5), torch.float64, True)
     everything = [*states, weights, *params]
 
@@ -349,7 +359,7 @@ def test_gradients_of_any_layout(kind: str) -> None:
 def wrong_calls() -> list[Any]:
     plan = one_edge(2)
     (x,), weights, params, _ = arguments(plan, 4, (5, 4), torch.float32, True)
-    stats = torch.zeros(9, 2, 4)
+    stats = torch.zeros(10, 2, 4)
     fine: dict[str, Any] = {"states": [x], "weights": weights, "params": params, "running": None, "plan": plan}
 
     def case(error: type[Exception], message: str, **change: Any) -> Any:
@@ -370,7 +380,7 @@ def wrong_calls() -> list[Any]:
         case(ValueError, "states must be [N, C, H, W]", states=[x[0]]),
         case(ValueError, "not be empty; got [0, 4, 5, 4]", states=[x[:0]]),
         case(ValueError, "weights must be [edges, ops]; got [8]", weights=weights[0]),
-        case(ValueError, "no column 7 in weights", weights=weights[:, :7]),
+        case(ValueError, "no column 10 in weights", weights=weights[:, :10]),
         case(ValueError, "parameters; got", params=params[1:]),
         case(ValueError, "has 4 elements", params=[params[0][:1], *params[1:]]),
         case(ValueError, "running must be [", running=stats[:3]),
@@ -447,21 +457,142 @@ def test_wrong_arguments_of_project(
     [
         [],
         [1],
-        [0, 1, 0],
-        [1, 1, 1, 0, 1, 3, 0],
-        [1, 1, 1, 1, 1, 1, 0],
-        [1, 1, 1, 0, 2, 1, 0],
-        [1, 1, 1, 0, 1, 1, 1, 0, 9, 3, 1],
-        [1, 1, 1, 0, 1, 1, 1, 0, 4, 9, 1],
-        [1, 1, 1, 0, 1, 1, 1, -1, 1, 3, 1],
-        [1, 1, 1, 0, 1, 1, 1, 8, 1, 3, 1],
-        [1, 1, 1, 0, 1, 1, 0, 5],
-        [1, 1, 1 << 40, 0, 1, 1, 0],
-        [1, 1 << 40, 1, 0, 1, 1, 0],
+        [0, 1, 1, 0],
+        [1, 1, 0, 0],
+        [1, 1, 1, 1, 0, 1, 3, 0],
+        [1, 1, 1, 1, 1, 1, 1, 0],
+        [1, 1, 1, 1, 0, 2, 1, 0],
+        [1, 1, 1, 1, 0, 1, 1, 1, 0, 9, 3, 1, 1],
+        [1, 1, 1, 1, 0, 1, 1, 1, 0, 4, 9, 1, 1],
+        [1, 1, 1, 1, 0, 1, 1, 1, 0, 6, 3, 1, 1],
+        [1, 1, 1, 1, 0, 1, 1, 1, 0, 6, 1, 1, 0],
+        [1, 1, 1, 1, 0, 1, 1, 1, 0, 1, 3, 1, 2],
+        [1, 1, 1, 1, 0, 1, 1, 1, 0, 3, 1, 1, 0],
+        [1, 1, 1, 1, 0, 1, 1, 1, -1, 1, 3, 1, 1],
+        [1, 1, 1, 1, 0, 1, 1, 1, 8, 1, 3, 1, 1],
+        [1, 1, 1, 1, 0, 1, 1, 2, 0, 3, 1, 1, 1, 0, 1, 3, 1, 1],
+        [1, 1, 1, 1, 0, 1, 1, 0, 5],
+        [1, 1, 1, 1 << 40, 0, 1, 1, 0],
+        [1, 1, 1 << 40, 1, 0, 1, 1, 0],
+        [1, 1 << 40, 1, 1, 0, 1, 1, 0],
+        [1 << 62, 1 << 62, 1, 1, 0, 1 << 62, 1, 0],
     ],
     ids=str,
 )
 def test_plans_that_make_no_sense(code: list[int]) -> None:
-    """The operator itself, past the checks in Python: an error, never a crash."""
-    with pytest.raises((ValueError, RuntimeError)):
-        torch.ops.fastdarts.mixed_sum([torch.zeros(2, 4, 5, 5)], torch.zeros(1, 8), [], None, code, 1e-5)
+    """The operator itself, past the checks in Python, its fake and `decode`: the same error, never a crash."""
+    with pytest.raises(ValueError, match="plan") as told:
+        decode(code)
+    for device in (CPU, torch.device("meta")):
+        arguments = [torch.zeros(2, 4, 5, 5, device=device)], torch.zeros(1, 8, device=device), [], None, code, 1e-5
+        with pytest.raises(ValueError, match=re.escape(str(told.value)) if len(code) > 4 else "plan|inputs"):
+            torch.ops.fastdarts.mixed_sum(*arguments)
+
+
+def test_nodes_of_more_elements_than_there_are_numbers() -> None:
+    code = [1, 2**20 - 1, 1, 1, 0, 1, 1, 0]
+    x = torch.zeros(1).expand(1 << 10, 1 << 10, 1 << 10, 1 << 10)
+    for states in ([x], [x.to("meta")]):
+        with pytest.raises(ValueError, match="mixed_sum: out would have too many elements"):
+            torch.ops.fastdarts.mixed_sum(states, states[0].new_zeros(1, 8), [], None, code, 1e-5)
+
+
+def test_plans_of_python_and_of_csrc_have_the_same_rules() -> None:
+    """Single numbers of a good plan changed: accepted by both or by none."""
+    plan = one_edge(2)
+    states, weights, params, _ = arguments(plan, 4, (5, 4), torch.float32, True)
+    for at in range(len(plan.encoded)):
+        for number in (-1, 0, 1, 2, 3, 5, 6, 2**20, -(2**63)):
+            code = [*plan.encoded[:at], number, *plan.encoded[at + 1 :]]
+            told = []
+            for device in (CPU, torch.device("meta")):
+                try:
+                    on = [[t.to(device) for t in tensors] for tensors in (states, [weights], params)]
+                    torch.ops.fastdarts.mixed_sum(on[0], on[1][0], on[2], None, code, 1e-5)
+                    told.append("")
+                except ValueError as error:
+                    told.append(str(error))
+            assert told[0] == told[1], (at, number)
+
+
+DIRECT = {
+    "running": ("running must be [10, 2, 4]", lambda call: call | {"running": torch.zeros(10, 1, 4)}),
+    "running_of_another": ("running must be [10, 2, 4]", lambda call: call | {"running": torch.zeros(10, 3, 4)}),
+    "running_of_fewer": ("running must be [10, 2, 4]", lambda call: call | {"running": torch.zeros(9, 2, 4)}),
+    "running_flat": ("running must be [10, 2, 4]", lambda call: call | {"running": torch.zeros(80)}),
+    "running_whole": ("running must be floating", lambda call: call | {"running": torch.zeros(10, 2, 4).long()}),
+    "eps": ("eps must be a finite number, 0 or more", lambda call: call | {"eps": -1e-5}),
+    "eps_nan": ("eps must be a finite number, 0 or more", lambda call: call | {"eps": float("nan")}),
+    "params_meta": ("params must be floating", lambda call: call | {"params": [p.to("meta") for p in call["params"]]}),
+    "states_meta": ("weights must be floating", lambda call: call | {"states": [x.to("meta") for x in call["states"]]}),
+    "weights_meta": ("weights must be floating", lambda call: call | {"weights": call["weights"].to("meta")}),
+}
+
+
+@pytest.mark.parametrize("case", list(DIRECT))
+def test_direct_calls_with_wrong_arguments(case: str) -> None:
+    """Past `operators.mixed_sum`, which checks as well."""
+    plan = one_edge(2)
+    states, weights, params, _ = arguments(plan, 4, (5, 4), torch.float32, True)
+    call = {"states": states, "weights": weights, "params": params, "running": None, "plan": plan.encoded, "eps": 1e-5}
+    message, change = DIRECT[case]
+    with pytest.raises((ValueError, TypeError), match=re.escape(message)):
+        torch.ops.fastdarts.mixed_sum(**change(call))
+
+
+@pytest.mark.parametrize(
+    ("running", "eps", "message"),
+    [
+        (torch.zeros(1, 1, 4), 1e-5, "running must be [1, 2, 4]"),
+        (torch.zeros(1, 3, 4), 1e-5, "running must be [1, 2, 4]"),
+        (torch.zeros(8), 1e-5, "running must be [1, 2, 4]"),
+        (None, -1.0, "eps must be a finite number, 0 or more"),
+    ],
+)
+def test_direct_calls_of_project_with_wrong_arguments(running: Tensor | None, eps: float, message: str) -> None:
+    for device in (CPU, torch.device("meta")):
+        given = None if running is None else running.to(device)
+        with pytest.raises(ValueError, match=re.escape(message)):
+            torch.ops.fastdarts.project(X.to(device), [W.to(device)], given, eps)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (9, 8)], ids=str)
+def test_an_input_that_no_edge_leaves_may_have_any_size(size: tuple[int, int]) -> None:
+    """Partial channels let it pass nothing."""
+    plan = MixedPlan(2, 1, (PlannedEdge(0, 2, 2, edge_ops(("skip_connect", "avg_pool_3x3"))),), K=2)
+    states, weights, params, _ = arguments(plan, 8, (5, 4), torch.float64, True, columns=2)
+    leaves = learned([states[0], torch.randn(2, 8, *size).double(), weights, *params])
+    out, _ = operators.mixed_sum(leaves[:2], leaves[2], leaves[3:], None, plan)
+    want = functional.mixed_sum(leaves[:2], leaves[2], leaves[3:], None, plan, 1e-5)
+    torch.testing.assert_close(out, want)
+    got = torch.autograd.grad(out.sum(), leaves)
+    assert torch.equal(got[1], torch.zeros_like(leaves[1]))
+
+
+def test_the_factors_of_partial_channels_are_no_column_of_an_op() -> None:
+    plan = MixedPlan(1, 1, (PlannedEdge(0, 1, 1, ((1, edge_ops(("skip_connect",))[0][1]),)),), K=2)
+    with pytest.raises(ValueError, match="no column 1 in weights, which have 1 for the ops"):
+        operators.mixed_sum([torch.zeros(2, 4, 5, 5)], torch.zeros(1, 2), [], None, plan)
+
+
+@DTYPES
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("spread", [0.0, 1e-3], ids=["constant", "nearly"])
+def test_constant_channels_of_project(spread: float, parts: int, dtype: torch.dtype) -> None:
+    """Variance 0: what the statistics do not see of the rounding of y, batch norm multiplies by 316."""
+    x = (0.7 + spread * torch.randn(3, 5, 8, 6)).to(dtype)
+    compute = torch.promote_types(dtype, torch.float32)
+    params = [torch.rand(6 // parts, 5, 1, 1, dtype=compute) for _ in range(parts)]
+    g = torch.randn(3, 6, 8 // parts, 6 // parts)
+
+    def results(f: Callable[..., Tensor], dtype: torch.dtype, compute: torch.dtype) -> list[Tensor]:
+        leaves = [x.to(dtype).requires_grad_(), *learned([p.to(compute) for p in params])]
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            y = f(leaves[0], leaves[1:])
+        return [y.detach(), *torch.autograd.grad(y, leaves, g.to(y.dtype))]
+
+    ours = results(lambda x, p: operators.project(x, p, None)[0], dtype, compute)
+    plain = results(lambda x, p: functional.project(x, p, None, 1e-5), dtype, compute)
+    true = results(lambda x, p: functional.project(x, p, None, 1e-5), torch.float64, torch.float64)
+    for i, (a, b, t) in enumerate(zip(ours, plain, true, strict=True)):
+        assert_no_worse_than_plain(a, b, t, dtype, str(i))

@@ -7,7 +7,7 @@ from formulas import batch_norm
 from torch import Tensor, nn
 
 from fastdarts.primitives.modules import FactorizedReduce, ReLUConvBN, build, build_for_search
-from fastdarts.primitives.table import CANDIDATES
+from fastdarts.primitives.table import CANDIDATES, candidate
 
 SIZES = [(1, 1), (2, 2), (3, 4), (7, 5), (8, 8), (1, 6)]
 
@@ -30,7 +30,7 @@ def test_each_candidate(name: str, stride: int, size: tuple[int, int]) -> None:
     op = build_for_search(name, 4, stride).double()
     want = formulas.candidate(name, x, stride, op.state_dict())
     assert tuple(want.shape) == (3, 4, -(-size[0] // stride), -(-size[1] // stride))
-    assert_close(op(x), batch_norm(want) if "pool" in name else want)
+    assert_close(op(x), batch_norm(want) if candidate(name).is_pool and candidate(name).norm else want)
     evaluated = build(name, 4, stride).double()  # no batch norm behind a pool
     assert_close(evaluated(x), formulas.candidate(name, x, stride, evaluated.state_dict()))
 
@@ -90,6 +90,10 @@ def test_running_statistics_and_evaluation() -> None:
         ("sep_conv_7x7", 1, 2 * (392 + 64), 2),
         ("dil_conv_3x3", 2, 72 + 64, 1),
         ("dil_conv_5x5", 1, 200 + 64, 1),
+        ("nor_conv_1x1", 2, 64, 1),
+        ("nor_conv_3x3", 1, 9 * 64, 1),
+        ("bare_max_pool_3x3", 2, 0, 0),
+        ("bare_avg_pool_3x3", 1, 0, 0),
         ("conv_7x1_1x7", 2, 2 * 7 * 64, 1),
     ],
 )

@@ -12,7 +12,8 @@ def test_the_papers_eight_in_their_order() -> None:
     expected = "none max_pool_3x3 avg_pool_3x3 skip_connect sep_conv_3x3 sep_conv_5x5 dil_conv_3x3 dil_conv_5x5"
     assert expected.split() == list(PRIMITIVES)
     assert fastdarts.PRIMITIVES is PRIMITIVES
-    assert set(CANDIDATES) == {*PRIMITIVES, "sep_conv_7x7", "conv_7x1_1x7", "noise"}
+    others = "sep_conv_7x7 nor_conv_1x1 nor_conv_3x3 bare_max_pool_3x3 bare_avg_pool_3x3 conv_7x1_1x7 noise"
+    assert set(CANDIDATES) == {*PRIMITIVES, *others.split()}
     assert all(name == c.name for name, c in CANDIDATES.items())
 
 
@@ -26,6 +27,9 @@ def test_the_papers_eight_in_their_order() -> None:
         ("sep_conv_7x7", 7, 1, 3),
         ("dil_conv_3x3", 3, 2, 2),
         ("dil_conv_5x5", 5, 2, 4),
+        ("nor_conv_1x1", 1, 1, 0),
+        ("nor_conv_3x3", 3, 1, 1),
+        ("bare_avg_pool_3x3", 3, 1, 1),
         ("conv_7x1_1x7", 7, 1, 3),
     ],
 )

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from fastdarts.primitives.table import PRIMITIVES
-from fastdarts.report import run_report
 from fastdarts.report.chart import Chart
 from fastdarts.report.run_report import write_report
+from fastdarts.runs import environment as environment_module
 from fastdarts.runs.environment import environment
 from fastdarts.spaces.darts.genotype import DARTS_V2
 
@@ -321,7 +321,7 @@ def test_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert values["threads"] == torch.get_num_threads()
     assert values["cpu"]
     assert len(values["gpus"]) == torch.cuda.device_count()
-    monkeypatch.setattr(run_report, "__file__", str(tmp_path / "fastdarts" / "run_report.py"))
+    monkeypatch.setattr(environment_module, "__file__", str(tmp_path / "fastdarts" / "runs" / "environment.py"))
     assert environment()["commit"] is None
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@example.org"]
     subprocess.run([*git, "init", "-q"], check=True)

@@ -5,14 +5,25 @@ import torch
 
 from fastdarts.ops import extension, operators
 from fastdarts.runs import kernels
-from fastdarts.runs.kernels import describe_kernels, kernels_line
+from fastdarts.runs.kernels import describe_kernels, kernels_used
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
-def test_without_the_extension_it_says_why_and_what_to_do(monkeypatch):
-    monkeypatch.setattr(extension, "UNAVAILABLE", "it is not built")
-    assert kernels_line(CPU, "auto") == "kernels: plain PyTorch modules, many times slower: it is not built, on cpu"
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [
+        ("it cannot be loaded", "it cannot be loaded"),
+        (
+            "fastdarts._C is not built in this installation",
+            "fastdarts._C is not built in this installation; to build it, in the checkout: "
+            "pip install --no-build-isolation --force-reinstall --no-deps .",
+        ),
+    ],
+)
+def test_without_the_extension_it_says_why_and_what_to_do(monkeypatch, reason, told):
+    monkeypatch.setattr(extension, "UNAVAILABLE", reason)
+    assert kernels_used(CPU, "auto") == f"plain PyTorch modules, many times slower: {told}, on cpu"
     assert kernels.instruction_set() is None
 
 
@@ -39,8 +50,8 @@ def test_on_a_gpu(monkeypatch, built, words):
     monkeypatch.setattr(operators, "_TRITON", True)
     monkeypatch.setattr(kernels, "has_cuda_part", lambda: built)
     monkeypatch.setattr(kernels.metadata, "version", lambda name: "3.8.0")
-    assert kernels_line(CUDA, "fused") == f"kernels: fused Triton 3.8.0; alpha steps: {words}, on cuda"
+    assert kernels_used(CUDA, "fused") == f"fused Triton 3.8.0; alpha steps: {words}, on cuda"
 
 
 def test_the_plain_modules_on_request():
-    assert kernels_line(CPU, "reference") == "kernels: plain PyTorch modules on cpu, as backend 'reference' asks"
+    assert kernels_used(CPU, "reference") == "plain PyTorch modules on cpu, as backend 'reference' asks"

@@ -1,5 +1,6 @@
 """Loggers and callbacks of a run: what they get, when they end it."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -116,3 +117,15 @@ def test_without_tensorboard_a_run_does_without(tmp_path, monkeypatch):
     search(tiny_config(tmp_path, epochs=1), train=tiny_images())
     assert (tmp_path / "metrics.jsonl").is_file()
     assert not (tmp_path / "tensorboard").exists()
+
+
+def test_tensorboard_in_a_folder_whose_name_is_not_utf8(tmp_path):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9/board"))
+    try:
+        folder.mkdir(parents=True)
+    except OSError:
+        pytest.skip("this file system has no such names")
+    board = TensorBoard(folder)
+    board.log_metrics(0, {"loss": 1.0})
+    board.close()
+    assert len(os.listdir(folder)) == 1

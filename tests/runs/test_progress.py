@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import math
+import shutil
 import sys
 
 import pytest
@@ -105,3 +106,12 @@ def test_metrics_start_with_what_is_known_and_grow_by_lines(tmp_path):
     metrics = MetricsFile(path, [{"epoch": 0}])
     metrics.write({"epoch": 1, "loss": 0.5})
     assert [json.loads(line) for line in path.read_text().splitlines()] == [{"epoch": 0}, {"epoch": 1, "loss": 0.5}]
+
+
+def test_a_deleted_metrics_file_is_written_anew(tmp_path):
+    known = [{"epoch": 0}]
+    metrics = MetricsFile(tmp_path / "run" / "metrics.jsonl", known)
+    shutil.rmtree(tmp_path / "run")
+    known.append({"epoch": 1, "loss": float("nan")})
+    metrics.write(known[-1])
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == '{"epoch": 0}\n{"epoch": 1, "loss": null}\n'

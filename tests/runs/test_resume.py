@@ -171,9 +171,7 @@ def finished(tmp_path):
 def test_conflicting_config_is_refused_with_the_keys(finished):
     kept = (finished / "checkpoint.pt").read_bytes()
     config = tiny_config(finished, epochs=3, lr=0.01, resume=True, save_every_steps=2)
-    with pytest.raises(
-        ValueError, match=r"another config \(epochs: 3, before 1; lr: 0.01, before 0.05\); only .*device"
-    ):
+    with pytest.raises(ValueError, match=r"another config \(lr: 0.01, before 0.05\); only .*device"):
         search(config, train=tiny_images())
     assert (finished / "checkpoint.pt").read_bytes() == kept
 

@@ -7,15 +7,16 @@ subclass of its class. Only its forward differs: kernels compute the weighted su
 from torch import nn
 
 from fastdarts.mixed.mixed_op import MixedOp
+from fastdarts.mixed.patching.nearest import differences
 from fastdarts.mixed.patching.patched import Layout, Patched, patch_module, unpatch_module
 from fastdarts.mixed.patching.recognition import CONTAINERS, OWN, Op, leaves, paths_of, recognise
 from fastdarts.mixed.patching.report import Calls, PatchReport
-from fastdarts.mixed.patching.trial import verdict
+from fastdarts.mixed.patching.trial import Verdict, verdict
 
 __all__ = ["Calls", "PatchReport", "patch", "unpatch"]
 
 
-def patch(model: nn.Module, skip_zeros: bool = False) -> PatchReport:
+def patch(model: nn.Module, skip_zeros: bool = False, keep_layout: bool | None = None) -> PatchReport:
     """Let the kernels compute every mixed operation of a model, in place; `unpatch` undoes it.
 
     A mixed operation is a module that holds candidate ops (in a `ModuleList`, a `ModuleDict`, or by name) and whose
@@ -32,25 +33,39 @@ def patch(model: nn.Module, skip_zeros: bool = False) -> PatchReport:
         skip_zeros: do not compute an op whose weight is a constant 0 (no gradient, on a CPU). This changes results: its
             batch norms do not see the batch, and its parameters get no gradients where they would get zeros, so that
             optimizers leave them alone instead of decaying them.
+        keep_layout: give sums the memory layout that the modules would (an NCHW input: NCHW) instead of the kernels'
+            channels-last, which is faster. None: where the model draws random numbers by element, in dropouts or ops
+            of its own, as those depend on it.
 
     Returns: what was replaced, what was left, and why; `PatchReport.calls()` tells later how the modules ran.
     """
     report = PatchReport()
     inside: set[nn.Module] = set()  # candidate ops and their layers
+    served: dict[str, tuple[nn.Module, dict[str, Op], Verdict]] = {}
     for name, module in list(model.named_modules()):
         if isinstance(module, MixedOp | Patched | CONTAINERS) or module in inside or _chains(module):
             continue
-        ops = _candidates(module)
-        if ops is None:
+        children = dict(paths_of(module))
+        ops = _recognised(children)
+        if not _is_mixed(ops):
+            if len(children) > 1 and (apart := differences(children, ops)) is not None:
+                report.nearest[name] = apart
             continue
         found = verdict(module, ops)
         if found.reason is not None:
             report.left[name] = found.reason
             continue
-        patch_module(module, Layout(ops, found.direct, skip_zeros))
         inside.update(part for _, op in paths_of(module) for part in op.modules())
+        served[name] = module, ops, found
+    if keep_layout is None:
+        keep_layout = any(isinstance(part, nn.modules.dropout._DropoutNd) for part in model.modules())
+        keep_layout |= any(found.random for _, _, found in served.values())
+    for name, (module, ops, found) in served.items():
+        patch_module(module, Layout(ops, found.direct, skip_zeros, keep_layout))
         report.replaced[name] = tuple(op.primitive for op in ops.values())
         report.modules[name] = module
+        if found.untried is not None:
+            report.untried[name] = found.untried
     return report
 
 
@@ -64,17 +79,23 @@ def unpatch(model: nn.Module) -> list[str]:
     return names
 
 
-def _candidates(module: nn.Module) -> dict[str, Op] | None:
-    """Return the candidate ops of a module by their paths, or None where it holds no two that have a kernel's layers."""
-    children = dict(paths_of(module))
+def _recognised(children: dict[str, nn.Module]) -> dict[str, Op]:
     if len(children) < 2:
-        return None
+        return {}
     norms = (leaf for op in children.values() for leaf in leaves(op) if isinstance(leaf, nn.BatchNorm2d))
     C = next((norm.num_features for norm in norms), 0)
-    ops = {path: recognise(op, C) for path, op in children.items()}
-    if all(op.primitive in (OWN, "none") or (op.primitive, op.stride) == ("skip_connect", 1) for op in ops.values()):
-        return None
-    return ops
+    return {path: recognise(op, C) for path, op in children.items()}
+
+
+def _is_mixed(ops: dict[str, Op]) -> bool:
+    """True if some of a module's children are ops that kernels compute.
+
+    Modules that are held by name may be anything; two of them at least must be ops.
+    """
+    known = {path: op for path, op in ops.items() if op.primitive != OWN}
+    if all(op.primitive == "none" or (op.primitive, op.stride) == ("skip_connect", 1) for op in known.values()):
+        return False
+    return len(known) > 1 or any("." in path for path in known)
 
 
 def _chains(module: nn.Module) -> bool:

@@ -13,17 +13,11 @@ from torch import Tensor, nn
 
 from fastdarts.mixed import fused
 from fastdarts.mixed.mixed_op import op_weights_row
+from fastdarts.mixed.patching.kernels import by_kernels, kernel_refusal, read
+from fastdarts.mixed.patching.proxies import proxies
 from fastdarts.mixed.patching.recognition import OWN, Op, own_state, paths_of, recognise, state_of
 from fastdarts.mixed.patching.report import Calls
-from fastdarts.mixed.patching.sums import (
-    ChangedInPlaceError,
-    Session,
-    by_kernels,
-    evaluated,
-    kernel_refusal,
-    proxies,
-    read,
-)
+from fastdarts.mixed.patching.sums import ChangedInPlaceError, Session, evaluated, laid_out_as
 
 PATIENCE = 3
 """Calls in a row that a patched module may run by its own modules before a warning says so."""
@@ -48,7 +42,7 @@ class Direct(NamedTuple):
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
         """Return x and weights, or None where a call gives more than that."""
         if len(args) == 2 and not kwargs:
-            return args  # type: ignore[return-value]
+            return args[0], args[1]
         given = dict(zip(self.names, args, strict=False)) | kwargs
         more = given.keys() - self.names[:2]
         if len(given) < len(args) + len(kwargs) or not set(self.names[:2]) <= given.keys():
@@ -66,6 +60,7 @@ class Layout(NamedTuple):
     direct: Direct | None
     """None: the module's own forward runs, on ops whose outputs are deferred."""
     skip_zeros: bool = False
+    keep_layout: bool = False
 
     def module_at(self, module: nn.Module, path: str) -> nn.Module | None:
         """Return the op that lies at a path now."""
@@ -176,7 +171,7 @@ def _call(module: Patched, own: Callable[..., Any], name: str, args: tuple[Any, 
     if reason is not None:
         _count(module, reason)
         return own(module, *args, **kwargs)
-    session = Session(by_kernels, kernel_refusal, layout.skip_zeros)
+    session = Session(by_kernels, kernel_refusal, layout.skip_zeros, layout.keep_layout)
     try:
         out = run_deferred(module, own, args, kwargs, session, known_ops(module, layout))
     except ChangedInPlaceError:
@@ -203,7 +198,9 @@ def run_deferred(
     """Run a module's own forward with the outputs of its known ops deferred; return what it returns, computed."""
     _running.stack.append((module, session, known))
     try:
-        out = evaluated(own(module, *args, **kwargs))
+        returned = own(module, *args, **kwargs)
+        session.returning = True
+        out = evaluated(returned)
         session.finish()
     finally:
         _running.stack.pop()
@@ -245,10 +242,10 @@ def _direct(module: nn.Module, layout: Layout, x: Any, weights: Any) -> Tensor |
         return None
     ops = [_as_it_is(module, part, layout.ops[path]) for path, part in children.items()]
     edge = read(list(children.values()), ops)
-    if not edge.fused or fused.refusal([edge], x) is not None:
+    if not edge.read.fused or fused.refusal([edge.read], x) is not None:
         return None
-    row = op_weights_row(weights, x)
-    return fused.mixed_nodes([edge], [(0, 1)], [x], row, skip_zeros=layout.skip_zeros)
+    out = edge.mixed(x, op_weights_row(weights, x), layout.skip_zeros)
+    return laid_out_as(x, out) if layout.keep_layout else out
 
 
 def _fits(layout: Layout, x: Any, weights: Any) -> bool:

@@ -33,6 +33,8 @@ class Op(NamedTuple):
     stride: int
     state: State
     """Kernels serve as long as this is the op's state."""
+    biased: bool = False
+    """True if convolutions of it have biases, which the batch norm behind them takes away again."""
 
 
 def paths_of(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -66,7 +68,7 @@ def recognise(op: nn.Module, C: int) -> Op:
             )
             if name != OWN and not _computes(op, name, C, stride, state):
                 stride, name = 0, OWN
-        _recognised[state, C] = Op(name, C, stride, state)
+        _recognised[state, C] = Op(name, C, stride, state, name != OWN and any(map(_has_bias, leaves(op))))
     return _recognised[state, C]
 
 
@@ -127,6 +129,7 @@ def twin(op: nn.Module, name: str, C: int, stride: int) -> nn.Module:
     for mine, theirs in zip(leaves(made), leaves(op), strict=False):  # an op without layers has a leaf of its own
         if isinstance(theirs, nn.Conv2d):
             mine.weight = theirs.weight
+            mine.bias = theirs.bias  # type: ignore[assignment]
         elif isinstance(theirs, nn.BatchNorm2d):
             mine.training = theirs.training
             for name in norm_attributes:
@@ -241,9 +244,12 @@ def _signature(layer: nn.Module) -> tuple[object, ...]:
     """Describe a layer; equal for layers that compute the same, whether their sizes are numbers or pairs."""
     # That a relu works in place is part of its state, not of its signature: inside an op it does no harm.
     values = _LAYERS[type(layer)](layer.__dict__) if type(layer) in _LAYERS and type(layer) is not nn.ReLU else ()
-    bias = isinstance(layer, nn.Conv2d) and layer.bias is not None
     affine = isinstance(layer, nn.BatchNorm2d) and layer.affine
-    return type(layer), bias, affine, *((v, v) if type(v) is int else v for v in values)
+    return type(layer), affine, *((v, v) if type(v) is int else v for v in values)
+
+
+def _has_bias(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Conv2d) and layer.bias is not None
 
 
 @lru_cache(maxsize=1024)

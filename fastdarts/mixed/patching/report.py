@@ -36,6 +36,8 @@ class PatchReport:
     """The primitives of each mixed operation that now runs fused, `OWN` for ops that their own modules compute."""
     left: dict[str, str] = field(default_factory=dict)
     """Modules that hold candidate operations and were left as they are, and why."""
+    untried: dict[str, str] = field(default_factory=dict, compare=False)
+    """Of those replaced: modules whose forward no trial could call, and why; `calls` tells how they run."""
     nearest: dict[str, str] = field(default_factory=dict, compare=False)
     """Modules that hold no candidate operation, but modules like them, and what sets those apart."""
     modules: dict[str, nn.Module] = field(default_factory=dict, compare=False, repr=False)
@@ -49,6 +51,7 @@ class PatchReport:
         lines = [f"{len(self.replaced)} mixed operations replaced, {len(self.left)} left"]
         found = {
             "replaced": {name: _in_words(primitives) for name, primitives in self.replaced.items()},
+            "untried": self.untried,
             "left": self.left,
         }
         if not self.replaced and not self.left:

@@ -1,4 +1,4 @@
-"""Sums of op outputs that are computed when somebody reads them: a module's own forward writes the sum, kernels add it up.
+"""Sums of op outputs that are computed when they are read: a module's own forward writes them, kernels add them up.
 
 While a patched module's own forward runs, its candidate ops give `Deferred` outputs. What the forward does with them by
 `*` and `+` is written down; anything else (`torch.cat`, a method, a function) first has the sum computed. So the
@@ -7,9 +7,10 @@ forward decides which ops run, with which weights and inputs, as it always did.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any, cast
 
 import torch
@@ -17,8 +18,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from fastdarts.mixed import fused
-from fastdarts.mixed.mixed_op import MixedOp, op_weights_row
-from fastdarts.mixed.patching.recognition import OWN, Op, leaves
+from fastdarts.mixed.patching.recognition import Op, leaves
 
 
 class ChangedInPlaceError(RuntimeError):
@@ -96,16 +96,25 @@ class Session:
     """One run of a module's own forward: the calls of its ops, and how many of them kernels computed."""
 
     def __init__(
-        self, compute: Compute, refusal: Callable[[Call], str | None] = lambda _: None, skip_zeros: bool = False
+        self,
+        compute: Compute,
+        refusal: Callable[[Call], str | None] = lambda _: None,
+        skip_zeros: bool = False,
+        keep_layout: bool = True,
     ) -> None:
         self.compute = compute
         self.refusal = refusal
         self.skip_zeros = skip_zeros
+        self.keep_layout = keep_layout
+        self.returning = False
+        """True once the forward has come to its end: no line of it sees the sums that are computed now."""
         self.calls: list[Call] = []
         self.reasons: dict[str, None] = {}
         """Why ops of weighted sums were computed by their modules."""
         self.summed = 0
         """Ops that kernels computed."""
+        self.largest = 0
+        """Most of them in one sum."""
 
     def finish(self) -> None:
         """Run what was called and never read: it counts a batch."""
@@ -120,7 +129,7 @@ class Session:
         found: list[Weight] = list(extras)
         groups: dict[Any, list[tuple[Call, Weight]]] = {}
         seen: set[nn.Module] = set()
-        for call, weight in terms:
+        for call, weight in _merged(terms):
             call.check()
             if weight is None and len(terms) > 1:
                 weight = 1.0
@@ -149,16 +158,29 @@ class Session:
                 continue
             calls = [call for call, _ in group]
             with torch.set_grad_enabled(calls[0].grad):
-                found.append(_as_laid_out(self.compute(calls, [weight for _, weight in group]), calls[0].x))
+                out = self.compute(calls, [weight for _, weight in group])
+            found.append(laid_out_as(calls[0].x, out) if self.keep_layout or not self.returning else out)
             for call in calls:
                 call.fused = True
             self.summed += len(calls)
+            self.largest = max(self.largest, len(calls))
         if not found:
             return terms[0][0].zeros()
         total = found[0]
         for one in found[1:]:
             total = total + one
         return cast(Tensor, total)
+
+
+def _merged(terms: Sequence[tuple[Call, Weight | None]]) -> list[tuple[Call, Weight | None]]:
+    """Add the weights of terms with the same call."""
+    if len({call for call, _ in terms}) == len(terms):
+        return list(terms)
+    weights: dict[Call, Weight] = {}
+    for call, weight in terms:
+        one = 1.0 if weight is None else weight
+        weights[call] = weights[call] + one if call in weights else one
+    return list(weights.items())
 
 
 def _identity(x: Tensor) -> object:
@@ -170,7 +192,7 @@ def _identity(x: Tensor) -> object:
     while step is not None and step.name() in ("SliceBackward0", "SelectBackward0", "AliasBackward0"):
         chain.append(step.name())
         step = step.next_functions[0][0]
-    if (step is None and x.requires_grad) or (not chain and x.requires_grad):
+    if x.requires_grad and (step is None or not chain):
         return id(x)
     return x.data_ptr(), x.shape, x.stride(), tuple(chain), id(step)
 
@@ -187,58 +209,13 @@ def _join_bare(groups: dict[Any, list[tuple[Call, Weight]]]) -> None:
             groups[others[0]] += groups.pop(key)
 
 
-def _as_laid_out(out: Tensor, x: Tensor) -> Tensor:
-    """Lay a sum out as the modules would: forwards go on with views of it."""
+def laid_out_as(x: Tensor, out: Tensor) -> Tensor:
+    """Lay a sum out as the modules would for an input: forwards go on with views and random numbers of it."""
     return out if x.stride(1) == 1 and x.shape[1] > 1 else out.contiguous()
 
 
-@dataclass(frozen=True)
-class _Edge:
-    """What `fused` asks of a MixedOp."""
-
-    stride: int
-    primitives: tuple[str, ...]
-    _ops: Sequence[nn.Module]
-
-
-def read(modules: Sequence[nn.Module], ops: Sequence[Op]) -> fused.ReadEdge:
-    """Read ops as `fused.read` does; those that are not known run by their modules."""
-    contents, others = {}, []
-    for column, (module, op) in enumerate(zip(modules, ops, strict=True)):
-        if op.primitive == "none":
-            continue
-        layers = leaves(module)
-        norms = [layer for layer in layers if isinstance(layer, nn.BatchNorm2d)]
-        if op.primitive == OWN or unkept(norms):
-            others.append(column)
-        else:
-            contents[column] = [layer.weight for layer in layers if isinstance(layer, nn.Conv2d)], norms
-    stride = next((op.stride for op in ops if op.stride), 1)
-    edge = cast(MixedOp, _Edge(stride, tuple(op.primitive for op in ops), modules))
-    return fused.ReadEdge(edge, contents, others, fused.settings_of(contents))
-
-
-def unkept(norms: Iterable[nn.BatchNorm2d]) -> bool:
-    """True if batch norms have no running statistics: in eval mode they would use the batch."""
-    return any(norm.running_mean is None for norm in norms)
-
-
-def by_kernels(calls: Sequence[Call], weights: Sequence[Weight]) -> Tensor:
-    """Add up calls of one input by the kernels."""
-    edge, x = read([call.module for call in calls], [call.op for call in calls]), calls[0].x
-    row = op_weights_row([w.to(x.device) if isinstance(w, Tensor) else w for w in weights], x)
-    return fused.mixed_nodes([edge], [(0, 1)], [x], row)
-
-
-def kernel_refusal(call: Call) -> str | None:
-    """Say why no kernel computes a call, or None."""
-    if unkept(_norms(call)):
-        return "its batch norms keep no running statistics"
-    return fused.refusal([read([call.module], [call.op])], call.x)
-
-
 class Deferred:
-    """An op's output, or a sum of such with weights, that is computed when it is read; then it behaves as that tensor."""
+    """An op's output, or a sum of such with weights; computed when it is read, and then as that tensor."""
 
     __slots__ = ("_extras", "_grad", "_session", "_tensor", "_terms")
 
@@ -254,7 +231,9 @@ class Deferred:
     def fastdarts_value(self) -> Tensor:
         """Compute the tensor, once."""
         if self._tensor is None:
-            with torch.set_grad_enabled(self._grad) if torch.is_grad_enabled() != self._grad else nullcontext():
+            if self._grad and not torch.is_grad_enabled():
+                _check_function()
+            with torch.set_grad_enabled(self._grad):
                 self._tensor = self._session.add_up(self._terms, self._extras)
         return self._tensor
 
@@ -328,6 +307,15 @@ class Deferred:
 
     def __repr__(self) -> str:
         return repr(self.fastdarts_value())
+
+
+def _check_function() -> None:
+    """TypeError inside an autograd.Function: it would take what is deferred for no tensor, and give no gradient."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code is torch.autograd.Function.apply.__func__.__code__:
+            raise TypeError("an autograd.Function takes no deferred outputs")
+        frame = frame.f_back
 
 
 class DeferredStack:
@@ -419,117 +407,5 @@ for _name in (
         setattr(_class, _name, _forwarded(_name))
 for _class in (Deferred, DeferredStack):
     _class.__hash__ = object.__hash__  # type: ignore[method-assign]
-DeferredStack.__add__ = _forwarded("__add__")  # type: ignore[attr-defined]
-DeferredStack.__radd__ = _forwarded("__radd__")  # type: ignore[attr-defined]
-
-
-class OpProxy:
-    """A candidate op as a module's own forward sees it: calls of it are deferred, all else is the op's."""
-
-    def __init__(self, session: Session, module: nn.Module, op: Op) -> None:
-        self.__dict__.update(_fastdarts=(session, module, op))
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        session, module, op = self.__dict__["_fastdarts"]
-        if kwargs or len(args) != 1 or type(args[0]) is not Tensor:
-            args, kwargs = evaluated(args), evaluated(kwargs)
-        if len(args) == 1 and not kwargs and _takes(args[0], op):
-            call = Call(module, op, args[0])
-            session.calls.append(call)
-            return Deferred(session, [(call, None)])
-        return module(*args, **kwargs)
-
-    forward = __call__
-
-    @property
-    def __class__(self) -> type:
-        return type(self.__dict__["_fastdarts"][1])
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["_fastdarts"][1], name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self.__dict__["_fastdarts"][1], name, value)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.__dict__["_fastdarts"][1][index]
-
-    def __len__(self) -> int:
-        return len(self.__dict__["_fastdarts"][1])
-
-    def __iter__(self) -> Any:
-        return iter(self.__dict__["_fastdarts"][1])
-
-
-def _takes(x: object, op: Op) -> bool:
-    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() != 4 or 0 in x.shape:
-        return False
-    return op.C in (0, x.shape[1])
-
-
-class ContainerProxy:
-    """A list or dictionary of candidate ops as a module's own forward sees it."""
-
-    def __init__(self, container: nn.Module, items: dict[str, Any]) -> None:
-        self.__dict__.update(_fastdarts=(container, items))
-
-    @property
-    def __class__(self) -> type:
-        return type(self.__dict__["_fastdarts"][0])
-
-    def __getattr__(self, name: str) -> Any:
-        container, items = self.__dict__["_fastdarts"]
-        if name == "_modules":
-            return items
-        return items[name] if name in items else getattr(container, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self.__dict__["_fastdarts"][0], name, value)
-
-    def __len__(self) -> int:
-        return len(self.__dict__["_fastdarts"][1])
-
-    def __iter__(self) -> Any:
-        container, items = self.__dict__["_fastdarts"]
-        return iter(items) if isinstance(container, nn.ModuleDict) else iter(items.values())
-
-    def __contains__(self, key: object) -> bool:
-        return key in self.__dict__["_fastdarts"][1]
-
-    def __getitem__(self, index: Any) -> Any:
-        container, items = self.__dict__["_fastdarts"]
-        if isinstance(container, nn.ModuleDict):
-            return items[index]
-        found = list(items.values())[index]
-        return found
-
-    def items(self) -> Any:
-        return self.__dict__["_fastdarts"][1].items()
-
-    def keys(self) -> Any:
-        return self.__dict__["_fastdarts"][1].keys()
-
-    def values(self) -> Any:
-        return self.__dict__["_fastdarts"][1].values()
-
-    def children(self) -> Any:
-        return iter(self.__dict__["_fastdarts"][1].values())
-
-    def named_children(self) -> Any:
-        return iter(self.__dict__["_fastdarts"][1].items())
-
-    def __reversed__(self) -> Any:
-        return reversed(list(self.__dict__["_fastdarts"][1].values()))
-
-
-def proxies(session: Session, module: nn.Module, known: dict[str, Op], name: str) -> Any:
-    """Return a child of a module as its own forward is to see it."""
-
-    def proxy(path: str, child: nn.Module | None) -> Any:
-        if isinstance(child, nn.ModuleList | nn.ModuleDict):
-            items = {key: proxy(f"{path}.{key}", inner) for key, inner in child._modules.items()}
-            return ContainerProxy(child, items)
-        op = known.get(path)
-        return child if op is None or child is None else OpProxy(session, child, op)
-
-    return proxy(name, module._modules[name])
+for _name in ("__add__", "__radd__"):
+    setattr(DeferredStack, _name, _forwarded(_name))

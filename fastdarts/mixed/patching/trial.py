@@ -1,10 +1,11 @@
-"""Try out a mixed operation before it is patched: its own forward against its sums as the kernels would compute them."""
+"""Try out a mixed operation before it is patched: its own forward against sums as the kernels would compute them."""
 
 import builtins
 import inspect
 import types
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,12 @@ from fastdarts.mixed.patching.recognition import (
     seeded,
     unwatched_copy,
 )
-from fastdarts.mixed.patching.sums import Call, Session, Weight
+from fastdarts.mixed.patching.sums import Call, ChangedInPlaceError, Session, Weight
+
+IN_PLACE = "an op changes its input in place, on which the others depend"
+
+AFTERWARDS = "argument 0 afterwards"
+"""The name of what a call leaves of x."""
 
 SIZE = 6
 """Height and width of the images."""
@@ -38,6 +44,10 @@ class Verdict(NamedTuple):
     """As one weighted sum, in place of its forward; None: its own forward runs and defers its ops' outputs."""
     reason: str | None = None
     """Why not at all."""
+    untried: str | None = None
+    """Why its forward could not be tried; it is served all the same, as its own lines run."""
+    random: bool = False
+    """True if its forward draws random numbers."""
 
 
 def verdict(module: nn.Module, ops: dict[str, Op]) -> Verdict:
@@ -71,23 +81,25 @@ def _key(module: nn.Module, ops: dict[str, Op]) -> object | None:
 
 
 def _verdict(module: nn.Module, ops: dict[str, Op]) -> Verdict:
-    reason = None
+    reason = untried = None
     for name in forwards_of(type(module)):
         with seeded():
             own = getattr(type(module), name)
             arguments = _arguments(module, own, ops)
             if isinstance(arguments, str):
-                reason = reason or arguments
+                untried = untried or arguments
                 continue
-            if (
-                name == "forward"
-                and _may_be_direct(module, own, ops)
-                and _direct_difference(module, own, arguments) is None
-            ):
-                return Verdict(_direct(module, own))
-            reason = _deferred_difference(module, own, arguments, ops)
-            if reason is None:
-                return Verdict()
+            if name == "forward" and arguments.weights and not arguments.more and _may_be_direct(module, own, ops):
+                trial = _Trial()
+                if trial.difference(module, own, partial(_weighted_sum, ops), arguments) is None and not trial.in_place:
+                    return Verdict(_direct(module, own), random=trial.random)
+            trial = _Trial()
+            difference = _deferred_difference(trial, module, own, arguments, ops)
+            if difference is None:
+                return Verdict(random=trial.random)
+            reason = reason or difference
+    if reason is None and untried is not None:
+        return Verdict(untried=untried)
     return Verdict(reason=reason or "it has no forward")
 
 
@@ -103,13 +115,13 @@ class _Arguments(NamedTuple):
     def variants(self) -> Iterator[tuple[bool, tuple[Any, ...]]]:
         """Yield train or eval mode, and arguments."""
         n = self.weights
-        rows = [torch.randn(n), torch.eye(max(n, 1))[n // 2], torch.zeros(n)] if n else [None]
-        for training in (True, False):
-            for row in rows if training else rows[:2]:
-                for learned in (True, False) if n else (True,):
-                    x = torch.randn_like(self.x).requires_grad_()
-                    weights = () if row is None else (row.double()[:n].requires_grad_(learned),)
-                    yield training, (x, *weights, *self.more)
+        dense, one_hot, zeros = torch.randn(n), torch.eye(max(n, 1))[n // 2], torch.zeros(n)
+        kinds = [(True, row, learned) for row in (dense, one_hot, zeros) for learned in (True, False)]
+        kinds += [(False, dense, True), (False, one_hot, False)]
+        for training, row, learned in kinds if n else [(True, None, False), (False, None, False)]:
+            x = torch.randn_like(self.x).requires_grad_()
+            weights = () if row is None else (row.double()[:n].requires_grad_(learned),)
+            yield training, (x, *weights, *self.more)
 
 
 def _arguments(module: nn.Module, own: Callable[..., Any], ops: dict[str, Op]) -> _Arguments | str:
@@ -128,6 +140,7 @@ def _arguments(module: nn.Module, own: Callable[..., Any], ops: dict[str, Op]) -
                 x = torch.randn(2, C * multiple, SIZE, SIZE, dtype=torch.float64)
                 found = _Arguments(x, count, (filler,) * (demanded - 2))
                 training, given = next(found.variants())
+                given = tuple(a.detach() if isinstance(a, Tensor) else a for a in given)
                 try:
                     out = own(unwatched_copy(module).train(training), *given)
                 except Exception as caught:
@@ -169,20 +182,15 @@ def _direct(module: nn.Module, own: Callable[..., Any]) -> Direct:
     return Direct(tuple(positional), defaults, own_state(module))
 
 
-def _direct_difference(module: nn.Module, own: Callable[..., Any], arguments: _Arguments) -> str | None:
-    """Say where a forward differs from the weighted sum of its ops, or None."""
-    if not arguments.weights or arguments.more:
-        return "it takes other arguments"
-
-    def weighted_sum(copied: nn.Module, x: Tensor, weights: Tensor) -> Tensor:
-        ops = [op for _, op in paths_of(copied)]
-        return torch.stack([weight * op(x) for weight, op in zip(weights, ops, strict=True)]).sum(0)
-
-    return _difference(module, own, weighted_sum, arguments)
+def _weighted_sum(ops: dict[str, Op], module: nn.Module, x: Tensor, weights: Tensor) -> Tensor:
+    """Add up the ops' outputs; those that kernels compute come before the others."""
+    terms = [(weight, *item) for weight, item in zip(weights, paths_of(module), strict=True)]
+    terms.sort(key=lambda term: ops[term[1]].primitive == OWN)
+    return torch.stack([weight * op(x) for weight, _, op in terms]).sum(0)
 
 
 def _deferred_difference(
-    module: nn.Module, own: Callable[..., Any], arguments: _Arguments, ops: dict[str, Op]
+    trial: "_Trial", module: nn.Module, own: Callable[..., Any], arguments: _Arguments, ops: dict[str, Op]
 ) -> str | None:
     """Say where a forward changes if its ops' outputs are deferred, or what it does with them; None if all is well."""
     known = {path: op for path, op in ops.items() if op.primitive != OWN}
@@ -190,13 +198,14 @@ def _deferred_difference(
 
     def deferred(copied: nn.Module, *given: Any) -> Any:
         sessions.append(Session(_by_modules))
-        # The class that a patched module gets, so that its attributes are deferred.
+        copied.__class__ = patched_class(type(module))  # whose attributes are deferred
         return run_deferred(copied, own, given, {}, sessions[-1], known)
 
-    difference = _difference(module, own, deferred, arguments, patched=True)
+    difference = trial.difference(module, own, deferred, arguments)
     if difference is not None:
         return difference
-    if not any(session.summed for session in sessions):
+    # A forward that runs but one of its ops has sums of one.
+    if not any(session.largest > 1 or (session.largest == len(session.calls) == 1) for session in sessions):
         reasons = [reason for session in sessions for reason in session.reasons]
         return next(iter(reasons), "its forward adds up no weighted outputs of its ops")
     return None
@@ -207,37 +216,48 @@ def _by_modules(calls: Sequence[Call], weights: Sequence[Weight]) -> Tensor:
     return torch.stack(terms).sum(0)
 
 
-def _difference(
-    module: nn.Module,
-    own: Callable[..., Any],
-    other: Callable[..., Any],
-    arguments: _Arguments,
-    patched: bool = False,
-) -> str | None:
-    """Compare a forward with another computation, each on a copy of the module; None if they agree."""
-    theirs, ours = unwatched_copy(module), unwatched_copy(module)
-    if patched:
-        ours.__class__ = patched_class(type(ours))
-    for number, (training, given) in enumerate(arguments.variants()):
-        found: list[Results | str] = []
-        for copied, call in ((theirs.train(training), own), (ours.train(training), other)):
-            with seeded():
-                torch.manual_seed(number)
-                try:
-                    found.append(results(copied, lambda *a, c=copied, f=call: f(c, *a), given))
-                except Exception as error:
-                    found.append(f"{type(error).__name__}: {error}")
-                drawn = torch.rand(())
-            if isinstance(found[-1], Results):
-                found[-1].tensors["random numbers drawn"] = drawn
-        first, second = found
-        if isinstance(first, str) or isinstance(second, str):
+class _Trial:
+    """A comparison of a forward with another computation, each on a copy of the module."""
+
+    random = False
+    """True if the forward drew random numbers."""
+    in_place = False
+    """True if the forward changed its arguments."""
+
+    def difference(
+        self, module: nn.Module, own: Callable[..., Any], other: Callable[..., Any], arguments: _Arguments
+    ) -> str | None:
+        """Say where the two differ, or None."""
+        theirs, ours = unwatched_copy(module), unwatched_copy(module)
+        compared, failed = False, ""
+        for number, (training, given) in enumerate(arguments.variants()):
+            first = self._run(theirs.train(training), own, given, number)
+            second = self._run(ours.train(training), other, given, number)
+            if isinstance(first, Results) and not torch.equal(cast(Tensor, first.tensors[AFTERWARDS]), given[0]):
+                self.in_place = True
             if isinstance(first, str) and isinstance(second, str):
+                failed = first
                 continue  # the module refuses such weights itself
-            return f"its forward fails if outputs of its ops are deferred: {second}"
-        difference = first_difference(second, first)
-        if difference is not None:
-            if difference.endswith("afterwards"):
-                return "an op changes its input in place, on which the others depend"
-            return f"its forward is not a sum of its ops' outputs: with it another {difference}"
-    return None
+            if isinstance(second, str) and second.startswith(ChangedInPlaceError.__name__):
+                return IN_PLACE
+            if isinstance(first, str) or isinstance(second, str):
+                return f"its forward fails if outputs of its ops are deferred: {second}"
+            compared = True
+            difference = first_difference(second, first)
+            if difference is not None and difference == AFTERWARDS:
+                return IN_PLACE
+            if difference is not None:
+                return f"its forward is not a sum of its ops' outputs: with it another {difference}"
+        return None if compared else f"its {own.__name__} fails on a copy of it: {failed}"
+
+    def _run(self, copied: nn.Module, call: Callable[..., Any], given: tuple[Any, ...], seed: int) -> Results | str:
+        with seeded():
+            torch.manual_seed(seed)
+            before = torch.get_rng_state()
+            try:
+                found = results(copied, partial(call, copied), given)
+            except Exception as error:
+                return f"{type(error).__name__}: {error}"
+            self.random |= not torch.equal(before, torch.get_rng_state())
+            found.tensors["random numbers drawn"] = torch.rand(())
+        return found

@@ -1,4 +1,4 @@
-"""The ops of each edge in RobustDARTS' spaces s1 to s4 (Zela et al., ICLR 2020, arXiv:1909.09656, section 3)."""
+"""List the ops of each edge in RobustDARTS' spaces s1 to s4 (Zela et al., ICLR 2020, arXiv:1909.09656, section 3)."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ _SAME = {
 
 
 def arguments_of(space: str) -> dict[str, Any]:
-    """Return what `SearchNetwork` takes for a space: `primitives`, and `candidates` where edges differ."""
+    """Return the arguments of `SearchNetwork` for `space`: `primitives`, and `candidates` if the edges' ops differ."""
     if space in _SAME:
         return {"primitives": _SAME[space]}
     if space != "s1":

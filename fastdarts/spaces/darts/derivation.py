@@ -33,7 +33,7 @@ def derive(
     """
     group, normal = groups["normal"], scores["normal"].clone()
     removed: set[tuple[int, int]] = set()
-    pairs, states = _cell(group, normal, choice, concat)
+    pairs, states = _cell(group, choice.ranked("normal", normal), choice, concat)
     while choice.max_skips is not None and skips(_nodes(pairs)) > choice.max_skips:
         chosen = [
             group.ends.index((source, state))
@@ -42,14 +42,16 @@ def derive(
             if op == "skip_connect"
         ]
         places = [(edge, group.ops[edge].index("skip_connect")) for edge in chosen]
-        places = [place for place in places if place not in removed]
+        places = [place for place in places if place not in removed and normal[place].isfinite()]
         if not places:
             break
         weakest = min(places, key=lambda place: float(normal[place]))
         removed.add(weakest)
-        normal[weakest] = normal[normal.isfinite()].min() - 1  # below all ops but those that were pruned
-        pairs, states = _cell(group, normal, choice, concat)
-    return Genotype(pairs, states, *_cell(groups["reduce"], scores["reduce"], choice, concat))
+        known = scores["normal"][scores["normal"].isfinite()]
+        normal[weakest] = known.min().clamp(max=0) - 1  # below all ops but those that were pruned
+        pairs, states = _cell(group, choice.ranked("normal", normal), choice, concat)
+    reduce = choice.ranked("reduce", scores["reduce"])
+    return Genotype(pairs, states, *_cell(groups["reduce"], reduce, choice, concat))
 
 
 def _nodes(pairs: list[Pairs] | Pairs) -> list[Pairs]:

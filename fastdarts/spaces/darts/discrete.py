@@ -1,4 +1,4 @@
-"""The discrete network a genotype describes: what is trained from scratch after a search (DARTS, section 3.2).
+"""Build the discrete network of a genotype, which is trained from scratch after a search (DARTS, section 3.2).
 
 Structure and `state_dict` names are those of the original evaluation code, so its checkpoints load with `strict=True`.
 """
@@ -19,22 +19,24 @@ STEMS = ("cifar", "imagenet")
 
 
 class EvalNetwork(DiscreteNetwork):
-    """A stack of `layers` discrete cells with `C` initial channels; cells L//3 and 2L//3 halve the image and double C.
+    """Stack `layers` discrete cells with `C` initial channels; cells L//3 and 2L//3 halve the image and double C.
 
     Args:
-        genotype: the two cells; any number of ops a node, any concat.
-        C: channels of the first cell's nodes, even. The paper: 36 for CIFAR-10, 48 for ImageNet.
-        layers: number of cells. The paper: 20 for CIFAR-10, 14 for ImageNet.
-        auxiliary: attach a second classifier behind cell 2L//3, used in training mode only.
-        drop_path_prob: probability of dropping an op's output for one sample, in training mode; every op but the
-            identity. An attribute of the same name: a schedule assigns it.
-        stem: "cifar" keeps the image's size; "imagenet" divides it by eight before the second input of the first cell;
-            make(in_channels, 3 * C) makes your own first layers.
-        head: make(channels, num_classes) makes your own last layers instead of global pooling and a linear classifier.
-            Pass auxiliary=False where the output is not logits [N, num_classes].
+        genotype: the two cells, with any number of ops per node and any concat.
+        C: channels of the first cell's nodes, even. The paper uses 36 for CIFAR-10 and 48 for ImageNet.
+        num_classes: number of outputs of the classifiers.
+        layers: number of cells. The paper uses 20 for CIFAR-10 and 14 for ImageNet.
+        auxiliary: attach a second classifier after cell 2L//3, used in train mode only.
+        drop_path_prob: in train mode, the probability of dropping an op's output for one sample; identities are never
+            dropped. A schedule may assign the attribute of the same name.
+        in_channels: channels of the images.
+        stem: "cifar" keeps the image size; "imagenet" divides it by eight before the second input of the first cell;
+            a function make(in_channels, 3 * C) builds other first layers.
+        head: make(channels, num_classes) builds other last layers instead of global pooling and a linear classifier.
+            Pass auxiliary=False if the output is not logits [N, num_classes].
 
     Raises:
-        ValueError: an argument or the genotype describes no network.
+        ValueError: an argument or the genotype does not describe a network.
     """
 
     def __init__(
@@ -59,7 +61,7 @@ class EvalNetwork(DiscreteNetwork):
         if not 0 <= drop_path_prob < 1:
             raise ValueError(f"drop_path_prob must be in [0, 1); got {drop_path_prob}")
 
-        genotype.validated()
+        genotype = Genotype.of(genotype)
 
         self.drop_path_prob = drop_path_prob
         self.in_channels = in_channels
@@ -101,9 +103,9 @@ class EvalNetwork(DiscreteNetwork):
             self.head = head(C_prev, num_classes)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Compute logits [N, num_classes] (or your head's output) from images [N, in_channels, H, W].
+        """Compute logits [N, num_classes] (or the output of `head`) from images x [N, in_channels, H, W].
 
-        Returns: in training with `auxiliary` a tuple of these and the auxiliary head's logits.
+        Returns: the logits; in train mode with `auxiliary`, a tuple of them and the auxiliary head's logits.
         """
         check_input(x, self.in_channels)
         if hasattr(self, "stem"):
@@ -125,7 +127,7 @@ class EvalNetwork(DiscreteNetwork):
 
 
 class EvalCell(nn.Module):
-    """A discrete cell: a node sums the ops that the genotype lists for it; the output joins the concat's states."""
+    """Compute a discrete cell: each node sums its ops in the genotype, the output concatenates the concat's states."""
 
     def __init__(
         self, genotype: Genotype, C_prev_prev: int, C_prev: int, C: int, reduction: bool, reduction_prev: bool
@@ -159,21 +161,22 @@ class EvalCell(nn.Module):
 
 
 def drop_path(x: Tensor, probability: float) -> Tensor:
-    """Zero samples of x [N, ...] with `probability` and scale the others to keep the expectation."""
+    """Zero each sample of x [N, ...] with `probability` and scale the others, so that the expectation is unchanged."""
     keep = 1 - probability
     mask = x.new_empty(x.shape[0], *[1] * (x.dim() - 1)).bernoulli_(keep)
     return x / keep * mask
 
 
 class AuxiliaryHead(nn.Module):
-    """The second classifier, on a cell's output [N, C, H, W] of any size.
+    """Compute the second classifier's logits from a cell's output [N, C, H, W] of any size.
 
-    It equals the original where that one's pooling gives the 2x2 it assumes: 8x8 on CIFAR-10, 7x7 on ImageNet.
+    It equals the original for the sizes that the original supports, whose pooling gives 2x2: 8x8 on CIFAR-10 and 7x7 on
+    ImageNet.
     """
 
     def __init__(self, C: int, num_classes: int, stem: str) -> None:
         super().__init__()
-        # The original's ImageNet head lacks the second batch norm: a typo it kept for its published numbers.
+        # The original's ImageNet head lacks the second batch norm: a typo, kept there for the published results.
         second_norm = [nn.BatchNorm2d(768)] if stem == "cifar" else []
         self.features = nn.Sequential(
             nn.ReLU(),  # not in place: the next cell reads the same tensor
@@ -193,7 +196,7 @@ class AuxiliaryHead(nn.Module):
 
 
 class AuxiliaryPool(nn.Module):
-    """5x5 average pooling as in the original, then the means of four quarters, as the next convolution needs 2x2."""
+    """Apply 5x5 average pooling as the original does, then average the quarters: the next convolution needs 2x2."""
 
     def __init__(self, stride: int) -> None:
         super().__init__()
@@ -206,18 +209,24 @@ class AuxiliaryPool(nn.Module):
 
 
 def quarter_means(x: Tensor) -> Tensor:
-    """[N, C, H, W] -> [N, C, 2, 2]: `adaptive_avg_pool2d`, whose gradient CUDA adds up in no fixed order."""
+    """Average the quarters of x: [N, C, H, W] -> [N, C, 2, 2].
+
+    Equals `adaptive_avg_pool2d`, whose gradient on CUDA is summed in no fixed order.
+    """
     rows, columns = ((slice(-(-side // 2)), slice(side // 2, side)) for side in x.shape[-2:])
     return torch.stack([x[:, :, r, c].mean((2, 3)) for r in rows for c in columns], 2).unflatten(2, (2, 2))
 
 
 def count_parameters(network: nn.Module) -> int:
-    """Number of weights of a network without its auxiliary head, which only training uses."""
+    """Count the weights of a network without its auxiliary head, which is used in training only."""
     return sum(p.numel() for name, p in network.named_parameters() if not name.startswith("auxiliary_head."))
 
 
 def count_multiply_adds(network: nn.Module, image_shape: Sequence[int]) -> int:
-    """Multiply-adds of convolutions and linear layers for one image [C, H, W] in eval mode, from shapes alone."""
+    """Count the multiply-adds of convolutions and linear layers for one image of `image_shape` (C, H, W) in eval mode.
+
+    The count is computed from shapes on the meta device.
+    """
     from torch.utils.flop_counter import FlopCounterMode  # imports Triton, which takes 0.2 s
 
     shadow = copy.deepcopy(network).to("meta").eval()

@@ -1,6 +1,7 @@
 """Genotypes: the discrete cell a search ends with; derivation, JSON, and the published ones."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -8,7 +9,10 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from fastdarts.config.names import did_you_mean
+from fastdarts.config.reading import parse_json, read_text
 from fastdarts.primitives.table import candidate, per_edge
+from fastdarts.spaces.darts.foreign import fields_in_text, fields_of
+from fastdarts.spaces.darts.published import ALIASES, CELLS, PublishedCell, read_nodes
 
 Pairs = list[tuple[str, int]]
 CellName = Literal["normal", "reduce"]
@@ -49,28 +53,65 @@ class Genotype(NamedTuple):
     def from_json(cls, text: str) -> "Genotype":
         """The genotype that `to_json` wrote; ValueError says what is wrong with `text`."""
         try:
-            data: Any = json.loads(text)
-        except json.JSONDecodeError as error:
+            data: Any = parse_json(text)
+        except ValueError as error:
             raise ValueError(f"genotype is not JSON: {error}") from None
         if not isinstance(data, dict) or not set(cls._fields) <= set(data):
             raise ValueError(f"genotype must be a JSON object with keys {', '.join(cls._fields)}; got {text[:80]!r}")
         return cls(*(_parse_field(field, data[field]) for field in cls._fields)).validated()
 
     @classmethod
+    def of(cls, value: Any) -> "Genotype":
+        """The genotype that an object of other code holds: a named tuple, a mapping or any object with the four fields,
+        with ranges, numpy's integers or weights beside the predecessors; ValueError or TypeError says what is wrong."""
+        if isinstance(value, cls) and all(type(field) is list for field in value):
+            return value.validated()
+        fields = fields_of(value)
+        return cls(*(_parse_field(field, fields[field]) for field in cls._fields)).validated()
+
+    @classmethod
+    def from_text(cls, text: str, name: str | None = None) -> "Genotype":
+        """The genotype in a text: JSON, or as DARTS prints it, `Genotype(normal=[...], ...)`, alone, in a log (the last
+        one) or in Python code (`name` tells which). Nothing in it is run. ValueError says what is wrong."""
+        if text.lstrip().startswith(("{", "[")) or "(" not in text:
+            return cls.from_json(text)
+        fields = fields_in_text(text, name)
+        return cls(*(_parse_field(field, fields[field]) for field in cls._fields)).validated()
+
+    @classmethod
     def load(cls, source: str | Path) -> "Genotype":
-        """A published genotype by its name (DARTS_V1, DARTS_V2) or the one in a JSON file."""
-        if str(source) in PUBLISHED:
-            return PUBLISHED[str(source)]
-        path = Path(source)
-        if not path.is_file():
+        """The genotype that a person names.
+
+        Args:
+            source: a published name, in any case; a text as of `from_text`; a file with such a text, or FILE:NAME for
+                one of several in it; or the folder of a run.
+        """
+        text = str(source)
+        if (published := find_published(text)) is not None:
+            return published
+        if "(" in text or text.lstrip().startswith("{"):
+            try:
+                return cls.from_text(text)
+            except ValueError as error:
+                raise ValueError(f"genotype: {error}") from None
+        path, name = Path(source), None
+        if not path.exists() and ":" in text:
+            before, _, name = text.rpartition(":")
+            path = Path(before)
+        if path.is_dir():
+            path = path / "genotype.json"
+            if not path.is_file():
+                raise ValueError(f"genotype: the folder {path.parent} has no genotype.json; its search has not ended")
+        if not path.exists():
             raise ValueError(
-                f"genotype {str(source)!r} is neither a published name ({', '.join(PUBLISHED)}) nor a JSON file"
-                f"{did_you_mean(str(source), PUBLISHED)}"
+                f"genotype {text!r} is neither a published name ({', '.join(PUBLISHED)}) nor a file or a run's folder"
+                f"{did_you_mean(text.upper().replace('-', '_'), PUBLISHED)}"
             )
         try:
-            return cls.from_json(path.read_text(encoding="utf-8"))
+            return cls.from_text(read_text(path), name)
         except (ValueError, OSError) as error:
-            raise ValueError(f"{path}: {error}") from None
+            said = str(error)
+            raise ValueError(said if said.startswith(str(path)) else f"{path}: {said}") from None
 
     def validated(self) -> "Genotype":
         """Itself, once every primitive is known, every predecessor comes earlier and every concat state exists."""
@@ -152,6 +193,11 @@ def derive_cell(
             f"weights must be [{len(edges)} edges, {len(names[0])} ops] for {steps} nodes; got {tuple(weights.shape)}"
         )
     rows: list[list[float]] = weights.detach().double().tolist()
+    for row, (source, target) in zip(rows, edges, strict=True):
+        if any(math.isnan(weight) for weight in row):
+            raise ValueError(
+                f"the weights of edge {source} -> {target} are NaN: alphas that are not numbers have no genotype"
+            )
     best = []
     for row, ops in zip(rows, names, strict=True):
         columns = [column for column, name in enumerate(ops) if name != "none"]
@@ -166,56 +212,30 @@ def derive_cell(
     return pairs
 
 
-DARTS_V1 = Genotype(
-    normal=[
-        ("sep_conv_3x3", 1),
-        ("sep_conv_3x3", 0),
-        ("skip_connect", 0),
-        ("sep_conv_3x3", 1),
-        ("skip_connect", 0),
-        ("sep_conv_3x3", 1),
-        ("sep_conv_3x3", 0),
-        ("skip_connect", 2),
-    ],
-    normal_concat=[2, 3, 4, 5],
-    reduce=[
-        ("max_pool_3x3", 0),
-        ("max_pool_3x3", 1),
-        ("skip_connect", 2),
-        ("max_pool_3x3", 0),
-        ("max_pool_3x3", 0),
-        ("skip_connect", 2),
-        ("skip_connect", 2),
-        ("avg_pool_3x3", 0),
-    ],
-    reduce_concat=[2, 3, 4, 5],
-)
-"""First-order result of the paper (arXiv:1806.09055v1)."""
+def _published(cell: PublishedCell) -> Genotype:
+    fields: dict[str, Any] = {}
+    for name, text, concat in (
+        ("normal", cell.normal, cell.normal_concat),
+        ("reduce", cell.reduce, cell.reduce_concat),
+    ):
+        nodes = read_nodes(text)
+        fields[name] = [pair for node in nodes for pair in node] if all(len(node) == 2 for node in nodes) else nodes
+        fields[f"{name}_concat"] = list(concat)
+    return Genotype(**fields)
 
-DARTS_V2 = Genotype(
-    normal=[
-        ("sep_conv_3x3", 0),
-        ("sep_conv_3x3", 1),
-        ("sep_conv_3x3", 0),
-        ("sep_conv_3x3", 1),
-        ("sep_conv_3x3", 1),
-        ("skip_connect", 0),
-        ("skip_connect", 0),
-        ("dil_conv_3x3", 2),
-    ],
-    normal_concat=[2, 3, 4, 5],
-    reduce=[
-        ("max_pool_3x3", 0),
-        ("max_pool_3x3", 1),
-        ("skip_connect", 2),
-        ("max_pool_3x3", 1),
-        ("max_pool_3x3", 0),
-        ("skip_connect", 2),
-        ("skip_connect", 2),
-        ("max_pool_3x3", 1),
-    ],
-    reduce_concat=[2, 3, 4, 5],
-)
-"""Second-order result of the paper (ICLR 2019)."""
 
-PUBLISHED: dict[str, Genotype] = {"DARTS_V1": DARTS_V1, "DARTS_V2": DARTS_V2}
+PUBLISHED: dict[str, Genotype] = {name: _published(cell) for name, cell in CELLS.items()}
+"""Published cells by name; their sources are in `published.CELLS`."""
+
+DARTS_V1, DARTS_V2 = PUBLISHED["DARTS_V1"], PUBLISHED["DARTS_V2"]
+
+
+def find_published(name: str) -> Genotype | None:
+    """Return the published genotype of a name, without regard to case, underscores and hyphens."""
+    names = {_plain_name(known): known for known in PUBLISHED} | {_plain_name(a): b for a, b in ALIASES.items()}
+    found = names.get(_plain_name(name))
+    return None if found is None else PUBLISHED[found]
+
+
+def _plain_name(name: str) -> str:
+    return name.casefold().replace("_", "").replace("-", "").replace(" ", "")

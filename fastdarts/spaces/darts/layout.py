@@ -1,4 +1,4 @@
-"""Where everything of a picture of DARTS' two cells is; `draw` draws it."""
+"""Lay out a picture of DARTS' two cells; `fastdarts.spaces.darts.draw` renders it."""
 
 from fastdarts.spaces.darts.genotype import Genotype, Pairs
 from fastdarts.spaces.drawing import Drawing
@@ -18,7 +18,7 @@ def lay_out(genotype: Genotype) -> Drawing:
 
 
 def cells_of(genotype: Genotype) -> tuple[tuple[str, list[Pairs], list[int]], ...]:
-    """Return title, pairs of each node and output states of both cells."""
+    """Return the title, the (op, source state) pairs of each node and the output states of both cells."""
     return (
         ("Normal cell", genotype.nodes("normal"), genotype.normal_concat),
         ("Reduction cell", genotype.nodes("reduce"), genotype.reduce_concat),

@@ -24,8 +24,8 @@ def open_table(file: Path) -> Callable[[NasBench201Cell], dict[str, float]]:
     """Open a NATS-Bench file of the topology search space.
 
     Args:
-        file: the .pickle.pbz2 file, or the folder of one file a cell, as the benchmark's authors distribute them. It is a
-            pickle: open only files that you trust.
+        file: the .pickle.pbz2 file, or the folder of one file a cell, as the benchmark's authors distribute them. These
+            are pickles: open only files that you trust.
 
     Returns: a function from a cell to its accuracies in percent after 200 epochs, means over the benchmark's seeds.
 

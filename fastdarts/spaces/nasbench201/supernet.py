@@ -136,7 +136,8 @@ class SearchNetwork201(Supernet):
             choice: `threshold` makes an edge without an op above it `none`; `max_skips` replaces the weakest skip
                 connections by their edges' next op; the rest has no meaning here.
         """
-        ops, rows = self.groups["cell"].ops, scores["cell"].tolist()
+        ops, score = self.groups["cell"].ops, scores["cell"]
+        rows = choice.ranked("cell", score).tolist()
         columns = [max(range(len(row)), key=row.__getitem__) for row in rows]
         names = [row[column] for row, column in zip(ops, columns, strict=True)]
         if choice.threshold is not None:
@@ -146,7 +147,7 @@ class SearchNetwork201(Supernet):
             skips = [edge for edge, name in enumerate(names) if name == "skip_connect" and len(ops[edge]) > 1]
             if not skips:
                 break
-            weakest = min(skips, key=lambda edge: rows[edge][ops[edge].index("skip_connect")])
+            weakest = min(skips, key=lambda edge: float(score[edge, ops[edge].index("skip_connect")]))
             others = [column for column, name in enumerate(ops[weakest]) if name != "skip_connect"]
             names[weakest] = ops[weakest][max(others, key=rows[weakest].__getitem__)]
         return NasBench201Cell(tuple(names))

@@ -1,25 +1,18 @@
-"""Pictures: the layout holds what it promises for any genotype, and both files say what the genotype says."""
+"""Pictures of cells: the layout holds what it promises for any genotype, and the SVG says what the genotype says."""
 
-import math
 import random
 import re
 import xml.etree.ElementTree as ElementTree
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-import numpy as np
 import pytest
-from matplotlib import _pylab_helpers
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
-from PIL import Image
 
-from fastdarts.primitives.table import CANDIDATES, PRIMITIVES
-from fastdarts.report.alphas import alphas_png, draw_alphas, op_weights, read_alphas
-from fastdarts.spaces.darts.draw import draw_cells, write_cells
-from fastdarts.spaces.darts.genotype import DARTS_V1, DARTS_V2, Genotype, edges_of
+from fastdarts.primitives.table import CANDIDATES
+from fastdarts.spaces.darts.draw import draw_cells
+from fastdarts.spaces.darts.genotype import DARTS_V1, DARTS_V2, Genotype
 from fastdarts.spaces.darts.layout import lay_out
 from fastdarts.spaces.drawing import Box, Line, Point
 
@@ -154,20 +147,6 @@ def test_labels_hold_their_text() -> None:
             assert width + 8 <= box.width
 
 
-def test_files(tmp_path: Path) -> None:
-    svg, png = write_cells(DARTS_V1, tmp_path)
-    assert svg.read_text() == draw_cells(DARTS_V1)
-    drawing = lay_out(DARTS_V1)
-    with Image.open(png) as image:
-        assert abs(image.width - 2 * drawing.width) <= 1
-        assert abs(image.height - 2 * drawing.height) <= 1
-        colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 20) or []}
-    for box in drawing.boxes:
-        if box.colours:
-            assert tuple(bytes.fromhex(box.colours.fill[1:])) in colours
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cells.png", "cells.svg"]
-
-
 @pytest.mark.parametrize(
     ("normal", "message"),
     [([("jump", 0), ("jump", 1)], "jump"), ([("skip_connect", 0), ("skip_connect", 2)], r"0\.\.1"), ([], "two")],
@@ -175,71 +154,3 @@ def test_files(tmp_path: Path) -> None:
 def test_bad_genotype(normal: list[tuple[str, int]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         draw_cells(DARTS_V1._replace(normal=normal))
-
-
-def save_alphas(path: Path, epochs: int, steps: tuple[int, int] = (2, 2), primitives: Any = PRIMITIVES) -> Path:
-    rng = np.random.default_rng(0)
-    normal, reduce = (rng.normal(size=(epochs + 1, len(edges_of(n)), len(primitives))) for n in steps)
-    np.savez(path, normal=normal, reduce=reduce, primitives=np.array(primitives))
-    return path
-
-
-@pytest.mark.parametrize(
-    ("epochs", "steps", "primitives"),
-    [(0, (1, 1), PRIMITIVES[3:4]), (1, (2, 1), tuple(CANDIDATES)), (300, (1, 3), PRIMITIVES), (5, (4, 4), PRIMITIVES)],
-    ids=str,
-)
-def test_alphas(tmp_path: Path, epochs: int, steps: tuple[int, int], primitives: tuple[str, ...]) -> None:
-    path = draw_alphas(save_alphas(tmp_path / "alphas.npz", epochs, steps, primitives))
-    assert path == tmp_path / "alphas.png"
-    with Image.open(path) as image:
-        assert min(image.size) >= 400
-        assert len(set(image.convert("L").tobytes())) > 50
-
-
-def test_op_weights() -> None:
-    alphas = np.array([[0.0, math.log(3)], [-math.inf, 5.0], [-math.inf, -math.inf], [math.nan, 0.0], [900.0, 900.0]])
-    expected = [[0.25, 0.75], [math.nan, 1], [math.nan, math.nan], [math.nan, 1], [0.5, 0.5]]
-    np.testing.assert_allclose(op_weights(alphas), expected, rtol=1e-15)
-
-
-def test_masked_alphas_are_drawn() -> None:
-    alphas = np.zeros((4, 2, len(PRIMITIVES)))
-    alphas[2:, :, 0] = -math.inf
-    alphas[1:, 1] = -math.inf
-    with np.errstate(all="raise"):
-        drawn = alphas_png({"normal": alphas, "reduce": alphas}, PRIMITIVES)
-    assert drawn.startswith(b"\x89PNG")
-    everything = np.full_like(alphas, -math.inf)
-    assert alphas_png({"normal": everything, "reduce": everything}, PRIMITIVES).startswith(b"\x89PNG")
-
-
-def test_drawing_leaves_matplotlib_alone(tmp_path: Path) -> None:
-    before = dict(mpl.rcParams)
-    write_cells(DARTS_V2, tmp_path)
-    draw_alphas(save_alphas(tmp_path / "alphas.npz", 2))
-    assert dict(mpl.rcParams) == before
-    assert not _pylab_helpers.Gcf.figs
-
-
-def test_bad_alphas(tmp_path: Path) -> None:
-    path = tmp_path / "alphas.npz"
-    with pytest.raises(FileNotFoundError, match=r"alphas\.npz"):
-        read_alphas(path)
-    np.save(tmp_path / "alphas.npy", np.zeros(3))
-    for content in (b"", b"no archive", (tmp_path / "alphas.npy").read_bytes()):
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"alphas\.npz is not a readable"):
-            read_alphas(path)
-    good = {"normal": np.zeros((2, 14, 8)), "reduce": np.zeros((2, 14, 8)), "primitives": np.array(PRIMITIVES)}
-    for change, message in (
-        ({"reduce": None}, r"alphas\.npz: the array 'reduce' is missing"),
-        ({"normal": np.zeros((2, 13, 8))}, r"'normal' has 13 edges"),
-        ({"normal": np.zeros((2, 14, 7))}, r"8 primitives\]; got float64 \[2, 14, 7\]"),
-        ({"normal": np.zeros((0, 14, 8))}, r"got float64 \[0, 14, 8\]"),
-        ({"reduce": np.full((2, 14, 8), "x")}, r"'reduce' must be numbers"),
-        ({"primitives": np.array([*PRIMITIVES[1:], "jump"])}, "jump"),
-    ):
-        np.savez(path, **{name: value for name, value in (good | change).items() if value is not None})
-        with pytest.raises(ValueError, match=message):
-            read_alphas(path)

@@ -120,7 +120,6 @@ def test_the_networks_genotype() -> None:
 
 
 def test_published_cells() -> None:
-    assert PUBLISHED == {"DARTS_V1": DARTS_V1, "DARTS_V2": DARTS_V2}
     sep, skip, pool = "sep_conv_3x3", "skip_connect", "max_pool_3x3"
     v2 = [(sep, 0), (sep, 1), (sep, 0), (sep, 1), (sep, 1), (skip, 0), (skip, 0), ("dil_conv_3x3", 2)]
     assert DARTS_V2.normal == v2
@@ -129,7 +128,7 @@ def test_published_cells() -> None:
     assert DARTS_V1.normal == v1
     last = [(skip, 2), ("avg_pool_3x3", 0)]
     assert DARTS_V1.reduce == [(pool, 0), (pool, 1), (skip, 2), (pool, 0), (pool, 0), (skip, 2), *last]
-    assert all(g.normal_concat == g.reduce_concat == [2, 3, 4, 5] for g in PUBLISHED.values())
+    assert all(g.normal_concat == g.reduce_concat == [2, 3, 4, 5] for g in (DARTS_V1, DARTS_V2))
 
 
 def test_it_is_the_originals_named_tuple() -> None:
@@ -207,7 +206,7 @@ def test_what_is_no_genotype(text: str, message: str, tmp_path: Path) -> None:
 
 
 def test_unknown_name(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"genotype 'DARTS_V3' is neither a published name \(DARTS_V1, DARTS_V2\) nor"):
+    with pytest.raises(ValueError, match=r"genotype 'DARTS_V3' is neither a published name .*did you mean DARTS_V"):
         Genotype.load("DARTS_V3")
     binary = tmp_path / "binary.json"
     binary.write_bytes(b"\xff\xfe\x00")

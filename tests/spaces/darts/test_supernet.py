@@ -159,7 +159,7 @@ def test_a_copy_has_alphas_of_its_own() -> None:
     network = SearchNetwork(C=2, layers=1)
     twin = copy.deepcopy(network)
     with torch.no_grad():
-        twin.alphas_normal += 1
+        twin.alphas["normal"] += 1
     assert not torch.equal(twin.alphas_normal, network.alphas_normal)
     assert twin.alphas_normal.requires_grad
 
@@ -216,3 +216,26 @@ def test_wrong_images(x: torch.Tensor, error: type[Exception], message: str, bac
     network = SearchNetwork(C=2, layers=1, backend=backend)
     with pytest.raises(error, match=re.escape(message)):
         network(x)
+
+
+def test_alphas_are_saved_and_loaded_beside_the_weights() -> None:
+    ours, other = (SearchNetwork(C=2, layers=2, num_classes=2) for _ in range(2))
+    other.extra_alphas = {"betas": torch.ones(3, requires_grad=True)}
+    ours.extra_alphas = {"betas": torch.zeros(3, requires_grad=True)}
+    leaf, state = ours.alphas_normal, other.alpha_state()
+    assert not any(alpha.requires_grad for alpha in state.values())
+    ours.load_state_dict(other.state_dict())
+    ours.load_alpha_state(state)
+    assert ours.alphas_normal is leaf
+    for ours_alpha, other_alpha in zip(ours.arch_parameters(), other.arch_parameters(), strict=True):
+        assert torch.equal(ours_alpha, other_alpha)
+    with pytest.raises(ValueError, match=r"alpha_state must have .*betas"):
+        ours.load_alpha_state({"alphas_normal": state["alphas_normal"]})
+
+
+def test_alphas_that_are_not_numbers_have_no_genotype() -> None:
+    network = SearchNetwork(C=2, layers=2, num_classes=2)
+    with torch.no_grad():
+        network.alphas_reduce[3, 2] = float("nan")
+    with pytest.raises(ValueError, match=r"the weights of edge 1 -> 3 are NaN"):
+        network.genotype()

@@ -1,0 +1,96 @@
+"""Records which launches of the Triton kernels a cell makes, without making any: what to compile ahead of time."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdarts.kernels import bank, node
+from fastdarts.kernels.launch import compute_dtype
+from fastdarts.kernels.mixed_sum import mixed_sum, mixed_sum_backward
+from fastdarts.kernels.project import project, project_backward
+from fastdarts.ops.plan import MixedPlan, PlannedEdge, edge_ops, norm_count
+from fastdarts.primitives.table import PRIMITIVES
+
+SIZES = {16: 32, 32: 16, 64: 8}  # channels and image sizes of a CIFAR search
+SHAPES = [f"{C}/{stride}" for C in SIZES for stride in (1, 2)]  # channels/stride
+Launch = tuple[Any, tuple[Any, ...], dict[str, Any]]
+Ops = tuple[str, ...]
+OPS: Ops = (*PRIMITIVES, "nor_conv_1x1", "bare_avg_pool_3x3")
+"""The ops with kernels of DARTS' space and of NAS-Bench-201."""
+
+
+def launches(C: int, stride: int, dtype: torch.dtype = torch.bfloat16, ops: Ops = OPS) -> list[Launch]:
+    """Record what a node with every op on its edges from two inputs and one preprocessing start, forward and backward;
+    then what else edges without pools do, and the stages of pointwise convolutions alone.
+    """
+    with recorded() as found:
+        cell(ops, 1, C, stride, dtype)
+        preprocessing(C, stride, dtype)
+        known, count = {kernel for kernel, _, _ in found}, len(found)
+        cell(("skip_connect",), 2, C, stride, dtype)
+        pointwise = len(found)
+        cell(("nor_conv_1x1",), 1, C, stride, dtype)
+    others = [launch for launch in found[count:pointwise] if launch[0] not in known]
+    return found[:count] + others + [launch for launch in found[pointwise:] if "GEOMETRIES" in launch[2]]
+
+
+def more_launches(C: int, stride: int, dtype: torch.dtype, ops: Ops) -> list[Launch]:
+    """What a search starts besides `launches`: edges between nodes, alpha steps (no weights' gradients) and evaluation
+    by running statistics.
+    """
+    with recorded() as found:
+        cell(ops, 2, C, stride, dtype, between=True)
+        cell(ops, 2, C, stride, dtype, between=True, need_params=False)
+        cell(ops, 2, C, stride, dtype, between=True, training=False)
+        for need_params, training in ((False, True), (True, False)):
+            preprocessing(C, stride, dtype, need_params, training)
+    return found
+
+
+@contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """Collects the launches made inside; none is started."""
+    found: list[Launch] = []
+    before = bank.launch
+    bank.launch = node.launch = lambda kernel, grid, *args, **constants: found.append((kernel, args, constants))
+    try:
+        yield found
+    finally:
+        bank.launch = node.launch = before
+
+
+def cell(
+    ops: Ops, nodes: int, C: int, stride: int, dtype: torch.dtype,
+    between: bool = False, need_params: bool = True, training: bool = True,
+) -> None:  # fmt: skip
+    """Forward and backward of two inputs' edges to so many nodes; `between`: and of edges from node to node."""
+    pairs = [(i, 2 + n) for n in range(nodes) for i in range(2 + n if between else 2)]
+    edges = tuple(PlannedEdge(i, n, stride if i < 2 else 1, edge_ops(ops)) for i, n in pairs)
+    plan = MixedPlan(2, nodes, edges)
+    params: list[Tensor] = []
+    compute = compute_dtype(dtype)
+    for edge in plan.edges:
+        for _, c in edge.ops:
+            shapes = [shape for stage in c.stages_at(edge.stride) for shape in stage.shapes(C)]
+            params += [torch.zeros(shape, dtype=compute) for shape in shapes]
+    size = SIZES[C] * stride
+    states = [torch.zeros(2, C, size, size, dtype=dtype) for _ in range(2)]
+    weights = torch.zeros(len(pairs), len(ops), dtype=compute)
+    norms = sum(norm_count(c, edge.stride) for edge in plan.edges for _, c in edge.ops)
+    running = None if training else torch.zeros(norms, 2, C, dtype=compute)
+    out, saved, stats = mixed_sum(states, weights, params, running, plan.encoded, 1e-5)
+    rest = (out, states, weights, params, out, saved, stats, plan.encoded, training, 1e-5)
+    mixed_sum_backward(*rest, [1, 1], need_params)
+
+
+def preprocessing(C: int, stride: int, dtype: torch.dtype, need_params: bool = True, training: bool = True) -> None:
+    """Forward and backward of what makes a cell's output the next cell's input."""
+    size, compute = SIZES[C] * stride, compute_dtype(dtype)
+    x = torch.zeros(2, 4 * C, size, size, dtype=dtype)
+    halves = [torch.zeros(C // stride, 4 * C, 1, 1, dtype=compute)] * stride
+    running = None if training else torch.zeros(1, 2, C, dtype=compute)
+    out, saved, stats = project(x, halves, running, 1e-5)
+    project_backward(out, x, halves, saved, stats, training, 1e-5, True, need_params)
