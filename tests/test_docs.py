@@ -1,11 +1,13 @@
-"""What the README and docs/ show runs as it stands there."""
+"""The code and commands of README, CONTRIBUTING and docs/ run, and their links lead to files."""
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 
+from fastdarts import DARTS_V2
 from fastdarts.cli import SHELLS
 from fastdarts.compare import CompareConfig
 from fastdarts.config.command_line import parse_cli
@@ -13,7 +15,7 @@ from fastdarts.evaluate import _Command as EvalCommand
 from fastdarts.search import SearchConfig
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 CONFIGS = {"search": SearchConfig, "evaluate": EvalCommand, "compare": CompareConfig}
 
 
@@ -28,7 +30,9 @@ COMMANDS = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.stem)
-def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_blocks_run(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, registrations_undone: None
+) -> None:
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "__main__"}
     for block in blocks(page, "python"):
@@ -36,13 +40,20 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_commands_parse(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_parse(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, registrations_undone: None
+) -> None:
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "runs" / "RUN"  # the run that the pages speak of
     run.mkdir(parents=True)
     SearchConfig().save(run / "config.json")
+    for example in (ROOT / "examples").glob("*.py"):  # plugins are imported from the working folder
+        shutil.copy(example, tmp_path)
     (tmp_path / "search.yaml").write_text(blocks(ROOT / "docs" / "command-line.md", "yaml")[0])
     _, name, *arguments = shlex.split(command, comments=True)
+    for found in (word for word in arguments if word.endswith("genotype.json")):
+        (tmp_path / found).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / found).write_text(DARTS_V2.to_json())
     if name in CONFIGS:
         config = parse_cli(CONFIGS[name], arguments)
         assert config.dataset in ("digits", "cifar10", "imagefolder")
