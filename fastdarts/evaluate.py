@@ -294,7 +294,7 @@ def _run(command: _Command) -> int:
         f"{result.multiply_adds:,} multiply-adds an image"
     )
     if result.out_dir is not None:
-        print(f"results: {result.out_dir} (run_report.html)")
+        print(f"results: {result.out_dir} (report.html)")
     if result.exported:
         print(f"exported: {', '.join(map(str, result.exported))}")
     return 0

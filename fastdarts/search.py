@@ -1,7 +1,6 @@
 """Architecture search: `python -m fastdarts.search`, or `search(SearchConfig(...))` from Python."""
 
 import dataclasses
-import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from fastdarts import data
 from fastdarts.bilevel.architect import Loss
+from fastdarts.config import quoting
 from fastdarts.config.files import write_atomically
 from fastdarts.data import ImageData
 from fastdarts.methods import find
@@ -256,7 +256,7 @@ def _run(config: SearchConfig) -> int:
     result = search(config)
     print(f"genotype: {result.genotype}")
     print(f"results: {result.out_dir}")
-    command = shlex.join(run_report.evaluate_command(dataclasses.asdict(config), result.out_dir))
+    command = quoting.join(run_report.evaluate_command(dataclasses.asdict(config), result.out_dir))
     print(f"next, train the found network from scratch: {command}")
     return 0
 

@@ -1,13 +1,13 @@
 """Checkpoints, metrics and stops of a run."""
 
 import json
-import shlex
 import signal
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
+from fastdarts.config import quoting
 from fastdarts.config.files import write_atomically
 from fastdarts.runs import checkpoint
 from fastdarts.runs.environment import environment
@@ -71,7 +71,7 @@ class Keeper:
             self.save()
             name = signal.Signals(self.stop.signum).name
             position = f"epoch {self.state.epoch + 1}, step {self.state.step}"
-            again = f"{self.state.program} --resume --out {shlex.quote(str(self.out))}"
+            again = f"{self.state.program} --resume --out {quoting.quote(str(self.out))}"
             if self.state.config.dataset == "custom":  # the images came from Python
                 again = f"the same call with resume=True and out={str(self.out)!r} in its config"
             raise Interrupted(self.stop.signum, f"stopped by {name} in {position}; to continue: {again}")

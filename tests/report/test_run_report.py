@@ -1,4 +1,4 @@
-"""run_report.html is made from a run's files alone, shows them, loads nothing and escapes everything."""
+"""report.html is made from a run's files alone, shows them, loads nothing and escapes everything."""
 
 import json
 import math
@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from fastdarts.primitives.table import PRIMITIVES
-from fastdarts.report import run_report
 from fastdarts.report.chart import Chart
 from fastdarts.report.run_report import write_report
+from fastdarts.runs import environment as environment_file
 from fastdarts.runs.environment import environment
 from fastdarts.spaces.darts.genotype import DARTS_V2
 
@@ -124,7 +124,7 @@ class Page(HTMLParser):
 
 def test_search(search_folder: Path) -> None:
     path = write_report(search_folder)
-    assert path == search_folder / "run_report.html"
+    assert path == search_folder / "report.html"
     page = Page(path)
     assert all(source.startswith("data:image/png;base64,") for source in page.loaded)
     assert len(page.loaded) == 1
@@ -265,7 +265,7 @@ def test_bad_files(search_folder: Path, fault: str) -> None:
     spoil(search_folder / name)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         write_report(search_folder)
-    assert not (search_folder / "run_report.html").exists()
+    assert not (search_folder / "report.html").exists()
 
 
 def test_bad_result(evaluation_folder: Path) -> None:
@@ -321,7 +321,7 @@ def test_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert values["threads"] == torch.get_num_threads()
     assert values["cpu"]
     assert len(values["gpus"]) == torch.cuda.device_count()
-    monkeypatch.setattr(run_report, "__file__", str(tmp_path / "fastdarts" / "run_report.py"))
+    monkeypatch.setattr(environment_file, "__file__", str(tmp_path / "fastdarts" / "runs" / "environment.py"))
     assert environment()["commit"] is None
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@example.org"]
     subprocess.run([*git, "init", "-q"], check=True)
