@@ -128,7 +128,7 @@ def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch
         def now():
             return datetime(2026, 1, 2, 3, 4, 5)
 
-    monkeypatch.setattr("fastdarts.runs.run.datetime", Stopped)
+    monkeypatch.setattr("fastdarts.runs.folder.datetime", Stopped)
     config = dataclasses.replace(tiny_config(tmp_path, epochs=1), out=None)
     found = [search(config, train=tiny_images()).out_dir for _ in range(2)]
     assert [path.name for path in found] == ["search-custom-20260102-030405", "search-custom-20260102-030405-2"]
