@@ -16,7 +16,6 @@ import dataclasses
 import fcntl
 import json
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from typing import Any, ClassVar
 import torch
 
 from fastdarts import data
+from fastdarts.config import quoting
 from fastdarts.config.command_line import build_parser
 from fastdarts.config.files import write_atomically
 from fastdarts.config.named_code import refuse_unnamed_code
@@ -284,7 +284,7 @@ def _run(config: CompareConfig, out: Path, tasks: Sequence[tuple[str, int]], fai
                     running[task] = _start(config, out, *task)
                 time.sleep(0.1)
                 if stop.signum:
-                    again = f"{_PROGRAM} --resume --out {shlex.quote(str(out))}"
+                    again = f"{_PROGRAM} --resume --out {quoting.quote(str(out))}"
                     raise Interrupted(stop.signum, f"stopped; to continue: {again}")
                 for task in [task for task, process in running.items() if process.poll() is not None]:
                     del running[task]

@@ -44,7 +44,6 @@ from fastdarts.runs.resuming import resume
 from fastdarts.runs.state import Metrics
 from fastdarts.runs.weights import load_weights
 from fastdarts.spaces.darts.discrete import count_multiply_adds, count_parameters
-from fastdarts.spaces.darts.genotype import PUBLISHED
 from fastdarts.spaces.network import DiscreteNetwork
 from fastdarts.spaces.registry import architecture_of, load_architecture, read_architecture
 
@@ -335,7 +334,10 @@ def _run(command: _Command) -> int:
     elif config.resume and config.out is not None:
         genotype = load_architecture(str(config.out / "genotype.json"))
     else:
-        raise ValueError(f"--genotype is needed: {', '.join(PUBLISHED)}, or a file such as a search's genotype.json")
+        raise ValueError(
+            "--genotype is needed: a published cell (DARTS_V2, PC_DARTS_CIFAR, ...), a search's folder or a file such "
+            "as its genotype.json"
+        )
     result = evaluate(genotype, config)
     print(
         f"test error {result.test_error:.2f} % (accuracy {100 * result.test_accuracy:.2f} %), "

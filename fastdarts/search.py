@@ -10,7 +10,6 @@ if __name__ == "__main__":  # before the imports, so that a signal while they ru
 import argparse
 import dataclasses
 import json
-import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from torch.nn.functional import cross_entropy
 
 from fastdarts import data
 from fastdarts.bilevel.architect import Loss
+from fastdarts.config import quoting
 from fastdarts.config.command_line import build_parser
 from fastdarts.config.files import write_atomically
 from fastdarts.data import ImageData
@@ -304,6 +304,6 @@ def _run(config: SearchConfig) -> int:
     print(f"results: {result.out_dir}")
     from fastdarts.report.run_report import evaluate_command  # imported by search(), see _write_results
 
-    command = shlex.join(evaluate_command(dataclasses.asdict(config), result.out_dir))
+    command = quoting.join(evaluate_command(dataclasses.asdict(config), result.out_dir))
     LOGGER.info("next, train the found network from scratch: %s", command)
     return 0

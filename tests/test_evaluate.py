@@ -363,8 +363,8 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("", "--genotype is needed: DARTS_V1, DARTS_V2, or a file"),
-        ("--genotype DARTS_V9", "'DARTS_V9' is neither a published name (DARTS_V1, DARTS_V2) nor a JSON file"),
+        ("", "--genotype is needed: a published cell (DARTS_V2,"),
+        ("--genotype DARTS_V9", "'DARTS_V9' is neither a published name (DARTS_V1, DARTS_V2, "),
         ("--genotype DARTS_V2 --test-only", "test_only and checkpoint go together"),
         ("--genotype DARTS_V2 --device tpu", "device must be auto, cpu, cuda or cuda:N; got 'tpu'"),
         ("--genotype DARTS_V2 --dataset imagefolder --data /nowhere", "/nowhere"),

@@ -22,7 +22,9 @@ def read_text(path: Path) -> str:
         raise ValueError(f"{path} has {size / 2**20:,.0f} MiB; at most {LARGEST // 2**20} are read")
     content = path.read_bytes()
     try:
-        return content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+        return content.decode(
+            "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") and len(content) > 2 else "utf-8-sig"
+        )
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not text: {error}") from None
 

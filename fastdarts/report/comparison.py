@@ -5,7 +5,6 @@ import io
 import itertools
 import json
 import math
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from fastdarts.config import quoting
 from fastdarts.config.files import write_atomically
 from fastdarts.config.reading import read_object
 from fastdarts.report.records import Record, summaries
@@ -61,7 +61,7 @@ def write_comparison(out: Path, runs: Sequence[Record], failures: dict[str, str]
             for run in sorted(runs, key=lambda run: -run["accuracy"])
             if run["method"] == method["method"]
         ],
-        "commands": [shlex.join(_command(config, _genotype(out, method["best"]))) for method in methods],
+        "commands": [quoting.join(_command(config, _genotype(out, method["best"]))) for method in methods],
         "failures": failures,
         "picture": base64.b64encode(picture).decode() if picture else None,
         "tables": {

@@ -2,7 +2,6 @@
 
 import base64
 import math
-import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from fastdarts.config import quoting
 from fastdarts.config.files import write_atomically
 from fastdarts.config.reading import parse_json, read_text
 from fastdarts.report.alphas import alphas_png, read_alphas
@@ -295,7 +295,7 @@ def _commands(run: Run) -> list[tuple[str, list[str]]]:
         weights = ["--test-only", "--checkpoint", str(out / "checkpoint.pt"), "--export", str(out / "network")]
         again = [*python, "--config", str(out / "config.json"), *genotype, *weights]
         commands.append(("Test the trained network again and export it (torch.export and ONNX)", again))
-    return [(what, [shlex.quote(word) for word in command]) for what, command in commands]
+    return [(what, [quoting.quote(word) for word in command]) for what, command in commands]
 
 
 def _charts(run: Run) -> list[Chart]:

@@ -1,7 +1,6 @@
 """Checkpoints, metrics and stops of a run."""
 
 import json
-import shlex
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -97,7 +96,7 @@ def how_to_continue(state: RunState, out: Path) -> str:
     """Return the command that resumes the run in this folder; in words for images that came from Python."""
     if state.config.dataset == "custom":
         return f"the same call with resume=True and out={str(out)!r} in its config"
-    return f"{state.program} --resume --out {shlex.quote(str(out))}"
+    return f"{state.program} --resume --out {quoting.quote(str(out))}"
 
 
 def asked_to_end(callbacks: Sequence[Callable[[Metrics, Any], object]], metrics: Metrics, network: Any) -> bool:

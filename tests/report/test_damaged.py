@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fastdarts.compare import _result
-from fastdarts.report.comparison import check_record
+from fastdarts.report.records import check_record
 from fastdarts.report.run_report import write_report
 from fastdarts.spaces.darts.genotype import DARTS_V2
 
