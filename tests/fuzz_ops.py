@@ -106,7 +106,7 @@ def spoiled_tensor(t: Tensor, draw: random.Random) -> Tensor:
         return t.transpose(draw.randrange(t.dim()), draw.randrange(t.dim()))
     if kind == 7:
         return t.unsqueeze(draw.randint(0, t.dim()))
-    if kind == 8 and t.dim():
+    if kind == 8 and t.dim() and len(t):
         return t[:1].expand(draw.choice((1, 2, 3, 64)), *t.shape[1:])
     if kind == 9 and t.dim():
         return torch.stack([t, t], -1)[..., 0]  # the same numbers, twice as far apart

@@ -244,21 +244,22 @@ def _read_call(
     columns = weights.shape[1] - (plan.K > 1) if weights.dim() == 2 else -1
     if columns < 0 or len(weights) != len(plan.edges):
         raise ValueError(f"{name}: weights must be [edges, ops]; got {list(weights.shape)}")
-    sizes: list[int] = []
-    norms = 0
+    needed = sum(param_count(c, edge.stride) for edge in plan.edges for _, c in edge.ops)
+    if len(params) != needed:
+        raise ValueError(f"{name}: plan needs {needed} parameters; got {len(params)}")
+    param = norms = 0
     for edge in plan.edges:
         for column, c in edge.ops:
             if column >= columns:
                 raise ValueError(f"{name}: no column {column} in weights, which have {columns} for the ops")
             if c.kind == "skip" and edge.stride == 2 and C % 2 != 0:
                 raise ValueError(f"{name}: a factorised reduction needs an even number of channels; got {C}")
-            sizes += [param_size(c, i, C) for i in range(param_count(c, edge.stride))]
+            for i in range(param_count(c, edge.stride)):
+                size = param_size(c, i, C)
+                if params[param].numel() != size:
+                    raise ValueError(f"{name}: parameter {param} has {params[param].numel()} elements, not {size}")
+                param += 1
             norms += norm_count(c, edge.stride)
-    if len(params) != len(sizes):
-        raise ValueError(f"{name}: plan needs {len(sizes)} parameters; got {len(params)}")
-    for i, (p, size) in enumerate(zip(params, sizes, strict=True)):
-        if p.numel() != size:
-            raise ValueError(f"{name}: parameter {i} has {p.numel()} elements, not {size}")
     return plan, norms, C, H, W
 
 
