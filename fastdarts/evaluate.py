@@ -33,7 +33,7 @@ from fastdarts.runs.eval_config import EvalConfig
 from fastdarts.runs.eval_state import EvalState
 from fastdarts.runs.folder import check_out, check_writable, out_dir
 from fastdarts.runs.forecast import forecast_line, out_of_memory_explained
-from fastdarts.runs.images import Images, read_images, read_second_images
+from fastdarts.runs.images import Images, outputs_for, read_images, read_second_images
 from fastdarts.runs.interrupt import stop_requests, stops_at_once
 from fastdarts.runs.keeper import Keeper, asked_to_end, how_to_continue, train_epoch
 from fastdarts.runs.lock import releases_folders
@@ -127,6 +127,7 @@ def evaluate(
     LOGGER.info("kernels: %s", _kernels_used(device))
     with determinism(config.deterministic):
         train_images, test_images = (part.to(device) for part in _images(config, train, test, loss))
+        outputs_for(train_images)  # says what is wrong with the classes before the run's folder is made
         out = None if config.test_only else out_dir(config, "evaluation")
         state = EvalState(genotype, config, train_images, loss, device)
         if out is None:

@@ -33,7 +33,7 @@ from fastdarts.runs.console import LOGGER
 from fastdarts.runs.device import choose_device, determinism
 from fastdarts.runs.folder import check_out, out_dir
 from fastdarts.runs.forecast import forecast_line, out_of_memory_explained
-from fastdarts.runs.images import Images, read_images, read_second_images
+from fastdarts.runs.images import Images, outputs_for, read_images, read_second_images
 from fastdarts.runs.interrupt import stop_requests, stops_at_once
 from fastdarts.runs.keeper import Keeper, asked_to_end, how_to_continue, train_epoch
 from fastdarts.runs.kernels import kernels_used
@@ -126,6 +126,7 @@ def search(
     kernels = kernels_used(device, config.backend)
     LOGGER.info("kernels: %s", kernels)
     weights_half, alphas_half = _halves(config, train, valid, loss)
+    outputs_for(weights_half)  # says what is wrong with the classes before the run's folder is made
     with determinism(config.deterministic), stop_requests() as stop:
         out = out_dir(config, "search")
         if alphas_half is not None:

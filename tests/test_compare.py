@@ -97,9 +97,7 @@ def lasting(record: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_run_goes_on_where_it_stopped(tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped in the search, then in the training: the same record as of a run that never was."""
-    monkeypatch.setattr(
-        "fastdarts.spaces.darts.draw.draw_alphas", lambda path: None
-    )  # takes longer than these searches
+    monkeypatch.setattr("fastdarts.report.alphas.draw_alphas", lambda path: None)  # takes longer than these searches
     monkeypatch.setattr("fastdarts.report.run_report.write_report", lambda out: None)
     whole = run_one(CompareConfig(**tiny), "darts", 0)
     assert 0 <= whole["accuracy"] <= 1
@@ -135,6 +133,7 @@ def write_result(out: Path, method: str, seed: int) -> dict[str, Any]:
         "parameters": 12345,
         "multiply_adds": 67890,
         "numbers": {"skips_normal": 1, "skips_reduce": 2},
+        "tabulated": {},
         "search_seconds": 3.5,
         "peak_bytes": 300 * 2**20,
         "search_epochs": 1,
