@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fastdarts.config import quoting
 from fastdarts.config.files import write_atomically
 from fastdarts.runs import checkpoint
 from fastdarts.runs.console import LOGGER
