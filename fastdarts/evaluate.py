@@ -287,8 +287,8 @@ def _run(command: _Command) -> int:
         genotype = Genotype.load(config.out / "genotype.json")
     else:
         raise ValueError(
-            "--genotype is needed: a published cell (DARTS_V2, PC_DARTS_CIFAR, ...), a search's folder or a file such as "
-            "its genotype.json"
+            "--genotype is needed: a published cell (DARTS_V2, PC_DARTS_CIFAR, ...), a search's folder or a file such "
+            "as its genotype.json"
         )
     result = evaluate(genotype, config)
     print(
