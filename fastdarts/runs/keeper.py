@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastdarts.config import quoting
 from fastdarts.config.files import write_atomically
+from fastdarts.config.named_code import flags_naming_code
 from fastdarts.runs import checkpoint
 from fastdarts.runs.environment import environment
 from fastdarts.runs.interrupt import Interrupted, StopRequest
@@ -71,7 +72,8 @@ class Keeper:
             self.save()
             name = signal.Signals(self.stop.signum).name
             position = f"epoch {self.state.epoch + 1}, step {self.state.step}"
-            again = f"{self.state.program} --resume --out {quoting.quote(str(self.out))}"
+            code = flags_naming_code(vars(self.state.config))
+            again = f"{self.state.program} {quoting.join(['--resume', '--out', str(self.out), *code])}"
             if self.state.config.dataset == "custom":  # the images came from Python
                 again = f"the same call with resume=True and out={str(self.out)!r} in its config"
             raise Interrupted(self.stop.signum, f"stopped by {name} in {position}; to continue: {again}")
