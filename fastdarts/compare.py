@@ -32,7 +32,7 @@ from fastdarts import data
 from fastdarts.config import quoting
 from fastdarts.config.command_line import build_parser
 from fastdarts.config.files import write_atomically
-from fastdarts.config.named_code import refuse_unnamed_code
+from fastdarts.config.named_code import flags_naming_code, refuse_unnamed_code
 from fastdarts.config.options import Config, check_names, differences, option, read_file
 from fastdarts.config.plugins import plugin_flags
 from fastdarts.config.reading import read_object
@@ -284,7 +284,8 @@ def _run(config: CompareConfig, out: Path, tasks: Sequence[tuple[str, int]], fai
                     running[task] = _start(config, out, *task)
                 time.sleep(0.1)
                 if stop.signum:
-                    again = f"{_PROGRAM} --resume --out {quoting.quote(str(out))}"
+                    code = flags_naming_code(vars(config))
+                    again = f"{_PROGRAM} {quoting.join(['--resume', '--out', str(out), *code])}"
                     raise Interrupted(stop.signum, f"stopped; to continue: {again}")
                 for task in [task for task, process in running.items() if process.poll() is not None]:
                     del running[task]

@@ -37,3 +37,9 @@ def refuse_unnamed_code(
 def foreign_names(value: Any) -> list[str]:
     """Return the MODULE:CLASS parts of a name, or of names with commas between."""
     return [name.strip() for name in value.split(",") if ":" in name] if isinstance(value, str) else []
+
+
+def flags_naming_code(values: Mapping[str, Any]) -> list[str]:
+    """Return the words that a command line needs to name the code of its own that a run's config asks for."""
+    given = [(f"--{name}", values.get(name)) for name in ("method", "methods")]
+    return [word for flag, value in given if foreign_names(value) for word in (flag, str(value))]

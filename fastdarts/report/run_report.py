@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from fastdarts.config import quoting
 from fastdarts.config.files import write_atomically
+from fastdarts.config.named_code import flags_naming_code
 from fastdarts.config.reading import parse_json, read_text
 from fastdarts.report.alphas import alphas_png, read_alphas
 from fastdarts.report.chart import Chart
@@ -287,7 +288,12 @@ def _commands(run: Run) -> list[tuple[str, list[str]]]:
     commands = []
     left = config["epochs"] - len(run.epochs) if isinstance(config.get("epochs"), int) else 0
     if left > 0 and _stopped(run) is None:
-        commands.append((f"Continue for the {left} epochs that are left", [*python, "--resume", "--out", str(out)]))
+        commands.append(
+            (
+                f"Continue for the {left} epochs that are left",
+                [*python, "--resume", "--out", str(out), *flags_naming_code(config)],
+            )
+        )
     genotype = ["--genotype", str(out / "genotype.json")]
     if run.result is None:
         commands.append(("Train the found network from scratch", evaluate_command(config, out)))

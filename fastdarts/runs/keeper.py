@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastdarts.config import quoting
 from fastdarts.config.files import write_atomically
+from fastdarts.config.named_code import flags_naming_code
 from fastdarts.runs import checkpoint
 from fastdarts.runs.console import LOGGER
 from fastdarts.runs.environment import environment
@@ -97,7 +98,8 @@ def how_to_continue(state: RunState, out: Path) -> str:
     """Return the command that resumes the run in this folder; in words for images that came from Python."""
     if state.config.dataset == "custom":
         return f"the same call with resume=True and out={str(out)!r} in its config"
-    return f"{state.program} --resume --out {quoting.quote(str(out))}"
+    code = flags_naming_code(vars(state.config))
+    return f"{state.program} {quoting.join(['--resume', '--out', str(out), *code])}"
 
 
 def asked_to_end(callbacks: Sequence[Callable[[Metrics, Any], object]], metrics: Metrics, network: Any) -> bool:

@@ -59,6 +59,7 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises: FolderInUseError while another process, on this machine or another, holds it.
     """
+    made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / NAME
     ours = json.dumps(_this_process())
@@ -71,6 +72,8 @@ def locked(folder: Path) -> Iterator[None]:
         with suppress(OSError):
             if path.read_text() == ours and json.loads(ours)["pid"] == os.getpid():
                 path.unlink()
+            if made:
+                folder.rmdir()  # of a run that was refused before it wrote anything
 
 
 def check_free(folder: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from fastdarts.compare import CompareConfig
 from fastdarts.config.command_line import parse_cli
-from fastdarts.config.named_code import UnnamedCodeError
+from fastdarts.config.named_code import UnnamedCodeError, flags_naming_code
 from fastdarts.runs.search_config import SearchConfig
 
 
@@ -54,3 +54,9 @@ def test_a_comparisons_config_imports_nothing(trap: Path) -> None:
     with pytest.raises(UnnamedCodeError, match="trap_module:Trap"):
         compare(CompareConfig(methods="darts", out=trap, resume=True))
     assert not (trap / "imported").exists()
+
+
+def test_printed_commands_name_the_code_of_a_run() -> None:
+    assert flags_naming_code({"method": "darts"}) == []
+    assert flags_naming_code({"method": "mine:Own"}) == ["--method", "mine:Own"]
+    assert flags_naming_code({"methods": "darts,mine:Own"}) == ["--methods", "darts,mine:Own"]

@@ -62,6 +62,21 @@ def test_what_cannot_be_seen_from_here_is_not_taken(tmp_path: Path, changes: Any
         assert path.exists()
 
 
+def test_a_folder_in_which_nothing_was_written_goes_again(tmp_path: Path) -> None:
+    for content in (None, "kept"):
+        with locked(tmp_path / "run"):
+            if content:
+                (tmp_path / "run" / content).touch()
+    assert (tmp_path / "run" / "kept").exists()
+    with locked(tmp_path / "empty"):
+        pass
+    assert not (tmp_path / "empty").exists()
+    (tmp_path / "mine").mkdir()
+    with locked(tmp_path / "mine"):
+        pass
+    assert (tmp_path / "mine").exists()
+
+
 def test_a_lock_that_was_never_written_to_its_end(tmp_path: Path) -> None:
     path = tmp_path / lock.NAME
     path.write_text("")
