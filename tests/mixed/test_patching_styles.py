@@ -195,6 +195,16 @@ class UsesOutputsTwice(Sum):
         return sum(w * out for w, out in zip(weights, outs, strict=True)) + outs[4]  # type: ignore[return-value]
 
 
+class GoesOn(Sum):
+    """Reads a sum, then adds to it, and uses an output of it again."""
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        outs = [op(x) for op in self._ops]
+        half = weights[0] * outs[0] + weights[1] * outs[1]
+        gate = half.mean().sigmoid()
+        return half + gate * sum(w * out for w, out in zip(weights[2:], outs[2:], strict=False)) + outs[0] * outs[0]  # type: ignore[return-value]
+
+
 class Deviant(original.FactorizedReduce):
     """Without the shift by a pixel."""
 
@@ -211,6 +221,15 @@ class Noise(nn.Module):
 def with_random_ops() -> nn.Module:
     skip = nn.Sequential(original.Identity(), nn.Dropout(0.3))
     return Sum([original.SepConv(C, 3, 1, 1), skip, Noise(), nn.Dropout(0.5), *candidates()[3:]])
+
+
+class Interleaved(Temperature):
+    """Ops of one's own between those with kernels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sep, pool, skip, _, dil, other = candidates()
+        self._ops = nn.ModuleList([sep, nn.MaxPool2d(3, 1, 1), pool, nn.Conv2d(C, C, 1), skip, dil, nn.Tanh(), other])
 
 
 def with_biases(stride: int = 1) -> nn.Module:
@@ -250,6 +269,8 @@ STYLES: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "auxiliary skip": (Auxiliary, C),
     "holds more": (HoldsMore, C),
     "outputs twice": (UsesOutputsTwice, C),
+    "goes on": (GoesOn, C),
+    "interleaved": (Interleaved, C),
     "random ops": (with_random_ops, C),
     "deviant op": (with_deviant_op, C),
     "biases": (with_biases, C),

@@ -171,6 +171,7 @@ def _call(module: Patched, own: Callable[..., Any], name: str, args: tuple[Any, 
     if reason is not None:
         _count(module, reason)
         return own(module, *args, **kwargs)
+    args, kwargs = (evaluated(args), evaluated(kwargs)) if _running.stack else (args, kwargs)
     session = Session(by_kernels, kernel_refusal, layout.skip_zeros, layout.keep_layout)
     try:
         out = run_deferred(module, own, args, kwargs, session, known_ops(module, layout))
@@ -182,7 +183,8 @@ def _call(module: Patched, own: Callable[..., Any], name: str, args: tuple[Any, 
         _count(module, module.__dict__["_fastdarts_broken"])
         return out
     _count(
-        module, None if session.summed else next(iter(session.reasons), "its forward added up no outputs of its ops")
+        module,
+        None if session.summed else next(iter(session.reasons), "it added up no outputs of ops that kernels compute"),
     )
     return out
 
