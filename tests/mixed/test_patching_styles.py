@@ -145,6 +145,41 @@ class Children(ByName):
         return sum(w * op(x) for w, op in zip(weights, self.children(), strict=True))  # type: ignore[return-value]
 
 
+class ByRegistry(ByName):
+    """Looks its children up in the module's registry, as NNI's choices do."""
+
+    def __getitem__(self, name: str) -> nn.Module:
+        return self._modules[name]  # type: ignore[return-value]
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        outs = [self[f"branch_{i}"](x) for i in range(N)]
+        return sum(out * w for out, w in zip(outs, weights, strict=True))  # type: ignore[return-value]
+
+
+class WithData(nn.Module):
+    """An op that is given more than its input."""
+
+    def __init__(self, op: nn.Module) -> None:
+        super().__init__()
+        self.op = op
+
+    def forward(self, x: Tensor, data: object) -> Tensor:
+        return self.op(x)
+
+
+class InOwnList(nn.Module):
+    """Ops in a plain list beside the registry, and ops with a second argument, as in NASLib."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.primitives = [WithData(op) for op in candidates()]
+        for i, op in enumerate(self.primitives):
+            self.add_module(f"primitive-{i}", op)
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        return sum(w * op(x, None) for w, op in zip(weights, self.primitives, strict=True))  # type: ignore[return-value]
+
+
 class WithNone(nn.Module):
     """A list with gaps."""
 
@@ -264,6 +299,8 @@ STYLES: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "dictionary": (InDictionary, C),
     "by name": (ByName, C),
     "children": (Children, C),
+    "by registry": (ByRegistry, C),
+    "list of one's own": (InOwnList, C),
     "none": (WithNone, C),
     "drop path": (DropsPath, C),
     "auxiliary skip": (Auxiliary, C),

@@ -33,6 +33,7 @@ class Call:
     module: nn.Module
     op: Op
     x: Tensor
+    more: tuple[None, ...] = ()
     grad: bool = field(default_factory=torch.is_grad_enabled)
     version: int = field(init=False)
     fused: bool = False
@@ -60,7 +61,7 @@ class Call:
         if self._value is None:
             self.check()
             with torch.set_grad_enabled(self.grad), _other_buffers(self.module) if self.fused else nullcontext():
-                self._value = self.module(self.x)
+                self._value = self.module(self.x, *self.more)
         return self._value
 
     def zeros(self) -> Tensor:
