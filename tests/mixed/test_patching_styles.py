@@ -145,6 +145,41 @@ class Children(ByName):
         return sum(w * op(x) for w, op in zip(weights, self.children(), strict=True))  # type: ignore[return-value]
 
 
+class ByRegistry(ByName):
+    """Looks its children up in the module's registry, as NNI's choices do."""
+
+    def __getitem__(self, name: str) -> nn.Module:
+        return self._modules[name]  # type: ignore[return-value]
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        outs = [self[f"branch_{i}"](x) for i in range(N)]
+        return sum(out * w for out, w in zip(outs, weights, strict=True))  # type: ignore[return-value]
+
+
+class WithData(nn.Module):
+    """An op that is given more than its input."""
+
+    def __init__(self, op: nn.Module) -> None:
+        super().__init__()
+        self.op = op
+
+    def forward(self, x: Tensor, data: object) -> Tensor:
+        return self.op(x)
+
+
+class InOwnList(nn.Module):
+    """Ops in a plain list beside the registry, and ops with a second argument, as in NASLib."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.primitives = [WithData(op) for op in candidates()]
+        for i, op in enumerate(self.primitives):
+            self.add_module(f"primitive-{i}", op)
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        return sum(w * op(x, None) for w, op in zip(weights, self.primitives, strict=True))  # type: ignore[return-value]
+
+
 class WithNone(nn.Module):
     """A list with gaps."""
 
@@ -195,6 +230,16 @@ class UsesOutputsTwice(Sum):
         return sum(w * out for w, out in zip(weights, outs, strict=True)) + outs[4]  # type: ignore[return-value]
 
 
+class GoesOn(Sum):
+    """Reads a sum, then adds to it, and uses an output of it again."""
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        outs = [op(x) for op in self._ops]
+        half = weights[0] * outs[0] + weights[1] * outs[1]
+        gate = half.mean().sigmoid()
+        return half + gate * sum(w * out for w, out in zip(weights[2:], outs[2:], strict=False)) + outs[0] * outs[0]  # type: ignore[return-value]
+
+
 class Deviant(original.FactorizedReduce):
     """Without the shift by a pixel."""
 
@@ -211,6 +256,15 @@ class Noise(nn.Module):
 def with_random_ops() -> nn.Module:
     skip = nn.Sequential(original.Identity(), nn.Dropout(0.3))
     return Sum([original.SepConv(C, 3, 1, 1), skip, Noise(), nn.Dropout(0.5), *candidates()[3:]])
+
+
+class Interleaved(Temperature):
+    """Ops of one's own between those with kernels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sep, pool, skip, _, dil, other = candidates()
+        self._ops = nn.ModuleList([sep, nn.MaxPool2d(3, 1, 1), pool, nn.Conv2d(C, C, 1), skip, dil, nn.Tanh(), other])
 
 
 def with_biases(stride: int = 1) -> nn.Module:
@@ -245,11 +299,15 @@ STYLES: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "dictionary": (InDictionary, C),
     "by name": (ByName, C),
     "children": (Children, C),
+    "by registry": (ByRegistry, C),
+    "list of one's own": (InOwnList, C),
     "none": (WithNone, C),
     "drop path": (DropsPath, C),
     "auxiliary skip": (Auxiliary, C),
     "holds more": (HoldsMore, C),
     "outputs twice": (UsesOutputsTwice, C),
+    "goes on": (GoesOn, C),
+    "interleaved": (Interleaved, C),
     "random ops": (with_random_ops, C),
     "deviant op": (with_deviant_op, C),
     "biases": (with_biases, C),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fastdarts.mixed import fused
 from fastdarts.mixed.mixed_op import op_weights_row
 from fastdarts.mixed.patching.kernels import by_kernels, kernel_refusal, read
-from fastdarts.mixed.patching.proxies import proxies
+from fastdarts.mixed.patching.proxies import proxied
 from fastdarts.mixed.patching.recognition import OWN, Op, own_state, paths_of, recognise, state_of
 from fastdarts.mixed.patching.report import Calls
 from fastdarts.mixed.patching.sums import ChangedInPlaceError, Session, evaluated, laid_out_as
@@ -74,7 +74,7 @@ class _Running(threading.local):
     """The modules whose own forwards run in this thread with deferred outputs, innermost last."""
 
     def __init__(self) -> None:
-        self.stack: list[tuple[nn.Module, Session, dict[str, Op]]] = []
+        self.stack: list[nn.Module] = []
 
 
 _running = _Running()
@@ -86,19 +86,6 @@ class Patched(nn.Module):
     _fastdarts_original: type[nn.Module]
     _fastdarts_layout: Layout
     _fastdarts_calls: Calls
-
-    def __getattr__(self, name: str) -> Any:
-        value = super().__getattr__(name)
-        if isinstance(value, nn.Module):
-            for module, session, known in reversed(_running.stack):
-                if module is self:
-                    return proxies(session, module, known, name)
-        return value
-
-    def named_children(self) -> Any:
-        """Yield the children, deferred while the own forward runs."""
-        for name, child in super().named_children():
-            yield name, (getattr(self, name) if _running.stack else child)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """For copies and pickles, which look classes up by name: make the patched class from the module's own."""
@@ -152,7 +139,7 @@ def _method(original: type[nn.Module], name: str) -> Callable[..., Any]:
 
     @functools.wraps(own)
     def method(self: Patched, *args: Any, **kwargs: Any) -> Any:
-        if any(module is self for module, _, _ in _running.stack):  # called by another of its forwards
+        if any(module is self for module in _running.stack):  # called by another of its forwards
             return own(self, *args, **kwargs)
         return _call(self, own, name, args, kwargs)
 
@@ -171,6 +158,7 @@ def _call(module: Patched, own: Callable[..., Any], name: str, args: tuple[Any, 
     if reason is not None:
         _count(module, reason)
         return own(module, *args, **kwargs)
+    args, kwargs = (evaluated(args), evaluated(kwargs)) if _running.stack else (args, kwargs)
     session = Session(by_kernels, kernel_refusal, layout.skip_zeros, layout.keep_layout)
     try:
         out = run_deferred(module, own, args, kwargs, session, known_ops(module, layout))
@@ -182,7 +170,8 @@ def _call(module: Patched, own: Callable[..., Any], name: str, args: tuple[Any, 
         _count(module, module.__dict__["_fastdarts_broken"])
         return out
     _count(
-        module, None if session.summed else next(iter(session.reasons), "its forward added up no outputs of its ops")
+        module,
+        None if session.summed else next(iter(session.reasons), "it added up no outputs of ops that kernels compute"),
     )
     return out
 
@@ -196,9 +185,10 @@ def run_deferred(
     known: dict[str, Op],
 ) -> Any:
     """Run a module's own forward with the outputs of its known ops deferred; return what it returns, computed."""
-    _running.stack.append((module, session, known))
+    _running.stack.append(module)
     try:
-        returned = own(module, *args, **kwargs)
+        with proxied(session, module, known):
+            returned = own(module, *args, **kwargs)
         session.returning = True
         out = evaluated(returned)
         session.finish()

@@ -1,5 +1,9 @@
 """What a patched module's own forward sees in the place of its candidate ops: calls of them are deferred."""
 
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,8 +22,9 @@ class OpProxy:
         session, module, op = self.__dict__["_fastdarts"]
         if kwargs or len(args) != 1 or type(args[0]) is not Tensor:
             args, kwargs = evaluated(args), evaluated(kwargs)
-        if len(args) == 1 and not kwargs and _takes(args[0], op):
-            call = Call(module, op, args[0])
+        given = (*args[1:], *kwargs.values())
+        if args and op.more <= len(given) and all(one is None for one in given) and _takes(args[0], op):
+            call = Call(module, op, args[0], (None,) * op.more)
             session.calls.append(call)
             return Deferred(session, [(call, None)])
         return module(*args, **kwargs)
@@ -106,8 +111,12 @@ class ContainerProxy:
         return reversed(list(self.__dict__["_fastdarts"][1].values()))
 
 
-def proxies(session: Session, module: nn.Module, known: dict[str, Op], name: str) -> Any:
-    """Return a child of a module as its own forward is to see it."""
+@contextmanager
+def proxied(session: Session, module: nn.Module, known: dict[str, Op]) -> Iterator[None]:
+    """Let a module see its known ops by their proxies, wherever it looks for its children.
+
+    Also in lists of its own, which hold children beside the module's registry. One thread at a time.
+    """
 
     def proxy(path: str, child: nn.Module | None) -> Any:
         if isinstance(child, nn.ModuleList | nn.ModuleDict):
@@ -116,4 +125,23 @@ def proxies(session: Session, module: nn.Module, known: dict[str, Op], name: str
         op = known.get(path)
         return child if op is None or child is None else OpProxy(session, child, op)
 
-    return proxy(name, module._modules[name])
+    with _locks_guard:
+        lock = _locks.setdefault(module, threading.RLock())
+    own = module.__dict__
+    with lock:
+        seen = {name: proxy(name, child) for name, child in module._modules.items()}
+        changed: dict[str, Any] = {"_modules": seen}
+        by_id = {id(child): seen[name] for name, child in module._modules.items() if child is not None}
+        for name, value in own.items():
+            if isinstance(value, list | tuple) and any(id(item) in by_id for item in value):
+                changed[name] = type(value)([by_id.get(id(item), item) for item in value])
+        before = {name: own[name] for name in changed}
+        own.update(changed)
+        try:
+            yield
+        finally:
+            own.update({name: value for name, value in before.items() if own.get(name) is changed[name]})
+
+
+_locks: "weakref.WeakKeyDictionary[nn.Module, Any]" = weakref.WeakKeyDictionary()
+_locks_guard = threading.Lock()

@@ -1,6 +1,7 @@
 """Recognise candidate operations by their layers, whatever their classes and attributes are called."""
 
 import copy
+import inspect
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,8 @@ class Op(NamedTuple):
     """Kernels serve as long as this is the op's state."""
     biased: bool = False
     """True if convolutions of it have biases, which the batch norm behind them takes away again."""
+    more: int = 0
+    """Arguments that its forward demands after x; None does for them."""
 
 
 def paths_of(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -68,7 +71,8 @@ def recognise(op: nn.Module, C: int) -> Op:
             )
             if name != OWN and not _computes(op, name, C, stride, state):
                 stride, name = 0, OWN
-        _recognised[state, C] = Op(name, C, stride, state, name != OWN and any(map(_has_bias, leaves(op))))
+        biased = name != OWN and any(map(_has_bias, leaves(op)))
+        _recognised[state, C] = Op(name, C, stride, state, biased, _demanded(op))
     return _recognised[state, C]
 
 
@@ -94,7 +98,7 @@ def _without_layers(op: nn.Module, C: int, stride: int) -> str:
     size = 6 // stride
     try:
         with torch.no_grad():
-            out = unwatched_copy(op)(x.clone())
+            out = unwatched_copy(op)(x.clone(), *[None] * _demanded(op))
     except Exception:
         return OWN
     if not isinstance(out, Tensor) or out.shape != (*x.shape[:2], size, size):
@@ -112,7 +116,7 @@ def _computes(op: nn.Module, name: str, C: int, stride: int, state: State) -> bo
         theirs, copied = (unwatched_copy(op).train(training) for _ in range(2))
         x = torch.randn(2, C, 6, 6, dtype=torch.float64)
         try:
-            found = results(theirs, theirs, (x,), g)
+            found = results(theirs, theirs, (x, *[None] * _demanded(op)), g)
         except Exception:
             return False
         if state_of(theirs) != state:  # it counts its calls, or says what it saw
@@ -120,6 +124,13 @@ def _computes(op: nn.Module, name: str, C: int, stride: int, state: State) -> bo
         if not agree(found, results(copied, twin(copied, name, C, stride), (x,), g)):
             return False
     return True
+
+
+def _demanded(op: nn.Module) -> int:
+    """Count the arguments that an op's forward demands after x."""
+    parameters = list(inspect.signature(op.forward).parameters.values())[1:]
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(p.kind in kinds and p.default is inspect.Parameter.empty for p in parameters)
 
 
 def twin(op: nn.Module, name: str, C: int, stride: int) -> nn.Module:

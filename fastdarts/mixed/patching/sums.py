@@ -8,7 +8,8 @@ forward decides which ops run, with which weights and inputs, as it always did.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, cast
@@ -32,6 +33,7 @@ class Call:
     module: nn.Module
     op: Op
     x: Tensor
+    more: tuple[None, ...] = ()
     grad: bool = field(default_factory=torch.is_grad_enabled)
     version: int = field(init=False)
     fused: bool = False
@@ -58,12 +60,8 @@ class Call:
         """Compute the output by the op's own module, once."""
         if self._value is None:
             self.check()
-            kept = [(buffer, buffer.clone()) for buffer in self.module.buffers()] if self.fused else []
-            with torch.set_grad_enabled(self.grad):
-                self._value = self.module(self.x)
-                with torch.no_grad():
-                    for buffer, before in kept:  # its sum has counted the batch
-                        buffer.copy_(before)
+            with torch.set_grad_enabled(self.grad), _other_buffers(self.module) if self.fused else nullcontext():
+                self._value = self.module(self.x, *self.more)
         return self._value
 
     def zeros(self) -> Tensor:
@@ -75,6 +73,19 @@ class Call:
         """Return the output's shape, without computing it."""
         height, width = (-(-side // self.op.stride) for side in self.x.shape[2:])
         return torch.Size((*self.x.shape[:2], height, width))
+
+
+@contextmanager
+def _other_buffers(module: nn.Module) -> Iterator[None]:
+    """Give a module copies of its buffers: a sum has counted the batch, and backward passes need what they saved."""
+    kept = [(part._buffers, dict(part._buffers)) for part in module.modules()]
+    for buffers, before in kept:
+        buffers.update({name: None if buffer is None else buffer.clone() for name, buffer in before.items()})
+    try:
+        yield
+    finally:
+        for buffers, before in kept:
+            buffers.update(before)
 
 
 def _is_constant_zero(weight: Weight | None) -> bool:
@@ -242,9 +253,7 @@ class Deferred:
         return self._tensor is None and self._grad == torch.is_grad_enabled()
 
     def _shape(self) -> torch.Size:
-        if self._tensor is not None or self._extras:
-            return self.fastdarts_value().shape
-        return self._terms[0][0].shape
+        return self._terms[0][0].shape if self._tensor is None else self._tensor.shape
 
     def __mul__(self, other: Any) -> Any:
         if self._open() and len(self._terms) == 1 and not self._extras and _is_scalar(other):
@@ -257,7 +266,7 @@ class Deferred:
 
     def __add__(self, other: Any) -> Any:
         if self._open():
-            if isinstance(other, Deferred) and other._open() and other._session is self._session:
+            if isinstance(other, Deferred) and other._open() and other._shape() == self._shape():
                 return Deferred(self._session, self._terms + other._terms, self._extras + other._extras)
             if isinstance(other, int | float) and other == 0:
                 return self

@@ -212,7 +212,7 @@ def _deferred_difference(
 
 
 def _by_modules(calls: Sequence[Call], weights: Sequence[Weight]) -> Tensor:
-    terms = [weight * call.module(call.x) for call, weight in zip(calls, weights, strict=True)]
+    terms = [weight * call.module(call.x, *call.more) for call, weight in zip(calls, weights, strict=True)]
     return torch.stack(terms).sum(0)
 
 
