@@ -13,7 +13,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from test_structure import ROOMS, imports_of, modules, room_of  # noqa: E402
 
 DOES = {
-    "programs": "search, evaluate, compare, draw, export, list, env",
+    "programs": "the command and its sub-commands",
     "report": "pages, charts, pictures",
     "runs": "loop, checkpoint, progress, resources",
     "methods": "one file a search method",
