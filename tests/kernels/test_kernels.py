@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from criterion import assert_no_worse as assert_within
 from criterion import rounded_at_random
 from kernel_cases import BARE, EPS, Case, assert_no_worse, fused, make_case, plain
 from torch import Tensor
@@ -52,18 +51,30 @@ def test_a_cell(stride: int) -> None:
     check(make_case(SMALL, inputs=2, nodes=3, stride=stride), torch.float64)
 
 
-@pytest.mark.parametrize("spread", [0.0, 1e-3])
+@pytest.mark.parametrize("spread", [0.0, 1e-2])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_channels_that_are_constant_over_the_batch(dtype: torch.dtype, stride: int, spread: float) -> None:
-    """Or nearly so: there a batch norm multiplies what its statistics know of its input's rounding by up to 316."""
-    ops = ("skip_connect", "max_pool_3x3", "avg_pool_3x3", "nor_conv_1x1", "dil_conv_3x3")
-    case = make_case(ops, stride=stride, size=(2, 5, 4))
+    """Or nearly so: there a batch norm multiplies what its statistics do not know of its input's rounding by up to 316.
+
+    Some gradients are what roundings leave of sums that vanish: chance, of which only many channels and ops tell.
+    """
+    ops = (*("skip_connect", "nor_conv_1x1") * 3, "max_pool_3x3", "avg_pool_3x3", "dil_conv_3x3")
+    case = make_case(ops, stride=stride, C=16, size=(2, 5, 4))
     case.states = [0.7 + spread * torch.randn(state.shape) for state in case.states]
-    case = case.to(dtype)
-    rounded = replace(case, grad=rounded_at_random(case.grad.double(), torch.finfo(dtype).eps, torch.Generator()))
-    moved = [plain(rounded, torch.float64)]  # gradients that vanish are what its roundings leave of a sum
-    assert_within(fused(case), plain(case, dtype), plain(case, torch.float64), moved, torch.finfo(dtype).eps)
+    case, eps = case.to(dtype), torch.finfo(dtype).eps
+    moved = []
+    for seed in range(4 if spread else 0):  # what is nearly constant depends on the last bits of all that it is made of
+        states, params = (
+            [rounded_at_random(t.double(), eps, torch.Generator().manual_seed(seed)) for t in tensors]
+            for tensors in (case.states, case.params)
+        )
+        moved.append(plain(replace(case, states=states, params=params), torch.float64))
+    results = [fused(case), plain(case, dtype), plain(case, torch.float64)]
+    for found in (*results, *moved):
+        of_params = [name for name in found if name.startswith("d_param")]
+        found["d_params"] = torch.cat([found.pop(name).flatten() for name in of_params])
+    assert_no_worse(*results, eps, moved)
 
 
 def test_running_statistics() -> None:
@@ -218,11 +229,11 @@ def test_project(dtype: torch.dtype, stride: int, C_in: int, C: int, training: b
     check_projection(torch.randn(2, C_in, 5, 7).to(dtype), stride, C, training)
 
 
-@pytest.mark.parametrize("spread", [0.0, 1e-3])
+@pytest.mark.parametrize("spread", [0.0, 1e-2])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_project_of_channels_that_are_constant_over_the_batch(dtype: torch.dtype, stride: int, spread: float) -> None:
-    check_projection((0.7 + spread * torch.randn(2, 6, 6, 8)).to(dtype), stride, 4, True)
+    check_projection((0.7 + spread * torch.randn(2, 6, 6, 8)).to(dtype), stride, 16, True)
 
 
 def check_projection(x: Tensor, stride: int, C: int, training: bool) -> None:
