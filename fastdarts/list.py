@@ -3,7 +3,6 @@
 import argparse
 import json
 import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 from fastdarts import methods
@@ -11,7 +10,9 @@ from fastdarts.config.command_line import OneLineParser, one_of, output_flags
 from fastdarts.runs.eval_config import EvalConfig
 from fastdarts.runs.program import run_parsed
 from fastdarts.spaces import registry
-from fastdarts.spaces.darts.genotype import PUBLISHED, Genotype, Pairs
+from fastdarts.spaces.darts.genotype import PUBLISHED, Genotype
+from fastdarts.spaces.darts.published import CELLS
+from fastdarts.spaces.darts.sizes import size_of
 
 _PROGRAM = "fastdarts list"
 
@@ -45,17 +46,13 @@ def list_datasets() -> dict[str, str]:
 
 
 def list_genotypes() -> dict[str, str]:
-    """Return a line about each published genotype: the ops of its cells."""
-    return {name: _genotype_line(genotype) for name, genotype in PUBLISHED.items()}
+    """Return a line about each published genotype: the size of its CIFAR-10 network (C=36, 20 cells) and its source."""
+    return {name: _genotype_line(PUBLISHED[name], cell.source) for name, cell in CELLS.items()}
 
 
-def _genotype_line(genotype: Genotype) -> str:
-    return f"normal: {_counts(genotype.nodes('normal'))}; reduction: {_counts(genotype.nodes('reduce'))}"
-
-
-def _counts(nodes: Sequence[Pairs]) -> str:
-    counts = Counter(op for node in nodes for op, _ in node)
-    return ", ".join(f"{count} {op}" for op, count in counts.most_common())
+def _genotype_line(genotype: Genotype, source: str) -> str:
+    size = size_of(genotype)
+    return f"{size.parameters / 1e6:.2f}M parameters, {size.multiply_adds / 1e6:.0f}M multiply-adds; {source}"
 
 
 KINDS: dict[str, Callable[[], dict[str, str]]] = {
