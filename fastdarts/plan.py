@@ -64,7 +64,10 @@ def decode(code: list[int]) -> MixedPlan:
                 source,
                 node,
                 stride,
-                tuple((next(numbers), by_geometry[tuple(next(numbers) for _ in range(4))]) for _ in range(ops)),
+                tuple(
+                    (next(numbers), by_geometry[next(numbers), next(numbers), next(numbers), next(numbers)])
+                    for _ in range(ops)
+                ),
             )
         )
     return MixedPlan(inputs, nodes, tuple(edges), K)
