@@ -148,7 +148,7 @@ class Session:
         seen: set[nn.Module] = set()
         for call, weight in _merged(terms):
             call.check()
-            if weight is None and len(terms) > 1:
+            if weight is None and (len(terms) > 1 or self.returning):
                 weight = 1.0
             if self.skip_zeros and _is_constant_zero(weight):
                 call.fused = True
