@@ -180,6 +180,14 @@ class InOwnList(nn.Module):
         return sum(w * op(x, None) for w, op in zip(weights, self.primitives, strict=True))  # type: ignore[return-value]
 
 
+class AsksForTensors(Sum):
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        outs = [op(x) for op in self._ops]
+        if not all(isinstance(out, Tensor) for out in outs):
+            raise TypeError("not tensors")
+        return sum(w * out for w, out in zip(weights, outs, strict=True)) + 0 * outs[0].detach()  # type: ignore[return-value]
+
+
 class WithNone(nn.Module):
     """A list with gaps."""
 
@@ -301,6 +309,7 @@ STYLES: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "children": (Children, C),
     "by registry": (ByRegistry, C),
     "list of one's own": (InOwnList, C),
+    "asks for tensors": (AsksForTensors, C),
     "none": (WithNone, C),
     "drop path": (DropsPath, C),
     "auxiliary skip": (Auxiliary, C),

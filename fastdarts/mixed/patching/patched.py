@@ -61,6 +61,8 @@ class Layout(NamedTuple):
     """None: the module's own forward runs, on ops whose outputs are deferred."""
     skip_zeros: bool = False
     keep_layout: bool = False
+    as_tensors: bool = False
+    """True if deferred outputs must pass for tensors."""
 
     def module_at(self, module: nn.Module, path: str) -> nn.Module | None:
         """Return the op that lies at a path now."""
@@ -159,7 +161,7 @@ def _call(module: Patched, own: Callable[..., Any], name: str, args: tuple[Any, 
         _count(module, reason)
         return own(module, *args, **kwargs)
     args, kwargs = (evaluated(args), evaluated(kwargs)) if _running.stack else (args, kwargs)
-    session = Session(by_kernels, kernel_refusal, layout.skip_zeros, layout.keep_layout)
+    session = Session(by_kernels, kernel_refusal, layout.skip_zeros, layout.keep_layout, layout.as_tensors)
     try:
         out = run_deferred(module, own, args, kwargs, session, known_ops(module, layout))
     except ChangedInPlaceError:
