@@ -45,7 +45,7 @@ def test_more_epochs_are_allowed_and_said(tmp_path, capsys):
     assert f"that of a run of 10 from the start: {state.learning_rate():.4g}, after 0.01 in epoch 6" in said
     with pytest.raises(ValueError, match=r"another config \(epochs: 5, before 6\)"):
         resume(search_state(tmp_path, epochs=5), tmp_path)
-    with pytest.raises(ValueError, match=r"another config \(lr: 0.07, before 0.05\); only data, device"):
+    with pytest.raises(ValueError, match=r"another config \(lr: 0.07, before 0.05\); only benchmark, data, device"):
         resume(search_state(tmp_path, epochs=10, lr=0.07), tmp_path)
 
 
