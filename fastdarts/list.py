@@ -10,9 +10,7 @@ from fastdarts.config.command_line import OneLineParser, one_of, output_flags
 from fastdarts.runs.eval_config import EvalConfig
 from fastdarts.runs.program import run_parsed
 from fastdarts.spaces import registry
-from fastdarts.spaces.darts.genotype import PUBLISHED, Genotype
-from fastdarts.spaces.darts.published import CELLS
-from fastdarts.spaces.darts.sizes import size_of
+from fastdarts.spaces.darts.published import CELLS, SIZES
 
 _PROGRAM = "fastdarts list"
 
@@ -47,12 +45,10 @@ def list_datasets() -> dict[str, str]:
 
 def list_genotypes() -> dict[str, str]:
     """Return a line about each published genotype: the size of its CIFAR-10 network (C=36, 20 cells) and its source."""
-    return {name: _genotype_line(PUBLISHED[name], cell.source) for name, cell in CELLS.items()}
-
-
-def _genotype_line(genotype: Genotype, source: str) -> str:
-    size = size_of(genotype)
-    return f"{size.parameters / 1e6:.2f}M parameters, {size.multiply_adds / 1e6:.0f}M multiply-adds; {source}"
+    return {
+        name: f"{SIZES[name][0] / 1e6:.2f}M parameters, {SIZES[name][1] / 1e6:.0f}M multiply-adds; {cell.source}"
+        for name, cell in CELLS.items()
+    }
 
 
 KINDS: dict[str, Callable[[], dict[str, str]]] = {
