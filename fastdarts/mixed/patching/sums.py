@@ -55,9 +55,9 @@ class Call:
         """Compute inside as where the op was called: with or without gradients and autocast."""
         enabled, dtype = self.autocast
         other = self.autocast != _autocast(self.x)
-        with torch.set_grad_enabled(self.grad):
-            with torch.autocast(self.x.device.type, dtype, enabled) if other else nullcontext():
-                yield
+        cast_or_not = torch.autocast(self.x.device.type, dtype, enabled) if other else nullcontext()
+        with torch.set_grad_enabled(self.grad), cast_or_not:
+            yield
 
     def check(self) -> None:
         """ChangedInPlaceError if the input is no longer what the op was called with."""
