@@ -406,9 +406,10 @@ def test_trains_alike(style: str) -> None:
     make, channels = STYLES[style]
     report = assert_trains_alike(make(), channels)
     (calls,) = report.calls().values()
-    nothing_to_add = 2 * ("skips" in style) + 2 * (style in ("runs all, adds some", "partial channels"))
-    assert calls.total == 10
-    assert calls.fused >= 10 - 2 * nothing_to_add, str(calls)
+    # Of a forward that skips ops, two calls had zeros for weights; with partial channels those fail.
+    nothing = 2 * style.startswith(("skips", "runs all", "partial"))
+    assert calls.fused == 10 - nothing, str(calls)
+    assert calls.total == 10 - nothing * style.startswith("partial")
 
 
 def test_random_ops_run_as_they_are_beside_fused_ones() -> None:
