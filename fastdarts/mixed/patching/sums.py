@@ -35,6 +35,7 @@ class Call:
     x: Tensor
     more: tuple[None, ...] = ()
     grad: bool = field(default_factory=torch.is_grad_enabled)
+    autocast: tuple[bool, torch.dtype | None] = field(init=False)
     version: int = field(init=False)
     fused: bool = False
     """True once a kernel has computed it, as a part of a sum."""
@@ -42,11 +43,21 @@ class Call:
 
     def __post_init__(self) -> None:
         self.version = _version(self.x)
+        self.autocast = _autocast(self.x)
 
     @property
     def pending(self) -> bool:
         """True if nothing has computed it yet."""
         return not self.fused and self._value is None
+
+    @contextmanager
+    def modes(self) -> Iterator[None]:
+        """Compute inside as where the op was called: with or without gradients and autocast."""
+        enabled, dtype = self.autocast
+        other = self.autocast != _autocast(self.x)
+        cast_or_not = torch.autocast(self.x.device.type, dtype, enabled) if other else nullcontext()
+        with torch.set_grad_enabled(self.grad), cast_or_not:
+            yield
 
     def check(self) -> None:
         """ChangedInPlaceError if the input is no longer what the op was called with."""
@@ -60,7 +71,7 @@ class Call:
         """Compute the output by the op's own module, once."""
         if self._value is None:
             self.check()
-            with torch.set_grad_enabled(self.grad), _other_buffers(self.module) if self.fused else nullcontext():
+            with self.modes(), _other_buffers(self.module) if self.fused else nullcontext():
                 self._value = self.module(self.x, *self.more)
         return self._value
 
@@ -92,6 +103,12 @@ def _is_constant_zero(weight: Weight | None) -> bool:
     if isinstance(weight, Tensor):
         return not weight.requires_grad and weight.device.type == "cpu" and weight.item() == 0
     return weight == 0
+
+
+def _autocast(x: Tensor) -> tuple[bool, torch.dtype | None]:
+    if x.device.type not in ("cpu", "cuda"):
+        return False, None
+    return torch.is_autocast_enabled(x.device.type), torch.get_autocast_dtype(x.device.type)
 
 
 def _version(x: Tensor) -> int:
@@ -163,7 +180,12 @@ class Session:
                 reason = self.refusal(call)
             if reason is None and weight is not None:
                 seen.update(_norms(call))
-                key = _identity(call.x), call.op.stride, fused.settings_of({0: ([], _norms(call))}), call.grad
+                key = (
+                    _identity(call.x),
+                    call.op.stride,
+                    fused.settings_of({0: ([], _norms(call))}),
+                    (call.grad, call.autocast),
+                )
                 groups.setdefault(key, []).append((call, weight))
             else:
                 self.reasons[str(reason)] = None
@@ -174,7 +196,7 @@ class Session:
                 found += [weight * call.value() for call, weight in group]
                 continue
             calls = [call for call, _ in group]
-            with torch.set_grad_enabled(calls[0].grad):
+            with calls[0].modes():
                 out = self.compute(calls, [weight for _, weight in group])
             found.append(laid_out_as(calls[0].x, out) if self.keep_layout or not self.returning else out)
             for call in calls:
