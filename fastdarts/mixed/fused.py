@@ -174,16 +174,17 @@ def _beside_modules(
     """
     known, first, size = list(inputs), len(inputs), weights.shape[1]
     states = max(target for _, target in ends) + 1
-    outputs: dict[tuple[int, int], Tensor] = {}  # by (edge, column), computed as soon as the edge's source exists
     while first < states:
-        for e, (source, _) in enumerate(ends):
-            for column in edges[e].others:
-                if source < len(known) and (e, column) not in outputs:
-                    outputs[e, column] = edges[e].edge._ops[column](known[source]).to(known[0].dtype)
         waiting = [target for e, (source, target) in enumerate(ends) if edges[e].others and source >= len(known)]
         last = min(waiting, default=states)
         here = [e for e, (_, target) in enumerate(ends) if first <= target < last]
-        beside = [(e, column) for e in here for column in edges[e].others]
+        # In the order of the edges, in which plain modules are called: some draw random numbers.
+        outputs = {
+            (e, column): edges[e].edge._ops[column](known[ends[e][0]]).to(known[0].dtype)
+            for e in here
+            for column in edges[e].others
+        }
+        beside = list(outputs)
         sources = sorted({ends[e][0] for e in here if ends[e][0] < first})
         entering = len(sources) + len(beside)
         place = {source: at for at, source in enumerate(sources)}

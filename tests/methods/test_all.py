@@ -74,7 +74,7 @@ def test_unknown_methods_are_refused():
         tiny_state("dart")
     with pytest.raises(ValueError, match="cannot be imported"):
         tiny_state("nowhere:Nothing")
-    with pytest.raises(ValueError, match="no subclass"):
+    with pytest.raises(ValueError, match="is not a subclass"):
         tiny_state("json:JSONDecoder")
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import formulas
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastdarts.mixed.graph import nodes_of, rows_by_target
 from fastdarts.mixed.mix import DropPath, Mix
@@ -170,6 +170,28 @@ def test_what_partial_channels_do_not_go_with() -> None:
     for more in ({"added": passing}, {"drop_path": DropPath(0.5, torch.Generator())}):
         with pytest.raises(ValueError, match="go together neither with drop_path nor with added"):
             graph.nodes(Mix(graph.weights, passing=passing, **more))
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_modules_are_called_in_the_order_of_the_edges(name: str, backend: str) -> None:
+    """Some draw random numbers, which must not depend on what a kernel computes beside them."""
+    graph = Graph(name, backend)
+    calls: list[int] = []
+
+    class Called(nn.Module):
+        def __init__(self, edge: int) -> None:
+            super().__init__()
+            self.edge = edge
+
+        def forward(self, x: Tensor) -> Tensor:
+            calls.append(self.edge)
+            return x
+
+    for e, edge in enumerate(graph.edges):
+        edge._ops[edge.primitives.index("skip_connect")] = Called(e)
+    mix = Mix(graph.weights)
+    torch.testing.assert_close(graph.nodes(mix), graph.formula(mix), rtol=1e-9, atol=1e-9)
+    assert calls == list(range(len(graph.ends)))
 
 
 def test_rows_by_target() -> None:

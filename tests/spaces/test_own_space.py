@@ -192,9 +192,11 @@ def test_methods_that_need_no_cells(name: str, tmp_path: Path, monkeypatch: pyte
     [("daas", "edges"), ("pc-darts", "edges"), ("darts-minus", "auxiliary ops"), ("p-darts", "depth")],
 )
 def test_methods_that_need_more_say_what(name: str, what: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"method '{name}' needs {what}, which space 'chain' has not"):
+    with pytest.raises(ValueError, match=f"method '{name}' needs {what}, which space 'chain' does not have"):
         tiny_config(tmp_path, space="chain", method=name, epochs=3)
-    with pytest.raises(ValueError, match="drop_path needs edges that can drop samples, which space 'chain' has not"):
+    with pytest.raises(
+        ValueError, match="drop_path needs edges that can drop samples, which space 'chain' does not have"
+    ):
         tiny_config(tmp_path, space="chain", method="robustdarts", method_options={"drop_path": 0.1})
 
 
