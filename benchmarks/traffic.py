@@ -136,15 +136,15 @@ def plain(search: Search, step: str) -> Traffic:
     return Traffic(Counter(sizes), one.launches)
 
 
-def fused(search: Search) -> dict[str, Traffic]:
-    """Return the traffic of fastdarts' steps, by step."""
+def fused(search: Search, *steps: str) -> dict[str, Traffic]:
+    """Return the traffic of fastdarts' steps of these kinds, by step."""
     network = search.network("auto")
     sgd = FlatSGD(network.parameters(), lr=0.025, momentum=0.9, weight_decay=3e-4)
     architect = Architect(network, amp_dtype=torch.bfloat16)
     data = search.data(search.batch)
     counting = Counting()
     found = {}
-    for step in STEPS:
+    for step in steps:
         counting.traffic = Traffic()
         with counting:
             if step == WEIGHT:
@@ -193,7 +193,7 @@ def seconds(t: Traffic, device: Device) -> tuple[float, float, float, float]:
 
 def report(search: Search, command: str) -> Iterator[str]:
     """Yield the lines of the report."""
-    ours = fused(search)
+    ours = fused(search, *STEPS)
     theirs = {step: plain(search, step) for step in STEPS}
     geometry = f"C={search.C}, {search.layers} cells, batch {search.batch}"
     yield f"Made by `{command}` with torch {torch.__version__}; {geometry},"
