@@ -96,7 +96,7 @@ def test_every_public_name_can_be_imported():
         (["--versoin"], "fastdarts: unrecognized arguments: --versoin; did you mean '--version'? (see --help)\n"),
         (["search", "--epochs", "0"], "fastdarts search: epochs must be at least 1; got 0\n"),
         (["search", "--method", "dart"], "got 'dart'; did you mean 'darts'?\n"),
-        (["evaluate", "--genotype", "DARTS_v3"], "nor a JSON file; did you mean 'DARTS_V2'?\n"),
+        (["evaluate", "--genotype", "DARTS_v3"], "nor a file or a run's folder; did you mean 'DARTS_V2'?\n"),
         (["evaluate", "--dataset", "imagnet"], "invalid choice: 'imagnet'; did you mean 'imagenet'? "),
         (["compare", "--methods", "darts,gads"], "got 'gads'; did you mean 'gdas'?\n"),
         (["draw", "darts_v1x"], "did you mean 'DARTS_V1'?\n"),
