@@ -3,7 +3,6 @@
 import argparse
 import json
 import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 from fastdarts import methods
@@ -11,7 +10,7 @@ from fastdarts.config.command_line import OneLineParser, one_of, output_flags
 from fastdarts.runs.eval_config import EvalConfig
 from fastdarts.runs.program import run_parsed
 from fastdarts.spaces import registry
-from fastdarts.spaces.darts.genotype import PUBLISHED, Genotype, Pairs
+from fastdarts.spaces.darts.published import CELLS, SIZES
 
 _PROGRAM = "fastdarts list"
 
@@ -45,17 +44,11 @@ def list_datasets() -> dict[str, str]:
 
 
 def list_genotypes() -> dict[str, str]:
-    """Return a line about each published genotype: the ops of its cells."""
-    return {name: _genotype_line(genotype) for name, genotype in PUBLISHED.items()}
-
-
-def _genotype_line(genotype: Genotype) -> str:
-    return f"normal: {_counts(genotype.nodes('normal'))}; reduction: {_counts(genotype.nodes('reduce'))}"
-
-
-def _counts(nodes: Sequence[Pairs]) -> str:
-    counts = Counter(op for node in nodes for op, _ in node)
-    return ", ".join(f"{count} {op}" for op, count in counts.most_common())
+    """Return a line about each published genotype: the size of its CIFAR-10 network (C=36, 20 cells) and its source."""
+    return {
+        name: f"{SIZES[name][0] / 1e6:.2f}M parameters, {SIZES[name][1] / 1e6:.0f}M multiply-adds; {cell.source}"
+        for name, cell in CELLS.items()
+    }
 
 
 KINDS: dict[str, Callable[[], dict[str, str]]] = {

@@ -99,7 +99,7 @@ def test_stages_without_windows_in_several_blocks() -> None:
 @pytest.mark.parametrize("stride", [1, 2])
 def test_pointwise_convolutions_and_pools_without_norm(stride: int, ops: tuple[str, ...]) -> None:
     """Alone, and where a state's pools have a norm on some edges; of two nodes."""
-    check(make_case(ops, inputs=2, nodes=2, stride=stride, size=(1, 5, 6)), torch.float64)
+    check(make_case(ops, inputs=2, nodes=2, stride=stride, size=(2, 5, 6)), torch.float64)
 
 
 @pytest.mark.parametrize("pool", ["max_pool_3x3", "bare_max_pool_3x3"])

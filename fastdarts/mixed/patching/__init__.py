@@ -61,8 +61,9 @@ def patch(model: nn.Module, skip_zeros: bool = False, keep_layout: bool | None =
         keep_layout = any(isinstance(part, nn.modules.dropout._DropoutNd) for part in model.modules())
         keep_layout |= any(found.random for _, _, found in served.values())
     for name, (module, ops, found) in served.items():
-        patch_module(module, Layout(ops, found.direct, skip_zeros, keep_layout))
-        report.replaced[name] = tuple(op.primitive for op in ops.values())
+        patch_module(module, Layout(ops, found.direct, skip_zeros, keep_layout, found.as_tensors))
+        listed = any("." in path for path, op in ops.items() if op.primitive != OWN)
+        report.replaced[name] = tuple(op.primitive for path, op in ops.items() if "." in path or not listed)
         report.modules[name] = module
         if found.untried is not None:
             report.untried[name] = found.untried

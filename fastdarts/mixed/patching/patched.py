@@ -23,6 +23,9 @@ PATIENCE = 3
 """Calls in a row that a patched module may run by its own modules before a warning says so."""
 
 
+NOTHING = "it added up no outputs of ops that kernels compute"
+"""The reason for a call that had none; of a forward that runs one op at a time, this may come often."""
+
 LOOKS = 32
 """Ops that a patched module looks at again because they have changed; later changes are left to the modules."""
 
@@ -61,6 +64,8 @@ class Layout(NamedTuple):
     """None: the module's own forward runs, on ops whose outputs are deferred."""
     skip_zeros: bool = False
     keep_layout: bool = False
+    as_tensors: bool = False
+    """True if deferred outputs must pass for tensors."""
 
     def module_at(self, module: nn.Module, path: str) -> nn.Module | None:
         """Return the op that lies at a path now."""
@@ -159,7 +164,7 @@ def _call(module: Patched, own: Callable[..., Any], name: str, args: tuple[Any, 
         _count(module, reason)
         return own(module, *args, **kwargs)
     args, kwargs = (evaluated(args), evaluated(kwargs)) if _running.stack else (args, kwargs)
-    session = Session(by_kernels, kernel_refusal, layout.skip_zeros, layout.keep_layout)
+    session = Session(by_kernels, kernel_refusal, layout.skip_zeros, layout.keep_layout, layout.as_tensors)
     try:
         out = run_deferred(module, own, args, kwargs, session, known_ops(module, layout))
     except ChangedInPlaceError:
@@ -171,7 +176,7 @@ def _call(module: Patched, own: Callable[..., Any], name: str, args: tuple[Any, 
         return out
     _count(
         module,
-        None if session.summed else next(iter(session.reasons), "it added up no outputs of ops that kernels compute"),
+        None if session.summed else next(iter(session.reasons), NOTHING),
     )
     return out
 
@@ -278,7 +283,8 @@ def _count(module: nn.Module, reason: str | None) -> None:
     calls.plain[reason] += 1
     own["_fastdarts_streak"] = own.get("_fastdarts_streak", 0) + 1
     kind = type(module).__name__, reason
-    if own["_fastdarts_streak"] >= PATIENCE and reason != TRANSFORMED and kind not in _warned:
+    patience = PATIENCE if reason != NOTHING else 100
+    if own["_fastdarts_streak"] >= patience and reason != TRANSFORMED and kind not in _warned:
         _warned.add(kind)
         warnings.warn(
             f"a patched {kind[0]} runs by its own modules, at their speed: {reason} (PatchReport.calls() counts)",

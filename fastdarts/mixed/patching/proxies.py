@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastdarts.mixed.patching.recognition import Op
-from fastdarts.mixed.patching.sums import Call, Deferred, Session, evaluated
+from fastdarts.mixed.patching.sums import Call, Session, evaluated
 
 
 class OpProxy:
@@ -26,7 +26,7 @@ class OpProxy:
         if args and op.more <= len(given) and all(one is None for one in given) and _takes(args[0], op):
             call = Call(module, op, args[0], (None,) * op.more)
             session.calls.append(call)
-            return Deferred(session, [(call, None)])
+            return session.output([(call, None)])
         return module(*args, **kwargs)
 
     forward = __call__

@@ -1,6 +1,6 @@
 """Sums of op outputs that are computed when they are read: a module's own forward writes them, kernels add them up.
 
-While a patched module's own forward runs, its candidate ops give `Deferred` outputs. What the forward does with them by
+While a patched module's own forward runs, its candidate ops give an `Output` each. What the forward does with them by
 `*` and `+` is written down; anything else (`torch.cat`, a method, a function) first has the sum computed. So the
 forward decides which ops run, with which weights and inputs, as it always did.
 """
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,7 @@ class Call:
     x: Tensor
     more: tuple[None, ...] = ()
     grad: bool = field(default_factory=torch.is_grad_enabled)
+    autocast: tuple[bool, torch.dtype | None] = field(init=False)
     version: int = field(init=False)
     fused: bool = False
     """True once a kernel has computed it, as a part of a sum."""
@@ -42,11 +43,21 @@ class Call:
 
     def __post_init__(self) -> None:
         self.version = _version(self.x)
+        self.autocast = _autocast(self.x)
 
     @property
     def pending(self) -> bool:
         """True if nothing has computed it yet."""
         return not self.fused and self._value is None
+
+    @contextmanager
+    def modes(self) -> Iterator[None]:
+        """Compute inside as where the op was called: with or without gradients and autocast."""
+        enabled, dtype = self.autocast
+        other = self.autocast != _autocast(self.x)
+        cast_or_not = torch.autocast(self.x.device.type, dtype, enabled) if other else nullcontext()
+        with torch.set_grad_enabled(self.grad), cast_or_not:
+            yield
 
     def check(self) -> None:
         """ChangedInPlaceError if the input is no longer what the op was called with."""
@@ -60,7 +71,7 @@ class Call:
         """Compute the output by the op's own module, once."""
         if self._value is None:
             self.check()
-            with torch.set_grad_enabled(self.grad), _other_buffers(self.module) if self.fused else nullcontext():
+            with self.modes(), _other_buffers(self.module) if self.fused else nullcontext():
                 self._value = self.module(self.x, *self.more)
         return self._value
 
@@ -94,6 +105,12 @@ def _is_constant_zero(weight: Weight | None) -> bool:
     return weight == 0
 
 
+def _autocast(x: Tensor) -> tuple[bool, torch.dtype | None]:
+    if x.device.type not in ("cpu", "cuda"):
+        return False, None
+    return torch.is_autocast_enabled(x.device.type), torch.get_autocast_dtype(x.device.type)
+
+
 def _version(x: Tensor) -> int:
     return 0 if x.is_inference() else x._version
 
@@ -112,11 +129,13 @@ class Session:
         refusal: Callable[[Call], str | None] = lambda _: None,
         skip_zeros: bool = False,
         keep_layout: bool = True,
+        as_tensors: bool = False,
     ) -> None:
         self.compute = compute
         self.refusal = refusal
         self.skip_zeros = skip_zeros
         self.keep_layout = keep_layout
+        self.kind: type[Output] = DeferredTensor if as_tensors else Deferred
         self.returning = False
         """True once the forward has come to its end: no line of it sees the sums that are computed now."""
         self.calls: list[Call] = []
@@ -126,6 +145,10 @@ class Session:
         """Ops that kernels computed."""
         self.largest = 0
         """Most of them in one sum."""
+
+    def output(self, terms: Sequence[tuple[Call, Weight | None]], extras: Sequence[Weight] = ()) -> Output:
+        """Make a deferred output."""
+        return self.kind(self, terms, extras)
 
     def finish(self) -> None:
         """Run what was called and never read: it counts a batch."""
@@ -142,7 +165,7 @@ class Session:
         seen: set[nn.Module] = set()
         for call, weight in _merged(terms):
             call.check()
-            if weight is None and len(terms) > 1:
+            if weight is None and (len(terms) > 1 or self.returning):
                 weight = 1.0
             if self.skip_zeros and _is_constant_zero(weight):
                 call.fused = True
@@ -157,7 +180,12 @@ class Session:
                 reason = self.refusal(call)
             if reason is None and weight is not None:
                 seen.update(_norms(call))
-                key = _identity(call.x), call.op.stride, fused.settings_of({0: ([], _norms(call))}), call.grad
+                key = (
+                    _identity(call.x),
+                    call.op.stride,
+                    fused.settings_of({0: ([], _norms(call))}),
+                    (call.grad, call.autocast),
+                )
                 groups.setdefault(key, []).append((call, weight))
             else:
                 self.reasons[str(reason)] = None
@@ -168,7 +196,7 @@ class Session:
                 found += [weight * call.value() for call, weight in group]
                 continue
             calls = [call for call, _ in group]
-            with torch.set_grad_enabled(calls[0].grad):
+            with calls[0].modes():
                 out = self.compute(calls, [weight for _, weight in group])
             found.append(laid_out_as(calls[0].x, out) if self.keep_layout or not self.returning else out)
             for call in calls:
@@ -225,32 +253,34 @@ def laid_out_as(x: Tensor, out: Tensor) -> Tensor:
     return out if x.stride(1) == 1 and x.shape[1] > 1 else out.contiguous()
 
 
-class Deferred:
+class Output:
     """An op's output, or a sum of such with weights; computed when it is read, and then as that tensor."""
-
-    __slots__ = ("_extras", "_grad", "_session", "_tensor", "_terms")
 
     def __init__(
         self, session: Session, terms: Sequence[tuple[Call, Weight | None]], extras: Sequence[Weight] = ()
     ) -> None:
-        self._session = session
-        self._terms = tuple(terms)
-        self._extras = tuple(extras)
-        self._tensor: Tensor | None = None
-        self._grad = torch.is_grad_enabled()
+        self.__dict__.update(_session=session, _terms=tuple(terms), _extras=tuple(extras))
+        self.__dict__.update(_tensor=None, _recorded=torch.is_grad_enabled())
+
+    if TYPE_CHECKING:
+        _session: Session
+        _terms: tuple[tuple[Call, Weight | None], ...]
+        _extras: tuple[Weight, ...]
+        _tensor: Tensor | None
+        _recorded: bool
 
     def fastdarts_value(self) -> Tensor:
         """Compute the tensor, once."""
         if self._tensor is None:
-            if self._grad and not torch.is_grad_enabled():
+            if self._recorded and not torch.is_grad_enabled():
                 _check_function()
-            with torch.set_grad_enabled(self._grad):
-                self._tensor = self._session.add_up(self._terms, self._extras)
-        return self._tensor
+            with torch.set_grad_enabled(self._recorded):
+                self.__dict__["_tensor"] = self._session.add_up(self._terms, self._extras)
+        return cast(Tensor, self._tensor)
 
     def _open(self) -> bool:
         """True if terms may still be added: nothing has been computed, and gradients are as they were."""
-        return self._tensor is None and self._grad == torch.is_grad_enabled()
+        return self._tensor is None and self._recorded == torch.is_grad_enabled()
 
     def _shape(self) -> torch.Size:
         return self._terms[0][0].shape if self._tensor is None else self._tensor.shape
@@ -259,19 +289,19 @@ class Deferred:
         if self._open() and len(self._terms) == 1 and not self._extras and _is_scalar(other):
             ((call, weight),) = self._terms
             scalar = other.reshape(()) if isinstance(other, Tensor) else float(other)
-            return Deferred(self._session, [(call, scalar if weight is None else weight * scalar)])
+            return self._session.output([(call, scalar if weight is None else weight * scalar)])
         return self.fastdarts_value() * evaluated(other)
 
     __rmul__ = __mul__
 
     def __add__(self, other: Any) -> Any:
         if self._open():
-            if isinstance(other, Deferred) and other._open() and other._shape() == self._shape():
-                return Deferred(self._session, self._terms + other._terms, self._extras + other._extras)
+            if isinstance(other, Output) and other._open() and other._shape() == self._shape():
+                return self._session.output(self._terms + other._terms, self._extras + other._extras)
             if isinstance(other, int | float) and other == 0:
                 return self
             if _is_scalar(other) or (isinstance(other, Tensor) and other.shape == self._shape()):
-                return Deferred(self._session, self._terms, (*self._extras, other))
+                return self._session.output(self._terms, (*self._extras, other))
         return self.fastdarts_value() + evaluated(other)
 
     __radd__ = __add__
@@ -296,10 +326,10 @@ class Deferred:
         if not kwargs and len(args) == 2:
             a, b = args
             if func in _PRODUCTS:
-                return a * b if isinstance(a, Deferred) else b * a
+                return a * b if isinstance(a, Output) else b * a
             if func in _SUMS:
-                return a + b if isinstance(a, Deferred) else b + a
-        if func is torch.stack and args and not isinstance(args[0], Tensor):
+                return a + b if isinstance(a, Output) else b + a
+        if func is torch.stack and args and isinstance(args[0], list | tuple):
             stacked = _stacked(args[0], *args[1:], **(kwargs or {}))
             if stacked is not None:
                 return stacked
@@ -309,13 +339,31 @@ class Deferred:
         return getattr(self.fastdarts_value(), name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in Deferred.__slots__:
-            object.__setattr__(self, name, value)
-        else:
-            setattr(self.fastdarts_value(), name, value)
+        setattr(self.fastdarts_value(), name, value)
 
     def __repr__(self) -> str:
         return repr(self.fastdarts_value())
+
+
+class Deferred(Output):
+    """An output that is no tensor, which costs least."""
+
+
+class DeferredTensor(Output, Tensor):  # type: ignore[misc, override]
+    """An output that passes for a tensor, for forwards that ask with isinstance."""
+
+    @staticmethod
+    def __new__(
+        cls, session: Session, terms: Sequence[tuple[Call, Weight | None]], extras: Sequence[Weight] = ()
+    ) -> DeferredTensor:
+        call = terms[0][0]
+        return Tensor._make_wrapper_subclass(cls, call.shape, dtype=call.x.dtype, device=call.x.device)
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        raise TypeError(f"{func} takes no deferred outputs")
 
 
 def _check_function() -> None:
@@ -330,7 +378,7 @@ def _check_function() -> None:
 class DeferredStack:
     """`torch.stack` of op outputs along a new first axis, which is to be summed over."""
 
-    def __init__(self, items: Sequence[Deferred]) -> None:
+    def __init__(self, items: Sequence[Output]) -> None:
         self._items = list(items)
 
     def fastdarts_value(self) -> Tensor:
@@ -379,12 +427,14 @@ class DeferredStack:
 
 
 def _stacked(items: Sequence[Any], dim: int = 0, out: object = None) -> DeferredStack | None:
-    if dim not in (0, -5) or out is not None or not all(isinstance(item, Deferred) for item in items):
+    if dim not in (0, -5) or out is not None or not all(isinstance(item, Output) for item in items):
         return None
     return DeferredStack(items) if len({item.shape for item in items}) == 1 else None
 
 
 def _is_scalar(value: object) -> bool:
+    if isinstance(value, Output):
+        return False
     if isinstance(value, Tensor):
         return value.numel() == 1 and value.dim() <= 4 and value.is_floating_point()
     return isinstance(value, int | float)
@@ -392,7 +442,7 @@ def _is_scalar(value: object) -> bool:
 
 def evaluated(tree: Any) -> Any:
     """Replace what is deferred in a nest of tuples, lists and dictionaries by tensors."""
-    return tree_map_only((Deferred, DeferredStack), lambda one: one.fastdarts_value(), tree)
+    return tree_map_only((Output, DeferredStack), lambda one: one.fastdarts_value(), tree)
 
 
 _PRODUCTS = {torch.mul, torch.multiply, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, Tensor.multiply}
@@ -412,9 +462,9 @@ for _name in (
     *("__getitem__", "__setitem__", "__len__", "__iter__", "__float__", "__int__", "__eq__", "__ne__"),
     *("__lt__", "__le__", "__gt__", "__ge__", "__isub__", "__imul__", "__itruediv__", "__invert__"),
 ):
-    for _class in (Deferred, DeferredStack):
+    for _class in (Output, DeferredStack):
         setattr(_class, _name, _forwarded(_name))
-for _class in (Deferred, DeferredStack):
+for _class in (Output, DeferredStack):
     _class.__hash__ = object.__hash__  # type: ignore[method-assign]
 for _name in ("__add__", "__radd__"):
     setattr(DeferredStack, _name, _forwarded(_name))

@@ -48,6 +48,8 @@ class Verdict(NamedTuple):
     """Why its forward could not be tried; it is served all the same, as its own lines run."""
     random: bool = False
     """True if its forward draws random numbers."""
+    as_tensors: bool = False
+    """True if deferred outputs must pass for tensors."""
 
 
 def verdict(module: nn.Module, ops: dict[str, Op]) -> Verdict:
@@ -93,13 +95,14 @@ def _verdict(module: nn.Module, ops: dict[str, Op]) -> Verdict:
                 trial = _Trial()
                 if trial.difference(module, own, partial(_weighted_sum, ops), arguments) is None and not trial.in_place:
                     return Verdict(_direct(module, own), random=trial.random)
-            trial = _Trial()
-            difference = _deferred_difference(trial, module, own, arguments, ops)
-            if difference is None:
-                return Verdict(random=trial.random)
-            reason = reason or difference
+            for as_tensors in (False, True):
+                trial = _Trial()
+                difference = _deferred_difference(trial, module, own, arguments, ops, as_tensors)
+                if difference is None:
+                    return Verdict(random=trial.random, as_tensors=as_tensors)
+                reason = reason or difference
     if reason is None and untried is not None:
-        return Verdict(untried=untried)
+        return Verdict(untried=untried, as_tensors=True)
     return Verdict(reason=reason or "it has no forward")
 
 
@@ -190,14 +193,19 @@ def _weighted_sum(ops: dict[str, Op], module: nn.Module, x: Tensor, weights: Ten
 
 
 def _deferred_difference(
-    trial: "_Trial", module: nn.Module, own: Callable[..., Any], arguments: _Arguments, ops: dict[str, Op]
+    trial: "_Trial",
+    module: nn.Module,
+    own: Callable[..., Any],
+    arguments: _Arguments,
+    ops: dict[str, Op],
+    as_tensors: bool,
 ) -> str | None:
     """Say where a forward changes if its ops' outputs are deferred, or what it does with them; None if all is well."""
     known = {path: op for path, op in ops.items() if op.primitive != OWN}
     sessions: list[Session] = []
 
     def deferred(copied: nn.Module, *given: Any) -> Any:
-        sessions.append(Session(_by_modules))
+        sessions.append(Session(_by_modules, as_tensors=as_tensors))
         copied.__class__ = patched_class(type(module))  # whose attributes are deferred
         return run_deferred(copied, own, given, {}, sessions[-1], known)
 

@@ -170,3 +170,28 @@ def read_nodes(text: str) -> list[list[tuple[str, int]]]:
     """Return the (primitive, predecessor) pairs of each node that a cell's text lists."""
     nodes = [[pair.partition(":") for pair in node.split()] for node in text.split("/")]
     return [[(OPS[op], int(state)) for op, _, state in node] for node in nodes]
+
+
+SIZES: dict[str, tuple[int, int]] = {
+    "DARTS_V1": (3_169_414, 500_987_520),
+    "DARTS_V2": (3_349_342, 528_359_040),
+    "PC_DARTS_CIFAR": (3_634_678, 556_670_592),
+    "PC_DARTS_IMAGENET": (3_721_510, 570_466_944),
+    "P_DARTS": (3_433_798, 532_174_464),
+    "GDAS_V1": (3_368_782, 519_428_736),
+    "SNAS_MILD": (2_661_382, 422_218_368),
+    "SNAS_MODERATE": (2_847_358, 440_687_232),
+    "FAIRDARTS_A": (2_360_782, 371_455_200),
+    "FAIRDARTS_B": (3_407_878, 536_487_552),
+    "FAIRDARTS_C": (2_598_814, 399_987_936),
+    "FAIRDARTS_D": (3_365_542, 532_506_240),
+    "FAIRDARTS_E": (2_643_742, 414_696_672),
+    "FAIRDARTS_F": (3_151_054, 497_614_464),
+    "FAIRDARTS_G": (2_899_054, 453_376_224),
+    "SDARTS_RS": (3_606_166, 562_393_728),
+    "SDARTS_ADV": (3_344_806, 526_755_456),
+    "NASNET_A": (3_830_950, 603_452_448),
+    "AMOEBANET_A": (3_145_078, 488_931_552),
+    "ENAS": (4_020_166, 622_142_496),
+}
+"""Parameters and multiply-adds of each CIFAR-10 network (C=36, 20 cells), as `sizes.size_of` computes them."""

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fastdarts import DARTS_V2, EvalNetwork, Genotype
+from fastdarts.spaces.darts import published
 from fastdarts.spaces.darts.genotype import PUBLISHED
 from fastdarts.spaces.darts.published import CELLS
 from fastdarts.spaces.darts.sizes import size_of
@@ -136,6 +137,7 @@ def test_all_published_cells_have_the_size_of_their_code(name: str) -> None:
 def check_size(name: str) -> None:
     multiply_adds, parameters = SIZES[name]
     size = size_of(PUBLISHED[name])
+    assert published.SIZES[name] == size
     assert size.multiply_adds / 1e6 == pytest.approx(multiply_adds, rel=0.01)
     assert size.parameters / 1e6 == pytest.approx(parameters, abs=0.06)
 
