@@ -35,7 +35,7 @@ def write_table(path: Path) -> Path:
                 trial.eval_names.append(split)
                 trial.eval_acc1es[f"{split}@{last}"] = ACCURACY[split]
                 trial.eval_losses[f"{split}@{last}"] = 0.5
-                trial.eval_times[f"{split}@{last}"] = 1.0
+                trial.eval_times |= {f"{split}@{epoch}": 1.0 for epoch in range(EPOCHS)}
             info.update(dataset, 777, trial)
         results[hp] = info.state_dict()
     content = {"meta_archs": [str(CELL)], "arch2infos": {0: results}, "evaluated_indexes": [0]}
