@@ -92,21 +92,24 @@ def _is_mixed(ops: dict[str, Op]) -> bool:
     """Return True if some of a module's children are ops that kernels compute.
 
     Modules that are held by name may be anything: two of them at least must be ops, and relu, 1x1 convolution and batch
-    norm by name are no sign of a mixed operation, since cells preprocess their inputs with them.
+    norm by name or more than once are no sign of a mixed operation, since cells preprocess their inputs with them.
     """
     known = {path: op for path, op in ops.items() if op.primitive != OWN}
-    if all(_is_common(path, op) for path, op in known.items()):
+    once = sum(op.primitive == "nor_conv_1x1" for op in known.values()) == 1
+    if all(_is_common(op, alone=once and "." in path) for path, op in known.items()):
         return False
     return len(known) > 1 or any("." in path for path in known)
 
 
-def _is_common(path: str, op: Op) -> bool:
-    """Return True for layers that many modules hold which are no mixed operations."""
-    by_name = "." not in path
+def _is_common(op: Op, alone: bool) -> bool:
+    """Return True for layers that many modules hold which are no mixed operations.
+
+    `alone` is True for the only 1x1 convolution in a list or a dictionary.
+    """
     return (
         op.primitive == "none"
         or (op.primitive, op.stride) == ("skip_connect", 1)
-        or (by_name and op.primitive == "nor_conv_1x1")
+        or (op.primitive == "nor_conv_1x1" and not alone)
     )
 
 
