@@ -72,7 +72,7 @@ docs: $(VENV)/docs-installed
 # Leak detection is off because the interpreter itself never frees everything, and too large a block is the program's error
 # to tell; libstdc++ is loaded early because the sanitizer must find the exception functions that it wraps; pytest captures no more than Python's own output because the
 # sanitizer's report comes with the end of the process. Programs that tests start do without, so such tests are left out.
-SANITIZED_ENV = ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(SANITIZED)/lib \
+SANITIZED_ENV = OMP_WAIT_POLICY=passive ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(SANITIZED)/lib \
   LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so):$$($(CXX) -print-file-name=libstdc++.so)"
 SANITIZED_CHECK = import os, sys, torch, fastdarts._C as c; os.environ.pop("LD_PRELOAD"); \
     "$(SANITIZED)" in c.__file__ or sys.exit(f"not the sanitized build: {c.__file__}")

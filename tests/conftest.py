@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
@@ -21,6 +22,11 @@ from hypothesis import settings
 
 with torch.device("cpu"):  # as a context it looks functions up by identity too, from its first use on
     torch.empty(0)
+
+# A shell starts background jobs with these ignored, and their children would ignore them, too.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 # Timings decide no test, and every run draws the same examples.
 settings.register_profile("fastdarts", deadline=None, derandomize=True)

@@ -229,7 +229,6 @@ def test_a_signal_during_imports_is_one_line(tmp_path, module, signum, code):
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        preexec_fn=lambda: signal.signal(signum, signal.SIG_DFL),  # a shell starts background jobs without SIGINT
     )
     assert done.stderr == f"{prog}: stopped before it began; nothing was written, run it again\n"
     assert (done.returncode, done.stdout) == (code, "")
