@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 import fastdarts
+import fastdarts.ops.operators
 from fastdarts.ops.plan import KIND_CODES, MOST, MixedPlan, PlannedEdge, norm_count, param_count, param_size
 from fastdarts.primitives.table import CANDIDATES
 
