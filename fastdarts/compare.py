@@ -141,8 +141,7 @@ class CompareConfig(Config):
     def select_config(self, seed: int, out: Path) -> EvalConfig:
         """Of the training that a found cell is judged by."""
         space = self.search.get("space", "darts")
-        network = "darts" if space in ("s1", "s2", "s3", "s4", "s5") else space
-        return EvalConfig(**{"space": network, **self.select, **self._common(seed, out), "epochs": self.select_epochs})
+        return EvalConfig(**{"space": space, **self.select, **self._common(seed, out), "epochs": self.select_epochs})
 
     def _common(self, seed: int, out: Path) -> dict[str, Any]:
         return {

@@ -1,6 +1,6 @@
 """Groups of rows of named choices: the part of a search space that a search method sees."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -63,8 +63,3 @@ class Choice:
     def ranked(self, group: str, scores: Tensor) -> Tensor:
         """Return the numbers by which ops and edges of a group are compared, from its scores."""
         return scores if self.ranking is None else self.ranking(group, scores)
-
-
-def names_of(groups: Sequence[Group]) -> tuple[str, ...]:
-    """Return the distinct op names of groups, in order of appearance."""
-    return tuple(dict.fromkeys(name for group in groups for row in group.ops for name in row))

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastdarts.config.reading import parse_json, read_text
 from fastdarts.spaces.darts.genotype import Genotype
-from fastdarts.spaces.space import Space
+from fastdarts.spaces.space import Architecture, Space
 
 _FACTORIES: dict[str, str | Callable[..., Space]] = {
     "darts": "fastdarts.spaces.darts.space:DartsSpace",
@@ -48,7 +48,7 @@ def find(name: str, primitives: Sequence[str] | None = None) -> Space:
     return factory() if primitives is None else factory(primitives=tuple(primitives))
 
 
-def space_of(architecture: Any) -> Space:
+def space_of(architecture: Architecture) -> Space:
     """Return the space of an architecture."""
     return find(architecture.space)
 
