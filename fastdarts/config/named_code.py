@@ -7,7 +7,7 @@ from typing import Any
 
 
 class UnnamedCodeError(ValueError):
-    """A file asks for code that nobody has named."""
+    """Raised when a file asks for code that neither the command line nor the caller has named."""
 
 
 def refuse_unnamed_code(

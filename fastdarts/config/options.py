@@ -67,7 +67,7 @@ class Config:
         return self.presets[getattr(self, "dataset")]  # noqa: B009 - the subclasses' first field
 
     def help_notes(self) -> str:
-        """What --help says below the options."""
+        """Return the text that --help prints below the options."""
         return ""
 
     def save(self, path: Path) -> None:

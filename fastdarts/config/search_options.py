@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from fastdarts.config.options import Config, option
 
 LARGEST_SEED = 2**63 - 1
-"""Of any run; torch's generators take twice as much, so that an offset can be added."""
+"""Limits the seed of any run. Torch's generators take twice as much, so that an offset can be added."""
 
 
 _PAPER: dict[str, Any] = {

@@ -35,7 +35,7 @@ _BYTES_A_PIXEL = 8  # while an image is decoded, converted and resized
 
 
 class FolderImages(NamedTuple):
-    """What `load_folder` returns.
+    """Hold the result of `load_folder`.
 
     Attributes:
         images: [N, C, H, W] uint8.

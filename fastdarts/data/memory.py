@@ -1,4 +1,4 @@
-"""How much memory images may take."""
+"""Limit the memory that images may take."""
 
 import resource
 import threading

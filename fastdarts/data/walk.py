@@ -14,7 +14,7 @@ Identity = tuple[int, int]
 
 
 class Passed:
-    """What was passed over, counted by reason."""
+    """Count the files that were passed over, by reason."""
 
     def __init__(self) -> None:
         self.reasons: Counter[str] = Counter()

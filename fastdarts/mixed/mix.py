@@ -1,4 +1,4 @@
-"""How the edges of a cell mix their ops in a forward pass."""
+"""Describe how the edges of a cell mix their ops in a forward pass."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -15,7 +15,7 @@ from fastdarts.mixed.patching.sums import Call, Weight
 
 @dataclass(frozen=True)
 class _Edge:
-    """What `fused` asks of a MixedOp."""
+    """Provide what `fused` needs of a MixedOp."""
 
     stride: int
     primitives: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""What sets modules apart from candidate ops that kernels know: for the report, where nothing or little was found."""
+"""Describe what sets modules apart from ops with kernels, for a report where nothing or little was found."""
 
 from collections.abc import Sequence
 from functools import lru_cache

@@ -36,9 +36,9 @@ class Direct(NamedTuple):
     """A forward that is the weighted sum of all ops and nothing else."""
 
     names: tuple[str, ...]
-    """Of its positional arguments, x and weights first."""
+    """Names of the positional arguments, x and weights first."""
     defaults: dict[str, Any]
-    """Of the others."""
+    """Default values of the other arguments."""
     state: object
     """The module's own, with which it was tried."""
 
@@ -56,7 +56,7 @@ class Direct(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """What a foreign mixed operation consists of."""
+    """Hold the parts of a foreign mixed operation."""
 
     ops: dict[str, Op]
     """Its candidates, by their paths in the module."""

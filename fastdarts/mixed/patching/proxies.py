@@ -1,4 +1,4 @@
-"""What a patched module's own forward sees in the place of its candidate ops: calls of them are deferred."""
+"""Stand in for the candidate ops while a patched module's own forward runs, and defer calls of them."""
 
 import threading
 import weakref

@@ -21,7 +21,7 @@ OWN = "-"
 """In the place of a primitive's name: the op's own module computes it."""
 
 State = tuple[object, ...]
-"""What a module's result depends on beside its tensors and modes: its classes, and attributes that are plain values."""
+"""List what a module's result depends on beside its tensors and modes: classes and plain attributes."""
 
 CONTAINERS = nn.ModuleList | nn.ModuleDict
 
@@ -149,7 +149,7 @@ def twin(op: nn.Module, name: str, C: int, stride: int) -> nn.Module:
 
 
 class Results(NamedTuple):
-    """What a call gives: tensors by name, None for a gradient that nothing computed."""
+    """Holds the results of a call: tensors by name, None for a gradient that nothing computed."""
 
     tensors: dict[str, Tensor | None]
 
