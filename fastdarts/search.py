@@ -26,14 +26,15 @@ from fastdarts.bilevel.architect import Loss
 from fastdarts.config import quoting
 from fastdarts.config.command_line import build_parser
 from fastdarts.config.files import write_atomically
-from fastdarts.data import ImageData
+from fastdarts.data import ImageSet
+from fastdarts.data.images import fraction_of
 from fastdarts.methods import find
 from fastdarts.runs import movement, resources
 from fastdarts.runs.console import LOGGER
 from fastdarts.runs.device import choose_device, determinism
 from fastdarts.runs.folder import check_out, out_dir
 from fastdarts.runs.forecast import forecast_line, out_of_memory_explained
-from fastdarts.runs.images import Images, outputs_for, read_images, read_second_images
+from fastdarts.runs.images import Images, open_images, outputs_for, read_images, read_second_images
 from fastdarts.runs.interrupt import stop_requests, stops_at_once
 from fastdarts.runs.keeper import Keeper, asked_to_end, how_to_continue, train_epoch
 from fastdarts.runs.kernels import kernels_used
@@ -125,7 +126,7 @@ def search(
         table = spaces.find(config.space, config.primitives).table(config.benchmark)
     kernels = kernels_used(device, config.backend)
     LOGGER.info("kernels: %s", kernels)
-    weights_half, alphas_half = _halves(config, train, valid, loss)
+    weights_half, alphas_half = _halves(config, train, valid, loss, device)
     outputs_for(weights_half)  # says what is wrong with the classes before the run's folder is made
     with determinism(config.deterministic), stop_requests() as stop:
         out = out_dir(config, "search")
@@ -210,17 +211,19 @@ def _histograms(state: SearchState) -> dict[str, Tensor]:
 
 
 def _halves(
-    config: SearchConfig, train: Images | None, valid: Images | None, loss: Loss | None
-) -> tuple[ImageData, ImageData | None]:
+    config: SearchConfig, train: Images | None, valid: Images | None, loss: Loss | None, device: torch.device
+) -> tuple[ImageSet, ImageSet | None]:
     """The images of the weight steps and of the alpha steps; all and none where the alphas learn from the first."""
     if train is None:
         if valid is not None:
             raise ValueError("valid was given without train")
         if config.dataset == "custom":
             raise ValueError("dataset 'custom' is for images given from Python: search(config, train=...)")
-        images = data.load(config.dataset, config.data, "train", config.image_size, test_portion=config.test_portion)
+        images = open_images(config, "train", device)
     else:
         images = read_images(train, loss)
+    if config.search_fraction < 1:
+        images = fraction_of(images, config.search_fraction, config.seed)
     if valid is None and find(config.method).level in ("single", "coordinate"):
         return images, None
     if valid is None:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastdarts.data.modern import Transform
+
 
 class Draw(NamedTuple):
     """Hold the random choices for one batch, each [N] int64."""
@@ -62,6 +64,8 @@ class Augment:
         self.cutout = cutout
         self.cutout_share = 1.0
         """Share of the images to which cutout is applied; may be set at any time."""
+        self.before: Transform | None = None
+        """Transform that a call applies first; may be set at any time."""
         self.generator = torch.Generator(device)
         self.generator.manual_seed(generator_seed)
         self._mean = torch.tensor(mean, device=device)
@@ -69,6 +73,8 @@ class Augment:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Augment images [N, C, H, W], uint8 or float32; return float32 of the same shape, channels-last."""
+        if self.before is not None:
+            images = self.before(images)
         return self.apply(images, self.draw(images))
 
     def draw(self, images: Tensor) -> Draw:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
+from fastdarts.data.modern import Transform
+
 _SCALE = (0.08, 1.0)  # area of a crop as a share of the image's area
 _RATIO = (3 / 4, 4 / 3)  # width of a crop divided by its height
 _JITTER = (0.6, 1.4)  # factors of brightness, contrast and saturation
@@ -65,6 +67,8 @@ class ImageNetAugment:
         height, width = image_size
         self.size = height * 7 // 8, width * 7 // 8
         self.flip = flip
+        self.before: Transform | None = None
+        """Transform that a call applies first; may be set at any time."""
         self.generator = torch.Generator(device)
         self.generator.manual_seed(generator_seed)
         self._mean = torch.tensor(mean, device=device)[:, None, None]
@@ -72,6 +76,8 @@ class ImageNetAugment:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Augment images [N, 3, H, W] uint8; return float32 [N, 3, H * 7 // 8, W * 7 // 8], channels-last."""
+        if self.before is not None:
+            images = self.before(images)
         return self.apply(images, self.draw(images))
 
     def draw(self, images: Tensor) -> Draw:

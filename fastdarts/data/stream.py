@@ -1,12 +1,13 @@
 """Iterate over endless batches of one half of the images, in a seeded order that can be resumed exactly."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastdarts.data.images import ImageData
+from fastdarts.data.images import Batch, ImageSet
 
 
 class BatchStream:
@@ -17,6 +18,8 @@ class BatchStream:
     different lengths wrap around independently. (The original restarts a shuffled loader for every alpha step, which
     samples its batches with replacement.)
 
+    Images that are not in memory are decoded ahead of `next`; the state counts those that `next` has returned.
+
     Args:
         data: the images; batches are made on their device.
         batch_size: images in a batch; the last batch of a pass holds the images that are left.
@@ -26,7 +29,7 @@ class BatchStream:
     Raises: ValueError for a batch size below 1, a negative seed, or drop_last with less than one batch of data.
     """
 
-    def __init__(self, data: ImageData, batch_size: int, seed: int, drop_last: bool = False) -> None:
+    def __init__(self, data: ImageSet, batch_size: int, seed: int, drop_last: bool = False) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {batch_size}")
         if seed < 0:
@@ -36,12 +39,11 @@ class BatchStream:
         self.data = data
         self.batch_size = batch_size
         self.drop_last = drop_last
-        self._begin(seed, 0)
+        self._begin(seed, 0, 0)
 
-    def _begin(self, seed: int, index: int) -> None:
-        self._seed, self._pass, self._position = seed, index, 0
-        order = np.random.default_rng((seed, index)).permutation(len(self.data))
-        self._order = torch.from_numpy(order).to(self.data.images.device)
+    def _begin(self, seed: int, index: int, position: int) -> None:
+        self._seed, self._pass, self._position = seed, index, position
+        self._batches: Iterator[Batch] | None = None  # begun by `next`: it may start processes
 
     @property
     def batches_per_epoch(self) -> int:
@@ -49,14 +51,30 @@ class BatchStream:
         whole, rest = divmod(len(self.data), self.batch_size)
         return whole + (rest > 0 and not self.drop_last)
 
-    def next(self) -> tuple[Tensor, Tensor]:
-        """Return the next images [B, C, H, W] and targets [B, ...] on the data's device, without synchronising."""
-        left = len(self.data) - self._position
-        if left < (self.batch_size if self.drop_last else 1):
-            self._begin(self._seed, self._pass + 1)
-        indices = self._order[self._position : self._position + self.batch_size]
-        self._position += len(indices)
-        return self.data.images.index_select(0, indices), self.data.targets.index_select(0, indices)
+    @property
+    def _images_per_pass(self) -> int:
+        return min(len(self.data), self.batches_per_epoch * self.batch_size)
+
+    def next(self) -> Batch:
+        """Return the next images [B, C, H, W] and targets [B, ...] on the data's device, without synchronising.
+
+        Raises: ValueError that names an image that cannot be decoded.
+        """
+        if self._batches is None:
+            self._batches = self.data.fetch(self._orders(self._pass, self._position))
+        images, targets = next(self._batches)
+        if self._position >= self._images_per_pass:
+            self._pass, self._position = self._pass + 1, 0
+        self._position += len(images)
+        return images, targets
+
+    def _orders(self, index: int, position: int) -> Iterator[Tensor]:
+        """Yield the indices of each batch from image `position` of pass `index` on, without end."""
+        while True:
+            order = torch.from_numpy(np.random.default_rng((self._seed, index)).permutation(len(self.data)))
+            for start in range(position, self._images_per_pass, self.batch_size):
+                yield order[start : min(start + self.batch_size, self._images_per_pass)]
+            index, position = index + 1, 0
 
     def state_dict(self) -> dict[str, int]:
         return {"seed": self._seed, "pass": self._pass, "position": self._position, "size": len(self.data)}
@@ -68,5 +86,4 @@ class BatchStream:
         """
         if state["size"] != len(self.data):
             raise ValueError(f"the state is of a stream of {state['size']} images; this one has {len(self.data)}")
-        self._begin(state["seed"], state["pass"])
-        self._position = state["position"]
+        self._begin(state["seed"], state["pass"], state["position"])

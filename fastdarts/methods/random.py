@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastdarts.bilevel.step import Level
 from fastdarts.config.search_options import SearchOptions
-from fastdarts.data import ImageData
+from fastdarts.data import ImageSet
 from fastdarts.methods.method import Method, MethodOptions, Settings, hyper
 from fastdarts.methods.running import RunningSearch
 from fastdarts.mixed.mix import Mix
@@ -67,7 +67,7 @@ class Random(Method):
         generator.set_state(self.generator.get_state())
         some = images.subset(torch.arange(min(options.batches * state.config.batch_size, len(images))))
 
-        def score(architecture: Any, data: ImageData) -> float:
+        def score(architecture: Any, data: ImageSet) -> float:
             with state.network.mixing(self.discrete(state.network, architecture)):
                 loss, accuracy = state.measure(data, lambda: None)
             return -loss if math.isnan(accuracy) else accuracy  # NaN if the targets are not classes

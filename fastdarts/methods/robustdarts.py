@@ -23,6 +23,7 @@ from torch import Tensor
 
 from fastdarts.bilevel.architect import frozen_buffers, without_gradients
 from fastdarts.config.search_options import SearchOptions
+from fastdarts.data.images import first_images
 from fastdarts.methods.lanczos import largest_eigenvalue
 from fastdarts.methods.method import Method, MethodOptions, hyper
 from fastdarts.methods.running import RunningSearch
@@ -164,11 +165,11 @@ class RobustDarts(Method):
         """
         network, images = state.network, state.validation
         assert images is not None  # level "bilevel" always has validation images
-        part = images.subset(torch.arange(min(self.options.images or state.config.batch_size, len(images))))
+        batch, targets = first_images(images, self.options.images or state.config.batch_size)
         network.train()
         alphas = network.arch_parameters()
         with frozen_buffers(network), without_gradients(state.architect.flat.weights):
-            loss, _ = state.architect.forward((state.augment.normalise(part.images), part.targets))
+            loss, _ = state.architect.forward((state.augment.normalise(batch), targets))
             # a network of one or two cells has no normal cell; its alphas get zero gradients
             gradients = torch.autograd.grad(loss, alphas, create_graph=True, materialize_grads=True)
             gradient = torch.cat([g.flatten() for g in gradients])

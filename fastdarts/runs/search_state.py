@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastdarts.bilevel.architect import Architect, Batch, Loss
 from fastdarts.bilevel.step import SearchStep
-from fastdarts.data import BatchStream, ImageData
+from fastdarts.data import BatchStream, ImageSet
 from fastdarts.data.augment import Augment
 from fastdarts.methods import find
 from fastdarts.mixed.mix import Mix
@@ -50,8 +50,8 @@ class SearchState(RunState):
     def __init__(
         self,
         config: SearchConfig,
-        weights_half: ImageData,
-        alphas_half: ImageData | None,
+        weights_half: ImageSet,
+        alphas_half: ImageSet | None,
         loss: Loss,
         device: torch.device,
     ) -> None:
@@ -60,7 +60,7 @@ class SearchState(RunState):
         self.method = find(config.method)(config)
         self._loss = loss
         self._device = device
-        self._outputs, self._in_channels = outputs_for(weights_half), weights_half.images.shape[1]
+        self._outputs, self._in_channels = outputs_for(weights_half), weights_half.shape[0]
         self.validation = alphas_half
         self._build()
         augment = Augment(

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from fastdarts.bilevel.architect import Batch
 from fastdarts.config.plain import plain
-from fastdarts.data import BatchStream, ImageData
+from fastdarts.data import BatchStream, ImageSet
 from fastdarts.data.augment import Augment
 from fastdarts.data.augment_imagenet import ImageNetAugment
+from fastdarts.data.images import first_images, in_order
 from fastdarts.runs import checkpoint
 from fastdarts.runs.sums import EpochSums
 from fastdarts.tasks.classification import count_correct
@@ -85,8 +86,8 @@ class RunState:
         before = copy.deepcopy(self.state_dict())
         try:
             self.network.train()
-            data = [stream.data for stream in self.streams]
-            self.train_batches([(self.augment.normalise(part.images[:images]), part.targets[:images]) for part in data])
+            firsts = [first_images(stream.data, images) for stream in self.streams]
+            self.train_batches([(self.augment.normalise(batch), targets) for batch, targets in firsts])
         finally:
             self.load_state_dict(before)
 
@@ -97,7 +98,7 @@ class RunState:
         self.seconds += time.perf_counter() - start
         return {**self._sums.means(), "images_per_second": self._sums.images / max(self.seconds, 1e-9)}
 
-    def measure(self, data: ImageData, between_batches: Callable[[], object]) -> tuple[float, float]:
+    def measure(self, data: ImageSet, between_batches: Callable[[], object]) -> tuple[float, float]:
         """Return mean loss and accuracy on `data` in eval mode, without augmentation; accuracy is NaN without classes.
 
         Random numbers of the network (candidate `noise`) are the same each time, and global generators are restored.
@@ -109,16 +110,14 @@ class RunState:
         Raises: FloatingPointError if the mean loss is not finite.
         """
         self.network.eval()
-        device = data.images.device
-        loss = correct = torch.zeros((), device=device)
-        size = self.config.batch_size
-        for batch, (images, targets) in enumerate(zip(data.images.split(size), data.targets.split(size), strict=True)):
+        loss = correct = torch.zeros(())
+        for batch, (images, targets) in enumerate(in_order(data, self.config.batch_size)):
             between_batches()
-            with torch.inference_mode(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            with torch.inference_mode(), torch.random.fork_rng([images.device] if images.is_cuda else []):
                 torch.manual_seed(batch)
                 batch_loss, outputs = self.test_batch((self.augment.normalise(images), targets))
-                loss = loss + batch_loss * len(images)
-                correct = correct + count_correct(outputs, targets)
+                loss = batch_loss * len(images) + loss
+                correct = count_correct(outputs, targets) + correct
         mean_loss = float(loss) / len(data)
         if not math.isfinite(mean_loss):
             raise FloatingPointError(f"the loss measured at the end of epoch {self.epoch + 1} is {mean_loss}")
