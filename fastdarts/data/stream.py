@@ -61,20 +61,13 @@ class BatchStream:
         Raises: ValueError that names an image that cannot be decoded.
         """
         if self._batches is None:
-            self._batches = self.data.fetch(self._orders(self._pass, self._position))
+            start = (self._seed, self._pass, self._position)
+            self._batches = self.data.fetch(_orders(len(self.data), self._images_per_pass, self.batch_size, start))
         images, targets = next(self._batches)
         if self._position >= self._images_per_pass:
             self._pass, self._position = self._pass + 1, 0
         self._position += len(images)
         return images, targets
-
-    def _orders(self, index: int, position: int) -> Iterator[Tensor]:
-        """Yield the indices of each batch from image `position` of pass `index` on, without end."""
-        while True:
-            order = torch.from_numpy(np.random.default_rng((self._seed, index)).permutation(len(self.data)))
-            for start in range(position, self._images_per_pass, self.batch_size):
-                yield order[start : min(start + self.batch_size, self._images_per_pass)]
-            index, position = index + 1, 0
 
     def state_dict(self) -> dict[str, int]:
         return {"seed": self._seed, "pass": self._pass, "position": self._position, "size": len(self.data)}
@@ -87,3 +80,22 @@ class BatchStream:
         if state["size"] != len(self.data):
             raise ValueError(f"the state is of a stream of {state['size']} images; this one has {len(self.data)}")
         self._begin(state["seed"], state["pass"], state["position"])
+
+
+def _orders(count: int, used: int, batch_size: int, start: tuple[int, int, int]) -> Iterator[Tensor]:
+    """Yield the indices of each batch without end.
+
+    It is no method: a stream that refers to itself would keep its processes until the next garbage collection.
+
+    Args:
+        count: images of the data.
+        used: images of a pass, the first of its order.
+        batch_size: images of a batch.
+        start: the seed, the number of the pass and the position in it.
+    """
+    seed, index, position = start
+    while True:
+        order = torch.from_numpy(np.random.default_rng((seed, index)).permutation(count))
+        for first in range(position, used, batch_size):
+            yield order[first : min(first + batch_size, used)]
+        index, position = index + 1, 0

@@ -131,11 +131,8 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 def test_sizes_that_differ_are_named(tmp_path: Path) -> None:
     folder = write_folder(tmp_path, 9)
     picture(0, 21, 26).save(folder / "train" / "class2" / "other.jpg")
-    images = open_images("imagefolder", folder, streaming=ALWAYS)
-    with pytest.raises(
-        ValueError, match=r"one size unless image_size is given: .*other.jpg is 21x26, the first is 20x26"
-    ):
-        list(in_order(images, 4))
+    with pytest.raises(ValueError, match=r"one size unless .*: .*other.jpg is 21x26, the first is 20x26"):
+        open_images("imagefolder", folder, streaming=ALWAYS)
 
 
 def test_too_little_shared_memory_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +180,8 @@ def test_signals_of_a_group_leave_the_workers(tmp_path: Path) -> None:
     """Slurm and terminals signal every process of a job: the parent saves its state, so its workers must live."""
     images = open_images("imagefolder", write_folder(tmp_path, 12), image_size=SIZE, streaming=ALWAYS)
     stream = BatchStream(images, 2, seed=0)
-    stream.next()
+    for _ in range(4):  # from each process: before its first batch it may not have set its handlers yet
+        stream.next()
     workers = multiprocessing.active_children()
     assert len(workers) >= 2
     for worker in workers:
