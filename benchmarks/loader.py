@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import torchvision
 from PIL import Image
 from torch import Tensor
