@@ -10,9 +10,10 @@ if __name__ == "__main__":  # before the imports, so that a signal while they ru
 import argparse
 import dataclasses
 import json
+import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from fastdarts.data.images import first_images
 from fastdarts.data.modern import Transform
 from fastdarts.data.pixels import FULL_RANGE
 from fastdarts.export import check_export_packages, export_trained
-from fastdarts.runs import resources
+from fastdarts.runs import measures, resources
 from fastdarts.runs.begin_from import begin_from
 from fastdarts.runs.console import LOGGER
 from fastdarts.runs.device import choose_device, determinism
@@ -53,6 +54,9 @@ from fastdarts.spaces.registry import architecture_of, load_architecture, read_a
 
 __all__ = ["EvalConfig", "EvalResult", "evaluate"]
 
+_LATENCY_BATCHES = 1, 64
+_CONFUSION_CLASSES = 100  # of larger matrices nothing can be seen
+
 Callback = Callable[[Metrics, DiscreteNetwork], object]
 
 
@@ -72,6 +76,11 @@ class EvalResult:
         metrics: a dict per epoch, as the lines of metrics.jsonl.
         network: in eval mode; takes normalised images.
         exported: the files of config.export.
+        confusion: [classes, classes] counts of the test images by their class and the one they are taken for; None
+            without classes.
+        balanced_accuracy: mean of the classes' accuracies on the test images; NaN without classes.
+        latency: seconds of a forward pass for batches of 1 and of 64 images, on the run's device; empty if the network
+            was only tested.
     """
 
     test_error: float
@@ -85,6 +94,9 @@ class EvalResult:
     metrics: list[Metrics]
     network: DiscreteNetwork
     exported: tuple[Path, ...] = ()
+    confusion: Tensor | None = None
+    balanced_accuracy: float = math.nan
+    latency: Mapping[int, float] = field(default_factory=dict)
 
 
 @releases_folders
@@ -145,6 +157,7 @@ def evaluate(
         how = f"while results were measured and written; {again}"
         with stops_at_once(how):
             test_loss, accuracy = state.measure(test_images, lambda: None)
+            counts = measures.confusion(state, test_images, lambda: None)
     network = state.measured.eval()
     image_shape = state.augment.normalise(first_images(test_images, 1)[0]).shape[1:]
     result = EvalResult(
@@ -158,9 +171,13 @@ def evaluate(
         out_dir=out,
         metrics=state.metrics,
         network=network,
+        confusion=counts,
+        balanced_accuracy=math.nan if counts is None else measures.balanced_accuracy(counts),
     )
     with stops_at_once(how):
         if out is not None:
+            latencies = {size: measures.latency(network, image_shape, size) for size in _LATENCY_BATCHES}
+            result = dataclasses.replace(result, latency=latencies)
             _write_numbers(result, train_images, image_shape, out)
         if config.export is not None:
             result = dataclasses.replace(result, exported=export_trained(_trained(state, train_images), config.export))
@@ -317,7 +334,12 @@ def _write_numbers(result: EvalResult, train_images: ImageSet, image_shape: Sequ
         "mean": train_images.mean,
         "std": train_images.std,
         "classes": train_images.classes,
+        "balanced_accuracy": json_number(result.balanced_accuracy),
+        "latency_seconds": {str(size): seconds for size, seconds in result.latency.items()},
+        "confusion": None,
     }
+    if result.confusion is not None and len(result.confusion) <= _CONFUSION_CLASSES:
+        numbers["confusion"] = result.confusion.tolist()
     write_atomically(out / "result.json", json.dumps(numbers, indent=2) + "\n")
 
 

@@ -108,7 +108,8 @@ def pixels(image: Image.Image, grey: bool, grey_range: GreyRange = FULL_RANGE) -
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    array = np.array(image.convert("L" if grey else "RGB"))
+    mode = "L" if grey else "RGB"
+    array = np.array(image if image.mode == mode else image.convert(mode))  # convert copies even to the same mode
     return array[None] if grey else array.transpose(2, 0, 1)
 
 
