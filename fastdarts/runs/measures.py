@@ -36,7 +36,7 @@ def confusion(state: EvalState, images: ImageSet, between_batches: Callable[[], 
 
 def class_accuracies(counts: Tensor) -> list[float | None]:
     """Return the share of each class's images that are classified right; None for a class without images."""
-    return [float(row[index] / row.sum()) if row.sum() else None for index, row in enumerate(counts)]
+    return [row[index] / sum(row) if sum(row) else None for index, row in enumerate(counts.tolist())]
 
 
 def balanced_accuracy(counts: Tensor) -> float:
