@@ -11,7 +11,7 @@ from fastdarts.data import ImageSet
 from fastdarts.data.images import in_order
 from fastdarts.runs.eval_state import EvalState
 
-_SECONDS = 1.0  # of measuring, for each size of batch
+_SECONDS = 0.3  # of measuring, for each size of batch
 _PASSES = 3  # at least
 
 
