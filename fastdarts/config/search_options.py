@@ -135,6 +135,9 @@ class SearchOptions(Config):
     flip: bool = option("data", "mirror half of the images")
     cutout: int = option("data", "side of the square that is blanked in each image, in pixels", 0, at_least=0)
 
+    stem: Literal["cifar", "imagenet"] = option(
+        "network", "first layers; imagenet divides the image's sides by 8", "cifar"
+    )
     init_channels: int = option("network", "channels C of the first cells", at_least=1)
     layers: int = option("network", "number of cells", at_least=1)
     backend: Literal["auto", "fused", "reference"] = option("network", "how mixed operations are computed", "auto")

@@ -18,6 +18,7 @@ from fastdarts.primitives.table import EdgeOps
 from fastdarts.runs.images import outputs_for
 from fastdarts.runs.search_config import SearchConfig
 from fastdarts.runs.state import Metrics, RunState
+from fastdarts.spaces.network import imagenet_stem
 from fastdarts.spaces.supernet import Supernet
 
 _PARTS = {
@@ -91,6 +92,7 @@ class SearchState(RunState):
             num_classes=self._outputs,
             in_channels=self._in_channels,
             backend=config.backend,
+            **({"stem": imagenet_stem} if config.stem == "imagenet" else {}),
             **self._arguments,
         )
         method.attach(network)
