@@ -87,7 +87,17 @@ class Supernet(nn.Module):
 
     def op_weights(self) -> Mixes:
         """Return each group's op weights for one forward pass; a relaxation may draw them."""
+        if torch.jit.is_tracing():  # the alphas become constants of the program, which may not require gradients
+            return self._traced_op_weights()
         return self.relaxation(self)
+
+    def _traced_op_weights(self) -> Mixes:
+        before = self.alphas, self.extra_alphas
+        self.alphas, self.extra_alphas = ({name: alpha.data for name, alpha in group.items()} for group in before)
+        try:
+            return self.relaxation(self)
+        finally:
+            self.alphas, self.extra_alphas = before
 
     @contextmanager
     def mixing(self, mixes: Mapping[str, Mix]) -> Iterator[None]:

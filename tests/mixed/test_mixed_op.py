@@ -335,6 +335,21 @@ def test_what_is_not_finite_does_not_vanish(name: str, value: float) -> None:
 
 
 @fused_only
+@pytest.mark.parametrize("name", [name for name in KNOWN if name != "none"])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_not_a_number_reaches_all_gradients_that_it_reaches_in_modules(name: str, training: bool, stride: int) -> None:
+    op = MixedOp(12, stride, [name], "reference").train(training)
+    x = torch.randn(2, 12, 6, 6)
+    x[0, 1, 2, 2] = float("nan")
+    weights = torch.ones(1)
+    g = torch.randn_like(op(x, weights))
+    want, got = (results(copy.deepcopy(one), x, weights, g) for one in (op, with_backend(op, "fused")))
+    for key, values in want.items():
+        assert not got[key][~values.isfinite()].isfinite().any(), key
+
+
+@fused_only
 def test_only_none() -> None:
     op = MixedOp(3, 2, ["none"], "fused")
     x = torch.randn(2, 3, 5, 4, requires_grad=True)
