@@ -143,9 +143,8 @@ def search(
             LOGGER.info(forecast_line(state, forecast, device))
             for note in movement.before(state):
                 LOGGER.info(note)
-            for name, group in state.network.groups.items():
-                if not state.network.mixed_ops(name):
-                    LOGGER.info(f"note: so few layers have no {group.title}; its alphas are not trained")
+            for group in state.network.untrained():
+                LOGGER.info(f"note: so few layers have no {group.title}; its alphas are not trained")
             with out_of_memory_explained(forecast, config.batch_size, device):
                 _run_epochs(state, progress, keeper, callbacks)
             for note in movement.after(state):

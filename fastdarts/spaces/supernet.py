@@ -87,7 +87,8 @@ class Supernet(nn.Module):
 
     def op_weights(self) -> Mixes:
         """Return each group's op weights for one forward pass; a relaxation may draw them."""
-        if torch.jit.is_tracing():  # the alphas become constants of the program, which may not require gradients
+        # The alphas become constants of a traced program, which may not require gradients.
+        if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
             return self._traced_op_weights()
         return self.relaxation(self)
 
@@ -112,6 +113,10 @@ class Supernet(nn.Module):
     @abstractmethod
     def mixed_ops(self, group: str) -> list[list[MixedOp]]:
         """Return the mixed ops of each cell that a group belongs to, in the order of its rows."""
+
+    def untrained(self) -> list[Group]:
+        """Return the groups that no layer of this network reads, so that their alphas stay as they were drawn."""
+        return []
 
     @abstractmethod
     def derive(self, scores: Mapping[str, Tensor], choice: Choice = Choice()) -> Any:  # noqa: B008 - frozen
