@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from fastdarts.mixed import fused
 from fastdarts.mixed.mixed_op import MixedOp, op_weights_row
+from fastdarts.mixed.patching.calls import Call, Weight
 from fastdarts.mixed.patching.recognition import OWN, Op, leaves
-from fastdarts.mixed.patching.sums import Call, Weight
 
 
 @dataclass(frozen=True)

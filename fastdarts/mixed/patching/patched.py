@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from fastdarts.mixed import fused
 from fastdarts.mixed.mixed_op import op_weights_row
+from fastdarts.mixed.patching.calls import ChangedInPlaceError
 from fastdarts.mixed.patching.kernels import by_kernels, kernel_refusal, read
+from fastdarts.mixed.patching.outputs import evaluated
 from fastdarts.mixed.patching.proxies import proxied
 from fastdarts.mixed.patching.recognition import OWN, Op, own_state, paths_of, recognise, state_of
 from fastdarts.mixed.patching.report import Calls
-from fastdarts.mixed.patching.sums import ChangedInPlaceError, Session, evaluated, laid_out_as
+from fastdarts.mixed.patching.sums import Session, laid_out_as
 
 PATIENCE = 3
 """Calls in a row that a patched module may run by its own modules before a warning says so."""

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from fastdarts.mixed.patching.calls import Call, ChangedInPlaceError, Weight
 from fastdarts.mixed.patching.patched import Direct, forwards_of, patched_class, run_deferred
 from fastdarts.mixed.patching.recognition import (
     CONTAINERS,
@@ -23,7 +24,7 @@ from fastdarts.mixed.patching.recognition import (
     seeded,
     unwatched_copy,
 )
-from fastdarts.mixed.patching.sums import Call, ChangedInPlaceError, Session, Weight
+from fastdarts.mixed.patching.sums import Session
 
 IN_PLACE = "an op changes its input in place, on which the others depend"
 
