@@ -79,8 +79,8 @@ wheel: $(VENV)/installed
 	rm -rf build/wheel build/lib.* dist
 	FASTDARTS_CUDA=0 $(PY) -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
 	$(PY) -m auditwheel repair $(addprefix --exclude ,$(TORCH_LIBRARIES)) --wheel-dir dist build/wheel/fastdarts-*.whl
-	$(PYTHON) -m venv --clear $(WHEEL_VENV)
-	$(WHEEL_VENV)/bin/python -m pip install --quiet dist/fastdarts-*.whl "torch==$$($(PY) -c 'import torch; print(torch.__version__)')"
+	$(PY) -m venv --clear $(WHEEL_VENV)
+	$(WHEEL_VENV)/bin/python -m pip install --quiet dist/fastdarts-*.whl "torch==$$($(PY) -c 'import torch; print(torch.__version__.split("+")[0])')"
 	cd $(WHEEL_VENV) && bin/fastdarts search --epochs 1 --device cpu --out search && grep '"kernels_used": "fused C++' search/environment.json
 	cd $(WHEEL_VENV) && FASTDARTS_CPU=portable bin/fastdarts search --epochs 1 --device cpu --out portable
 	ls -l dist

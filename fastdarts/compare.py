@@ -100,7 +100,7 @@ class CompareConfig(Config):
         "comparison", "options of fastdarts.evaluate for these trainings", metavar="NAME=VALUE"
     )
 
-    device: str = option("run", "auto (CUDA where there is some), cpu, cuda or cuda:N", "auto", metavar="DEVICE")
+    device: str = option("run", "auto (CUDA if available), cpu, cuda or cuda:N", "auto", metavar="DEVICE")
     deterministic: bool = option("run", "the same bits in each run on the same machine", False)
     processes: int = option("run", "runs at a time; they share out the threads of the CPU", 1, at_least=1)
     out: Path | None = option(
@@ -134,12 +134,12 @@ class CompareConfig(Config):
         return [name.strip() for name in self.methods.split(",")]
 
     def search_config(self, method: str, seed: int, out: Path) -> SearchConfig:
-        """Of one search."""
+        """Return the config of one search."""
         given = {name: value for name in _SIZES if (value := getattr(self, name)) is not None}
         return SearchConfig(**{**given, **self.search, **self._common(seed, out), "method": method, "data": self.data})
 
     def select_config(self, seed: int, out: Path) -> EvalConfig:
-        """Of the training that a found cell is judged by."""
+        """Return the config of the training that judges a found cell."""
         space = self.search.get("space", "darts")
         return EvalConfig(**{"space": space, **self.select, **self._common(seed, out), "epochs": self.select_epochs})
 
@@ -156,7 +156,7 @@ class CompareConfig(Config):
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was compared.
+    """The result of a comparison.
 
     Attributes:
         methods: a summary of each, see `fastdarts.report.records.summaries`.
@@ -338,7 +338,7 @@ def _result(out: Path, method: str, seed: int) -> Record | None:
 
 
 def _read(path: Path) -> Record | None:
-    """What was written there, if it was."""
+    """Read a JSON object, or return None where there is no file."""
     return read_object(path) if path.is_file() else None
 
 

@@ -57,7 +57,7 @@ _IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class EvalResult:
-    """What an evaluation measured.
+    """The result of an evaluation.
 
     Attributes:
         test_error: percent of the test images classified wrong; NaN without classes.

@@ -55,7 +55,7 @@ Callback = Callable[[Metrics, Supernet], object]
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
         genotype: the architecture that the method derives at the end; for most, of the last epoch's alphas.

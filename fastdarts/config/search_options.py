@@ -142,7 +142,7 @@ class SearchOptions(Config):
     seed: int = option(
         "run", "seed of weights, alphas, data order and augmentation", 0, at_least=0, at_most=LARGEST_SEED
     )
-    device: str = option("run", "auto (CUDA where there is some), cpu, cuda or cuda:N", "auto", metavar="DEVICE")
+    device: str = option("run", "auto (CUDA if available), cpu, cuda or cuda:N", "auto", metavar="DEVICE")
     amp: bool = option("run", "compute in bfloat16 where that is safe (autocast)", False)
     cuda_graphs: bool = option("run", "on CUDA, capture a step once and replay it", True)
     deterministic: bool = option("run", "the same bits in each run on the same machine", False)

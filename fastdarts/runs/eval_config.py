@@ -1,4 +1,4 @@
-"""What decides a training of a discrete network, with the paper's values as presets."""
+"""Options of the training of a discrete network, with the paper's values as presets."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -121,7 +121,7 @@ class EvalConfig(Config):
     seed: int = option(
         "run", "seed of weights, data order, augmentation and drop path", 0, at_least=0, at_most=LARGEST_SEED
     )
-    device: str = option("run", "auto (CUDA where there is some), cpu, cuda or cuda:N", "auto", metavar="DEVICE")
+    device: str = option("run", "auto (CUDA if available), cpu, cuda or cuda:N", "auto", metavar="DEVICE")
     amp: bool = option("run", "compute in bfloat16 where that is safe (autocast)", False)
     deterministic: bool = option("run", "the same bits in each run on the same machine", False)
     out: Path | None = option(

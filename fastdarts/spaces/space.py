@@ -1,4 +1,4 @@
-"""What the programs and methods know of a search space."""
+"""The search space as programs and methods see it."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,12 +9,12 @@ from fastdarts.spaces.network import DiscreteNetwork
 from fastdarts.spaces.supernet import Supernet
 
 Feature = Literal["edges", "skip connections", "auxiliary ops", "partial channels", "drop path", "depth"]
-"""What a method may need of a space: rows that are edges of cells; `skip_connect` among the ops; ops without an alpha;
-ops on some of the channels; edges that drop samples; a number of cells to choose."""
+"""Properties of a space that a method may need: rows that are edges of cells; `skip_connect` among the ops; ops without
+an alpha; ops on some of the channels; edges that drop samples; a number of cells to choose."""
 
 
 class Architecture(Protocol):
-    """What a search finds: plain values that only their space looks into."""
+    """The result of a search: plain values that only their space looks into."""
 
     @property
     def space(self) -> str:

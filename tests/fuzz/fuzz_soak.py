@@ -15,7 +15,7 @@ import torch
 from fastdarts.search import SearchConfig, search
 
 STEPS_PER_EPOCH = 112
-"""Of digits, half of whose 1,797 training images train the weights, in batches of 8."""
+"""Half of the 1,797 images of digits train the weights, in batches of 8."""
 
 WARM_UP = 2
 """Epochs in which caches fill and files are opened."""

@@ -472,8 +472,8 @@ def test_what_one_thread_has_read_is_not_anothers() -> None:
         edge(x, weights)
         edge.eval()
         with ThreadPoolExecutor(1) as pool:
-            elsewhere = pool.submit(edge, x, weights).result()
-    torch.testing.assert_close(elsewhere, edge(x, weights))
+            in_thread = pool.submit(edge, x, weights).result()
+    torch.testing.assert_close(in_thread, edge(x, weights))
 
 
 def test_second_derivatives_where_no_op_reaches_the_input() -> None:

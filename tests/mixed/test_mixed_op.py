@@ -146,7 +146,7 @@ def with_backend(op: MixedOp, backend: str) -> MixedOp:
 
 
 def results(op: MixedOp, x: Tensor, weights: Tensor, g: Tensor, learned: bool = True) -> Results:
-    """Output, gradients and buffers, by name. A gradient that nobody computed is zero."""
+    """Output, gradients and buffers, by name. A gradient that was not computed is zero."""
     x = x.detach().requires_grad_()
     weights = weights.detach().requires_grad_(learned)
     with torch.autocast("cpu", torch.bfloat16, enabled=x.dtype == torch.bfloat16):

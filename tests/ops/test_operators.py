@@ -319,7 +319,7 @@ def test_plans_survive_their_encoding() -> None:
 
 
 @pytest.mark.parametrize("K", [1, 2])
-def test_gradients_that_nobody_wants(K: int) -> None:
+def test_gradients_that_are_not_asked_for(K: int) -> None:
     """Alphas alone, weights alone, an input alone: the same numbers as all of them together."""
     plan = reduction_cell(ALL_OPS, K)
     states, weights, params, _ = arguments(plan, 4 * K, (6, 5), torch.float64, True)

@@ -42,8 +42,8 @@ class Edge(NamedTuple):
 class Shift:
     """A batch norm behind convolutions with biases, as it is to one behind the same convolutions without.
 
-    It stands in for the batch norm where `fused` reads and updates running statistics; its mean is less by what the
-    biases add.
+    It takes the place of the batch norm where `fused` reads and updates running statistics; its mean is smaller by the
+    sum of the biases.
     """
 
     def __init__(self, norm: nn.BatchNorm2d, convolutions: Sequence[nn.Conv2d]) -> None:

@@ -1,4 +1,4 @@
-"""What a forward sees of ops that are computed later: their outputs, which may be multiplied and added up.
+"""Outputs of ops that are computed later, as a forward sees them: they may be multiplied and added up.
 
 `*` with a number and `+` are written down; anything else (`torch.cat`, a method) first has the sum computed.
 """
@@ -21,7 +21,7 @@ Terms = Sequence[tuple[Call, Weight | None]]
 
 
 class Adds(Protocol):
-    """What makes outputs and computes sums, for one run of a forward."""
+    """Makes outputs and computes sums, for one run of a forward."""
 
     def output(self, terms: Terms, extras: Sequence[Weight] = ()) -> Output:
         """Make an output of the same run."""

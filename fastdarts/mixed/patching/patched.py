@@ -70,7 +70,7 @@ class Layout(NamedTuple):
     """True if deferred outputs must pass for tensors."""
 
     def module_at(self, module: nn.Module, path: str) -> nn.Module | None:
-        """Return the op that lies at a path now."""
+        """Return the op that is at a path now."""
         part: nn.Module | None = module
         for name in path.split("."):
             part = None if part is None else part._modules.get(name)

@@ -39,7 +39,7 @@ MULTIPLES = (1, 2, 4, 8, 3, 16)
 
 
 class Verdict(NamedTuple):
-    """How a mixed operation can be served."""
+    """Say how a mixed operation can be served."""
 
     direct: Direct | None = None
     """As one weighted sum, in place of its forward; None: its own forward runs and defers its ops' outputs."""
@@ -109,7 +109,7 @@ def _verdict(module: nn.Module, ops: dict[str, Op]) -> Verdict:
 
 
 class _Arguments(NamedTuple):
-    """What a forward can be called with."""
+    """Arguments that a forward takes."""
 
     x: Tensor
     weights: tuple[int, ...]
