@@ -30,13 +30,14 @@ from fastdarts.data import ImageData
 from fastdarts.methods import find
 from fastdarts.runs import movement, resources
 from fastdarts.runs.console import LOGGER
-from fastdarts.runs.device import choose_device, determinism
-from fastdarts.runs.folder import check_out, out_dir
+from fastdarts.runs.device import determinism
+from fastdarts.runs.folder import check_out, run_folder, taken_up
 from fastdarts.runs.forecast import forecast_line, out_of_memory_explained
 from fastdarts.runs.images import Images, outputs_for, read_images, read_second_images
 from fastdarts.runs.interrupt import stop_requests, stops_at_once
 from fastdarts.runs.keeper import Keeper, asked_to_end, how_to_continue, train_epoch
 from fastdarts.runs.kernels import kernels_used
+from fastdarts.runs.launch import Team, joined, rank_of_process
 from fastdarts.runs.lock import releases_folders
 from fastdarts.runs.loggers import Logger
 from fastdarts.runs.program import run_cli
@@ -44,7 +45,7 @@ from fastdarts.runs.progress import Progress, json_number
 from fastdarts.runs.resuming import resume
 from fastdarts.runs.search_config import SearchConfig
 from fastdarts.runs.search_state import SearchState
-from fastdarts.runs.state import Metrics
+from fastdarts.runs.state import Metrics, check_divides
 from fastdarts.spaces import registry as spaces
 from fastdarts.spaces.supernet import Supernet
 
@@ -99,6 +100,8 @@ def search(
 ) -> SearchResult:
     """Search for a cell (Liu et al., arXiv:1806.09055, algorithm 1) and write the run's folder.
 
+    Processes that torchrun has started search together: each computes its share of every batch, the first writes.
+
     Args:
         config: see SearchConfig.
         train: your own images instead of those of config.dataset: a map-style Dataset of (image, target), or ImageData.
@@ -115,29 +118,50 @@ def search(
         FloatingPointError: a loss or gradient is not finite; says where. The last checkpoint stays.
         DiskFullError: names the file.
         Interrupted: SIGINT, SIGTERM, SIGHUP or SIGUSR1 came; the state is saved.
+        RankLostError: another process of this search has died or raised; the last checkpoint stays.
     """
     if train is not None:
         config = dataclasses.replace(config, dataset="custom")
-    device = choose_device(config.device)
-    check_out(config)
+    with joined(config.device) as team:
+        return _search(taken_up(config, team), team, train, valid, loss, callbacks, loggers)
+
+
+def _search(
+    config: SearchConfig,
+    team: Team,
+    train: Images | None,
+    valid: Images | None,
+    loss: Loss | None,
+    callbacks: Sequence[Callback],
+    loggers: Sequence[Logger],
+) -> SearchResult:
+    device, ranks = team.device, team.ranks
+    check_divides(config.batch_size, ranks)
+    if ranks.first:
+        check_out(config)
     table = None
     if config.benchmark is not None:
         table = spaces.find(config.space, config.primitives).table(config.benchmark)
     kernels = kernels_used(device, config.backend)
+    if config.sync_batch_norm and not ranks.alone:
+        if config.backend == "fused":
+            raise ValueError("backend 'fused' cannot go with sync_batch_norm: no kernel sums moments over processes")
+        kernels = f"plain PyTorch modules on {device}: no kernel sums the moments of batch norm over processes"
     LOGGER.info("kernels: %s", kernels)
     weights_half, alphas_half = _halves(config, train, valid, loss)
     outputs_for(weights_half)  # says what is wrong with the classes before the run's folder is made
     with determinism(config.deterministic), stop_requests() as stop:
-        out = out_dir(config, "search")
+        out = run_folder(config, "search", team)
         if alphas_half is not None:
             alphas_half = alphas_half.to(device)
-        state = SearchState(config, weights_half.to(device), alphas_half, loss or cross_entropy, device)
+        state = SearchState(config, weights_half.to(device), alphas_half, loss or cross_entropy, device, ranks)
         if config.resume:
             resume(state, out)
         if device.type == "cuda":
             LOGGER.info("preparing the kernels; those new to this GPU are compiled, which may take minutes")
-        resources.compile_ahead(state.trial_step, config.batch_size, device)
-        forecast = resources.forecast(state.trial_step, config.batch_size, device)
+        share = config.batch_size // ranks.size
+        resources.compile_ahead(state.trial_step, share, device)
+        forecast = resources.forecast(state.trial_step, share, device, ranks.size)
         progress = Progress(config.epochs, state.steps_per_epoch, state.steps_done)
         with Keeper(state, out, stop, kernels, loggers) as keeper, progress:
             LOGGER.info(forecast_line(state, forecast, device))
@@ -151,11 +175,12 @@ def search(
                 LOGGER.info(note)
     with stops_at_once(f"while results were written; to write them: {how_to_continue(state, out)}"):
         start = time.monotonic()
-        genotype = state.method.result(state)
+        genotype = ranks.from_first(state.method.result(state))
         seconds = sum(metrics["seconds"] for metrics in state.metrics) + time.monotonic() - start
         peak = resources.peak_bytes(device)
         tabulated = table(genotype) if table is not None else {}
-        _write_results(state, genotype, tabulated, out)
+        if ranks.first:
+            _write_results(state, genotype, tabulated, out)
     return SearchResult(genotype, state.alphas(), out, state.metrics, seconds, peak, state.method.stopped, tabulated)
 
 
@@ -165,11 +190,12 @@ def _run_epochs(state: SearchState, progress: Progress, keeper: Keeper, callback
         metrics = _epoch_metrics(state, keeper)
         state.next_epoch(metrics)
         keeper.after_epoch(metrics, _histograms(state))
-        _write_alphas(state, keeper.out)
+        if state.ranks.first:
+            _write_alphas(state, keeper.out)
         progress.end_epoch(metrics["epoch"], _epoch_line(metrics))
         if state.method.stopped is not None:
             LOGGER.info("stopped: %s", state.method.stopped)
-        if asked_to_end(callbacks, metrics, state.network):
+        if asked_to_end(callbacks, metrics, state.network, state.ranks):
             return
 
 
@@ -196,6 +222,7 @@ def _epoch_metrics(state: SearchState, keeper: Keeper) -> Metrics:
         **entropies,
     }
     state.method.end_epoch(state, metrics)
+    state.method.stopped = state.ranks.from_first(state.method.stopped)
     return metrics | {
         "method": state.method.metrics(state.network),
         "stopped": state.method.stopped,
@@ -293,6 +320,8 @@ def main(argv: Sequence[str] | None = None, prog: str = SearchState.program) -> 
 
 def _run(config: SearchConfig) -> int:
     result = search(config)
+    if rank_of_process():
+        return 0
     if config.dataset == "digits":
         LOGGER.info(
             "digits: scikit-learn's 1,797 real 8x8 images and a small preset. CIFAR-10: --dataset cifar10 --data DIR; "

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Adam, Optimizer
 
 from fastdarts.bilevel.flat import FlatSGD, FlatWeights, as_scalar
+from fastdarts.bilevel.ranks import Ranks
 from fastdarts.mixed import fused
 from fastdarts.mixed.walk import modules_of
 from fastdarts.ops import flat_ops
@@ -56,13 +57,17 @@ class Architect:
             because the virtual step and the Hessian-vector product leave it out.
         grad_clip: largest global norm of the alphas' gradient; None for no clipping.
         optimizer: optimizer of the alphas, in place of Adam with lr, betas and weight_decay.
+        ranks: the processes that train this network together, each with its rows of the batches; alphas and weights
+            become those of the first. None means all of torch's default process group, if there is one; ALONE from
+            `fastdarts.bilevel.ranks` keeps this process by itself.
 
     Raises:
         ValueError: unknown `hvp`, `r` not positive, no alphas, or alphas that are not leaves.
     """
 
     valid_loss: Tensor
-    """Validation loss at the latest alpha gradients (order 2: at the virtual weights); a scalar on the device."""
+    """Validation loss of this rank's rows at the latest alpha gradients (order 2: at the virtual weights); a scalar on
+    the device."""
 
     def __init__(
         self,
@@ -80,6 +85,7 @@ class Architect:
         penalty: Callable[[], Tensor | None] = nothing,
         grad_clip: float | None = None,
         optimizer: Optimizer | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         if hvp not in ("finite-difference", "exact"):
             raise ValueError(f'hvp must be "finite-difference" or "exact"; got {hvp!r}')
@@ -94,6 +100,7 @@ class Architect:
         self.amp_dtype = amp_dtype
         self.penalty = penalty
         self.grad_clip = grad_clip
+        self.ranks = Ranks.of_process_group() if ranks is None else ranks
         self.alphas = list(cast(SearchableNetwork, network).arch_parameters())
         self._check_alphas()
         alphas = set(map(id, self.alphas))
@@ -102,6 +109,7 @@ class Architect:
         self.optimizer: Optimizer = optimizer or Adam(
             self.alphas, lr=lr, betas=betas, weight_decay=weight_decay, capturable=self.alphas[0].is_cuda
         )
+        self.ranks.spread([*self.alphas, self.flat.buffer])
 
     def alpha_gradients(
         self, train: Batch, valid: Batch, xi: float | Tensor, w_optimizer: Optimizer, order: int = 2
@@ -128,7 +136,7 @@ class Architect:
             if order == 1:
                 with without_gradients(self.flat.weights):
                     self.valid_loss, gradients = self._gradients(valid, self.alphas, self.penalty)
-                return dense(gradients)
+                return self.ranks.sum(dense(gradients))
             return self._second_order(
                 train, valid, as_scalar(xi, self.flat.buffer.device), momentum_of(w_optimizer, self.flat)
             )
@@ -154,15 +162,21 @@ class Architect:
         self.optimizer.zero_grad(set_to_none=True)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the loss (a scalar) and the network's outputs on `batch`, under autocast if `amp_dtype` is set."""
+        """Return the loss (a scalar) and the network's outputs on `batch`, under autocast if `amp_dtype` is set.
+
+        With several ranks the loss is that of this rank's rows, weighted so that the mean over ranks is the mean over
+        the global batch (for a loss that is a mean over its rows).
+        """
         inputs, targets = batch
-        if self.amp_dtype is None:
-            outputs = self.network(inputs)
-        else:
-            # The weights change between the passes of one step, so their casts must not be cached.
-            with torch.autocast(inputs.device.type, dtype=self.amp_dtype, cache_enabled=False):
-                outputs = self.network(inputs).float()
-        return self.loss(outputs, targets), outputs
+        with self.ranks.computing(batch) as share:
+            if self.amp_dtype is None:
+                outputs = self.network(inputs)
+            else:
+                # The weights change between the passes of one step, so their casts must not be cached.
+                with torch.autocast(inputs.device.type, dtype=self.amp_dtype, cache_enabled=False):
+                    outputs = self.network(inputs).float()
+        loss = self.loss(outputs, targets)
+        return loss if share.weight == 1 else loss * share.weight, outputs
 
     def state_dict(self) -> dict[str, Any]:
         """Return the optimizer's state dict. The alphas are saved with the network, not here."""
@@ -178,41 +192,44 @@ class Architect:
         flat = self.flat
         buffer = flat.attach()
         saved = torch.empty_like(buffer)
-        gradient = flat.gather(self._gradients(train, flat.weights)[1])
+        gradient = self.ranks.sum_(flat.gather(self._gradients(train, flat.weights)[1]))
         flat_ops.virtual_step(buffer, saved, gradient, momentum, xi, self.w_momentum, self.w_weight_decay)
         try:
             self.valid_loss, both = self._gradients(valid, [*self.alphas, *flat.weights], self.penalty)
             direct = dense(both[: len(self.alphas)])
-            v = flat.gather(both[len(self.alphas) :], out=gradient)
+            v = self.ranks.sum_(flat.gather(both[len(self.alphas) :], out=gradient))
             if self.hvp == "exact":
                 buffer.copy_(saved)
                 implicit = self._exact_product(train, flat.views(v))
-                return [a - xi * h for a, h in zip(direct, implicit, strict=True)]
+                return self.ranks.sum([a - xi * h for a, h in zip(direct, implicit, strict=True)])
             norm = flat_ops.norm(v)
             ends = []
             with without_gradients(flat.weights):
                 for r in (self.r, -self.r):
                     flat_ops.perturb(buffer, saved, v, norm, r)
                     ends.append(dense(self._gradients(train, self.alphas)[1]))
-            return [flat_ops.combine(a, p, m, norm, xi, self.r) for a, p, m in zip(direct, *ends, strict=True)]
+            # Linear in the three, so ranks sum the result instead of each.
+            return self.ranks.sum(
+                [flat_ops.combine(a, p, m, norm, xi, self.r) for a, p, m in zip(direct, *ends, strict=True)]
+            )
         finally:
             buffer.copy_(saved)
 
     def _exact_product(self, train: Batch, v: Sequence[Tensor]) -> list[Tensor]:
         """Compute d/dalpha <d/dw L_train, v> by double backward."""
         loss, _ = self.forward(train)
-        g = torch.autograd.grad(loss, self.flat.weights, create_graph=True, materialize_grads=True)
+        g = torch.autograd.grad(self.ranks.part(loss), self.flat.weights, create_graph=True, materialize_grads=True)
         product = torch.stack([torch.sum(a * b) for a, b in zip(g, v, strict=True)]).sum()
         return list(torch.autograd.grad(product, self.alphas, materialize_grads=True))
 
     def _gradients(
         self, batch: Batch, inputs: Sequence[Tensor], penalty: Callable[[], Tensor | None] = nothing
     ) -> tuple[Tensor, list[Tensor]]:
-        """Return the loss on `batch`, and the gradients of loss plus penalty with respect to `inputs`."""
+        """Return the loss on `batch`, and this rank's part of the gradients of loss plus penalty."""
         loss, _ = self.forward(batch)
         extra = penalty()
         total = loss if extra is None else loss + extra
-        gradients = torch.autograd.grad(total, inputs, materialize_grads=True)
+        gradients = torch.autograd.grad(self.ranks.part(total), inputs, materialize_grads=True)
         return loss.detach(), list(gradients)
 
     def _check_alphas(self) -> None:

@@ -13,13 +13,18 @@ from torch.optim import Optimizer
 
 from fastdarts.bilevel.architect import Architect, Batch, Loss, check_batch
 from fastdarts.bilevel.flat import FlatSGD, as_scalar
+from fastdarts.data.share import SharedBatch
 from fastdarts.tasks.classification import count_correct
 
 _EAGER_STEPS = 3  # of one kind before capture: libraries choose their algorithms, optimizers create their state
 
 
 class StepResult(NamedTuple):
-    """Hold the measurements of a step as float64 scalars on the network's device; nothing is read back."""
+    """Hold the measurements of a step as float64 scalars on the network's device; nothing is read back.
+
+    With several ranks, losses and `correct` are those of this rank's rows; their mean and sum over ranks are those of
+    the batch. Norms are of the gradients after their sum over the ranks.
+    """
 
     train_loss: Tensor
     """Loss of the weight step, with the new alphas."""
@@ -197,18 +202,20 @@ class SearchStep:
             torch.zeros_like(alpha) if g is None else g for alpha, g in zip(architect.alphas, gradients, strict=False)
         ]
         norm = self._move_weights(gradients[len(of_alphas) :], lr)
+        of_alphas = architect.ranks.sum(of_alphas)
         architect.apply(of_alphas)
         self.rules.after_alpha_step(self)
         return _measured(loss, loss.detach(), outputs, train, norm, _norm(of_alphas))
 
     def _gradients(self, loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor | None]:
-        """Return d loss / d inputs; for inputs that the pass did not use, None if the rules are sparse, else zeros."""
-        sparse = self.rules.sparse
-        return list(torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=not sparse))
+        """Return this rank's part of d loss / d inputs; for inputs that the pass did not use, None if the rules are
+        sparse, else zeros."""
+        sparse, part = self.rules.sparse, self.architect.ranks.part(loss)
+        return list(torch.autograd.grad(part, inputs, allow_unused=True, materialize_grads=not sparse))
 
     def _move_weights(self, gradients: Sequence[Tensor | None], lr: Tensor) -> Tensor:
-        """Clip the gradients, step the weights' optimizer and return the gradients' norm before clipping."""
-        optimizer, flat = self.w_optimizer, self.architect.flat
+        """Sum the gradients over the ranks, clip, step the weights' optimizer; return the norm before clipping."""
+        optimizer, flat, ranks = self.w_optimizer, self.architect.flat, self.architect.ranks
         max_norm = math.inf if self.grad_clip is None else self.grad_clip
         if isinstance(optimizer, FlatSGD):
             optimizer.attach()  # its weights may have another order than the architect's, or a new memory format
@@ -218,11 +225,12 @@ class SearchStep:
                     "gradients; build FlatSGD from these alone"
                 )
             known = {id(weight): gradient for weight, gradient in zip(flat.weights, gradients, strict=True)}
-            whole = optimizer.flat.gather([known[id(weight)] for weight in optimizer.flat.weights])
+            whole = ranks.sum_(optimizer.flat.gather([known[id(weight)] for weight in optimizer.flat.weights]))
             optimizer.step(gradient=whole, max_norm=max_norm, lr=lr)
             return optimizer.gradient_norm
+        summed = iter(ranks.sum([gradient for gradient in gradients if gradient is not None]))
         for weight, gradient in zip(flat.weights, gradients, strict=True):
-            weight.grad = gradient
+            weight.grad = None if gradient is None else next(summed)
         norm = nn.utils.clip_grad_norm_(flat.weights, max_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -246,6 +254,7 @@ class SearchStep:
         ]
         return (
             *((t.shape, t.dtype, t.stride()) for t in (*train, *valid)),
+            *(batch.share if isinstance(batch, SharedBatch) else None for batch in (train, valid)),
             *(t.data_ptr() for t in tensors),
             *options,
             *(group["lr"] for group in adam.param_groups),
@@ -265,7 +274,7 @@ class _CapturedStep:
         self.graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.device(stream.device), torch.cuda.graph(self.graph, stream=stream):
-                self.measured = step.run((self.inputs[0], self.inputs[1]), (self.inputs[2], self.inputs[3]), self.lr)
+                self.measured = step.run(like(train, *self.inputs[:2]), like(valid, *self.inputs[2:]), self.lr)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -280,6 +289,11 @@ class _CapturedStep:
         self.lr.copy_(as_scalar(lr, self.lr.device))
         self.graph.replay()
         return self.measured.clone()
+
+
+def like(batch: Batch, inputs: Tensor, targets: Tensor) -> Batch:
+    """Return a batch of these tensors that has the share of `batch`, if that is a rank's."""
+    return SharedBatch(inputs, targets, batch.share) if isinstance(batch, SharedBatch) else (inputs, targets)
 
 
 @contextmanager

@@ -123,6 +123,9 @@ class SearchOptions(Config):
     init_channels: int = option("network", "channels C of the first cells", at_least=1)
     layers: int = option("network", "number of cells", at_least=1)
     backend: Literal["auto", "fused", "reference"] = option("network", "how mixed operations are computed", "auto")
+    sync_batch_norm: bool = option(
+        "network", "with several processes, batch norm by the rows of all of them (no kernel does that)", False
+    )
 
     epochs: int = option("weights", "passes over the weights' half", at_least=1)
     batch_size: int = option("weights", "images of each half in a step", at_least=1)

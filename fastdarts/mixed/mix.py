@@ -1,9 +1,8 @@
 """Describe how the edges of a cell mix their ops in a forward pass."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 Active = Sequence[Sequence[int]]
@@ -15,8 +14,8 @@ class DropPath(NamedTuple):
 
     rate: float
     """Probability that an edge drops a sample."""
-    generator: torch.Generator
-    """Draws the samples, on the CPU."""
+    draw: Callable[[int], Tensor]
+    """Returns uniform random numbers in [0, 1) for so many samples, on the CPU."""
 
 
 class Mix(NamedTuple):

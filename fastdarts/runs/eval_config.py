@@ -106,6 +106,9 @@ class EvalConfig(Config):
     drop_path: float = option(
         "network", "probability of dropping an op in the last epoch, rising from 0", at_least=0, below=1
     )
+    sync_batch_norm: bool = option(
+        "network", "with several processes, batch norm by the rows of all of them (no kernel does that)", False
+    )
 
     epochs: int = option("training", "passes over all training images", at_least=1)
     batch_size: int = option("training", "images in a step", at_least=2)

@@ -9,13 +9,17 @@ import torch
 from torch import Tensor
 
 from fastdarts.bilevel.architect import Architect, Batch, Loss
+from fastdarts.bilevel.ranks import ALONE, Ranks
 from fastdarts.bilevel.step import SearchStep
+from fastdarts.bilevel.sync_norm import synchronise
 from fastdarts.data import BatchStream, ImageData
 from fastdarts.data.augment import Augment
+from fastdarts.data.share import weight_of
 from fastdarts.methods import find
 from fastdarts.mixed.mix import Mix
 from fastdarts.primitives.table import EdgeOps
 from fastdarts.runs.images import outputs_for
+from fastdarts.runs.local_state import own_random_numbers
 from fastdarts.runs.search_config import SearchConfig
 from fastdarts.runs.state import Metrics, RunState
 from fastdarts.spaces.supernet import Supernet
@@ -39,6 +43,7 @@ class SearchState(RunState):
             whose alphas are trained on `weights_half`.
         loss: loss(logits, targets) -> scalar.
         device: device of network and images.
+        ranks: the processes that run this search together.
     """
 
     kind = "search"
@@ -54,10 +59,12 @@ class SearchState(RunState):
         alphas_half: ImageData | None,
         loss: Loss,
         device: torch.device,
+        ranks: Ranks = ALONE,
     ) -> None:
         torch.manual_seed(config.seed)
         self.config = config
         self.method = find(config.method)(config)
+        self.method.ranks = self.ranks = ranks
         self._loss = loss
         self._device = device
         self._outputs, self._in_channels = outputs_for(weights_half), weights_half.images.shape[1]
@@ -74,12 +81,20 @@ class SearchState(RunState):
         )
         halves = [weights_half] if self.method.level in ("single", "coordinate") else [weights_half, alphas_half]
         streams = [
-            BatchStream(half, config.batch_size, seed=2 * config.seed + index)
+            BatchStream(
+                half,
+                config.batch_size,
+                seed=2 * config.seed + index,
+                drop_last=0 < len(half) % config.batch_size < ranks.size,  # too few for every rank to have one
+                rank=ranks.rank,
+                ranks=ranks.size,
+            )
             for index, half in enumerate(halves)
             if half is not None
         ]
-        super().__init__(config, self.network, augment, streams, dict(_PARTS))
+        super().__init__(config, self.network, augment, streams, dict(_PARTS), ranks)
         self._begin_epoch()
+        own_random_numbers(ranks, config.seed)
         self.history: list[dict[str, Tensor]] = [self.architecture()]
 
     def _build(self) -> None:
@@ -94,6 +109,8 @@ class SearchState(RunState):
             **self._arguments,
         )
         method.attach(network)
+        if config.sync_batch_norm:
+            synchronise(network, self.ranks)
         self.network = network.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.architect = Architect(
             self.network,
@@ -104,6 +121,7 @@ class SearchState(RunState):
             penalty=lambda: method.penalty(network),  # no reference to self: the cycle would keep GPU memory alive
             grad_clip=method.alpha_grad_clip,
             optimizer=method.arch_optimizer(self.network),
+            ranks=self.ranks,
         )
         self.w_optimizer = method.weight_optimizer(self.network)
         self.search_step = SearchStep(
@@ -169,7 +187,7 @@ class SearchState(RunState):
             "alpha_gradient_norm": result.alpha_gradient_norm,
             "train_loss": result.train_loss,
             "gradient_norm": result.gradient_norm,
-            "train_accuracy": result.correct / len(train[0]),
+            "train_accuracy": result.correct / len(train[0]) * weight_of(train),
         }
 
     def test_batch(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -188,6 +206,14 @@ class SearchState(RunState):
             return math.nan, math.nan
         with nullcontext() if mixes is None else self.network.mixing(mixes):
             return self.measure(self.validation, between_batches)
+
+    def equal_on_ranks(self) -> dict[str, Any]:
+        return super().equal_on_ranks() | {
+            "alphas": self.network.arch_parameters(),
+            "the weights' optimizer": self.w_optimizer.state_dict()["state"],
+            "the alphas' optimizer": self.architect.state_dict()["state"],
+            "the method's generator": self.method.generator.get_state(),
+        }
 
     def next_epoch(self, metrics: Metrics) -> None:
         super().next_epoch(metrics)
