@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from fastdarts import data
-from fastdarts.bilevel.architect import Loss
 from fastdarts.config.command_line import build_parser
 from fastdarts.config.files import write_atomically
 from fastdarts.config.options import option
@@ -46,6 +45,7 @@ from fastdarts.runs.weights import load_weights
 from fastdarts.spaces.darts.discrete import count_multiply_adds, count_parameters
 from fastdarts.spaces.network import DiscreteNetwork
 from fastdarts.spaces.registry import architecture_of, load_architecture, read_architecture
+from fastdarts.tasks.classification import Loss
 
 __all__ = ["EvalConfig", "EvalResult", "evaluate"]
 

@@ -22,11 +22,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fastdarts import data
-from fastdarts.bilevel.architect import Loss
 from fastdarts.config import quoting
 from fastdarts.config.command_line import build_parser
 from fastdarts.config.files import write_atomically
 from fastdarts.data import ImageData
+from fastdarts.data.text import load_corpus
 from fastdarts.methods import find
 from fastdarts.runs import movement, resources
 from fastdarts.runs.console import LOGGER
@@ -45,8 +45,11 @@ from fastdarts.runs.resuming import resume
 from fastdarts.runs.search_config import SearchConfig
 from fastdarts.runs.search_state import SearchState
 from fastdarts.runs.state import Metrics
+from fastdarts.runs.text_search_state import TextSearchState
 from fastdarts.spaces import registry as spaces
+from fastdarts.spaces.space import material_of
 from fastdarts.spaces.supernet import Supernet
+from fastdarts.tasks.classification import Loss
 
 __all__ = ["SearchConfig", "SearchResult", "search"]
 
@@ -125,13 +128,11 @@ def search(
         table = spaces.find(config.space, config.primitives).table(config.benchmark)
     kernels = kernels_used(device, config.backend)
     LOGGER.info("kernels: %s", kernels)
-    weights_half, alphas_half = _halves(config, train, valid, loss)
-    outputs_for(weights_half)  # says what is wrong with the classes before the run's folder is made
+    text = material_of(spaces.find(config.space, config.primitives)) == "text"
+    make_state = _on_text(config) if text else _on_images(config, train, valid, loss)
     with determinism(config.deterministic), stop_requests() as stop:
         out = out_dir(config, "search")
-        if alphas_half is not None:
-            alphas_half = alphas_half.to(device)
-        state = SearchState(config, weights_half.to(device), alphas_half, loss or cross_entropy, device)
+        state = make_state(device)
         if config.resume:
             resume(state, out)
         if device.type == "cuda":
@@ -144,7 +145,7 @@ def search(
             for note in movement.before(state):
                 LOGGER.info(note)
             for name, group in state.network.groups.items():
-                if not state.network.mixed_ops(name):
+                if not state.network.trained(name):
                     LOGGER.info(f"note: so few layers have no {group.title}; its alphas are not trained")
             with out_of_memory_explained(forecast, config.batch_size, device):
                 _run_epochs(state, progress, keeper, callbacks)
@@ -158,6 +159,27 @@ def search(
         tabulated = table(genotype) if table is not None else {}
         _write_results(state, genotype, tabulated, out)
     return SearchResult(genotype, state.alphas(), out, state.metrics, seconds, peak, state.method.stopped, tabulated)
+
+
+def _on_images(
+    config: SearchConfig, train: Images | None, valid: Images | None, loss: Loss | None
+) -> Callable[[torch.device], SearchState]:
+    """Read the images; return what makes the state of a search on them, on a device."""
+    weights_half, alphas_half = _halves(config, train, valid, loss)
+    outputs_for(weights_half)  # says what is wrong with the classes before the run's folder is made
+
+    def make(device: torch.device) -> SearchState:
+        alphas = None if alphas_half is None else alphas_half.to(device)
+        return SearchState(config, weights_half.to(device), alphas, loss or cross_entropy, device)
+
+    return make
+
+
+def _on_text(config: SearchConfig) -> Callable[[torch.device], SearchState]:
+    """Read the texts; return what makes the state of a search on them, on a device."""
+    corpus = load_corpus(config.dataset, config.data)
+    LOGGER.info(corpus.line())
+    return lambda device: TextSearchState(config, corpus.to(device), device)
 
 
 def _run_epochs(state: SearchState, progress: Progress, keeper: Keeper, callbacks: Sequence[Callback]) -> None:
@@ -180,7 +202,8 @@ def _epoch_metrics(state: SearchState, keeper: Keeper) -> Metrics:
     valid_loss, valid_accuracy = state.validate(keeper.stop_if_asked)
     genotype = state.method.genotype(state.network)
     discrete = state.method.discrete(state.network, genotype)
-    _, discrete_accuracy = state.validate(keeper.stop_if_asked, discrete)
+    discrete_loss, discrete_accuracy = state.validate(keeper.stop_if_asked, discrete)
+    rate = f"{state.unit}_per_second"
     entropies = {f"entropy_{name}": _entropy(score) for name, score in state.method.scores(state.network).items()}
     metrics = {
         "event": "epoch",
@@ -191,7 +214,8 @@ def _epoch_metrics(state: SearchState, keeper: Keeper) -> Metrics:
         "valid_loss": json_number(valid_loss),
         "valid_accuracy": json_number(valid_accuracy),
         "discretisation_error": json_number(valid_accuracy - discrete_accuracy),
-        "images_per_second": training["images_per_second"],
+        rate: training[rate],
+        **state.numbers({"train": training["train_loss"], "valid": valid_loss, "discrete": discrete_loss}),
         "genotype": json.loads(genotype.to_json()),
         **state.method.space.numbers(genotype),
         **entropies,
@@ -262,14 +286,22 @@ def _epoch_line(metrics: Metrics) -> str:
         if metrics[f"{name}_accuracy"] is not None
     ]
     losses = [f"{name} loss {metrics[f'{name}_loss']:.3f}" for name in ("train", "valid") if metrics[f"{name}_loss"]]
+    perplexities = [
+        f"{name} perplexity {metrics[f'{name}_perplexity']:.1f}"
+        for name in ("train", "valid", "discrete")
+        if metrics.get(f"{name}_perplexity") is not None
+    ]
+    skips = "+".join(f"{value:.0f}" for name, value in metrics.items() if name.startswith("skips_"))
+    unit = "images" if "images_per_second" in metrics else "words"
     numbers = [(name, value) for name, value in metrics["method"].items() if isinstance(value, int | float)]
     parts = [
         *losses,
         *accuracies,
-        "+".join(f"{value:.0f}" for name, value in metrics.items() if name.startswith("skips_")) + " skips",
+        *perplexities,
+        *([f"{skips} skips"] if skips else []),
         "entropy " + "/".join(f"{value:.3f}" for name, value in metrics.items() if name.startswith("entropy_")),
         *(f"{name.replace('_', ' ')} {value:.4g}" for name, value in numbers),
-        f"{metrics['images_per_second']:.0f} images/s",
+        f"{metrics[f'{unit}_per_second']:.0f} {unit}/s",
     ]
     return ", ".join(parts)
 

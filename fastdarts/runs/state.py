@@ -5,21 +5,40 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from fastdarts.bilevel.architect import Batch
 from fastdarts.config.plain import plain
-from fastdarts.data import BatchStream, ImageData
-from fastdarts.data.augment import Augment
-from fastdarts.data.augment_imagenet import ImageNetAugment
+from fastdarts.data import ImageData
 from fastdarts.runs import checkpoint
 from fastdarts.runs.sums import EpochSums
 from fastdarts.tasks.classification import count_correct
+from fastdarts.tasks.task import Batch
 
 Metrics = dict[str, Any]
+
+
+class Resumable(Protocol):
+    """Declare what a run saves of its data: whatever draws or yields batches."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Draws(Resumable, Protocol):
+    """Declare what draws random numbers for each batch: augmentation of images, or dropout masks."""
+
+    generator: torch.Generator
+
+
+class Stream(Resumable, Protocol):
+    """Declare an endless stream of batches."""
+
+    @property
+    def batches_per_epoch(self) -> int: ...
 
 
 class RunState:
@@ -28,7 +47,7 @@ class RunState:
     Args:
         config: the run's config.
         network: the network, trained in place.
-        augment: augmentation of the training images.
+        augment: what is drawn at random for each batch: augmentation of images, or dropout masks.
         streams: streams of the batches; a pass over the first one is an epoch.
         parts: measurements of a step, as for EpochSums; must contain train_loss.
     """
@@ -37,19 +56,21 @@ class RunState:
     """Kind of run in checkpoints and messages: "search" or "evaluation"."""
     program: ClassVar[str]
     """Command line that starts such a run."""
+    unit: ClassVar[str] = "images"
+    """What means and rates are counted in."""
 
     def __init__(
         self,
         config: Any,
         network: nn.Module,
-        augment: Augment | ImageNetAugment,
-        streams: Sequence[BatchStream],
+        augment: Draws,
+        streams: Sequence[Stream],
         parts: Mapping[str, str | None],
     ) -> None:
         self.config = config
         self.network = network
-        self.augment = augment
-        self.streams = streams
+        self.augment: Any = augment
+        self.streams: Sequence[Any] = streams
         self.steps_per_epoch = streams[0].batches_per_epoch
         self.epoch = 0
         self.step = 0
@@ -71,22 +92,34 @@ class RunState:
         """Return the loss and the outputs of the network on `batch` in eval mode."""
         raise NotImplementedError
 
+    def next_batches(self) -> list[Batch]:
+        """Return the next batch of each stream, augmented."""
+        return [(self.augment(images), targets) for images, targets in (stream.next() for stream in self.streams)]
+
+    def trial_batches(self, size: int) -> list[Batch]:
+        """Return a batch of `size` of each stream, which moves none of them."""
+        data = [stream.data for stream in self.streams]
+        return [(self.augment.normalise(part.images[:size]), part.targets[:size]) for part in data]
+
+    def size_of(self, batch: Batch) -> int:
+        """Return the number of images in a batch, by which its measurements count in an epoch's means."""
+        return len(batch[0])
+
     def train_step(self) -> None:
         """Run one step on the next batch of each stream and add its measurements to the epoch's sums."""
         start = time.perf_counter()
         self.network.train()
-        batches = [(self.augment(images), targets) for images, targets in (stream.next() for stream in self.streams)]
-        self._sums.add(len(batches[0][0]), self.train_batches(batches))
+        batches = self.next_batches()
+        self._sums.add(self.size_of(batches[0]), self.train_batches(batches))
         self.step += 1
         self.seconds += time.perf_counter() - start
 
-    def trial_step(self, images: int) -> None:
-        """Run one step on the first `images` images of each stream, then restore all state; only caches stay warm."""
+    def trial_step(self, size: int) -> None:
+        """Run one step on a batch of `size` of each stream, then restore all state; only caches stay warm."""
         before = copy.deepcopy(self.state_dict())
         try:
             self.network.train()
-            data = [stream.data for stream in self.streams]
-            self.train_batches([(self.augment.normalise(part.images[:images]), part.targets[:images]) for part in data])
+            self.train_batches(self.trial_batches(size))
         finally:
             self.load_state_dict(before)
 
@@ -95,7 +128,7 @@ class RunState:
         start = time.perf_counter()
         self._sums.read(self.epoch, self.step)
         self.seconds += time.perf_counter() - start
-        return {**self._sums.means(), "images_per_second": self._sums.images / max(self.seconds, 1e-9)}
+        return {**self._sums.means(), f"{self.unit}_per_second": self._sums.images / max(self.seconds, 1e-9)}
 
     def measure(self, data: ImageData, between_batches: Callable[[], object]) -> tuple[float, float]:
         """Return mean loss and accuracy on `data` in eval mode, without augmentation; accuracy is NaN without classes.

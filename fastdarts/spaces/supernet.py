@@ -99,6 +99,10 @@ class Supernet(nn.Module):
         finally:
             self.relaxation = before
 
+    def trained(self, group: str) -> bool:
+        """Return True if some part of the network uses the group's alphas."""
+        return bool(self.mixed_ops(group))
+
     @abstractmethod
     def mixed_ops(self, group: str) -> list[list[MixedOp]]:
         """Return the mixed ops of each cell that a group belongs to, in the order of its rows."""
