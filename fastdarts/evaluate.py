@@ -24,6 +24,7 @@ from fastdarts.config.command_line import build_parser
 from fastdarts.config.files import write_atomically
 from fastdarts.config.options import option
 from fastdarts.data import ImageData
+from fastdarts.evaluate_text import TextEvalResult, evaluate_text
 from fastdarts.export import check_export_packages, export
 from fastdarts.runs import resources
 from fastdarts.runs.console import LOGGER
@@ -44,7 +45,8 @@ from fastdarts.runs.state import Metrics
 from fastdarts.runs.weights import load_weights
 from fastdarts.spaces.darts.discrete import count_multiply_adds, count_parameters
 from fastdarts.spaces.network import DiscreteNetwork
-from fastdarts.spaces.registry import architecture_of, load_architecture, read_architecture
+from fastdarts.spaces.registry import architecture_of, load_architecture, read_architecture, space_of
+from fastdarts.spaces.space import material_of
 from fastdarts.tasks.classification import Loss
 
 __all__ = ["EvalConfig", "EvalResult", "evaluate"]
@@ -121,6 +123,8 @@ def evaluate(
     if train is not None:
         config = dataclasses.replace(config, dataset="custom")
     genotype = architecture_of(genotype)
+    if material_of(space_of(genotype)) == "text":
+        raise ValueError("genotype is of a language model: evaluate_text(genotype, config) trains it")
     device = choose_device(config.device)
     if not config.test_only:
         check_out(config)
@@ -339,6 +343,8 @@ def _run(command: _Command) -> int:
             "--genotype is needed: a published cell (DARTS_V2, PC_DARTS_CIFAR, ...), a search's folder or a file such "
             "as its genotype.json"
         )
+    if material_of(space_of(genotype)) == "text":
+        return _print_text(evaluate_text(genotype, config))
     result = evaluate(genotype, config)
     print(
         f"test error {result.test_error:.2f} % (accuracy {100 * result.test_accuracy:.2f} %), "
@@ -349,4 +355,14 @@ def _run(command: _Command) -> int:
         print(f"results: {result.out_dir} (report.html)")
     if result.exported:
         print(f"exported: {', '.join(map(str, result.exported))}")
+    return 0
+
+
+def _print_text(result: TextEvalResult) -> int:
+    print(
+        f"test perplexity {result.test_perplexity:.2f} (validation {result.valid_perplexity:.2f}, epoch "
+        f"{result.best_epoch}), {result.parameters:,} parameters"
+    )
+    if result.out_dir is not None:
+        print(f"results: {result.out_dir}")
     return 0

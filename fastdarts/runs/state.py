@@ -161,6 +161,10 @@ class RunState:
         metrics.update(plain(metrics, "metrics", unknown=str))  # a method's numbers may be numpy scalars
         self.metrics.append(metrics)
         self.epoch += 1
+        self.start_epoch_anew()
+
+    def start_epoch_anew(self) -> None:
+        """Forget the steps of the present epoch."""
         self.step = 0
         self.seconds = 0.0
         self._sums = EpochSums(self._parts)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastdarts.data.text import Text, WindowStream
 from fastdarts.data.text.windows import Window, equal_lengths
-from fastdarts.runs.state import Metrics, RunState
+from fastdarts.runs.state import RunState
 from fastdarts.tasks.language import Dropouts, Masks, Read
 from fastdarts.tasks.task import Batch
 
@@ -115,8 +115,8 @@ class TextRun(RunState):
     def _dtype(self) -> torch.dtype:
         return next(self.network.parameters()).dtype
 
-    def next_epoch(self, metrics: Metrics) -> None:
-        super().next_epoch(metrics)
+    def start_epoch_anew(self) -> None:
+        super().start_epoch_anew()
         for stream in self.streams:
             stream.begin(self.epoch)
         self.steps_per_epoch = self.streams[0].batches_per_epoch

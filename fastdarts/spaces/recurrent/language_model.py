@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, embedding
 
@@ -75,6 +76,14 @@ class LanguageLayers(nn.Module):
             targets: [T, B] indices into the vocabulary.
         """
         return cross_entropy(self.decoder(outputs).flatten(0, 1), targets.flatten())
+
+    def multiply_adds(self) -> int:
+        """Return the multiply-adds of the products for one word, as many as the matrices have numbers."""
+        return sum(weight.numel() for weight in self.parameters() if weight.dim() > 1)
+
+    def kernels_used(self, device: torch.device) -> str:
+        """Return a line that tells how cell and loss are computed on a device."""
+        return f"plain PyTorch modules on {device}"
 
     def predict(self, words: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the logits [T, B, vocabulary] of each next word, and the hidden state [B, d] behind the window."""
