@@ -91,11 +91,12 @@ class FlatASGD(Optimizer):
             self.average.copy_(weights)
         else:
             self.average.add_(weights - self.average, alpha=mu)
+        eta_next, mu_next = torch.tensor(float(group["lr"])), torch.tensor(1 / max(1.0, step))  # rounded as torch does
         for weight in self.flat.weights:
             held = self.state[weight]
             held["step"].fill_(step)
-            held["eta"].fill_(float(group["lr"]))
-            held["mu"].fill_(1 / max(1.0, step))
+            held["eta"].copy_(eta_next)
+            held["mu"].copy_(mu_next)
         return loss
 
     @contextmanager

@@ -192,6 +192,10 @@ class SearchState(RunState):
     def test_batch(self, batch: Batch) -> tuple[Tensor, Tensor]:
         return self.architect.forward(batch)
 
+    def first_batches(self, batches: int) -> Any:
+        """Return the part of `validation` that fills the first so many batches."""
+        return self.validation.subset(torch.arange(min(batches * self.config.batch_size, len(self.validation))))
+
     def validate(
         self, between_batches: Callable[[], object], mixes: Mapping[str, Mix] | None = None
     ) -> tuple[float, float]:

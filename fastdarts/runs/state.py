@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from fastdarts.config.plain import plain
-from fastdarts.data import ImageData
 from fastdarts.runs import checkpoint
 from fastdarts.runs.sums import EpochSums
 from fastdarts.tasks.classification import count_correct
@@ -130,7 +129,7 @@ class RunState:
         self.seconds += time.perf_counter() - start
         return {**self._sums.means(), f"{self.unit}_per_second": self._sums.images / max(self.seconds, 1e-9)}
 
-    def measure(self, data: ImageData, between_batches: Callable[[], object]) -> tuple[float, float]:
+    def measure(self, data: Any, between_batches: Callable[[], object]) -> tuple[float, float]:
         """Return mean loss and accuracy on `data` in eval mode, without augmentation; accuracy is NaN without classes.
 
         Random numbers of the network (candidate `noise`) are the same each time, and global generators are restored.

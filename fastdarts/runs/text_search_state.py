@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 
 from fastdarts.bilevel.clipping import VirtualClip
-from fastdarts.data.text import Corpus, WindowStream
+from fastdarts.data.text import Corpus, Text, WindowStream
 from fastdarts.data.text.windows import equal_lengths, following, two_lengths
 from fastdarts.methods import find
 from fastdarts.runs.progress import json_number
@@ -47,6 +47,10 @@ class TextSearchState(TextRun, SearchState):
         task = Language(options.slowness, options.activation, options.dropouts() if options.compat else None)
         masks = MaskDraw(options.dropouts(), len(corpus.vocabulary), config.seed, device)
         self._start(config, task, device, masks, streams)
+
+    def first_batches(self, batches: int) -> Text:
+        words: Text = self.validation.first(batches * self.config.batch_size * self._options.window)
+        return words
 
     def virtual_clip(self) -> VirtualClip:
         held = [self.network.encoder.weight] if self._options.compat else []

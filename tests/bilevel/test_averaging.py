@@ -32,7 +32,8 @@ def test_flat_asgd_is_torchs_under_a_rate_that_changes_each_step() -> None:
             torch.testing.assert_close(flat.state[a]["ax"], plain.state[b]["ax"], rtol=1e-13, atol=1e-15)
     raw = flat.flat.buffer.clone()
     with flat.averaged():
-        assert torch.equal(flat.flat.buffer, flat.average) and not torch.equal(raw, flat.average)
+        assert torch.equal(flat.flat.buffer, flat.average)
+        assert not torch.equal(raw, flat.average)
     assert torch.equal(flat.flat.buffer, raw)
 
 

@@ -17,9 +17,12 @@ def write(folder: Path, train: str, valid: str = "a b\n", test: str = "b a\n") -
 
 def test_the_default_text_is_part_of_python() -> None:
     corpus = load_corpus("pydoc")
-    assert len(corpus.train) > 50_000 and len(corpus.valid) > 5_000 and len(corpus.test) > 5_000
+    assert len(corpus.train) > 50_000
+    assert len(corpus.valid) > 5_000
+    assert len(corpus.test) > 5_000
     assert int(corpus.train.words.max()) == len(corpus.vocabulary) - 1
-    assert "<eos>" in corpus.vocabulary and "<unk>" in corpus.vocabulary
+    assert "<eos>" in corpus.vocabulary
+    assert "<unk>" in corpus.vocabulary
 
 
 def test_vocabulary_of_the_published_corpora_is_that_of_all_texts(tmp_path: Path) -> None:
@@ -68,7 +71,9 @@ def test_columns_and_windows() -> None:
     assert columns.tolist() == [[0, 5], [1, 6], [2, 7], [3, 8], [4, 9]]
     stream = WindowStream(columns, equal_lengths(5, 2), 3)
     words, targets, state = stream.next()
-    assert words.tolist() == [[0, 5], [1, 6]] and targets.tolist() == [[1, 6], [2, 7]] and state.shape == (2, 3)
+    assert words.tolist() == [[0, 5], [1, 6]]
+    assert targets.tolist() == [[1, 6], [2, 7]]
+    assert state.shape == (2, 3)
     state.fill_(1)
     assert stream.next()[2].tolist() == [[1, 1, 1], [1, 1, 1]]
     assert stream.next()[2].tolist() == [[0, 0, 0], [0, 0, 0]]  # the text begins again
@@ -96,11 +101,14 @@ def test_lengths_of_a_search_and_of_an_evaluation() -> None:
     assert 0.03 < sum(window.drawn == 17 for window in found) / len(found) < 0.07
     assert any(window.length < window.drawn for window in found)
     lengths = [window.drawn for epoch in range(40) for window in varying_lengths(3631, 35, 0)(epoch)]
-    assert min(lengths) >= 5 and max(lengths) <= 55 and 33 < sum(lengths) / len(lengths) < 35
+    assert min(lengths) >= 5
+    assert max(lengths) <= 55
+    assert 33 < sum(lengths) / len(lengths) < 35
 
 
 def test_published_validation_windows_follow_the_training_text() -> None:
     train = two_lengths(3631, 35, 0)
     places = following(train, 288, 35)(0)
     assert [place.start for place in places[:3]] == [place.start % 287 for place in train(0)[:3]]
-    assert min(place.length for place in places) < 35 and max(place.start + place.length for place in places) == 287
+    assert min(place.length for place in places) < 35
+    assert max(place.start + place.length for place in places) == 287

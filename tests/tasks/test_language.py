@@ -47,7 +47,8 @@ def test_the_regulariser_is_the_published_one() -> None:
     total = Language(1e-3, 2.0).regulariser(Read(raw, dropped))
     torch.testing.assert_close(total, 2 * dropped.pow(2).mean() + 1e-3 * (raw[1:] - raw[:-1]).pow(2).mean())
     assert Language(1e-3, 0.0).regulariser(Read(raw[:1], dropped[:1])) is None  # a window of one word has no change
-    assert perplexity(1.0) == math.e and perplexity(1e4) == math.inf
+    assert perplexity(1.0) == math.e
+    assert perplexity(1e4) == math.inf
 
 
 def pass_loss(model: RecurrentSearchNetwork, window: Batch) -> Tensor:
@@ -113,15 +114,18 @@ def test_a_step_moves_both_hidden_states_on_and_computes_the_training_loss_once_
     train, valid = batch(0), batch(1)
     states = train[2].clone(), valid[2].clone()
     result = step.step(train, valid)
-    assert not torch.equal(train[2], states[0]) and not torch.equal(valid[2], states[1])
-    assert torch.isfinite(result.train_loss) and torch.isnan(result.correct)
+    assert not torch.equal(train[2], states[0])
+    assert not torch.equal(valid[2], states[1])
+    assert torch.isfinite(result.train_loss)
+    assert torch.isnan(result.correct)
     with torch.no_grad():  # the state behind the window, with the weights before the step and the new alphas
         before = copy.deepcopy(model)
         before.load_state_dict(model.state_dict())
     architect.alpha_gradients(train, valid, 0.5, optimizer)
     kept = train[2].clone(), valid[2].clone()
     architect.alpha_gradients(train, valid, 0.5, optimizer)
-    assert torch.equal(train[2], kept[0]) and torch.equal(valid[2], kept[1])
+    assert torch.equal(train[2], kept[0])
+    assert torch.equal(valid[2], kept[1])
 
 
 def test_only_the_weight_step_is_regularised() -> None:
@@ -134,7 +138,8 @@ def test_only_the_weight_step_is_regularised() -> None:
         architect = Architect(model, w_momentum=0.0, task=Language(slowness, 0.0), clip=VirtualClip(0.25))
         result = SearchStep(model, architect, optimizer, order=2, grad_clip=0.25).step(batch(0), batch(1))
         results.append((float(result.alpha_gradient_norm), float(result.train_loss), float(result.gradient_norm)))
-    assert results[0][:2] == results[1][:2] and results[0][2] != results[1][2]
+    assert results[0][:2] == results[1][:2]
+    assert results[0][2] != results[1][2]
 
 
 def test_frozen_masks_and_redrawn_ones() -> None:

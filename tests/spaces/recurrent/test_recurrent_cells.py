@@ -31,7 +31,9 @@ def test_published_sizes() -> None:
         assert count(RecurrentNetwork(PUBLISHED["RNN_ENAS"], 10_000, 850)) == 27_295_000
         assert count(RecurrentNetwork(V2, 33_278, 700)) == 33_127_878
     assert search.alphas["cell"].shape == (36, 5)
-    assert {"encoder.weight", "decoder.weight", "decoder.bias", "rnns.0._W0", "rnns.0._Ws.7"} <= set(search.state_dict())
+    assert {"encoder.weight", "decoder.weight", "decoder.bias", "rnns.0._W0", "rnns.0._Ws.7"} <= set(
+        search.state_dict()
+    )
 
 
 @pytest.mark.parametrize("cell", PUBLISHED.values(), ids=PUBLISHED)
@@ -77,7 +79,8 @@ def test_derivation_takes_the_strongest_activation_ties_to_the_first() -> None:
 def test_rows_are_grouped_by_target() -> None:
     assert ENDS[:6] == ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
     group = Recurrent().groups["cell"]
-    assert group.shape == (36, 5) and group.ops[0] == PRIMITIVES
+    assert group.shape == (36, 5)
+    assert group.ops[0] == PRIMITIVES
 
 
 @pytest.mark.parametrize("backend", ["reference", "fused"])
