@@ -18,6 +18,7 @@ from fastdarts.runs.folder import check_out, out_dir
 from fastdarts.runs.forecast import forecast_line, out_of_memory_explained
 from fastdarts.runs.interrupt import stop_requests, stops_at_once
 from fastdarts.runs.keeper import Keeper, asked_to_end, how_to_continue, train_epoch
+from fastdarts.runs.kernels import cell_kernels_used
 from fastdarts.runs.lock import releases_folders
 from fastdarts.runs.loggers import Logger
 from fastdarts.runs.progress import Progress, json_number
@@ -84,6 +85,7 @@ def evaluate_text(
     device = choose_device(config.device)
     if not config.test_only:
         check_out(config)
+    LOGGER.info("kernels: %s", cell_kernels_used(device))
     texts = corpus or load_corpus(config.dataset, config.data)
     LOGGER.info(texts.line())
     with determinism(config.deterministic):
@@ -130,9 +132,7 @@ def _train(
         forecast = resources.forecast(state.trial_step, config.batch_size, device)
         write_atomically(out / "genotype.json", state.genotype.to_json() + "\n")
         progress = Progress(config.epochs, state.steps_per_epoch, state.steps_done)
-        kernels = state.network.kernels_used(device)
-        LOGGER.info("kernels: %s", kernels)
-        with Keeper(state, out, stop, kernels, loggers) as keeper, progress:
+        with Keeper(state, out, stop, cell_kernels_used(device), loggers) as keeper, progress:
             LOGGER.info(forecast_line(state, forecast, device))
             with out_of_memory_explained(forecast, config.batch_size, device):
                 while state.epoch < config.epochs:

@@ -36,7 +36,7 @@ from fastdarts.runs.forecast import forecast_line, out_of_memory_explained
 from fastdarts.runs.images import Images, outputs_for, read_images, read_second_images
 from fastdarts.runs.interrupt import stop_requests, stops_at_once
 from fastdarts.runs.keeper import Keeper, asked_to_end, how_to_continue, train_epoch
-from fastdarts.runs.kernels import kernels_used
+from fastdarts.runs.kernels import cell_kernels_used, kernels_used
 from fastdarts.runs.lock import releases_folders
 from fastdarts.runs.loggers import Logger
 from fastdarts.runs.program import run_cli
@@ -126,16 +126,16 @@ def search(
     table = None
     if config.benchmark is not None:
         table = spaces.find(config.space, config.primitives).table(config.benchmark)
-    kernels = kernels_used(device, config.backend)
-    LOGGER.info("kernels: %s", kernels)
     text = material_of(spaces.find(config.space, config.primitives)) == "text"
+    kernels = (cell_kernels_used if text else kernels_used)(device, config.backend)
+    LOGGER.info("kernels: %s", kernels)
     make_state = _on_text(config) if text else _on_images(config, train, valid, loss)
     with determinism(config.deterministic), stop_requests() as stop:
         out = out_dir(config, "search")
         state = make_state(device)
         if config.resume:
             resume(state, out)
-        if device.type == "cuda":
+        if device.type == "cuda" and not text:
             LOGGER.info("preparing the kernels; those new to this GPU are compiled, which may take minutes")
         resources.compile_ahead(state.trial_step, config.batch_size, device)
         forecast = resources.forecast(state.trial_step, config.batch_size, device)

@@ -112,8 +112,7 @@ class Method(StepRules):
 
         If they have changed when an epoch begins, network and optimizers are built anew.
         """
-        depth = {"layers": self.config.layers} if "depth" in self.space.features else {}
-        return {**depth, **self.space.arguments()}
+        return {"layers": self.config.layers, **self.space.arguments()}
 
     def attach(self, network: Supernet) -> None:
         """Prepare a new network: set its relaxation, add architecture parameters, change initial alphas."""

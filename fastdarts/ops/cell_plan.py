@@ -22,6 +22,11 @@ class Term:
     code: int
     weight: int
 
+    @property
+    def reads(self) -> bool:
+        """Return True if the term reads a product of its source."""
+        return self.code != NAMES.index("added")
+
 
 @dataclass(frozen=True)
 class CellPlan:
@@ -46,6 +51,14 @@ class CellPlan:
             for term in terms:
                 numbers += (term.source, term.code, term.weight)
         return numbers
+
+    @classmethod
+    def decode(cls, numbers: Sequence[int]) -> "CellPlan":
+        """Return the plan whose `encoded` this is."""
+        left = iter(numbers)
+        norm, outputs = bool(next(left)), tuple(next(left) for _ in range(next(left)))
+        nodes = [tuple(Term(next(left), next(left), next(left)) for _ in range(next(left))) for _ in range(next(left))]
+        return cls(tuple(nodes), outputs, norm)
 
 
 def search_plan(

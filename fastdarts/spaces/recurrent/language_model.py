@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, embedding
 
 from fastdarts.mixed.mixed_op import Backend, check_backend
 from fastdarts.ops.cell_plan import CellPlan
+from fastdarts.spaces.recurrent import fused
 from fastdarts.spaces.recurrent.cell import INIT, CellMasks, RecurrentCore
 from fastdarts.tasks.language import Masks
 
@@ -65,7 +65,11 @@ class LanguageLayers(nn.Module):
             x = x * masks.embedded
         weights, plan = self.relaxed()
         cell_masks = None if masks is None else CellMasks(masks.inputs, masks.hidden)
-        read: Tensor = self.rnns[0](x, hidden, cell_masks, weights, plan)
+        core = self.rnns[0]
+        assert isinstance(core, RecurrentCore)
+        if fused.serves(self.backend, x.device, x.dtype):
+            return fused.run_cell(core, x, hidden, cell_masks, weights, plan)
+        read: Tensor = core(x, hidden, cell_masks, weights, plan)
         return read
 
     def nll(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -75,15 +79,13 @@ class LanguageLayers(nn.Module):
             outputs: [T, B, d], after dropout.
             targets: [T, B] indices into the vocabulary.
         """
+        if fused.serves(self.backend, outputs.device, outputs.dtype):
+            return fused.nll(self.decoder, outputs, targets)
         return cross_entropy(self.decoder(outputs).flatten(0, 1), targets.flatten())
 
     def multiply_adds(self) -> int:
         """Return the multiply-adds of the products for one word, as many as the matrices have numbers."""
         return sum(weight.numel() for weight in self.parameters() if weight.dim() > 1)
-
-    def kernels_used(self, device: torch.device) -> str:
-        """Return a line that tells how cell and loss are computed on a device."""
-        return f"plain PyTorch modules on {device}"
 
     def predict(self, words: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the logits [T, B, vocabulary] of each next word, and the hidden state [B, d] behind the window."""

@@ -55,7 +55,8 @@ class Recurrent:
         return {"primitives": self._primitives}
 
     def supernet(self, **arguments: Any) -> RecurrentSearchNetwork:
-        return RecurrentSearchNetwork(**arguments)
+        """Build the search network; arguments are vocabulary, width, backend and primitives. It has no `layers`."""
+        return RecurrentSearchNetwork(**{name: value for name, value in arguments.items() if name != "layers"})
 
     def discrete(self, architecture: RecurrentCell, **options: Any) -> RecurrentNetwork:
         """Build the language model of a cell; options are vocabulary, width and backend."""
