@@ -122,7 +122,7 @@ def search(
     check_out(config)
     table = None
     if config.benchmark is not None:
-        table = spaces.find(config.space, config.primitives).table(config.benchmark)
+        table = spaces.find(config.space, config.primitives, config.space_options).table(config.benchmark)
     kernels = kernels_used(device, config.backend)
     LOGGER.info("kernels: %s", kernels)
     weights_half, alphas_half = _halves(config, train, valid, loss)

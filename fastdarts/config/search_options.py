@@ -13,6 +13,7 @@ LARGEST_SEED = 2**63 - 1
 
 _PAPER: dict[str, Any] = {
     "method_options": {},
+    "space_options": {},
     "epochs": 50,
     "batch_size": 64,
     "init_channels": 16,
@@ -79,6 +80,7 @@ class SearchOptions(Config):
     )
     method_options: dict[str, Any] = option("method", "the method's own, see below", metavar="NAME=VALUE")
     space: str = option("method", "search space", "darts", metavar="NAME")
+    space_options: dict[str, Any] = option("method", "the space's own, see below", metavar="NAME=VALUE")
     benchmark: Path | None = option(
         "method",
         "report the found cell's tabulated accuracy from this file (space nasbench201)",

@@ -103,7 +103,7 @@ class Method(StepRules):
     @staticmethod
     def space_of(config: SearchOptions) -> Space:
         """Return the search space that `config` names, with the config's primitives."""
-        return registry.find(config.space, config.primitives)
+        return registry.find(config.space, config.primitives, config.space_options)
 
     # Network and optimizers.
 
@@ -180,7 +180,7 @@ class Method(StepRules):
         alpha, active = network.alphas[group], None
         kept = self.kept[group] if self.kept else None
         if self.dropout is not None and network.training:
-            kept = self.dropout.survivors(group, network.groups[group].ops, kept)
+            kept = self.dropout.survivors(group, network.groups[group], kept)
         if kept is not None:
             alpha = alpha.masked_fill(~kept.to(alpha.device), MASKED)
             extra = range(kept.shape[1], kept.shape[1] + len(network.auxiliary))

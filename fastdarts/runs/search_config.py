@@ -41,7 +41,10 @@ class SearchConfig(SearchOptions):
             f"  {field.name}={self.method_options[field.name]}: {field.metadata['help']}"
             for field in dataclasses.fields(methods.find(self.method).Options)
         ]
-        return "\n".join([f"method options of {self.method}:", *(lines or ["  none"])])
+        space = registry.find(self.space, self.primitives, self.space_options)
+        names = ", ".join(registry.options_of(self.space)) or "none"
+        of_space = f"space options of {self.space} ({space.title}): {names}"
+        return "\n".join([f"method options of {self.method}:", *(lines or ["  none"]), of_space])
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fastdarts.primitives.table import EdgeOps
+from fastdarts.primitives.table import EdgeOps, candidate
 
 
 @dataclass(frozen=True)
@@ -16,11 +16,17 @@ class Group:
         title: the group's name in reports and messages, e.g. "normal cell".
         ops: the names of each row's candidate ops, equally many a row: the columns of alpha.
         ends: for rows that are edges of a cell, the (source state, target state) of each; empty otherwise.
+        weightless: the ops without weights to learn; None where all ops are in the table of primitives, which knows.
     """
 
     title: str
     ops: EdgeOps
     ends: tuple[tuple[int, int], ...] = ()
+    weightless: frozenset[str] | None = None
+
+    def learns(self, op: str) -> bool:
+        """Return True if an op has weights to learn: a convolution, but no skip connection, not even of stride 2."""
+        return candidate(op).learns if self.weightless is None else op not in self.weightless
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -2,10 +2,12 @@
 
 import difflib
 import importlib
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fastdarts.config.names import did_you_mean
 from fastdarts.config.reading import parse_json, read_text
 from fastdarts.spaces.darts.genotype import Genotype
 from fastdarts.spaces.space import Architecture, Space
@@ -14,6 +16,10 @@ _FACTORIES: dict[str, str | Callable[..., Space]] = {
     "darts": "fastdarts.spaces.darts.space:DartsSpace",
     **{name: f"fastdarts.spaces.darts.space:{name.upper()}" for name in ("s1", "s2", "s3", "s4")},
     "nasbench201": "fastdarts.spaces.nasbench201.space:NasBench201",
+    "proxyless": "fastdarts.spaces.layerwise.space:PROXYLESS",
+    "fbnet": "fastdarts.spaces.layerwise.space:FBNET",
+    "fairnas": "fastdarts.spaces.layerwise.space:FAIRNAS",
+    "mobilenet-small": "fastdarts.spaces.layerwise.space:MOBILENET_SMALL",
 }
 _ALIASES = {"s5": "darts"}  # RobustDARTS' name for the whole space
 
@@ -28,15 +34,41 @@ def register_space(name: str, factory: Callable[..., Space]) -> None:
 
     Args:
         name: as on the command line; ValueError if it is taken.
-        factory: makes the space; with `primitives=` where the user chooses the candidate ops.
+        factory: makes the space; with `primitives=` where the user chooses the candidate ops. Its keyword-only
+            parameters are the space's options (`--space-options NAME=VALUE`).
     """
     if name in _FACTORIES or name in _ALIASES:
         raise ValueError(f"space {name!r} is registered already")
     _FACTORIES[name] = factory
 
 
-def find(name: str, primitives: Sequence[str] | None = None) -> Space:
-    """Return the space called `name`, with these candidate ops instead of its own; ValueError for an unknown name."""
+def find(name: str, primitives: Sequence[str] | None = None, options: Mapping[str, Any] | None = None) -> Space:
+    """Return a space.
+
+    Args:
+        name: the space's name.
+        primitives: candidate ops instead of its own.
+        options: values of the options of its factory.
+
+    Raises: ValueError for an unknown name or option.
+    """
+    factory = _factory(name)
+    options = dict(options or {})
+    known = options_of(name)
+    for option in options:
+        if option not in known:
+            hint = did_you_mean(option, known) or f"; space {name!r} has {', '.join(known) or 'no options'}"
+            raise ValueError(f"space_options sets {option!r}, which is unknown{hint}")
+    return factory(**options) if primitives is None else factory(primitives=tuple(primitives), **options)
+
+
+def options_of(name: str) -> tuple[str, ...]:
+    """Return the names of a space's options, the keyword-only parameters of its factory."""
+    parameters = inspect.signature(_factory(name)).parameters.values()
+    return tuple(parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY)
+
+
+def _factory(name: str) -> Callable[..., Space]:
     factory = _FACTORIES.get(_ALIASES.get(name, name))
     if factory is None:
         close = difflib.get_close_matches(name, [*_FACTORIES, *_ALIASES], n=1)
@@ -45,7 +77,7 @@ def find(name: str, primitives: Sequence[str] | None = None) -> Space:
     if isinstance(factory, str):
         module, _, attribute = factory.partition(":")
         factory = getattr(importlib.import_module(module), attribute)
-    return factory() if primitives is None else factory(primitives=tuple(primitives))
+    return factory
 
 
 def space_of(architecture: Architecture) -> Space:
