@@ -194,6 +194,7 @@ def _epoch_metrics(state: SearchState, keeper: Keeper) -> Metrics:
         "images_per_second": training["images_per_second"],
         "genotype": json.loads(genotype.to_json()),
         **state.method.space.numbers(genotype),
+        **state.cost_numbers(genotype),
         **entropies,
     }
     state.method.end_epoch(state, metrics)
@@ -263,12 +264,13 @@ def _epoch_line(metrics: Metrics) -> str:
     ]
     losses = [f"{name} loss {metrics[f'{name}_loss']:.3f}" for name in ("train", "valid") if metrics[f"{name}_loss"]]
     numbers = [(name, value) for name, value in metrics["method"].items() if isinstance(value, int | float)]
+    costs = [(name, metrics[name]) for name in ("cost", "expected_cost") if name in metrics]
     parts = [
         *losses,
         *accuracies,
         "+".join(f"{value:.0f}" for name, value in metrics.items() if name.startswith("skips_")) + " skips",
         "entropy " + "/".join(f"{value:.3f}" for name, value in metrics.items() if name.startswith("entropy_")),
-        *(f"{name.replace('_', ' ')} {value:.4g}" for name, value in numbers),
+        *(f"{name.replace('_', ' ')} {value:.4g}" for name, value in [*costs, *numbers]),
         f"{metrics['images_per_second']:.0f} images/s",
     ]
     return ", ".join(parts)

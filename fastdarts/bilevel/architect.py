@@ -22,7 +22,7 @@ Batch = tuple[Tensor, Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def nothing() -> None:
+def nothing(loss: Tensor) -> None:
     """Return None: the default penalty, which adds nothing to the loss of the alpha step."""
 
 
@@ -52,8 +52,8 @@ class Architect:
         r: numerator of the central difference's step, epsilon = r / ||v||.
         loss: loss(outputs, targets) -> scalar.
         amp_dtype: autocast the network's passes to this dtype; None keeps the weights' own.
-        penalty: penalty() -> scalar (or None), added to the loss of the alpha step. It must depend on the alphas only,
-            because the virtual step and the Hessian-vector product leave it out.
+        penalty: penalty(loss) -> scalar (or None), added to the loss of the alpha step. Apart from the loss it must
+            depend on the alphas only, because the virtual step and the Hessian-vector product leave it out.
         grad_clip: largest global norm of the alphas' gradient; None for no clipping.
         optimizer: optimizer of the alphas, in place of Adam with lr, betas and weight_decay.
 
@@ -77,7 +77,7 @@ class Architect:
         *,
         loss: Loss = cross_entropy,
         amp_dtype: torch.dtype | None = None,
-        penalty: Callable[[], Tensor | None] = nothing,
+        penalty: Callable[[Tensor], Tensor | None] = nothing,
         grad_clip: float | None = None,
         optimizer: Optimizer | None = None,
     ) -> None:
@@ -206,11 +206,11 @@ class Architect:
         return list(torch.autograd.grad(product, self.alphas, materialize_grads=True))
 
     def _gradients(
-        self, batch: Batch, inputs: Sequence[Tensor], penalty: Callable[[], Tensor | None] = nothing
+        self, batch: Batch, inputs: Sequence[Tensor], penalty: Callable[[Tensor], Tensor | None] = nothing
     ) -> tuple[Tensor, list[Tensor]]:
         """Return the loss on `batch`, and the gradients of loss plus penalty with respect to `inputs`."""
         loss, _ = self.forward(batch)
-        extra = penalty()
+        extra = penalty(loss)
         total = loss if extra is None else loss + extra
         gradients = torch.autograd.grad(total, inputs, materialize_grads=True)
         return loss.detach(), list(gradients)

@@ -190,7 +190,7 @@ class SearchStep:
         architect = self.architect
         self.rules.before_alpha_step(self)
         loss, outputs = architect.forward(train)
-        extra = architect.penalty()
+        extra = architect.penalty(loss)
         total = loss if extra is None else loss + extra
         gradients = self._gradients(total, [*architect.alphas, *architect.flat.weights])
         of_alphas = [

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,11 +14,15 @@ from fastdarts.bilevel.step import SearchStep
 from fastdarts.data import BatchStream, ImageData
 from fastdarts.data.augment import Augment
 from fastdarts.methods import find
+from fastdarts.methods.cost import CostTerm
+from fastdarts.methods.method import Method
 from fastdarts.mixed.mix import Mix
 from fastdarts.primitives.table import EdgeOps
+from fastdarts.runs.costs import cost_table
 from fastdarts.runs.images import outputs_for
 from fastdarts.runs.search_config import SearchConfig
 from fastdarts.runs.state import Metrics, RunState
+from fastdarts.spaces.cost import CostTable
 from fastdarts.spaces.supernet import Supernet
 
 _PARTS = {
@@ -62,6 +67,9 @@ class SearchState(RunState):
         self._device = device
         self._outputs, self._in_channels = outputs_for(weights_half), weights_half.images.shape[1]
         self.validation = alphas_half
+        self.costs: CostTable | None = None
+        if config.cost is not None:
+            self.costs = cost_table(config, self._outputs, tuple(weights_half.images.shape[1:]))
         self._build()
         augment = Augment(
             weights_half.mean,
@@ -95,13 +103,17 @@ class SearchState(RunState):
         )
         method.attach(network)
         self.network = network.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.cost = None
+        if self.costs is not None:
+            how = config.cost_form, config.cost_weight, config.cost_target
+            self.cost = CostTerm(method, self.network, self.costs, *how)
         self.architect = Architect(
             self.network,
             w_momentum=config.momentum,
             w_weight_decay=config.weight_decay,
             loss=self._loss,
             amp_dtype=torch.bfloat16 if config.amp else None,
-            penalty=lambda: method.penalty(network),  # no reference to self: the cycle would keep GPU memory alive
+            penalty=partial(_penalty, method, network, self.cost),  # not self: the cycle would keep GPU memory alive
             grad_clip=method.alpha_grad_clip,
             optimizer=method.arch_optimizer(self.network),
         )
@@ -149,6 +161,14 @@ class SearchState(RunState):
             for name, group in network.groups.items()
         }
         return tables | weights | {f"edges_{name}": value for name, value in edges.items()}
+
+    def cost_numbers(self, architecture: Any) -> dict[str, float]:
+        """Return the cost of an architecture and the expected one of the alphas; nothing where no cost is asked for."""
+        if self.costs is None or self.cost is None:
+            return {}
+        with torch.no_grad():
+            expected = float(self.cost.expected(self.network))
+        return {"cost": self.costs.of(self.network, architecture), "expected_cost": expected}
 
     def learning_rate(self) -> float:
         """Return the learning rate of the weights in this epoch."""
@@ -215,6 +235,14 @@ class SearchState(RunState):
         self.architect.load_state_dict(state["architect"])
         self.w_optimizer.load_state_dict(state["w_optimizer"])
         self.history = list(state["history"])
+
+
+def _penalty(method: Method, network: Supernet, cost: CostTerm | None, loss: Tensor) -> Tensor | None:
+    """Return what the method and the cost add to the loss of the alphas."""
+    own = method.penalty(network)
+    if cost is None:
+        return own
+    return cost(network, loss) if own is None else own + cost(network, loss)
 
 
 def in_columns(alpha: Tensor, names: EdgeOps, primitives: Sequence[str], kept: Tensor | None) -> Tensor:

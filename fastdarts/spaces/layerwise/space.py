@@ -70,7 +70,7 @@ class LayerwiseSpace:
 
     def evaluation_defaults(self, dataset: str) -> Mapping[str, Any]:
         channels = 8 if dataset == "digits" else self.chain.stem
-        return {"init_channels": channels, "layers": 1, "auxiliary": False, "drop_path": 0.0, "stem": "cifar"}
+        return {"init_channels": channels, "layers": _DEPTH, "auxiliary": False, "drop_path": 0.0, "stem": "cifar"}
 
     def _small_strides(self) -> list[int]:
         """Return strides for images of 32x32 and smaller: all but the last two strides of 2 become 1."""
@@ -91,7 +91,7 @@ class LayerwiseSpace:
 
         Raises: ValueError for layers, an auxiliary head, drop path or another stem, which a chain has not.
         """
-        for name, value in (("auxiliary", False), ("drop_path_prob", 0), ("stem", "cifar"), ("layers", 1)):
+        for name, value in (("auxiliary", False), ("drop_path_prob", 0), ("stem", "cifar"), ("layers", _DEPTH)):
             if options.pop(name, value) != value:
                 raise ValueError(f"{name.removesuffix('_prob')} has no meaning in space {self.name!r}; leave it out")
         return LayerwiseNetwork(architecture, **options)
