@@ -148,6 +148,10 @@ class Method(StepRules):
         """Return True if the steps of this epoch update the alphas."""
         return self.epoch >= round(self.config.alpha_warmup * self.config.epochs)
 
+    def alphas_move_each_step(self) -> bool:
+        """Return True if every step of this epoch updates the alphas, so that each must measure an alpha step."""
+        return self.level_now() != "weights"
+
     def level_now(self) -> Level:
         return self.level if self.alphas_move() else "weights"
 

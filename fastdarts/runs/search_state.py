@@ -134,7 +134,7 @@ class SearchState(RunState):
         if self.method.network_arguments() != self._arguments:
             self._build()
         self.augment.cutout_share = self.method.cutout_share()
-        finite = self.method.level_now() != "weights"  # else there is no alpha step to measure
+        finite = self.method.alphas_move_each_step()  # else there are steps without an alpha step to measure
         for part in ("valid_loss", "alpha_gradient_norm"):
             self._parts[part] = _PARTS[part] if finite else None
 

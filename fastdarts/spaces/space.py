@@ -8,9 +8,10 @@ from fastdarts.spaces.group import Group
 from fastdarts.spaces.network import DiscreteNetwork
 from fastdarts.spaces.supernet import Supernet
 
-Feature = Literal["edges", "skip connections", "auxiliary ops", "partial channels", "drop path", "depth"]
+Feature = Literal["edges", "skip connections", "auxiliary ops", "partial channels", "drop path", "depth", "probed ops"]
 """What a method may need of a space: rows that are edges of cells; `skip_connect` among the ops; ops without an alpha;
-ops on some of the channels; edges that drop samples; a number of cells to choose."""
+ops on some of the channels; edges that drop samples; a number of cells to choose; ops that run in the backward pass
+only."""
 
 
 class Architecture(Protocol):

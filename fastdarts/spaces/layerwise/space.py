@@ -33,7 +33,7 @@ class LayerwiseSpace:
     Raises: ValueError that names the argument.
     """
 
-    features = frozenset[Feature]()
+    features = frozenset[Feature]({"probed ops"})
 
     def __init__(
         self,
@@ -89,9 +89,13 @@ class LayerwiseSpace:
     def discrete(self, architecture: LayerChoices, **options: Any) -> LayerwiseNetwork:
         """Build the network of an architecture.
 
-        Raises: ValueError for layers, an auxiliary head, drop path or another stem, which a chain has not.
+        Raises: ValueError for fewer `layers` than a stage of the architecture has, and for an auxiliary head, drop path
+            or another stem, which a chain has not.
         """
-        for name, value in (("auxiliary", False), ("drop_path_prob", 0), ("stem", "cifar"), ("layers", _DEPTH)):
+        deepest = max(stage.layers for stage in architecture.chain().stages)
+        if options.pop("layers", deepest) < deepest:
+            raise ValueError(f"layers must be at least {deepest}, those of the architecture's deepest stage")
+        for name, value in (("auxiliary", False), ("drop_path_prob", 0), ("stem", "cifar")):
             if options.pop(name, value) != value:
                 raise ValueError(f"{name.removesuffix('_prob')} has no meaning in space {self.name!r}; leave it out")
         return LayerwiseNetwork(architecture, **options)

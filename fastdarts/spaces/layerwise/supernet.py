@@ -85,7 +85,8 @@ class LayerwiseSupernet(Supernet):
         x = self.fixed(self.stem(x))
         for (group, row), layer in zip(self._rows(), self.layers, strict=True):
             mix = mixes[group]
-            x = layer(x, mix.weights[row], None if mix.active is None else mix.active[row])
+            active = None if mix.active is None else mix.active[row]
+            x = layer(x, mix.weights[row], active, () if mix.probed is None else mix.probed[row])
             if mix.added is not None:
                 x = x + mix.added[row].to(x.dtype)
         logits: Tensor = self.classifier(self.head(x).mean((2, 3)))
