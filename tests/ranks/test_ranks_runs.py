@@ -1,8 +1,12 @@
 """Runs on several ranks: one writer, resuming on other numbers of ranks, signals, ranks that die."""
 
 import json
+import os
 import random
+import re
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -133,6 +137,36 @@ def test_evaluation_on_two_ranks(started: Starter, tmp_path: Path) -> None:
     assert "test error" in ended.said[0]
     a, b = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "parts"))
     assert a == b
+
+
+DYING = """
+import os, signal
+from fastdarts.runs.state import RunState
+step = RunState.train_step
+def dying(self):
+    if self.steps_done == 4 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        os.kill(os.getpid(), signal.SIGKILL)
+    step(self)
+RunState.train_step = dying
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("named", [True, False])
+def test_torchrun_restarts_a_run_that_goes_on_by_itself(named: bool, whole: dict[int, Path], tmp_path: Path) -> None:
+    """Also in a folder that the run has named itself; each line of the log comes from one rank."""
+    (tmp_path / "dying.py").write_text(DYING)
+    launcher = "-m torch.distributed.run --standalone --nproc-per-node=2 --max-restarts=1 -m fastdarts.search"
+    more = ["--out", "run"] if named else []
+    command = [sys.executable, *launcher.split(), "--plugin", "dying", *DIGITS.split(), *more]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"rank 1 \(process \d+ on \S+\) died", done.stderr)) == 1
+    assert done.stdout.count("epoch 2/2") == 1
+    (out,) = [tmp_path / "run"] if named else (tmp_path / "runs").iterdir()
+    assert_same_run(out, whole[2])
+    assert (out / "report.html").is_file()
 
 
 @pytest.mark.slow
