@@ -109,7 +109,7 @@ class CompareConfig(Config):
         "comparison", "options of fastdarts.evaluate for these trainings", metavar="NAME=VALUE"
     )
 
-    device: str = option("run", "auto (CUDA where there is some), cpu, cuda or cuda:N", "auto", metavar="DEVICE")
+    device: str = option("run", "auto (CUDA if available), cpu, cuda or cuda:N", "auto", metavar="DEVICE")
     deterministic: bool = option("run", "the same bits in each run on the same machine", False)
     workers: int = option(
         "run", "runs at a time on this machine; they share out threads, memory and, in turn, GPUs", 1, at_least=1
@@ -153,12 +153,12 @@ class CompareConfig(Config):
         return [name.strip() for name in self.methods.split(",")]
 
     def search_config(self, method: str, seed: int, out: Path) -> SearchConfig:
-        """Of one search."""
+        """Return the config of one search."""
         given = {name: value for name in _SIZES if (value := getattr(self, name)) is not None}
         return SearchConfig(**{**given, **self.search, **self._common(seed, out), "method": method, "data": self.data})
 
     def select_config(self, seed: int, out: Path) -> EvalConfig:
-        """Of the training that a found cell is judged by."""
+        """Return the config of the training that judges a found cell."""
         space = self.search.get("space", "darts")
         return EvalConfig(**{"space": space, **self.select, **self._common(seed, out), "epochs": self.select_epochs})
 
@@ -179,7 +179,7 @@ Task = tuple[str, int]
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was compared.
+    """The result of a comparison.
 
     Attributes:
         methods: a summary of each, see `fastdarts.report.records.summaries`.
@@ -377,7 +377,7 @@ def _result(out: Path, method: str, seed: int) -> Record | None:
 
 
 def _read(path: Path) -> Record | None:
-    """What was written there, if it was."""
+    """Read a JSON object, or return None where there is no file."""
     return read_object(path) if path.is_file() else None
 
 

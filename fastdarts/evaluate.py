@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from fastdarts import data
-from fastdarts.bilevel.architect import Loss
 from fastdarts.config.command_line import build_parser
 from fastdarts.config.files import write_atomically
 from fastdarts.config.options import option
 from fastdarts.data import ImageData
+from fastdarts.evaluate_text import TextEvalResult, evaluate_text
 from fastdarts.export import check_export_packages, export
 from fastdarts.runs import resources
 from fastdarts.runs.console import LOGGER
@@ -46,7 +46,9 @@ from fastdarts.runs.state import Metrics, check_divides
 from fastdarts.runs.weights import load_weights
 from fastdarts.spaces.darts.discrete import count_multiply_adds, count_parameters
 from fastdarts.spaces.network import DiscreteNetwork
-from fastdarts.spaces.registry import architecture_of, load_architecture, read_architecture
+from fastdarts.spaces.registry import architecture_of, load_architecture, read_architecture, space_of
+from fastdarts.spaces.space import material_of
+from fastdarts.tasks.classification import Loss
 
 __all__ = ["EvalConfig", "EvalResult", "evaluate"]
 
@@ -58,7 +60,7 @@ _IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class EvalResult:
-    """What an evaluation measured.
+    """The result of an evaluation.
 
     Attributes:
         test_error: percent of the test images classified wrong; NaN without classes.
@@ -123,8 +125,11 @@ def evaluate(
         check_writable("export", config.export.parent)
     if train is not None:
         config = dataclasses.replace(config, dataset="custom")
+    genotype = architecture_of(genotype)
+    if material_of(space_of(genotype)) == "text":
+        raise ValueError("genotype is of a language model: evaluate_text(genotype, config) trains it")
     with joined(config.device) as team:
-        return _evaluate(architecture_of(genotype), taken_up(config, team), team, train, test, loss, callbacks, loggers)
+        return _evaluate(genotype, taken_up(config, team), team, train, test, loss, callbacks, loggers)
 
 
 def _evaluate(
@@ -360,6 +365,8 @@ def _run(command: _Command) -> int:
             "--genotype is needed: a published cell (DARTS_V2, PC_DARTS_CIFAR, ...), a search's folder or a file such "
             "as its genotype.json"
         )
+    if material_of(space_of(genotype)) == "text":
+        return _print_text(evaluate_text(genotype, config))
     result = evaluate(genotype, config)
     if rank_of_process():
         return 0
@@ -372,4 +379,14 @@ def _run(command: _Command) -> int:
         print(f"results: {result.out_dir} (report.html)")
     if result.exported:
         print(f"exported: {', '.join(map(str, result.exported))}")
+    return 0
+
+
+def _print_text(result: TextEvalResult) -> int:
+    print(
+        f"test perplexity {result.test_perplexity:.2f} (validation {result.valid_perplexity:.2f}, epoch "
+        f"{result.best_epoch}), {result.parameters:,} parameters"
+    )
+    if result.out_dir is not None:
+        print(f"results: {result.out_dir}")
     return 0

@@ -95,8 +95,8 @@ class Ranks:
     # Rows of a global batch.
 
     @contextmanager
-    def computing(self, batch: tuple[Tensor, Tensor]) -> Iterator[Share]:
-        """Inside, `rows` draws for the rows of `batch`; a pair of tensors counts as one of equal shares."""
+    def computing(self, batch: tuple[Tensor, ...]) -> Iterator[Share]:
+        """Inside, `rows` draws for the rows of `batch`; plain tensors count as one of equal shares."""
         rows = len(batch[0])
         if isinstance(batch, SharedBatch):
             share = batch.share

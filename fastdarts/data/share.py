@@ -37,6 +37,6 @@ class SharedBatch(tuple[Tensor, Tensor]):
         return batch
 
 
-def weight_of(batch: tuple[Tensor, Tensor]) -> float:
-    """Return the weight of a batch's share; 1 for a plain pair of tensors."""
+def weight_of(batch: tuple[Tensor, ...]) -> float:
+    """Return the weight of a batch's share; 1 for plain tensors."""
     return batch.share.weight if isinstance(batch, SharedBatch) else 1.0

@@ -126,12 +126,13 @@ class Method(StepRules):
         """Return the optimizer of the architecture parameters."""
         return self.adam(network.arch_parameters())
 
-    def adam(self, *groups: Sequence[Tensor], betas: tuple[float, float] = (0.5, 0.999)) -> Adam:
-        """Return Adam over parameter `groups` with the config's learning rate and weight decay.
+    def adam(self, *groups: Sequence[Tensor], betas: tuple[float, float] | None = None) -> Adam:
+        """Return Adam over parameter `groups` with the config's learning rate, betas (unless given) and weight decay.
 
         On a GPU it is `capturable`, which keeps its step counts on the device.
         """
         config, capturable = self.config, groups[0][0].is_cuda
+        betas = (config.arch_beta1, 0.999) if betas is None else betas
         parts = [{"params": list(group)} for group in groups]
         return Adam(parts, config.arch_lr, betas, weight_decay=config.arch_weight_decay, capturable=capturable)
 
@@ -184,7 +185,7 @@ class Method(StepRules):
         alpha, active = network.alphas[group], None
         kept = self.kept[group] if self.kept else None
         if self.dropout is not None and network.training:
-            kept = self.dropout.survivors(group, network.groups[group].ops, kept)
+            kept = self.dropout.survivors(group, network.groups[group], kept)
         if kept is not None:
             alpha = alpha.masked_fill(~kept.to(alpha.device), MASKED)
             extra = range(kept.shape[1], kept.shape[1] + len(network.auxiliary))

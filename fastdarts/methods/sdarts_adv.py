@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastdarts.bilevel.architect import Batch, without_gradients
+from fastdarts.bilevel.architect import without_gradients
 from fastdarts.bilevel.step import SearchStep
 from fastdarts.methods.method import hyper, search_network
 from fastdarts.methods.sdarts_rs import SdartsOptions, SdartsRs, project
 from fastdarts.mixed.mix import Mix
+from fastdarts.tasks.task import Batch
 
 
 @dataclass(frozen=True, kw_only=True)

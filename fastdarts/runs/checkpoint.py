@@ -110,7 +110,7 @@ _DAMAGE = (
     TypeError,
     ValueError,
 )
-"""What torch raises for contents that are not what it wrote."""
+"""Exceptions of torch for contents that it did not write."""
 _FOREIGN = re.compile("GLOBAL|Can only (create new|build)")  # in torch's messages about other objects
 
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fastdarts.bilevel.architect import Batch, Loss
 from fastdarts.bilevel.ranks import ALONE, Ranks
 from fastdarts.bilevel.sync_norm import synchronise
 from fastdarts.data import BatchStream, ImageData
@@ -22,7 +21,8 @@ from fastdarts.runs.local_state import own_random_numbers
 from fastdarts.runs.state import RunState
 from fastdarts.spaces.network import DiscreteNetwork
 from fastdarts.spaces.registry import space_of
-from fastdarts.tasks.classification import count_correct
+from fastdarts.tasks.classification import Loss, count_correct
+from fastdarts.tasks.task import Batch
 
 _PARTS: dict[str, str | None] = {
     "train_loss": "the loss",

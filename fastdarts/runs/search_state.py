@@ -8,21 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdarts.bilevel.architect import Architect, Batch, Loss
+from fastdarts.bilevel.architect import Architect
+from fastdarts.bilevel.clipping import VirtualClip
 from fastdarts.bilevel.ranks import ALONE, Ranks
 from fastdarts.bilevel.step import SearchStep
 from fastdarts.bilevel.sync_norm import synchronise
 from fastdarts.data import BatchStream, ImageData
 from fastdarts.data.augment import Augment
-from fastdarts.data.share import weight_of
 from fastdarts.methods import find
 from fastdarts.mixed.mix import Mix
 from fastdarts.primitives.table import EdgeOps
 from fastdarts.runs.images import outputs_for
 from fastdarts.runs.local_state import own_random_numbers
 from fastdarts.runs.search_config import SearchConfig
-from fastdarts.runs.state import Metrics, RunState
+from fastdarts.runs.state import Draws, Metrics, RunState, Stream
 from fastdarts.spaces.supernet import Supernet
+from fastdarts.tasks.classification import Classification, Loss
+from fastdarts.tasks.task import Batch, Task
 
 _PARTS = {
     "valid_loss": "the loss of the alpha step",
@@ -50,7 +52,8 @@ class SearchState(RunState):
     program = "python -m fastdarts.search"
 
     network: Supernet
-    augment: Augment
+    validation: Any
+    """Images or text of the alpha steps, on which the search is measured, too."""
 
     def __init__(
         self,
@@ -61,15 +64,14 @@ class SearchState(RunState):
         device: torch.device,
         ranks: Ranks = ALONE,
     ) -> None:
-        torch.manual_seed(config.seed)
-        self.config = config
         self.method = find(config.method)(config)
-        self.method.ranks = self.ranks = ranks
-        self._loss = loss
-        self._device = device
-        self._outputs, self._in_channels = outputs_for(weights_half), weights_half.images.shape[1]
+        self.method.ranks = ranks
+        self._sizes = {
+            "C": config.init_channels,
+            "num_classes": outputs_for(weights_half),
+            "in_channels": weights_half.images.shape[1],
+        }
         self.validation = alphas_half
-        self._build()
         augment = Augment(
             weights_half.mean,
             weights_half.std,
@@ -92,6 +94,24 @@ class SearchState(RunState):
             for index, half in enumerate(halves)
             if half is not None
         ]
+        self._start(config, Classification(loss), device, augment, streams, ranks)
+
+    def _start(
+        self,
+        config: SearchConfig,
+        task: Task,
+        device: torch.device,
+        augment: Draws,
+        streams: Sequence[Stream],
+        ranks: Ranks = ALONE,
+    ) -> None:
+        """Build all that depends on data and task; `method` and the network's sizes are set."""
+        torch.manual_seed(config.seed)
+        self.config = config
+        self.ranks = ranks
+        self._task = task
+        self._device = device
+        self._build()
         super().__init__(config, self.network, augment, streams, dict(_PARTS), ranks)
         self._begin_epoch()
         own_random_numbers(ranks, config.seed)
@@ -101,13 +121,7 @@ class SearchState(RunState):
         """Build the network, optimizers and step."""
         config, method = self.config, self.method
         self._arguments = method.network_arguments()
-        network = method.space.supernet(
-            C=config.init_channels,
-            num_classes=self._outputs,
-            in_channels=self._in_channels,
-            backend=config.backend,
-            **self._arguments,
-        )
+        network = method.space.supernet(backend=config.backend, **self._sizes, **self._arguments)
         method.attach(network)
         if config.sync_batch_norm:
             synchronise(network, self.ranks)
@@ -116,12 +130,13 @@ class SearchState(RunState):
             self.network,
             w_momentum=config.momentum,
             w_weight_decay=config.weight_decay,
-            loss=self._loss,
             amp_dtype=torch.bfloat16 if config.amp else None,
             penalty=lambda: method.penalty(network),  # no reference to self: the cycle would keep GPU memory alive
             grad_clip=method.alpha_grad_clip,
             optimizer=method.arch_optimizer(self.network),
             ranks=self.ranks,
+            task=self._task,
+            clip=self.virtual_clip(),
         )
         self.w_optimizer = method.weight_optimizer(self.network)
         self.search_step = SearchStep(
@@ -133,6 +148,14 @@ class SearchState(RunState):
             cuda_graphs=config.cuda_graphs,
             rules=method,
         )
+
+    def virtual_clip(self) -> VirtualClip | None:
+        """Return how gradients inside the second order are clipped; images: not at all."""
+        return None
+
+    def step_rate(self) -> float:
+        """Return the learning rate of the weights in the next step."""
+        return self.learning_rate()
 
     def _begin_epoch(self) -> None:
         """Let the method set all that depends on the epoch; rebuild the network if its arguments have changed."""
@@ -176,7 +199,7 @@ class SearchState(RunState):
         """Run the search step on the weights' batch and, with two streams, the alphas' batch; return its results."""
         decay = self.architect.w_weight_decay = self.method.weight_decay()
         for group in self.w_optimizer.param_groups:
-            group["lr"], group["weight_decay"] = self.learning_rate(), decay
+            group["lr"], group["weight_decay"] = self.step_rate(), decay
         rates = self.method.arch_learning_rates()
         for group, rate in zip(self.architect.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
@@ -187,11 +210,15 @@ class SearchState(RunState):
             "alpha_gradient_norm": result.alpha_gradient_norm,
             "train_loss": result.train_loss,
             "gradient_norm": result.gradient_norm,
-            "train_accuracy": result.correct / len(train[0]) * weight_of(train),
+            "train_accuracy": result.correct * self.ranks.size / self.size_of(train),
         }
 
     def test_batch(self, batch: Batch) -> tuple[Tensor, Tensor]:
         return self.architect.forward(batch)
+
+    def first_batches(self, batches: int) -> Any:
+        """Return the part of `validation` that fills the first so many batches."""
+        return self.validation.subset(torch.arange(min(batches * self.config.batch_size, len(self.validation))))
 
     def validate(
         self, between_batches: Callable[[], object], mixes: Mapping[str, Mix] | None = None
@@ -214,6 +241,10 @@ class SearchState(RunState):
             "the alphas' optimizer": self.architect.state_dict()["state"],
             "the method's generator": self.method.generator.get_state(),
         }
+
+    def numbers(self, losses: Mapping[str, float]) -> dict[str, float | None]:
+        """Return further metrics of an epoch, from its mean losses by name."""
+        return {}
 
     def next_epoch(self, metrics: Metrics) -> None:
         super().next_epoch(metrics)

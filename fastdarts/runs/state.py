@@ -5,22 +5,20 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from fastdarts.bilevel.architect import Batch
 from fastdarts.bilevel.ranks import ALONE, Ranks
 from fastdarts.config.plain import plain
-from fastdarts.data import BatchStream, ImageData
-from fastdarts.data.augment import Augment
-from fastdarts.data.augment_imagenet import ImageNetAugment
+from fastdarts.data import ImageData
 from fastdarts.data.share import Share, SharedBatch, share_of
 from fastdarts.runs import checkpoint
 from fastdarts.runs.local_state import average_buffers, check_equal, load_local_state, local_state
 from fastdarts.runs.sums import EpochSums
 from fastdarts.tasks.classification import count_correct
+from fastdarts.tasks.task import Batch
 
 Metrics = dict[str, Any]
 
@@ -36,13 +34,34 @@ def check_divides(batch_size: int, ranks: Ranks) -> None:
         )
 
 
+class Resumable(Protocol):
+    """Declare what a run saves of its data: whatever draws or yields batches."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Draws(Resumable, Protocol):
+    """Declare what draws random numbers for each batch: augmentation of images, or dropout masks."""
+
+    generator: torch.Generator
+
+
+class Stream(Resumable, Protocol):
+    """Declare an endless stream of batches."""
+
+    @property
+    def batches_per_epoch(self) -> int: ...
+
+
 class RunState:
     """Hold all that changes during a run, as it is between two steps. Subclasses add networks, optimizers and data.
 
     Args:
         config: the run's config.
         network: the network, trained in place.
-        augment: augmentation of the training images.
+        augment: what is drawn at random for each batch: augmentation of images, or dropout masks.
         streams: streams of the batches; a pass over the first one is an epoch.
         parts: measurements of a step, as for EpochSums; must contain train_loss.
         ranks: the processes that run this together.
@@ -52,20 +71,22 @@ class RunState:
     """Kind of run in checkpoints and messages: "search" or "evaluation"."""
     program: ClassVar[str]
     """Command line that starts such a run."""
+    unit: ClassVar[str] = "images"
+    """What means and rates are counted in."""
 
     def __init__(
         self,
         config: Any,
         network: nn.Module,
-        augment: Augment | ImageNetAugment,
-        streams: Sequence[BatchStream],
+        augment: Draws,
+        streams: Sequence[Stream],
         parts: Mapping[str, str | None],
         ranks: Ranks = ALONE,
     ) -> None:
         self.config = config
         self.network = network
-        self.augment = augment
-        self.streams = streams
+        self.augment: Any = augment
+        self.streams: Sequence[Any] = streams
         self.ranks = ranks
         self.steps_per_epoch = streams[0].batches_per_epoch
         self.epoch = 0
@@ -91,28 +112,40 @@ class RunState:
         """Return the loss and the outputs of the network on `batch` in eval mode."""
         raise NotImplementedError
 
+    def next_batches(self) -> Sequence[Batch]:
+        """Return the next batch of each stream, augmented."""
+        batches = []
+        for stream in self.streams:
+            images, targets = stream.next()
+            batches.append(SharedBatch(self.augment(images, stream.share), targets, stream.share))
+        return batches
+
+    def trial_batches(self, size: int) -> Sequence[Batch]:
+        """Return a batch of `size` of each stream, which moves none of them."""
+        return [self._first_batch(stream.data, size) for stream in self.streams]
+
+    def size_of(self, batch: Batch) -> int:
+        """Return the number of images in a global batch, by which its measurements count in an epoch's means."""
+        return batch.share.total if isinstance(batch, SharedBatch) else len(batch[0])
+
     def train_step(self) -> None:
         """Run one step on the next batch of each stream and add its measurements to the epoch's sums."""
         start = time.perf_counter()
         self.network.train()
-        batches = [self._next_batch(stream) for stream in self.streams]
-        self._sums.add(batches[0].share.total, self.train_batches(batches))
+        batches = self.next_batches()
+        self._sums.add(self.size_of(batches[0]), self.train_batches(batches))
         self.step += 1
         self.seconds += time.perf_counter() - start
 
-    def _next_batch(self, stream: BatchStream) -> SharedBatch:
-        images, targets = stream.next()
-        return SharedBatch(self.augment(images, stream.share), targets, stream.share)
-
-    def trial_step(self, images: int) -> None:
-        """Run one step on the first `images` images of each stream, then restore all state; only caches stay warm.
+    def trial_step(self, size: int) -> None:
+        """Run one step on a batch of `size` of each stream, then restore all state; only caches stay warm.
 
         With several ranks each takes so many.
         """
         before = copy.deepcopy(self.state_dict())
         try:
             self.network.train()
-            self.train_batches([self._first_batch(stream.data, images) for stream in self.streams])
+            self.train_batches(self.trial_batches(size))
         finally:
             self.load_state_dict(before)
 
@@ -137,9 +170,9 @@ class RunState:
         start = time.perf_counter()
         self._sums.read(self.epoch, self.step)
         self.seconds += time.perf_counter() - start
-        return {**self._sums.means(), "images_per_second": self._sums.images / max(self.seconds, 1e-9)}
+        return {**self._sums.means(), f"{self.unit}_per_second": self._sums.images / max(self.seconds, 1e-9)}
 
-    def measure(self, data: ImageData, between_batches: Callable[[], object]) -> tuple[float, float]:
+    def measure(self, data: Any, between_batches: Callable[[], object]) -> tuple[float, float]:
         """Return mean loss and accuracy on `data` in eval mode, without augmentation; accuracy is NaN without classes.
 
         Random numbers of the network (candidate `noise`) are the same each time, and global generators are restored.
@@ -174,6 +207,10 @@ class RunState:
         metrics.update(plain(metrics, "metrics", unknown=str))  # a method's numbers may be numpy scalars
         self.metrics.append(metrics)
         self.epoch += 1
+        self.start_epoch_anew()
+
+    def start_epoch_anew(self) -> None:
+        """Forget the steps of the present epoch."""
         self.step = 0
         self.seconds = 0.0
         self._sums = EpochSums(self._parts, self.ranks)

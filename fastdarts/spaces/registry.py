@@ -14,6 +14,7 @@ _FACTORIES: dict[str, str | Callable[..., Space]] = {
     "darts": "fastdarts.spaces.darts.space:DartsSpace",
     **{name: f"fastdarts.spaces.darts.space:{name.upper()}" for name in ("s1", "s2", "s3", "s4")},
     "nasbench201": "fastdarts.spaces.nasbench201.space:NasBench201",
+    "recurrent": "fastdarts.spaces.recurrent.space:Recurrent",
 }
 _ALIASES = {"s5": "darts"}  # RobustDARTS' name for the whole space
 

@@ -87,7 +87,18 @@ class Supernet(nn.Module):
 
     def op_weights(self) -> Mixes:
         """Return each group's op weights for one forward pass; a relaxation may draw them."""
+        # The alphas become constants of a traced program, which may not require gradients.
+        if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+            return self._traced_op_weights()
         return self.relaxation(self)
+
+    def _traced_op_weights(self) -> Mixes:
+        before = self.alphas, self.extra_alphas
+        self.alphas, self.extra_alphas = ({name: alpha.data for name, alpha in group.items()} for group in before)
+        try:
+            return self.relaxation(self)
+        finally:
+            self.alphas, self.extra_alphas = before
 
     @contextmanager
     def mixing(self, mixes: Mapping[str, Mix]) -> Iterator[None]:
@@ -102,6 +113,10 @@ class Supernet(nn.Module):
     @abstractmethod
     def mixed_ops(self, group: str) -> list[list[MixedOp]]:
         """Return the mixed ops of each cell that a group belongs to, in the order of its rows."""
+
+    def untrained(self) -> list[Group]:
+        """Return the groups that no layer of this network reads, so that their alphas stay as they were drawn."""
+        return []
 
     @abstractmethod
     def derive(self, scores: Mapping[str, Tensor], choice: Choice = Choice()) -> Any:  # noqa: B008 - frozen

@@ -54,7 +54,7 @@ def test_locks_of_dead_processes_are_taken_over(tmp_path: Path, changes: Any) ->
         assert not path.exists()
 
 
-@pytest.mark.parametrize("changes", [{"host": "elsewhere"}, {"namespace": "pid:[1]"}])
+@pytest.mark.parametrize("changes", [{"host": "another"}, {"namespace": "pid:[1]"}])
 def test_what_cannot_be_seen_from_here_is_not_taken(tmp_path: Path, changes: Any) -> None:
     with changed_lock(tmp_path, **changes) as path:
         with pytest.raises(FolderInUseError, match=f"or if that process is gone, remove {path}"), locked(tmp_path):

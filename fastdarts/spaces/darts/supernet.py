@@ -168,6 +168,10 @@ class SearchNetwork(Supernet):
         cells = [cell for cell in self.cells if isinstance(cell, Cell)]
         return [cell.edges() for cell in cells if _group(cell.reduction) == group]
 
+    def untrained(self) -> list[Group]:
+        """Return the cell that a network of one or two layers has not."""
+        return [group for name, group in self.groups.items() if not self.mixed_ops(name)]
+
     def derive(self, scores: Mapping[str, Tensor], choice: Choice = Choice()) -> Genotype:  # noqa: B008 - frozen
         """Return the genotype of scores [edges, ops]; see `derivation.derive`."""
         return derive(self.groups, scores, choice, self.concat())
