@@ -44,7 +44,7 @@ from fastdarts.runs.folder import check_out, out_dir
 from fastdarts.runs.images import outputs_for
 from fastdarts.runs.interrupt import Interrupted, stop_requests
 from fastdarts.runs.jobs import Job, dask_executor, ends_with_parent, local_executor, run_all
-from fastdarts.runs.launch import launched
+from fastdarts.runs.launch import process_count
 from fastdarts.runs.lock import releases_folders
 from fastdarts.runs.program import run_cli
 from fastdarts.runs.progress import duration
@@ -209,7 +209,7 @@ def compare(config: CompareConfig, executor: Executor | None = None) -> Comparis
         ValueError, TypeError, FileNotFoundError: input that cannot be used, before any run starts.
         Interrupted: SIGINT, SIGTERM, SIGHUP or SIGUSR1 came; the runs have saved their states.
     """
-    if launched():
+    if process_count() > 1:
         raise ValueError("compare starts processes itself: run it without torchrun, with --workers or --scheduler")
     if executor is None and config.scheduler is None:
         choose_device(config.device)

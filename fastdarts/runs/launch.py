@@ -38,6 +38,11 @@ def launched() -> bool:
     return bool(os.environ.get("WORLD_SIZE") and os.environ.get("MASTER_ADDR"))
 
 
+def process_count() -> int:
+    """Return the number of processes that a launcher has started with this one, itself included."""
+    return int(os.environ["WORLD_SIZE"]) if launched() else 1
+
+
 def restarted() -> bool:
     """Return True if torchrun has started this process in place of one that failed (--max-restarts)."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0) > 0

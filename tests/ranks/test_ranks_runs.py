@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -76,7 +77,7 @@ def test_a_batch_that_does_not_divide_is_refused(started: Starter, tmp_path: Pat
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("rank", "step"), [(0, 1), (1, 4)])
+@pytest.mark.parametrize(("rank", "step"), [pytest.param(0, 1, marks=pytest.mark.slow), (1, 4)])
 def test_a_signal_to_any_rank_saves_and_ends_all(
     rank: int, step: int, whole: dict[int, Path], started: Starter, tmp_path: Path
 ) -> None:
@@ -97,20 +98,21 @@ def test_a_rank_that_raises_is_named(started: Starter, tmp_path: Path) -> None:
     assert ended.said[1] == ""
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_rank_that_dies_is_named_and_the_run_goes_on(
     rank: int, whole: dict[int, Path], started: Starter, tmp_path: Path
 ) -> None:
     """With the same number of ranks bit for bit; with another one, with the numbers that it has."""
+    killed = tmp_path / "2"
+    ended = started.run(2, search_line(killed), {"rank": rank, "step": 2, "signal": signal.SIGKILL})
+    assert ended.codes[rank] == -9
+    assert ended.codes[1 - rank] == 1
+    assert ended.seconds < 60
+    gone = "rank 1 (process" if rank == 1 else "rank 0, or the launcher"
+    assert ended.said[1 - rank].count(gone) == 1, ended.said
+    shutil.copytree(killed, tmp_path / "1")
     for size in (2, 1):
-        out = tmp_path / str(size)
-        ended = started.run(2, search_line(out), {"rank": rank, "step": 2, "signal": signal.SIGKILL})
-        assert ended.codes[rank] == -9
-        assert ended.codes[1 - rank] == 1
-        assert ended.seconds < 60
-        gone = "rank 1 (process" if rank == 1 else "rank 0, or the launcher"
-        assert ended.said[1 - rank].count(gone) == 1, ended.said
-        resumed = started.run(size, search_line(out, "--resume"))
+        resumed = started.run(size, search_line(tmp_path / str(size), "--resume"))
         assert resumed.codes == [0] * size, resumed.said
     assert_same_run(tmp_path / "2", whole[2])
     with np.load(tmp_path / "1" / "alphas.npz") as ours, np.load(whole[2] / "alphas.npz") as theirs:
@@ -118,6 +120,7 @@ def test_a_rank_that_dies_is_named_and_the_run_goes_on(
         assert 0 < np.abs(ours["reduce"] - theirs["reduce"]).max() < 4 * 2 * 0.03
 
 
+@pytest.mark.slow
 def test_a_run_of_one_process_goes_on_with_two(whole: dict[int, Path], started: Starter, tmp_path: Path) -> None:
     line = search_line(tmp_path / "run")
     assert started.run(1, line, {"rank": 0, "step": 4, "signal": signal.SIGTERM}).codes == [143]
@@ -125,6 +128,7 @@ def test_a_run_of_one_process_goes_on_with_two(whole: dict[int, Path], started: 
     assert len(checkpoint_of(tmp_path / "run")["ranks"]) == 2
 
 
+@pytest.mark.slow
 def test_evaluation_on_two_ranks(started: Starter, tmp_path: Path) -> None:
     small = "--layers 1 --init-channels 2 --epochs 2 --batch-size 512 --device cpu --deterministic --genotype DARTS_V2"
     line = ["evaluate", *small.split(), "--out"]
