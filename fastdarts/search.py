@@ -145,10 +145,13 @@ def _search(
         check_out(config)
     table = None
     if config.benchmark is not None:
-        table = spaces.find(config.space, config.primitives).table(config.benchmark)
-    text = material_of(spaces.find(config.space, config.primitives)) == "text"
+        space = spaces.find(config.space, config.primitives, config.space_options)
+        table = space.table(config.benchmark)
+    text = material_of(spaces.find(config.space)) == "text"
     if text and not ranks.alone:
         raise ValueError(f"space {config.space!r} is searched by one process; got {ranks.size}")
+    if text and config.cost is not None:
+        raise ValueError("cost is that of networks that read images; leave it out for texts")
     kernels = (cell_kernels_used if text else kernels_used)(device, config.backend)
     if config.sync_batch_norm and not ranks.alone:
         if config.backend == "fused":
@@ -246,6 +249,7 @@ def _epoch_metrics(state: SearchState, keeper: Keeper) -> Metrics:
         **state.numbers({"train": training["train_loss"], "valid": valid_loss, "discrete": discrete_loss}),
         "genotype": json.loads(genotype.to_json()),
         **state.method.space.numbers(genotype),
+        **state.cost_numbers(genotype),
         **entropies,
     }
     state.method.end_epoch(state, metrics)
@@ -323,13 +327,14 @@ def _epoch_line(metrics: Metrics) -> str:
     skips = "+".join(f"{value:.0f}" for name, value in metrics.items() if name.startswith("skips_"))
     unit = "images" if "images_per_second" in metrics else "words"
     numbers = [(name, value) for name, value in metrics["method"].items() if isinstance(value, int | float)]
+    costs = [(name, metrics[name]) for name in ("cost", "expected_cost") if name in metrics]
     parts = [
         *losses,
         *accuracies,
         *perplexities,
         *([f"{skips} skips"] if skips else []),
         "entropy " + "/".join(f"{value:.3f}" for name, value in metrics.items() if name.startswith("entropy_")),
-        *(f"{name.replace('_', ' ')} {value:.4g}" for name, value in numbers),
+        *(f"{name.replace('_', ' ')} {value:.4g}" for name, value in [*costs, *numbers]),
         f"{metrics[f'{unit}_per_second']:.0f} {unit}/s",
     ]
     return ", ".join(parts)

@@ -23,7 +23,7 @@ from fastdarts.tasks.classification import Classification, Loss
 from fastdarts.tasks.task import Batch, Task
 
 
-def nothing() -> None:
+def nothing(loss: Tensor) -> None:
     """Return None: the default penalty, which adds nothing to the loss of the alpha step."""
 
 
@@ -53,8 +53,8 @@ class Architect:
         r: numerator of the central difference's step, epsilon = r / ||v||.
         loss: loss(outputs, targets) -> scalar.
         amp_dtype: autocast the network's passes to this dtype; None keeps the weights' own.
-        penalty: penalty() -> scalar (or None), added to the loss of the alpha step. It must depend on the alphas only,
-            because the virtual step and the Hessian-vector product leave it out.
+        penalty: penalty(loss) -> scalar (or None), added to the loss of the alpha step. Apart from the loss it must
+            depend on the alphas only, because the virtual step and the Hessian-vector product leave it out.
         grad_clip: largest global norm of the alphas' gradient; None for no clipping.
         optimizer: optimizer of the alphas, in place of Adam with lr, betas and weight_decay.
         ranks: the processes that train this network together, each with its rows of the batches; alphas and weights
@@ -84,7 +84,7 @@ class Architect:
         *,
         loss: Loss = cross_entropy,
         amp_dtype: torch.dtype | None = None,
-        penalty: Callable[[], Tensor | None] = nothing,
+        penalty: Callable[[Tensor], Tensor | None] = nothing,
         grad_clip: float | None = None,
         optimizer: Optimizer | None = None,
         ranks: Ranks | None = None,
@@ -238,7 +238,7 @@ class Architect:
     def _validation_gradients(self, batch: Batch, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Return this rank's part of the gradients of loss plus penalty on `batch`; keep the loss."""
         loss, outputs = self.forward(batch)
-        extra = self.penalty()
+        extra = self.penalty(loss)
         total = loss if extra is None else loss + extra
         self.valid_loss = loss.detach()
         gradients = torch.autograd.grad(self.ranks.part(total), inputs, materialize_grads=True)

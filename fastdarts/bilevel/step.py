@@ -198,7 +198,7 @@ class SearchStep:
         architect = self.architect
         self.rules.before_alpha_step(self)
         loss, outputs = architect.forward(train)
-        extra, total = architect.penalty(), self._regularised(loss, outputs)
+        extra, total = architect.penalty(loss), self._regularised(loss, outputs)
         total = total if extra is None else total + extra
         gradients = self._gradients(total, [*architect.alphas, *architect.flat.weights])
         of_alphas = [

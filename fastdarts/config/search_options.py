@@ -114,6 +114,29 @@ class SearchOptions(Config):
     primitives: tuple[str, ...] | None = option(
         "method", "candidate ops of every edge (default: the space's)", None, metavar="NAME"
     )
+    cost: str | None = option(
+        "cost",
+        "put the found network's cost into the loss of the alphas: flops or params of the search network, or a table "
+        "that fastdarts latency wrote",
+        None,
+        metavar="flops|params|FILE",
+    )
+    cost_form: Literal["add", "multiply", "limit"] = option(
+        "cost",
+        "add: loss + weight (cost / target - 1); multiply: 0.2 loss (log cost / log target)^weight; limit: add, but no "
+        "reward below the target",
+        "add",
+    )
+    cost_weight: float | None = option(
+        "cost", "weight of the cost (default: 0.1; multiply: 0.3)", None, at_least=0, metavar="X"
+    )
+    cost_target: float | None = option(
+        "cost",
+        "the wanted cost, in the table's unit (default: that of equal shares of all ops)",
+        None,
+        above=0,
+        metavar="X",
+    )
     max_skips: int | None = option(
         "method", "skip connections that the normal cell may have (default: any number)", metavar="N", at_least=0
     )

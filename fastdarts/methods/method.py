@@ -107,7 +107,7 @@ class Method(StepRules):
     @staticmethod
     def space_of(config: SearchOptions) -> Space:
         """Return the search space that `config` names, with the config's primitives."""
-        return registry.find(config.space, config.primitives)
+        return registry.find(config.space, config.primitives, config.space_options)
 
     # Network and optimizers.
 
@@ -152,6 +152,10 @@ class Method(StepRules):
     def alphas_move(self) -> bool:
         """Return True if the steps of this epoch update the alphas."""
         return self.epoch >= round(self.config.alpha_warmup * self.config.epochs)
+
+    def alphas_move_each_step(self) -> bool:
+        """Return True if every step of this epoch updates the alphas, so that each must measure an alpha step."""
+        return self.level_now() != "weights"
 
     def level_now(self) -> Level:
         return self.level if self.alphas_move() else "weights"

@@ -30,3 +30,6 @@ class Mix(NamedTuple):
     added: Tensor | None = None
     """[edges]: a number that an edge adds to all values of its target; it only carries a gradient (GDAS)."""
     drop_path: DropPath | None = None
+    probed: Active | None = None
+    """Ops of weight 0 whose weights get a gradient all the same: they run without a graph, in the backward pass
+    (ProxylessNAS); only in spaces with the feature "probed ops"."""

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,12 +17,16 @@ from fastdarts.bilevel.sync_norm import synchronise
 from fastdarts.data import BatchStream, ImageData
 from fastdarts.data.augment import Augment
 from fastdarts.methods import find
+from fastdarts.methods.cost import CostTerm
+from fastdarts.methods.method import Method
 from fastdarts.mixed.mix import Mix
 from fastdarts.primitives.table import EdgeOps
+from fastdarts.runs.costs import cost_table
 from fastdarts.runs.images import outputs_for
 from fastdarts.runs.local_state import own_random_numbers
 from fastdarts.runs.search_config import SearchConfig
 from fastdarts.runs.state import Draws, Metrics, RunState, Stream
+from fastdarts.spaces.cost import CostTable
 from fastdarts.spaces.supernet import Supernet
 from fastdarts.tasks.classification import Classification, Loss
 from fastdarts.tasks.task import Batch, Task
@@ -52,6 +57,8 @@ class SearchState(RunState):
     program = "python -m fastdarts.search"
 
     network: Supernet
+    costs: CostTable | None = None
+    """Costs of the space's choices, where the config asks for a cost."""
     validation: Any
     """Images or text of the alpha steps, on which the search is measured, too."""
 
@@ -72,6 +79,8 @@ class SearchState(RunState):
             "in_channels": weights_half.images.shape[1],
         }
         self.validation = alphas_half
+        if config.cost is not None:
+            self.costs = cost_table(config, self._sizes["num_classes"], tuple(weights_half.images.shape[1:]))
         augment = Augment(
             weights_half.mean,
             weights_half.std,
@@ -126,12 +135,16 @@ class SearchState(RunState):
         if config.sync_batch_norm:
             synchronise(network, self.ranks)
         self.network = network.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.cost = None
+        if self.costs is not None:
+            how = config.cost_form, config.cost_weight, config.cost_target
+            self.cost = CostTerm(method, self.network, self.costs, *how)
         self.architect = Architect(
             self.network,
             w_momentum=config.momentum,
             w_weight_decay=config.weight_decay,
             amp_dtype=torch.bfloat16 if config.amp else None,
-            penalty=lambda: method.penalty(network),  # no reference to self: the cycle would keep GPU memory alive
+            penalty=partial(_penalty, method, network, self.cost),  # not self: the cycle would keep GPU memory alive
             grad_clip=method.alpha_grad_clip,
             optimizer=method.arch_optimizer(self.network),
             ranks=self.ranks,
@@ -163,7 +176,7 @@ class SearchState(RunState):
         if self.method.network_arguments() != self._arguments:
             self._build()
         self.augment.cutout_share = self.method.cutout_share()
-        finite = self.method.level_now() != "weights"  # else there is no alpha step to measure
+        finite = self.method.alphas_move_each_step()  # else there are steps without an alpha step to measure
         for part in ("valid_loss", "alpha_gradient_norm"):
             self._parts[part] = _PARTS[part] if finite else None
 
@@ -190,6 +203,14 @@ class SearchState(RunState):
             for name, group in network.groups.items()
         }
         return tables | weights | {f"edges_{name}": value for name, value in edges.items()}
+
+    def cost_numbers(self, architecture: Any) -> dict[str, float]:
+        """Return the cost of an architecture and the expected one of the alphas; nothing where no cost is asked for."""
+        if self.costs is None or self.cost is None:
+            return {}
+        with torch.no_grad():
+            expected = float(self.cost.expected(self.network))
+        return {"cost": self.costs.of(self.network, architecture), "expected_cost": expected}
 
     def learning_rate(self) -> float:
         """Return the learning rate of the weights in this epoch."""
@@ -272,6 +293,14 @@ class SearchState(RunState):
         self.architect.load_state_dict(state["architect"])
         self.w_optimizer.load_state_dict(state["w_optimizer"])
         self.history = list(state["history"])
+
+
+def _penalty(method: Method, network: Supernet, cost: CostTerm | None, loss: Tensor) -> Tensor | None:
+    """Return what the method and the cost add to the loss of the alphas."""
+    own = method.penalty(network)
+    if cost is None:
+        return own
+    return cost(network, loss) if own is None else own + cost(network, loss)
 
 
 def in_columns(alpha: Tensor, names: EdgeOps, primitives: Sequence[str], kept: Tensor | None) -> Tensor:

@@ -10,9 +10,10 @@ from fastdarts.spaces.group import Group
 from fastdarts.spaces.network import DiscreteNetwork
 from fastdarts.spaces.supernet import Supernet
 
-Feature = Literal["edges", "skip connections", "auxiliary ops", "partial channels", "drop path", "depth"]
+Feature = Literal["edges", "skip connections", "auxiliary ops", "partial channels", "drop path", "depth", "probed ops"]
 """Properties of a space that a method may need: rows that are edges of cells; `skip_connect` among the ops; ops without
-an alpha; ops on some of the channels; edges that drop samples; a number of cells to choose."""
+an alpha; ops on some of the channels; edges that drop samples; a number of cells to choose; ops that run in the
+backward pass only."""
 
 
 Material = Literal["images", "text"]
@@ -40,6 +41,12 @@ def evaluation_options_of(space: "Space") -> type[SpaceOptions]:
     """Return the class of the options that a space has in an evaluation: `EvaluationOptions`, or none."""
     options: type[SpaceOptions] = getattr(space, "EvaluationOptions", SpaceOptions)
     return options
+
+
+def with_options(space: "Space", values: Mapping[str, Any]) -> "Space":
+    """Return the space that these values of its search options make: by its method `with_options`, or as it is."""
+    change: Callable[..., Space] | None = getattr(space, "with_options", None)
+    return space if change is None else change(**values)
 
 
 class Architecture(Protocol):
