@@ -1,8 +1,8 @@
 """Measure how dropout masks that each pass draws anew disturb the second order: `python -m benchmarks.mask_noise`.
 
 A small language model is trained on the default text in float64. Then the two terms of the alphas' gradient are
-computed on some windows, the implicit term with one set of masks for both gradients of its difference, and with masks of
-their own for each.
+computed on some windows, the implicit term with one set of masks for both gradients of its difference, and with masks
+of their own for each.
 """
 
 import argparse

@@ -146,7 +146,7 @@ def _train(
                     state.next_epoch(metrics)
                     keeper.after_epoch(metrics, {})
                     progress.end_epoch(metrics["epoch"], _epoch_line(metrics))
-                    if asked_to_end(callbacks, metrics, state.network):
+                    if asked_to_end(callbacks, metrics, state.network, state.ranks):
                         break
 
 

@@ -114,6 +114,29 @@ class SearchOptions(Config):
     primitives: tuple[str, ...] | None = option(
         "method", "candidate ops of every edge (default: the space's)", None, metavar="NAME"
     )
+    cost: str | None = option(
+        "cost",
+        "put the found network's cost into the loss of the alphas: flops or params of the search network, or a table "
+        "that fastdarts latency wrote",
+        None,
+        metavar="flops|params|FILE",
+    )
+    cost_form: Literal["add", "multiply", "limit"] = option(
+        "cost",
+        "add: loss + weight (cost / target - 1); multiply: 0.2 loss (log cost / log target)^weight; limit: add, but no "
+        "reward below the target",
+        "add",
+    )
+    cost_weight: float | None = option(
+        "cost", "weight of the cost (default: 0.1; multiply: 0.3)", None, at_least=0, metavar="X"
+    )
+    cost_target: float | None = option(
+        "cost",
+        "the wanted cost, in the table's unit (default: that of equal shares of all ops)",
+        None,
+        above=0,
+        metavar="X",
+    )
     max_skips: int | None = option(
         "method", "skip connections that the normal cell may have (default: any number)", metavar="N", at_least=0
     )
@@ -149,6 +172,9 @@ class SearchOptions(Config):
     init_channels: int = option("network", "channels C of the first cells", at_least=1)
     layers: int = option("network", "number of cells", at_least=1)
     backend: Literal["auto", "fused", "reference"] = option("network", "how mixed operations are computed", "auto")
+    sync_batch_norm: bool = option(
+        "network", "with several processes, batch norm by the rows of all of them (no kernel does that)", False
+    )
 
     epochs: int = option("weights", "passes over the weights' half", at_least=1)
     batch_size: int = option("weights", "images of each half in a step", at_least=1)
@@ -169,7 +195,7 @@ class SearchOptions(Config):
     seed: int = option(
         "run", "seed of weights, alphas, data order and augmentation", 0, at_least=0, at_most=LARGEST_SEED
     )
-    device: str = option("run", "auto (CUDA where there is some), cpu, cuda or cuda:N", "auto", metavar="DEVICE")
+    device: str = option("run", "auto (CUDA if available), cpu, cuda or cuda:N", "auto", metavar="DEVICE")
     amp: bool = option("run", "compute in bfloat16 where that is safe (autocast)", False)
     cuda_graphs: bool = option("run", "on CUDA, capture a step once and replay it", True)
     deterministic: bool = option("run", "the same bits in each run on the same machine", False)

@@ -95,8 +95,8 @@ def rankings(network: Supernet) -> list[list[list[int]]]:
     """Return the columns of the ops with weights, sorted by decreasing alpha, for each row of each group."""
     return [
         [
-            sorted((c for c, name in enumerate(row) if rows.learns(name)), key=[-v for v in values].__getitem__)
-            for row, values in zip(rows.ops, alpha.tolist(), strict=True)
+            sorted((c for c, op in enumerate(row) if group.learns(op)), key=[-v for v in values].__getitem__)
+            for row, values in zip(group.ops, network.alphas[name].tolist(), strict=True)
         ]
-        for rows, alpha in ((network.groups[group], alpha) for group, alpha in network.alphas.items())
+        for name, group in network.groups.items()
     ]

@@ -58,7 +58,7 @@ class GroupDropout:
         self._before: dict[str, Tensor] = {}
 
     def survivors(self, group_name: str, rows: Group, kept: Tensor | None) -> Tensor:
-        """Sample the ops that run in one pass among those that are `kept`; return booleans [edges, ops]."""
+        """Sample the ops that run in one pass among those that are `kept`; return booleans [rows, ops]."""
         left = torch.ones(rows.shape, dtype=torch.bool) if kept is None else kept.clone()
         for edge, row in enumerate(rows.ops):
             with_weights = torch.tensor([rows.learns(name) for name in row])

@@ -1,4 +1,4 @@
-"""What decides a training of a discrete network, with the paper's values as presets."""
+"""Options of the training of a discrete network, with the paper's values as presets."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -132,6 +132,9 @@ class EvalConfig(Config):
     drop_path: float = option(
         "network", "probability of dropping an op in the last epoch, rising from 0", at_least=0, below=1
     )
+    sync_batch_norm: bool = option(
+        "network", "with several processes, batch norm by the rows of all of them (no kernel does that)", False
+    )
 
     epochs: int = option("training", "passes over all training images", at_least=1)
     batch_size: int = option("training", "images in a step", at_least=2)
@@ -147,7 +150,7 @@ class EvalConfig(Config):
     seed: int = option(
         "run", "seed of weights, data order, augmentation and drop path", 0, at_least=0, at_most=LARGEST_SEED
     )
-    device: str = option("run", "auto (CUDA where there is some), cpu, cuda or cuda:N", "auto", metavar="DEVICE")
+    device: str = option("run", "auto (CUDA if available), cpu, cuda or cuda:N", "auto", metavar="DEVICE")
     amp: bool = option("run", "compute in bfloat16 where that is safe (autocast)", False)
     deterministic: bool = option("run", "the same bits in each run on the same machine", False)
     out: Path | None = option(

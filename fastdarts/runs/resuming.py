@@ -48,7 +48,7 @@ def resume(state: Runs, out: Path) -> None:
     Raises: ValueError with the keys that differ when the checkpoint is of another config, or with what is wrong in it.
     """
     path = out / "checkpoint.pt"
-    saved = checkpoint.load(path, state.kind)
+    saved = state.ranks.from_first(checkpoint.load(path, state.kind) if state.ranks.first else {})
     for name, kind in _TYPES.items():
         if not isinstance(saved.get(name), kind) or isinstance(saved[name], bool):
             raise _damaged(path, f"{name!r} is {'missing' if name not in saved else type(saved[name]).__name__}")
@@ -71,7 +71,7 @@ def resume(state: Runs, out: Path) -> None:
         if is_out_of_memory(error):
             raise
         raise _damaged(path, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
-    if more:
+    if more and state.ranks.first:
         print(_more_epochs_line(state, before), flush=True)
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,15 +11,22 @@ from torch import Tensor
 
 from fastdarts.bilevel.architect import Architect
 from fastdarts.bilevel.clipping import VirtualClip
+from fastdarts.bilevel.ranks import ALONE, Ranks
 from fastdarts.bilevel.step import SearchStep
+from fastdarts.bilevel.sync_norm import synchronise
 from fastdarts.data import BatchStream, ImageData
 from fastdarts.data.augment import Augment
 from fastdarts.methods import find
+from fastdarts.methods.cost import CostTerm
+from fastdarts.methods.method import Method
 from fastdarts.mixed.mix import Mix
 from fastdarts.primitives.table import EdgeOps
+from fastdarts.runs.costs import cost_table
 from fastdarts.runs.images import outputs_for
+from fastdarts.runs.local_state import own_random_numbers
 from fastdarts.runs.search_config import SearchConfig
 from fastdarts.runs.state import Draws, Metrics, RunState, Stream
+from fastdarts.spaces.cost import CostTable
 from fastdarts.spaces.supernet import Supernet
 from fastdarts.tasks.classification import Classification, Loss
 from fastdarts.tasks.task import Batch, Task
@@ -42,12 +50,15 @@ class SearchState(RunState):
             whose alphas are trained on `weights_half`.
         loss: loss(logits, targets) -> scalar.
         device: device of network and images.
+        ranks: the processes that run this search together.
     """
 
     kind = "search"
     program = "python -m fastdarts.search"
 
     network: Supernet
+    costs: CostTable | None = None
+    """Costs of the space's choices, where the config asks for a cost."""
     validation: Any
     """Images or text of the alpha steps, on which the search is measured, too."""
 
@@ -58,14 +69,18 @@ class SearchState(RunState):
         alphas_half: ImageData | None,
         loss: Loss,
         device: torch.device,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.method = find(config.method)(config)
+        self.method.ranks = ranks
         self._sizes = {
             "C": config.init_channels,
             "num_classes": outputs_for(weights_half),
             "in_channels": weights_half.images.shape[1],
         }
         self.validation = alphas_half
+        if config.cost is not None:
+            self.costs = cost_table(config, self._sizes["num_classes"], tuple(weights_half.images.shape[1:]))
         augment = Augment(
             weights_half.mean,
             weights_half.std,
@@ -77,23 +92,38 @@ class SearchState(RunState):
         )
         halves = [weights_half] if self.method.level in ("single", "coordinate") else [weights_half, alphas_half]
         streams = [
-            BatchStream(half, config.batch_size, seed=2 * config.seed + index)
+            BatchStream(
+                half,
+                config.batch_size,
+                seed=2 * config.seed + index,
+                drop_last=0 < len(half) % config.batch_size < ranks.size,  # too few for every rank to have one
+                rank=ranks.rank,
+                ranks=ranks.size,
+            )
             for index, half in enumerate(halves)
             if half is not None
         ]
-        self._start(config, Classification(loss), device, augment, streams)
+        self._start(config, Classification(loss), device, augment, streams, ranks)
 
     def _start(
-        self, config: SearchConfig, task: Task, device: torch.device, augment: Draws, streams: Sequence[Stream]
+        self,
+        config: SearchConfig,
+        task: Task,
+        device: torch.device,
+        augment: Draws,
+        streams: Sequence[Stream],
+        ranks: Ranks = ALONE,
     ) -> None:
         """Build all that depends on data and task; `method` and the network's sizes are set."""
         torch.manual_seed(config.seed)
         self.config = config
+        self.ranks = ranks
         self._task = task
         self._device = device
         self._build()
-        super().__init__(config, self.network, augment, streams, dict(_PARTS))
+        super().__init__(config, self.network, augment, streams, dict(_PARTS), ranks)
         self._begin_epoch()
+        own_random_numbers(ranks, config.seed)
         self.history: list[dict[str, Tensor]] = [self.architecture()]
 
     def _build(self) -> None:
@@ -102,15 +132,22 @@ class SearchState(RunState):
         self._arguments = method.network_arguments()
         network = method.space.supernet(backend=config.backend, **self._sizes, **self._arguments)
         method.attach(network)
+        if config.sync_batch_norm:
+            synchronise(network, self.ranks)
         self.network = network.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.cost = None
+        if self.costs is not None:
+            how = config.cost_form, config.cost_weight, config.cost_target
+            self.cost = CostTerm(method, self.network, self.costs, *how)
         self.architect = Architect(
             self.network,
             w_momentum=config.momentum,
             w_weight_decay=config.weight_decay,
             amp_dtype=torch.bfloat16 if config.amp else None,
-            penalty=lambda: method.penalty(network),  # no reference to self: the cycle would keep GPU memory alive
+            penalty=partial(_penalty, method, network, self.cost),  # not self: the cycle would keep GPU memory alive
             grad_clip=method.alpha_grad_clip,
             optimizer=method.arch_optimizer(self.network),
+            ranks=self.ranks,
             task=self._task,
             clip=self.virtual_clip(),
         )
@@ -139,7 +176,7 @@ class SearchState(RunState):
         if self.method.network_arguments() != self._arguments:
             self._build()
         self.augment.cutout_share = self.method.cutout_share()
-        finite = self.method.level_now() != "weights"  # else there is no alpha step to measure
+        finite = self.method.alphas_move_each_step()  # else there are steps without an alpha step to measure
         for part in ("valid_loss", "alpha_gradient_norm"):
             self._parts[part] = _PARTS[part] if finite else None
 
@@ -167,6 +204,14 @@ class SearchState(RunState):
         }
         return tables | weights | {f"edges_{name}": value for name, value in edges.items()}
 
+    def cost_numbers(self, architecture: Any) -> dict[str, float]:
+        """Return the cost of an architecture and the expected one of the alphas; nothing where no cost is asked for."""
+        if self.costs is None or self.cost is None:
+            return {}
+        with torch.no_grad():
+            expected = float(self.cost.expected(self.network))
+        return {"cost": self.costs.of(self.network, architecture), "expected_cost": expected}
+
     def learning_rate(self) -> float:
         """Return the learning rate of the weights in this epoch."""
         return self.method.learning_rate()
@@ -186,7 +231,7 @@ class SearchState(RunState):
             "alpha_gradient_norm": result.alpha_gradient_norm,
             "train_loss": result.train_loss,
             "gradient_norm": result.gradient_norm,
-            "train_accuracy": result.correct / self.size_of(train),
+            "train_accuracy": result.correct * self.ranks.size / self.size_of(train),
         }
 
     def test_batch(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -209,6 +254,14 @@ class SearchState(RunState):
             return math.nan, math.nan
         with nullcontext() if mixes is None else self.network.mixing(mixes):
             return self.measure(self.validation, between_batches)
+
+    def equal_on_ranks(self) -> dict[str, Any]:
+        return super().equal_on_ranks() | {
+            "alphas": self.network.arch_parameters(),
+            "the weights' optimizer": self.w_optimizer.state_dict()["state"],
+            "the alphas' optimizer": self.architect.state_dict()["state"],
+            "the method's generator": self.method.generator.get_state(),
+        }
 
     def numbers(self, losses: Mapping[str, float]) -> dict[str, float | None]:
         """Return further metrics of an epoch, from its mean losses by name."""
@@ -240,6 +293,14 @@ class SearchState(RunState):
         self.architect.load_state_dict(state["architect"])
         self.w_optimizer.load_state_dict(state["w_optimizer"])
         self.history = list(state["history"])
+
+
+def _penalty(method: Method, network: Supernet, cost: CostTerm | None, loss: Tensor) -> Tensor | None:
+    """Return what the method and the cost add to the loss of the alphas."""
+    own = method.penalty(network)
+    if cost is None:
+        return own
+    return cost(network, loss) if own is None else own + cost(network, loss)
 
 
 def in_columns(alpha: Tensor, names: EdgeOps, primitives: Sequence[str], kept: Tensor | None) -> Tensor:

@@ -98,7 +98,7 @@ def _wrappers_in(content: Any, place: str) -> list[str]:
 
 
 def _prefixes(weights: Weights, wanted: Mapping[str, Tensor]) -> list[str]:
-    """Return what stands before one of the network's names, none first."""
+    """Return the prefixes of one of the network's names, the empty one first."""
     last = list(wanted)[-1]
     found = [name.removesuffix(last) for name in weights if name.endswith("." + last)]
     return list(dict.fromkeys(["", *found]))

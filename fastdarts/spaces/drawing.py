@@ -68,6 +68,11 @@ class Box:
     def middle(self) -> Point:
         return self.x + self.width / 2, self.y + self.height / 2
 
+    @property
+    def rounding(self) -> float:
+        """Return the radius of the corners."""
+        return min(self.height / 2, 12) if self.colours else 8
+
 
 @dataclass(frozen=True)
 class Line:

@@ -45,7 +45,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Choice:
-    """How a method cuts an architecture out of the scores of its ops; a space applies what has a meaning in it.
+    """Rules by which a method derives an architecture from scores of ops; a space applies what has a meaning in it.
 
     Attributes:
         ops_per_edge: an edge keeps at most so many of its strongest ops.

@@ -1,4 +1,4 @@
-"""What the programs and methods know of a search space."""
+"""The search space as programs and methods see it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,9 +10,10 @@ from fastdarts.spaces.group import Group
 from fastdarts.spaces.network import DiscreteNetwork
 from fastdarts.spaces.supernet import Supernet
 
-Feature = Literal["edges", "skip connections", "auxiliary ops", "partial channels", "drop path", "depth"]
-"""What a method may need of a space: rows that are edges of cells; `skip_connect` among the ops; ops without an alpha;
-ops on some of the channels; edges that drop samples; a number of cells to choose."""
+Feature = Literal["edges", "skip connections", "auxiliary ops", "partial channels", "drop path", "depth", "probed ops"]
+"""Properties of a space that a method may need: rows that are edges of cells; `skip_connect` among the ops; ops without
+an alpha; ops on some of the channels; edges that drop samples; a number of cells to choose; ops that run in the
+backward pass only."""
 
 
 Material = Literal["images", "text"]
@@ -42,8 +43,14 @@ def evaluation_options_of(space: "Space") -> type[SpaceOptions]:
     return options
 
 
+def with_options(space: "Space", values: Mapping[str, Any]) -> "Space":
+    """Return the space that these values of its search options make: by its method `with_options`, or as it is."""
+    change: Callable[..., Space] | None = getattr(space, "with_options", None)
+    return space if change is None else change(**values)
+
+
 class Architecture(Protocol):
-    """What a search finds: plain values that only their space looks into."""
+    """The result of a search: plain values that only their space looks into."""
 
     @property
     def space(self) -> str:

@@ -54,9 +54,6 @@ class RecurrentSearchNetwork(LanguageLayers, Supernet):
         plan = search_plan(self.groups["cell"].ops, ENDS, mix.active, mix.added is not None)
         return weights, plan
 
-    def trained(self, group: str) -> bool:
-        return True
-
     def mixed_ops(self, group: str) -> list[list[MixedOp]]:
         """Return nothing: the activations are computed by the cell, not by `MixedOp`s."""
         return []
