@@ -215,7 +215,7 @@ def test_completion_without_shtab_says_what_to_install(capsys, monkeypatch):
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 75)])
 @pytest.mark.parametrize("module", ["fastdarts", "fastdarts.search"])
 def test_a_signal_during_imports_is_one_line(tmp_path, module, signum, code):
-    """A torch that sends the signal stands for a user who does while it is imported, and swallows exceptions."""
+    """Send the signal from a fake torch, while it is imported, which also swallows exceptions."""
     (tmp_path / "torch.py").write_text(
         f"import os\ntry:\n    os.kill(os.getpid(), {int(signum)})\n    import time; time.sleep(60)\n"
         "except BaseException:\n    pass\n"

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastdarts.data.modern import Transform
+from fastdarts.data.share import Share
 
 
 class Draw(NamedTuple):
@@ -71,11 +72,17 @@ class Augment:
         self._mean = torch.tensor(mean, device=device)
         self._std = torch.tensor(std, device=device)
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Augment images [N, C, H, W], uint8 or float32; return float32 of the same shape, channels-last."""
+    def __call__(self, images: Tensor, share: Share | None = None) -> Tensor:
+        """Augment images [N, C, H, W], uint8 or float32; return float32 of the same shape, channels-last.
+
+        With a share, they are its rows of a global batch, for all of which random choices are made.
+        """
         if self.before is not None:
             images = self.before(images)
-        return self.apply(images, self.draw(images))
+        if share is None:
+            return self.apply(images, self.draw(images))
+        whole = self.draw(images[:1].expand(share.total, *images.shape[1:]))
+        return self.apply(images, Draw(*map(share.of, whole)))
 
     def draw(self, images: Tensor) -> Draw:
         """Sample the random choices for `images`, of which only shape and device are used."""

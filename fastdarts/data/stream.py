@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastdarts.data.images import Batch, ImageSet
+from fastdarts.data.share import Share, share_of
 
 
 class BatchStream:
@@ -23,13 +24,25 @@ class BatchStream:
     Args:
         data: the images; batches are made on their device.
         batch_size: images in a batch; the last batch of a pass holds the images that are left.
+        rank, ranks: return only the rows of process `rank` of `ranks`, which together make the same batches.
         seed: seed of the order, at least 0.
         drop_last: leave out a last batch that is shorter.
 
     Raises: ValueError for a batch size below 1, a negative seed, or drop_last with less than one batch of data.
     """
 
-    def __init__(self, data: ImageSet, batch_size: int, seed: int, drop_last: bool = False) -> None:
+    share: Share
+    """The rows of the latest batch that `next` returned."""
+
+    def __init__(
+        self,
+        data: ImageSet,
+        batch_size: int,
+        seed: int,
+        drop_last: bool = False,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {batch_size}")
         if seed < 0:
@@ -39,6 +52,7 @@ class BatchStream:
         self.data = data
         self.batch_size = batch_size
         self.drop_last = drop_last
+        self._rank, self._ranks = rank, ranks
         self._begin(seed, 0, 0)
 
     def _begin(self, seed: int, index: int, position: int) -> None:
@@ -58,16 +72,24 @@ class BatchStream:
     def next(self) -> Batch:
         """Return the next images [B, C, H, W] and targets [B, ...] on the data's device, without synchronising.
 
+        With several ranks these are the rows in `share`.
+
         Raises: ValueError that names an image that cannot be decoded.
         """
         if self._batches is None:
-            start = (self._seed, self._pass, self._position)
-            self._batches = self.data.fetch(_orders(len(self.data), self._images_per_pass, self.batch_size, start))
-        images, targets = next(self._batches)
+            orders = _orders(len(self.data), self._images_per_pass, self.batch_size, self._start())
+            rank, ranks = self._rank, self._ranks
+            self._batches = self.data.fetch(share_of(len(order), rank, ranks).of(order) for order in orders)
+        batch = next(self._batches)
         if self._position >= self._images_per_pass:
             self._pass, self._position = self._pass + 1, 0
-        self._position += len(images)
-        return images, targets
+        total = min(self.batch_size, self._images_per_pass - self._position)
+        self._position += total
+        self.share = share_of(total, self._rank, self._ranks)
+        return batch
+
+    def _start(self) -> tuple[int, int, int]:
+        return self._seed, self._pass, self._position
 
     def state_dict(self) -> dict[str, int]:
         return {"seed": self._seed, "pass": self._pass, "position": self._position, "size": len(self.data)}

@@ -71,7 +71,7 @@ def open_images(config: Any, split: data.Split, device: torch.device, train: Ima
 
 
 def outputs_for(data: ImageSet) -> int:
-    """How many outputs the network needs: one a class, or as many as a target has numbers.
+    """Return the number of outputs that the network needs: one a class, or as many as a target has numbers.
 
     ValueError for one class, with which every answer is right.
     """

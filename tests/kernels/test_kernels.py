@@ -117,6 +117,17 @@ def test_not_a_number_is_a_maximum() -> None:
     assert torch.equal(out.isnan(), plain(case, torch.float64)["out"].isnan())
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_not_a_number_reaches_all_gradients_that_it_reaches_in_modules(stride: int) -> None:
+    """Through the maximum that it is, and through each relu."""
+    for name in ("max_pool_3x3", "sep_conv_3x3", "dil_conv_3x3", "nor_conv_1x1", "skip_connect"):
+        case = make_case((name,), stride=stride, nodes=1).to(torch.float64)
+        case.states[0][0, 0, 2, 2] = float("nan")
+        want, got = plain(case, torch.float64), fused(case)
+        for key, values in want.items():
+            assert not got[key][~values.isfinite()].isfinite().any(), f"{key} of {name}"
+
+
 def test_edges_may_differ_in_their_ops_and_layouts() -> None:
     ops = ("skip_connect", "sep_conv_3x3", "dil_conv_3x3", *BARE)
     edges = (
