@@ -56,6 +56,21 @@ def test_a_stream_goes_on_anywhere(tmp_path: Path) -> None:
             assert_same(again.next(), wanted)
 
 
+def test_ranks_share_out_streamed_batches(tmp_path: Path) -> None:
+    """The rows of two ranks are those of one process; the last batch of a pass, of one image, leaves the first none."""
+    images = open_images("imagefolder", write_folder(tmp_path, 13), image_size=SIZE, streaming=ALWAYS)
+    whole = BatchStream(images, 6, seed=5)
+    parts = [BatchStream(images, 6, seed=5, rank=rank, ranks=2) for rank in (0, 1)]
+    for _ in range(4):
+        pixels, targets = whole.next()
+        ours = [part.next() for part in parts]
+        assert_same(
+            (torch.cat([batch for batch, _ in ours]), torch.cat([labels for _, labels in ours])), (pixels, targets)
+        )
+        assert sum(part.share.weight for part in parts) == pytest.approx(2)
+        assert [part.state_dict() for part in parts] == 2 * [whole.state_dict()]
+
+
 def test_a_stream_leaves_global_random_numbers_alone(tmp_path: Path) -> None:
     images = open_images("imagefolder", write_folder(tmp_path, 6), image_size=SIZE, streaming=ALWAYS)
     before = torch.get_rng_state()
