@@ -132,8 +132,9 @@ class Architect:
     ) -> list[Tensor]:
         """Return the architecture gradient, one tensor per tensor of `arch_parameters()`; change nothing.
 
-        Order 1 is d/dalpha (L_valid(w, alpha) + train_weight L_train(w, alpha)). Order 2 (eq. 7 and 8) takes the virtual
-        step w' = w - xi (momentum * buffer + g + weight_decay * w) with g = d/dw L_train and the optimizer's momentum
+        Order 1 is d/dalpha (L_valid(w, alpha) + train_weight L_train(w, alpha)).
+        Order 2 (eq. 7 and 8) takes the virtual step
+        w' = w - xi (momentum * buffer + g + weight_decay * w) with g = d/dw L_train and the optimizer's momentum
         buffer, and returns d/dalpha L_valid(w', alpha) - xi * H, where H is the product of L_train's mixed second
         derivative at w with v = d/dw' L_valid(w', alpha). A weight that a pass does not use has gradient zero; v = 0
         makes H = 0.
