@@ -10,6 +10,7 @@
 # make trust   5,000 random cases against plain modules, 1,000 with each lesser instruction set, 200 kills, 1,000 steps; an hour or two
 # make lower-bounds  the tests of all but kernels with the lowest release of each requirement (Python 3.12: PYTHON312=...)
 # make oldest  the kernels' tests, and all kernels compiled, with the oldest torch and Triton: over an hour on two cores
+# make gpu-kit  what `python -m benchmarks.gpu_day` takes along to a machine with a GPU: extension, compiled kernels, IMAGES=archive
 # ARGS adds arguments to the program a target runs: make search ARGS="--epochs 5", make test ARGS="-k genotype"
 
 PYTHON ?= python3
@@ -21,7 +22,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 SANITIZED := build/sanitize
 CELLS_AND_EDGES = tests/mixed/test_mixed_op.py::test_fused_is_as_good_as_plain tests/mixed/test_fused.py::test_cell tests/ops/test_operators.py::test_project
 
-.PHONY: env dev search test bench docs wheel sanitized sanitize fuzz trust lower-bounds oldest
+.PHONY: env dev search test bench docs wheel sanitized sanitize fuzz trust lower-bounds oldest gpu-kit
 
 env: $(VENV)/extension-built
 
@@ -151,3 +152,16 @@ oldest:
 build/triton-3.6:
 	$(PY) -m pip install --quiet --no-deps --target $@.new 'triton==3.6.*'
 	mv $@.new $@
+
+# Built with the versions of the machine that it is for: Python 3.12, torch 2.11, Triton 3.6, an H100. The kernels take
+# ten minutes of one core; what is there already stays. gcc alone, without ccache: nvcc's check wants its version.
+KIT := build/gpu-kit
+KIT_RUN = PYTHONPATH=tests:. $(OLDEST)/bin/python -P -m benchmarks.gpu_day.kit
+IMAGES ?= $(wildcard ../shared/data/cifar10_images.tar.xz)
+
+gpu-kit: $(OLDEST)/installed
+	FASTDARTS_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 $(OLDEST)/bin/python setup.py --quiet build_ext --build-lib $(KIT)/lib --build-temp $(OLDEST)/temp
+	$(KIT_RUN) compile $(KIT)
+	$(KIT_RUN) check $(KIT)
+	TRITON_INTERPRET=1 $(KIT_RUN) references $(KIT)
+	$(KIT_RUN) pack $(KIT) $(IMAGES)

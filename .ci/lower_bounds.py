@@ -1,6 +1,6 @@
 """Print pip constraints that pin every requirement of pyproject.toml to the series of its lower bound.
 
-    python .ci/lower_bounds.py torch torchvision    # but for these
+python .ci/lower_bounds.py torch torchvision    # but for these
 """
 
 import re

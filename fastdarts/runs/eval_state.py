@@ -8,17 +8,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fastdarts.bilevel.architect import Batch, Loss
+from fastdarts.bilevel.ranks import ALONE, Ranks
+from fastdarts.bilevel.sync_norm import synchronise
 from fastdarts.data import BatchStream, ImageData
 from fastdarts.data.augment import Augment
 from fastdarts.data.augment_imagenet import ImageNetAugment
+from fastdarts.data.share import weight_of
 from fastdarts.methods.schedules import cosine
 from fastdarts.runs.eval_config import EvalConfig
 from fastdarts.runs.images import outputs_for
+from fastdarts.runs.local_state import own_random_numbers
 from fastdarts.runs.state import RunState
 from fastdarts.spaces.network import DiscreteNetwork
 from fastdarts.spaces.registry import space_of
-from fastdarts.tasks.classification import count_correct
+from fastdarts.tasks.classification import Loss, count_correct
+from fastdarts.tasks.task import Batch
 
 _PARTS: dict[str, str | None] = {
     "train_loss": "the loss",
@@ -36,6 +40,7 @@ class EvalState(RunState):
         train: the training images, on `device`.
         loss: loss(logits, targets) -> scalar; None for cross entropy, in training with the config's label smoothing.
         device: device of network and images.
+        ranks: the processes that run this training together.
     """
 
     kind = "evaluation"
@@ -43,7 +48,13 @@ class EvalState(RunState):
     network: DiscreteNetwork
 
     def __init__(
-        self, genotype: Any, config: EvalConfig, train: ImageData, loss: Loss | None, device: torch.device
+        self,
+        genotype: Any,
+        config: EvalConfig,
+        train: ImageData,
+        loss: Loss | None,
+        device: torch.device,
+        ranks: Ranks = ALONE,
     ) -> None:
         torch.manual_seed(config.seed)
         network = space_of(genotype).discrete(
@@ -56,12 +67,18 @@ class EvalState(RunState):
             in_channels=train.images.shape[1],
             stem=config.stem,
         )
+        if config.sync_batch_norm:
+            synchronise(network, ranks)
         network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         augment = _augment(config, train, device)
-        # the auxiliary head's last batch norm sees one pixel per image, so a batch of one image has no variance
-        single = len(train) % config.batch_size == 1
-        stream = BatchStream(train, config.batch_size, seed=config.seed, drop_last=single)
-        super().__init__(config, network, augment, [stream], _PARTS)
+        # the auxiliary head's last batch norm sees one pixel per image, so a rank's batch of one has no variance
+        single = 0 < len(train) % config.batch_size < 2 * ranks.size
+        stream = BatchStream(
+            train, config.batch_size, seed=config.seed, drop_last=single, rank=ranks.rank, ranks=ranks.size
+        )
+        super().__init__(config, network, augment, [stream], _PARTS, ranks)
+        ranks.spread(network.parameters())
+        own_random_numbers(ranks, config.seed)
         self.genotype = genotype
         self.optimizer = torch.optim.SGD(
             network.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
@@ -91,11 +108,19 @@ class EvalState(RunState):
         for logits_auxiliary in auxiliary:
             total = total + self.config.auxiliary_weight * self.train_loss(logits_auxiliary.float(), targets)
         self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        self.ranks.part(total * weight_of(batch)).backward()
+        moved = [weight for weight in self.network.parameters() if weight.grad is not None]
+        gradients = self.ranks.sum([weight.grad for weight in moved if weight.grad is not None])
+        for weight, gradient in zip(moved, gradients, strict=True):
+            weight.grad = gradient
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.grad_clip)
         self.optimizer.step()
         accuracy = count_correct(logits.detach().float(), targets) / len(images)
-        return {"train_loss": loss, "gradient_norm": norm, "train_accuracy": accuracy}
+        share = weight_of(batch)
+        return {"train_loss": loss * share, "gradient_norm": norm, "train_accuracy": accuracy * share}
+
+    def equal_on_ranks(self) -> dict[str, Any]:
+        return super().equal_on_ranks() | {"the optimizer": self.optimizer.state_dict()["state"]}
 
     def test_batch(self, batch: Batch) -> tuple[Tensor, Tensor]:
         images, targets = batch

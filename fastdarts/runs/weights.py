@@ -1,11 +1,14 @@
 """A network's weights as people have them: under a key, with prefixes, saved by old releases, beside other objects."""
 
+import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
+from fastdarts.config.files import write_atomically
 from fastdarts.runs import checkpoint
 from fastdarts.runs.inert_pickle import state_of_module
 
@@ -57,6 +60,13 @@ def load_weights(path: Path, wanted: Mapping[str, Tensor]) -> Found:
         weights |= {name: wanted[name].detach().cpu().clone() for name in missing}
         notes.append(f"{_COUNT}, which old releases of torch did not save, left as new")
     return Found(weights, notes)
+
+
+def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write a state_dict, on the CPU, that `load_weights` and `torch.load` read. Raises: DiskFullError."""
+    buffer = io.BytesIO()
+    torch.save({name: tensor.detach().cpu() for name, tensor in weights.items()}, buffer)
+    write_atomically(path, buffer.getvalue())
 
 
 def _state_dicts(value: Any, place: str, depth: int) -> Iterator[tuple[str, Weights]]:

@@ -1,17 +1,25 @@
 """The search network (supernet) of any space: its alphas, their relaxation and the op weights of a forward pass."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from fastdarts.mixed.mix import Mix
-from fastdarts.mixed.mixed_op import MixedOp
 from fastdarts.mixed.walk import modules_of
 from fastdarts.spaces.group import Choice, Group
+
+
+class Choices(Protocol):
+    """Hold the candidate ops of one row: a mixed op, or a layer."""
+
+    primitives: tuple[str, ...]
+    stride: int
+    _ops: nn.ModuleList
+
 
 Mixes = dict[str, Mix]
 """The op weights of each group."""
@@ -111,8 +119,11 @@ class Supernet(nn.Module):
             self.relaxation = before
 
     @abstractmethod
-    def mixed_ops(self, group: str) -> list[list[MixedOp]]:
-        """Return the mixed ops of each cell that a group belongs to, in the order of its rows."""
+    def mixed_ops(self, group: str) -> Sequence[Sequence[Choices]]:
+        """Return the modules that mix the ops of a group's rows, in the order of the rows, for each cell it describes.
+
+        A space without cells has one entry.
+        """
 
     def untrained(self) -> list[Group]:
         """Return the groups that no layer of this network reads, so that their alphas stay as they were drawn."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from plain_bilevel import PlainSearch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -20,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastdarts.bilevel import step as step_module
 from fastdarts.bilevel.architect import Architect
 from fastdarts.bilevel.flat import FlatSGD
+from fastdarts.bilevel.ranks import Ranks
 from fastdarts.bilevel.step import SearchStep
 from fastdarts.ops import flat_ops
 from fastdarts.spaces.darts.supernet import SearchNetwork
@@ -281,6 +283,20 @@ def test_a_step_never_waits_for_the_device(order: int, hvp: str, kind: str) -> N
     primitives = ["none", "max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3"]
     search = search_step(supernet(steps=1, primitives=primitives), kind, hvp=hvp, order=order, cuda_graphs=False)
     for _ in range(2):  # the first step makes the optimizers' states
+        fake_step(search)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.usefixtures("fake_cuda")
+def test_a_step_with_ranks_never_waits_for_the_device(order: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What surrounds all-reduces can be captured with them; the collectives themselves do nothing here."""
+    for name in ("all_reduce", "broadcast"):
+        monkeypatch.setattr(dist, name, lambda tensor, **_: None)
+    group: Any = SimpleNamespace(rank=lambda: 0, size=lambda: 2)
+    network = supernet(steps=1, primitives=["none", "max_pool_3x3", "skip_connect", "sep_conv_3x3"])
+    optimizer = FlatSGD(network.parameters(), 0.05, momentum=0.9, weight_decay=3e-4)
+    search = SearchStep(network, Architect(network, ranks=Ranks(group)), optimizer, order=order, cuda_graphs=False)
+    for _ in range(2):
         fake_step(search)
 
 

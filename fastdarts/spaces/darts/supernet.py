@@ -158,7 +158,8 @@ class SearchNetwork(Supernet):
         s0 = s1 = self.stem(x)
         for cell in self.cells:
             assert isinstance(cell, Cell)
-            s0, s1 = s1, cell(s0, s1, *mixes[_group(cell.reduction)])
+            mix = mixes[_group(cell.reduction)]
+            s0, s1 = s1, cell(s0, s1, mix.weights, mix.active, mix.passing, mix.added, mix.drop_path)
         if hasattr(self, "head"):
             return self.head(s1)
         return self.classifier(self.global_pooling(s1).flatten(1))
