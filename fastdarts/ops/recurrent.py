@@ -204,7 +204,9 @@ def _setup_linear_nll(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]
     ctx.set_materialize_grads(False)
 
 
-def _linear_nll_backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Any, ...]:
+def _linear_nll_backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    if grad_loss is None:  # only the gradients themselves were used, which are constants
+        return (None,) * 7
     scaled = [g * grad_loss if need else None for g, need in zip(ctx.saved_tensors, ctx.needs_input_grad, strict=False)]
     return (*scaled, None, None, None, None)
 

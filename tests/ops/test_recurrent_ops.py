@@ -1,5 +1,6 @@
 """The fused recurrent cell and the fused loss against the plain modules: outputs, gradients, statistics, checks."""
 
+import copy
 import math
 from collections.abc import Sequence
 
@@ -39,30 +40,24 @@ def core_of(plan: CellPlan, width: int) -> RecurrentCore:
     return core
 
 
-def inputs(plan: CellPlan, width: int) -> tuple[Tensor, Tensor, CellMasks, Tensor]:
-    x, hidden = torch.randn(STEPS, ROWS, width), torch.randn(ROWS, width)
-    masks = CellMasks(*((torch.rand(ROWS, width) > 0.3) / 0.7 for _ in range(2)))
+def inputs(plan: CellPlan, width: int, rows: int = ROWS) -> tuple[Tensor, Tensor, CellMasks, Tensor]:
+    x, hidden = torch.randn(STEPS, rows, width), torch.randn(rows, width)
+    masks = CellMasks(*((torch.rand(rows, width) > 0.3) / 0.7 for _ in range(2)))
     count = 1 + max(term.weight for terms in plan.nodes for term in terms)
-    return x, hidden, masks, torch.rand(count)
+    return x, hidden, masks, torch.rand(count) / max(map(len, plan.nodes)) ** 0.5  # larger ones let states explode
 
 
 def passes(
     fused: bool, core: RecurrentCore, plan: CellPlan, values: Sequence[Tensor], masks: CellMasks, dtype: torch.dtype
 ) -> list[Tensor]:
     """Return outputs, running statistics and all gradients, computed in `dtype`."""
-    core = core_of_dtype(core, dtype)
+    core = copy.deepcopy(core).to(dtype)
     x, hidden, weights, grad = (value.to(dtype).clone().requires_grad_() for value in values)
     masks = CellMasks(*(mask.to(dtype) for mask in masks))
     out = run_cell(core, x, hidden, masks, weights, plan) if fused else core(x, hidden, masks, weights, plan)
     wanted = [x, hidden, weights, *core.parameters()]
     found = torch.autograd.grad(out, wanted, grad, materialize_grads=True)
     return [out.detach(), *core.buffers(), *found]
-
-
-def core_of_dtype(core: RecurrentCore, dtype: torch.dtype) -> RecurrentCore:
-    import copy
-
-    return copy.deepcopy(core).to(dtype)
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
@@ -96,17 +91,18 @@ def test_float32_is_no_worse_than_the_plain_modules(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["search", "darts"])
 def test_products_in_bfloat16(name: str) -> None:
-    """As autocast runs the plain modules: the error is at most twice theirs."""
+    """As autocast runs the plain modules: the error is at most twice theirs, over so many rows that a relu which
+    switches in one of them and not in the other does not decide."""
     plan = PLANS[name]
     core = core_of(plan, 21)
-    x, hidden, masks, weights = inputs(plan, 21)
-    values = [x, hidden, weights, torch.randn(STEPS, ROWS, 21)]
+    x, hidden, masks, weights = inputs(plan, 21, rows=200)
+    values = [x, hidden, weights, torch.randn(STEPS, 200, 21)]
     truth = passes(False, core, plan, values, masks, torch.float64)
     with torch.autocast("cpu", torch.bfloat16):
         plain, fused = (passes(kind, core, plan, values, masks, torch.float32) for kind in (False, True))
     for index, (true, theirs, ours) in enumerate(zip(truth, plain, fused, strict=True)):
-        errors = [float((value.double() - true).pow(2).mean().sqrt()) for value in (ours, theirs)]
-        floor = 2**-8 * float(true.pow(2).mean().sqrt())
+        errors = [float((value.double() - true.double()).pow(2).mean().sqrt()) for value in (ours, theirs)]
+        floor = 2**-8 * float(true.double().pow(2).mean().sqrt())
         assert errors[0] <= 2 * errors[1] + floor, f"result {index}: {errors[0]:.2e}, plain {errors[1]:.2e}"
 
 
