@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -188,6 +189,17 @@ def test_fine_tuning_on_other_classes(run: Path, tmp_path: Path, caplog: pytest.
     weights = [name for name in ours if name.endswith("weight") and "classifier" not in name]
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in weights)
     assert ours["classifier.weight"].shape[0] == 5
+
+
+def test_a_fine_tuning_is_resumed_without_the_run_that_it_began_from(run: Path, tmp_path: Path) -> None:
+    before = shutil.copytree(run, tmp_path / "before")
+    config = {**SMALL, "data": run.parent / "images", "out": tmp_path / "after", "init_from": before}
+    evaluate(DARTS_V2, EvalConfig(**config))
+    shutil.rmtree(before)
+    result = evaluate(DARTS_V2, EvalConfig(**config | {"epochs": 2, "resume": True}))
+    assert result.epochs == 2
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
+        evaluate(DARTS_V2, EvalConfig(**config | {"out": tmp_path / "new"}))
 
 
 def test_sizes_come_from_the_run_that_is_continued(run: Path, tmp_path: Path) -> None:

@@ -230,7 +230,9 @@ class EvalConfig(Config):
 
     def preset(self) -> Mapping[str, Any]:
         values = {**super().preset(), **registry.find(self.space).evaluation_defaults(self.dataset)}
-        before = {} if self.init_from is None else read_values(Path(self.init_from) / "config.json")
+        before: Mapping[str, Any] = {}
+        if self.init_from is not None and (Path(self.init_from) / "config.json").is_file():  # gone when resumed, maybe
+            before = read_values(Path(self.init_from) / "config.json")
         return {**values, **_RECIPES[self.recipe], **{name: before[name] for name in _SIZES if name in before}}
 
     def recipe_line(self) -> str:
