@@ -56,7 +56,7 @@ def test_commands_parse(
         (tmp_path / found).write_text(DARTS_V2.to_json())
     if name in CONFIGS:
         config = parse_cli(CONFIGS[name], arguments)
-        assert config.dataset in ("digits", "cifar10", "imagefolder")
+        assert config.dataset in ("digits", "cifar10", "imagefolder", "imagenet", "pydoc")
     else:
         assert name == "--print-completion"
         assert arguments[0] in SHELLS
