@@ -8,6 +8,7 @@
 # make sanitize  the operators' tests and 10,000 random calls against an extension built with address and undefined-behaviour sanitizers
 # make fuzz    100,000 random calls of the operators against that extension; ARGS="--seed 1" makes others
 # make trust   5,000 random cases against plain modules, 1,000 with each lesser instruction set, 200 kills, 1,000 steps; an hour or two
+# make lower-bounds  the tests of all but kernels with the lowest release of each requirement (Python 3.12: PYTHON312=...)
 # make oldest  the kernels' tests, and all kernels compiled, with the oldest torch and Triton: over an hour on two cores
 # make gpu-kit  what `python -m benchmarks.gpu_day` takes along to a machine with a GPU: extension, compiled kernels, IMAGES=archive
 # ARGS adds arguments to the program a target runs: make search ARGS="--epochs 5", make test ARGS="-k genotype"
@@ -21,7 +22,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 SANITIZED := build/sanitize
 CELLS_AND_EDGES = tests/mixed/test_mixed_op.py::test_fused_is_as_good_as_plain tests/mixed/test_fused.py::test_cell tests/ops/test_operators.py::test_project
 
-.PHONY: env dev search test bench docs wheel sanitized sanitize fuzz trust oldest gpu-kit
+.PHONY: env dev search test bench docs wheel sanitized sanitize fuzz trust lower-bounds oldest gpu-kit
 
 env: $(VENV)/extension-built
 
@@ -122,17 +123,21 @@ trust: dev
 	$(PY) tests/fuzz/fuzz_kills.py --kills 200 $(ARGS)
 	$(PY) tests/fuzz/fuzz_soak.py --steps 1000
 
-# Python 3.12 with the lowest releases of torch that pyproject.toml allows; where that cannot be made, Triton 3.6 beside
+# Python 3.12 with the lowest releases that pyproject.toml allows; where that cannot be made, Triton 3.6 beside
 # today's torch. Triton 3.6's interpreter needs the older NumPy.
 PYTHON312 ?= python3.12
 OLDEST := build/oldest
-OLDEST_RELEASES := 'torch==2.11.*' 'torchvision==0.26.*' 'numpy<2.4'
 
-$(OLDEST)/installed: pyproject.toml setup.py
+$(OLDEST)/installed: pyproject.toml setup.py .ci/lower_bounds.py
 	$(PYTHON312) -m venv --clear $(OLDEST)
-	$(OLDEST)/bin/python -m pip install --quiet $(OLDEST_RELEASES) 'setuptools>=77'
-	FASTDARTS_BUILD=0 $(OLDEST)/bin/python -m pip install --quiet --no-build-isolation --editable '.[test]' $(OLDEST_RELEASES)
+	$(OLDEST)/bin/python .ci/lower_bounds.py > $(OLDEST)/lower-bounds.txt
+	$(OLDEST)/bin/python -m pip install --quiet 'setuptools>=77'
+	FASTDARTS_BUILD=0 $(OLDEST)/bin/python -m pip install --quiet --no-build-isolation --editable '.[test]' -c $(OLDEST)/lower-bounds.txt
 	@touch $@
+
+# Plain modules serve there, so that what the extension computes is not tried again.
+lower-bounds: $(OLDEST)/installed
+	$(OLDEST)/bin/python -m pytest -m "not slow" --ignore=tests/kernels --ignore=tests/mixed --ignore=tests/ops --ignore=tests/fuzz $(ARGS)
 
 OLDEST_TESTS = tests/kernels -k "not smallest_and_the_largest and not oldest_triton"
 

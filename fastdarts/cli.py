@@ -93,7 +93,8 @@ def _stopped_by_signals(prog: str) -> Iterator[None]:
     """
 
     def stop(signum: int, frame: FrameType | None) -> None:
-        print(f"{prog}: stopped before it began; nothing was written, run it again", file=sys.stderr, flush=True)
+        if os.environ.get("RANK", "0") == "0":  # of several processes of torchrun, one speaks
+            print(f"{prog}: stopped before it began; nothing was written, run it again", file=sys.stderr, flush=True)
         os._exit(Interrupted(signum, "").exit_code)
 
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}

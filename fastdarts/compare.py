@@ -44,7 +44,7 @@ from fastdarts.runs.folder import check_out, out_dir
 from fastdarts.runs.images import outputs_for
 from fastdarts.runs.interrupt import Interrupted, stop_requests
 from fastdarts.runs.jobs import Job, dask_executor, ends_with_parent, local_executor, run_all
-from fastdarts.runs.launch import launched
+from fastdarts.runs.launch import process_count
 from fastdarts.runs.lock import releases_folders
 from fastdarts.runs.program import run_cli
 from fastdarts.runs.progress import duration
@@ -209,7 +209,7 @@ def compare(config: CompareConfig, executor: Executor | None = None) -> Comparis
         ValueError, TypeError, FileNotFoundError: input that cannot be used, before any run starts.
         Interrupted: SIGINT, SIGTERM, SIGHUP or SIGUSR1 came; the runs have saved their states.
     """
-    if launched():
+    if process_count() > 1:
         raise ValueError("compare starts processes itself: run it without torchrun, with --workers or --scheduler")
     if executor is None and config.scheduler is None:
         choose_device(config.device)
@@ -239,11 +239,11 @@ def compare(config: CompareConfig, executor: Executor | None = None) -> Comparis
     def results() -> list[Record]:
         return [result for task in tasks if (result := _result(out, *task)) is not None]
 
-    def ended(task: Task) -> None:
+    def ended(task: Task, error: BaseException | None) -> None:
         if (result := _result(out, *task)) is not None:
             LOGGER.info("%s: %s", _words_of(*task), _words(result))
         else:
-            failures[_words_of(*task)] = _last_line(_log(out, *task))
+            failures[_words_of(*task)] = f"{type(error).__name__}: {error}" if error else _last_line(_log(out, *task))
             LOGGER.info("%s failed: %s", _words_of(*task), failures[_words_of(*task)])
         write_comparison(out, results(), failures)
 
@@ -321,9 +321,9 @@ def _run(
     out: Path,
     tasks: Sequence[Task],
     executor: Executor | None,
-    ended: Callable[[Task], object],
+    ended: Callable[[Task, BaseException | None], object],
 ) -> None:
-    """Run the tasks, some at a time, and call `ended` for each."""
+    """Run the tasks, some at a time, and call `ended` for each, with the executor's error if that lost it."""
     (out / _STOP).unlink(missing_ok=True)
     with ExitStack() as stack:
         sharing = config.workers
@@ -342,7 +342,7 @@ def _run(
                 again = f"{_PROGRAM} {quoting.join(['--resume', '--out', str(out), *code])}"
                 raise Interrupted(stop.signum, f"stopped; to continue: {again}")
 
-        run_all(list(jobs), executor, lambda job: ended(jobs[job]), wait)
+        run_all(list(jobs), executor, lambda job, error: ended(jobs[job], error), wait)
 
 
 def _job(config: CompareConfig, out: Path, method: str, seed: int, sharing: int) -> Job:

@@ -19,6 +19,7 @@ from fastdarts.runs.forecast import forecast_line, out_of_memory_explained
 from fastdarts.runs.interrupt import stop_requests, stops_at_once
 from fastdarts.runs.keeper import Keeper, asked_to_end, how_to_continue, train_epoch
 from fastdarts.runs.kernels import cell_kernels_used
+from fastdarts.runs.launch import process_count
 from fastdarts.runs.lock import releases_folders
 from fastdarts.runs.loggers import Logger
 from fastdarts.runs.progress import Progress, json_number
@@ -82,6 +83,8 @@ def evaluate_text(
 
     Raises: as `evaluate`.
     """
+    if process_count() > 1:
+        raise ValueError(f"a language model is trained by one process; torchrun started {process_count()}")
     device = choose_device(config.device)
     if not config.test_only:
         check_out(config)

@@ -35,10 +35,10 @@ def test_local_workers_share_threads_and_gpus(tmp_path: Path, monkeypatch: pytes
     names = "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "FASTDARTS_PROCESSES", "WORLD_SIZE"
     code = f"import os, time; print([os.environ.get(name) for name in {names}]); time.sleep(0.3)"
     todo = [job(tmp_path, str(index), code, sharing=2) for index in range(4)]
-    ended: list[Job] = []
+    ended: list[tuple[Job, BaseException | None]] = []
     with local_executor(2, "auto") as executor:
-        run_all(todo, executor, ended.append, lambda: None)
-    assert set(ended) == set(todo)
+        run_all(todo, executor, lambda *job: ended.append(job), lambda: None)
+    assert set(ended) == {(one, None) for one in todo}
     said = [one.log.read_text().strip() for one in todo]
     assert set(said) == {f"['1', '{gpu}', '2', None]" for gpu in (5, 7)}
 

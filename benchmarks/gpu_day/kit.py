@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,8 +40,10 @@ class NoGPU:
         return 0
 
 
-def compile_search(folder: Path) -> tuple[list[str], list[str]]:
+def compile_search(folder: Path, small: bool, may_compile_c: bool) -> tuple[list[str], list[str]]:
     """Compile all kernels of a search and of the smoke test into FOLDER/triton, with the code that starts them.
+
+    small: only those of the stand-in's smoke test. may_compile_c: False raises RuntimeError if that code is not there.
 
     Returns: names of the kernels that were compiled, and of those that were there.
     """
@@ -48,10 +51,12 @@ def compile_search(folder: Path) -> tuple[list[str], list[str]]:
     import torch
     import triton
     from kernel_cases import fused
+    from triton.runtime import build
 
     from benchmarks.gpu_day import smoke
-    from benchmarks.gpu_day.day import PAPER
-    from benchmarks.traffic import Planning, Search, fused_steps, launches_to
+    from benchmarks.gpu_day.day import PAPER, SMALL
+    from benchmarks.traffic import Planning, Search, fused_steps
+    from fastdarts.kernels.launch import compiling_ahead, launch
 
     compiled: list[str] = []
     found: list[str] = []
@@ -63,44 +68,46 @@ def compile_search(folder: Path) -> tuple[list[str], list[str]]:
 
     triton.runtime.driver.set_active(NoGPU())
     triton.knobs.compilation.listener = listen
-    with launches_to(only_compile):
-        for case in smoke.cases(PAPER).values():
+    with compiling_ahead():
+        for case in smoke.cases(SMALL if small else PAPER).values():
             fused(case)
-    for images in (8, 64):
-        search = Search(batch=images)
-        network = search.network("auto").eval()
-        with Planning(only_compile):
-            for step in fused_steps(search).values():
-                step()
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-                network(search.data(images)[0])
-    with_starters(sources)
+        if not small:
+            search = Search(batch=8)  # kernels are the same for any number of images that leaves a GPU room
+            network = search.network("auto").eval()
+            with Planning(launch):
+                for step in fused_steps(search).values():
+                    step()
+                with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                    network(search.data(search.batch)[0])
+    with_starters(sources, build._build if may_compile_c else None)
     return compiled, found
 
 
-def only_compile(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
-    from fastdarts.kernels.launch import OPTIONS
+def with_starters(sources: dict[str, Any], compiler: Callable[..., str] | None) -> None:
+    """Compile the C code by which Triton 3.6 starts kernels, and what reads a GPU's properties, into the cache as well.
 
-    if all(grid):
-        kernel.warmup(*args, grid=grid, **constants, **OPTIONS)
-
-
-def with_starters(sources: dict[str, Any]) -> None:
-    """Compile the C code by which Triton starts kernels, and what reads a GPU's properties, into the cache as well.
-
-    It is linked to the driver's library, in whose place an empty one serves.
+    It is linked to the driver's library, in whose place an empty one serves. compiler: None refuses to compile.
     """
     import triton
     from triton.backends.nvidia import driver
     from triton.runtime import build
 
-    with tempfile.TemporaryDirectory() as stub, patch.object(build, "_load_module_from_path", _never_loaded):
-        empty = ["gcc", "-shared", "-x", "c", os.devnull, "-Wl,-soname,libcuda.so.1", "-o", f"{stub}/libcuda.so.1"]
-        subprocess.run(empty, check=True)
+    with (
+        tempfile.TemporaryDirectory() as stub,
+        patch.object(build, "_load_module_from_path", _never_loaded),
+        patch.object(build, "_build", compiler or _refused),
+    ):
+        if compiler:
+            empty = ["gcc", "-shared", "-x", "c", os.devnull, "-Wl,-soname,libcuda.so.1", "-o", f"{stub}/libcuda.so.1"]
+            subprocess.run(empty, check=True)
         triton.knobs.nvidia.libcuda_path = stub
         driver.CudaUtils()
         for source, metadata in sources.values():
             driver.CudaLauncher(source, SimpleNamespace(**metadata))
+
+
+def _refused(name: str, *_: Any) -> str:
+    raise RuntimeError(f"{name} is not in the cache")
 
 
 def _never_loaded(name: str, path: str) -> Any:
@@ -130,17 +137,18 @@ def main() -> None:
     parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("folder", type=Path)
     parser.add_argument("images", type=Path, nargs="?", help="archive of images to pack as well")
+    parser.add_argument("--small", action="store_true", help="only a small cell's kernels, to try the kit itself")
     args = parser.parse_args()
     if args.command == "compile":
-        compiled, found = compile_search(args.folder)
+        compiled, found = compile_search(args.folder, args.small, True)
         print(f"{len(compiled)} kernels compiled, {len(found)} were there")
     elif args.command == "references":
         from benchmarks.gpu_day import smoke
-        from benchmarks.gpu_day.day import PAPER
+        from benchmarks.gpu_day.day import PAPER, SMALL
 
-        smoke.save(PAPER, args.folder / "launches.pt")
+        smoke.save(SMALL if args.small else PAPER, args.folder / "launches.pt")
     elif args.command == "check":
-        compiled, found = compile_search(args.folder)
+        compiled, found = compile_search(args.folder, args.small, False)
         print(f"{len(found)} kernels in the cache, {len(compiled)} compiled anew: {sorted(set(compiled))}")
         sys.exit(bool(compiled))
     else:

@@ -1,10 +1,11 @@
 """The cells of the smoke test, and the sizes of each launch's numbers by which a wrong kernel is named."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from kernel_cases import Case, fused, make_case
+from kernel_cases import Case, Results, fused, make_case, plain
 
 from benchmarks.gpu_day.day import Geometry
 from benchmarks.gpu_day.recording import Launch, each_launch, nan_in_new_memory
@@ -22,6 +23,25 @@ def cases(geometry: Geometry) -> dict[str, Case]:
             shape = (images, size * stride, size * stride)
             case = make_case(geometry.primitives, inputs=2, nodes=2, stride=stride, C=C, size=shape)
             found[f"{name}, stride {stride}"] = case.to(torch.bfloat16)
+    return found
+
+
+def too_far(ours: Results, case: Case) -> dict[str, float]:
+    """Return the results whose error is more than is allowed, as multiples of that.
+
+    Allowed are twice the error of the plain formulas in the case's type, or of the truth from states that another
+    rounding to it gave (a relu or a maximum that switches moves a gradient far), and a few roundings of the largest.
+    """
+    dtype = case.states[0].dtype
+    true, theirs, eps = plain(case, torch.float64), plain(case, dtype), torch.finfo(dtype).eps
+    nudged = [state * (1 + eps / 2 * torch.randn_like(state).sign()) for state in case.to(torch.float64).states]
+    moved = plain(replace(case, states=nudged), torch.float64)
+    found = {}
+    for name, t in true.items():
+        mine, *others = ((other[name].double() - t).abs().max().item() for other in (ours, theirs, moved))
+        allowed = 2 * max(others) + (8 if max(others) else 64) * eps * t.abs().max().item()
+        if not mine <= allowed:
+            found[name] = mine / max(allowed, 1e-30)
     return found
 
 

@@ -52,7 +52,8 @@ class Ranks:
         """Return all ranks of torch's default process group, or ALONE if there is none or it has one rank."""
         if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
             return ALONE
-        return Ranks(dist.group.WORLD, _control())
+        assert dist.group.WORLD is not None
+        return Ranks(dist.group.WORLD, _control(dist.group.WORLD))
 
     @property
     def alone(self) -> bool:
@@ -164,12 +165,11 @@ class Ranks:
 
 
 @cache
-def _control() -> dist.ProcessGroup:
-    """Return a group of all ranks whose numbers travel through the hosts' memory."""
-    if "gloo" not in dist.get_backend_config():
-        return dist.new_group(backend="gloo")  # type: ignore[return-value]
-    assert dist.group.WORLD is not None
-    return dist.group.WORLD
+def _control(world: dist.ProcessGroup) -> dist.ProcessGroup:
+    """Return a group of all ranks whose numbers travel through the hosts' memory: `world` itself, or a new one."""
+    if "gloo" in dist.get_backend_config(world):
+        return world
+    return dist.new_group(backend="gloo")  # type: ignore[return-value]
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,14 +89,17 @@ def ends_with_parent() -> None:
 
 
 def run_all(
-    jobs: Sequence[Job], executor: Executor, ended: Callable[[Job], object], wait: Callable[[], object]
+    jobs: Sequence[Job],
+    executor: Executor,
+    ended: Callable[[Job, BaseException | None], object],
+    wait: Callable[[], object],
 ) -> None:
     """Run jobs by an executor.
 
     Args:
         jobs: the programs; they share one file `stop`.
         executor: gets `run_job` with each job.
-        ended: called for each job that has ended, however it did.
+        ended: called for each job that has ended, with the executor's error if that lost the job.
         wait: called a few times a second; an exception that it raises stops all jobs first.
     """
     waiting: dict[Job, Future[None]] = {job: executor.submit(run_job, job) for job in jobs}
@@ -103,17 +107,13 @@ def run_all(
         while waiting:
             time.sleep(_POLL)
             wait()
-            for job in [job for job, future in waiting.items() if future.done()]:
+            for job, future in [pair for pair in waiting.items() if pair[1].done()]:
                 del waiting[job]
-                ended(job)
+                ended(job, future.exception())
     finally:
         if waiting:
             next(iter(waiting)).stop.touch()
-            for future in waiting.values():
-                future.cancel()
-            for future in waiting.values():
-                with suppress(BaseException):  # of futures that were cancelled, or whose worker is gone
-                    future.result()
+            wait_for([future for future in waiting.values() if not future.cancel()])
 
 
 @contextmanager

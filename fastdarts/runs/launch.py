@@ -38,6 +38,11 @@ def launched() -> bool:
     return bool(os.environ.get("WORLD_SIZE") and os.environ.get("MASTER_ADDR"))
 
 
+def process_count() -> int:
+    """Return the number of processes that a launcher has started with this one, itself included."""
+    return int(os.environ["WORLD_SIZE"]) if launched() else 1
+
+
 def restarted() -> bool:
     """Return True if torchrun has started this process in place of one that failed (--max-restarts)."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0) > 0
@@ -62,17 +67,15 @@ class Board:
     """Keep notes in torch's store, which outlives the processes if torchrun holds it.
 
     Args:
-        store: of this attempt, see `torch.distributed.rendezvous`.
-        name: of this run among those of the process.
+        lasting: the store of this run.
+        attempt: that of the present start of its processes.
         ranks: the processes.
     """
 
-    def __init__(self, store: Store, name: str, ranks: Ranks) -> None:
+    def __init__(self, lasting: Store, attempt: Store, ranks: Ranks) -> None:
+        self._lasting = lasting
+        self._attempt = attempt
         self._ranks = ranks
-        self._attempt = PrefixStore(name, store)
-        while isinstance(store, PrefixStore):  # one of torchrun's has the number of the attempt
-            store = store.underlying_store
-        self._lasting = PrefixStore(f"fastdarts/{name}", store)
         self._processes: list[dict[str, Any]] = ranks.gather(this_process())
 
     def keep(self, key: str, value: str) -> None:
@@ -151,15 +154,17 @@ def joined(device_name: str) -> Iterator[Team]:
         return
     device = _own_device(device_name)
     store, rank, size = _meeting()
-    name = f"run-{next(_calls)}"
+    lasting = PrefixStore(f"fastdarts/run-{next(_calls)}", store)
+    # Processes that are started again would read the addresses of those before them.
+    attempt = PrefixStore(f"of-{size}/attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT') or 0}", lasting)
     ranks = ALONE
     if size > 1:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=PrefixStore(name, store), rank=rank, world_size=size)
+        dist.init_process_group(backend, store=attempt, rank=rank, world_size=size)
         ranks = Ranks.of_process_group()
-    board = Board(store, name, ranks)
+    board = Board(lasting, attempt, ranks)
     with _silent(not ranks.first):
         try:
             yield Team(ranks, device, board)
@@ -184,6 +189,8 @@ def _leave(ranks: Ranks) -> None:
 def _meeting() -> tuple[Store, int, int]:
     """Return the store of torchrun's environment, this process's rank and the number of ranks."""
     store, rank, size = next(rendezvous("env://"))
+    while isinstance(store, PrefixStore):  # a prefix of torchrun's has the number of the attempt
+        store = store.underlying_store
     return store, rank, size
 
 

@@ -150,6 +150,7 @@ class SearchState(RunState):
             ranks=self.ranks,
             task=self._task,
             clip=self.virtual_clip(),
+            train_weight=method.train_weight,
         )
         self.w_optimizer = method.weight_optimizer(self.network)
         self.search_step = SearchStep(

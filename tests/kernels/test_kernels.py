@@ -30,8 +30,10 @@ FEW = ("none", "max_pool_3x3", "skip_connect", "sep_conv_3x3")  # of many edges:
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """32 pixels, so that small images have several tiles, the last one not full."""
+    """32 pixels, so that small images have several tiles, the last one not full; several images to a program."""
     monkeypatch.setattr(tiles, "tile", lambda channels, *_: tiles.Tile(32, tiles.channel_block(channels), 4))
+    monkeypatch.setattr(tiles, "PROGRAMS", 1)
+    monkeypatch.setattr(tiles, "multiprocessors", lambda: 1)
 
 
 def check(case: Case, dtype: torch.dtype) -> None:
@@ -43,6 +45,20 @@ def check(case: Case, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_an_edge_with_every_op(dtype: torch.dtype, stride: int) -> None:
     check(make_case(stride=stride), dtype)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_programs_that_take_one_image_each(stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as there are, where a GPU has more multiprocessors than a batch has images."""
+    monkeypatch.setattr(tiles, "multiprocessors", lambda: 132)
+    grids = []
+    real = bank.launch
+    monkeypatch.setattr(
+        bank, "launch", lambda k, grid, *a, **c: (grids.append((k.fn.__name__, grid)), real(k, grid, *a, **c))
+    )
+    check(make_case(FEW, stride=stride, size=(3, 4, 4)), torch.float64)
+    over_images = ("stage_forward_kernel", "stage_backward_kernel", "pool_backward_kernel")
+    assert {grid[0] for name, grid in grids if name in over_images} == {3}
 
 
 @pytest.mark.slow

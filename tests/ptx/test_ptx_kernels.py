@@ -73,21 +73,26 @@ def test_any_order_of_programs_and_warps_gives_the_same_bits() -> None:
     check(cells("sm_90", "bfloat16", "16", "1", "4,8,8", ",".join(QUICK), "--exact", "--seeds", "0", "1", "2", "3"))
 
 
-# Barriers of the kernels' own, and why the machine may find nothing without one.
-COVERED: dict[str, str] = {}
+# Barriers that Triton's own around the same products and sums cover, for what goes through shared memory; by the
+# comments beside them. Nothing promises that Triton will put one there, so they stay.
+COVERED = ("y overwrites d, which all threads have read by now", "the next stage overwrites dd and adds to dx")
+OPS = {"1": "sep_conv_3x3,sep_conv_3x3,max_pool_3x3,avg_pool_3x3", "2": "skip_connect,max_pool_3x3"}
 
 
 @pytest.mark.slow
-def test_every_barrier_that_the_kernels_ask_for_is_needed() -> None:
-    report = cells("sm_90", "bfloat16", "16", "1", "4,8,8", "sep_conv_3x3,max_pool_3x3", "--exact", "--barriers")
-    own = {place: said for place, said in report["barriers"].items() if asked_for(place)}
-    assert own
-    needless = {place for place, said in own.items() if not said} - set(COVERED)
-    assert not needless
+@pytest.mark.parametrize("stride", OPS)
+def test_every_barrier_that_the_kernels_ask_for_is_needed(stride: str) -> None:
+    report = cells("sm_90", "bfloat16", "16", stride, "4,8,8", OPS[stride], "--exact", "--barriers")
+    assert report["findings"] == []
+    asked = {place: asked_for(place) for place in report["barriers"] if asked_for(place)}
+    assert asked
+    needless = {place: line for place, line in asked.items() if not report["barriers"][place]}
+    assert [place for place, line in needless.items() if not any(reason in line for reason in COVERED)] == []
 
 
-def asked_for(place: str) -> bool:
-    """True if the source has a debug_barrier there; Triton adds others around shared memory."""
+def asked_for(place: str) -> str:
+    """The line of the source with the debug_barrier at this place; "" for barriers that Triton adds."""
     file, line = re.findall(r"(\w+\.py):(\d+)", place)[0]
     source = ROOT / "kernels" / file
-    return source.is_file() and "debug_barrier" in source.read_text().splitlines()[int(line) - 1]
+    text = source.read_text().splitlines()[int(line) - 1] if source.is_file() else ""
+    return text if "debug_barrier" in text else ""

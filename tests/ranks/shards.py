@@ -1,6 +1,5 @@
 """Searches on several ranks, and on one process that computes the ranks' rows one after the other."""
 
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,8 +23,9 @@ def numbers_of(state: SearchState) -> dict[str, Tensor]:
 def start(method: str, ranks: Ranks, **fields: Any) -> SearchState:
     torch.set_default_dtype(torch.float64)
     state = tiny_state(method, ranks=ranks, **fields)
-    apply = state.augment.apply
+    apply, normalise = state.augment.apply, state.augment.normalise
     state.augment.apply = lambda images, draw: apply(images, draw).double()  # type: ignore[method-assign]
+    state.augment.normalise = lambda images: normalise(images).double()  # type: ignore[method-assign]
     if method == "p-darts" and fields["epochs"] == 3:
         # The last stage has dropout on skip connections.
         torch.manual_seed(1)
@@ -44,15 +44,6 @@ def searched(method: str, steps: int, fields: dict[str, Any]) -> dict[str, Tenso
 
 class Taking(Ranks):
     """Pretend to be one rank after the other for random numbers; nothing is sent."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.batch: SharedBatch | None = None
-
-    @contextmanager
-    def computing(self, batch: Any) -> Any:
-        with super().computing(batch) as share:
-            yield share
 
     def rows(self, draw: Any, count: int) -> Tensor:
         return draw(count) if self._share is None else self._share.of(draw(self._share.total))

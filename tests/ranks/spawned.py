@@ -1,5 +1,6 @@
 """Run a function on several ranks of a gloo process group on this machine."""
 
+import multiprocessing
 import os
 import socket
 from collections.abc import Callable
@@ -8,7 +9,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
+from torch.multiprocessing.spawn import start_processes
+
+# Ranks are forks of one process that has imported all and computed nothing.
+multiprocessing.set_forkserver_preload(["fastdarts.search", "fastdarts.evaluate"])
 
 
 def free_port() -> int:
@@ -21,7 +25,7 @@ def on_ranks(size: int, function: Callable[..., Any], tmp_path: Path, *arguments
     """Return what function(*arguments) returns on each of `size` ranks, one thread each; it must be importable."""
     folder = tmp_path / f"ranks-{size}-{free_port()}"
     folder.mkdir()
-    torch.multiprocessing.spawn(_run, (size, free_port(), folder, function, arguments), nprocs=size)  # type: ignore[no-untyped-call]
+    start_processes(_run, (size, free_port(), folder, function, arguments), size, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(size)]
 
 

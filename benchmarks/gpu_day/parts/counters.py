@@ -26,7 +26,7 @@ def run(day: Day, notes: Notes) -> None:
     keys = [row["key"] for row in rows[:COUNT]]
     ncu = None if day.stand_in else place.tool("ncu")
     if not keys or (ncu is None and not day.stand_in):
-        notes["counters"] = "no launches were measured" if ncu else "ncu is not installed"
+        notes["counters"] = "ncu is not installed" if keys else "no launches were measured"
         return
     options = ["--profile-from-start", "off", "--csv", "--page", "raw", "--metrics", ",".join(METRICS)]
     counted = [ncu, *options] if ncu else []

@@ -29,9 +29,10 @@ void packed(const Inputs& x, F f) {
   each_lane(x.mask, [&](int lane) {
     Bits both = 0;
     for (int shift : {0, 16})
-      both |= (Half::put(f(Half::get(x.a[lane] >> shift), Half::get(x.b[lane] >> shift), Half::get(x.c[lane] >> shift))) &
-               0xffff)
-              << shift;
+      both |=
+          (Half::put(f(Half::get(x.a[lane] >> shift), Half::get(x.b[lane] >> shift), Half::get(x.c[lane] >> shift))) &
+           0xffff)
+          << shift;
     x.out[lane] = both;
   });
 }
@@ -39,13 +40,26 @@ void packed(const Inputs& x, F f) {
 template <class F>
 bool in_floats(Type type, const Inputs& x, F f) {
   switch (type) {
-    case Type::f32: floats<F32>(x, f); return true;
-    case Type::f64: floats<F64>(x, f); return true;
-    case Type::f16: floats<F16>(x, f); return true;
-    case Type::bf16: floats<BF16>(x, f); return true;
-    case Type::f16x2: packed<F16>(x, f); return true;
-    case Type::bf16x2: packed<BF16>(x, f); return true;
-    default: return false;
+    case Type::f32:
+      floats<F32>(x, f);
+      return true;
+    case Type::f64:
+      floats<F64>(x, f);
+      return true;
+    case Type::f16:
+      floats<F16>(x, f);
+      return true;
+    case Type::bf16:
+      floats<BF16>(x, f);
+      return true;
+    case Type::f16x2:
+      packed<F16>(x, f);
+      return true;
+    case Type::bf16x2:
+      packed<BF16>(x, f);
+      return true;
+    default:
+      return false;
   }
 }
 
@@ -60,14 +74,32 @@ void integers_as(const Inputs& x, F f) {
 template <class F>
 void integers(Type type, const Inputs& x, F f) {
   switch (type) {
-    case Type::s8: integers_as<std::int8_t>(x, f); break;
-    case Type::s16: integers_as<std::int16_t>(x, f); break;
-    case Type::s32: integers_as<std::int32_t>(x, f); break;
-    case Type::s64: integers_as<std::int64_t>(x, f); break;
-    case Type::u8: case Type::b8: integers_as<std::uint8_t>(x, f); break;
-    case Type::u16: case Type::b16: integers_as<std::uint16_t>(x, f); break;
-    case Type::u64: case Type::b64: integers_as<std::uint64_t>(x, f); break;
-    default: integers_as<std::uint32_t>(x, f);
+    case Type::s8:
+      integers_as<std::int8_t>(x, f);
+      break;
+    case Type::s16:
+      integers_as<std::int16_t>(x, f);
+      break;
+    case Type::s32:
+      integers_as<std::int32_t>(x, f);
+      break;
+    case Type::s64:
+      integers_as<std::int64_t>(x, f);
+      break;
+    case Type::u8:
+    case Type::b8:
+      integers_as<std::uint8_t>(x, f);
+      break;
+    case Type::u16:
+    case Type::b16:
+      integers_as<std::uint16_t>(x, f);
+      break;
+    case Type::u64:
+    case Type::b64:
+      integers_as<std::uint64_t>(x, f);
+      break;
+    default:
+      integers_as<std::uint32_t>(x, f);
   }
 }
 
@@ -96,32 +128,56 @@ T smallest(T a, T b, bool nan) {
 }
 
 template <class T>
+T largest(T a, T b, bool nan) {
+  const T found = -smallest(-a, -b, nan);
+  return std::isnan(found) ? T(NAN) : found;
+}
+
+template <class T>
 bool compared(Compare how, T a, T b, bool unordered) {
   switch (how) {
-    case Compare::eq: return !unordered && a == b;
-    case Compare::ne: return !unordered && a != b;
-    case Compare::lt: return !unordered && a < b;
-    case Compare::le: return !unordered && a <= b;
-    case Compare::gt: return !unordered && a > b;
-    case Compare::ge: return !unordered && a >= b;
-    case Compare::equ: return unordered || a == b;
-    case Compare::neu: return unordered || a != b;
-    case Compare::ltu: return unordered || a < b;
-    case Compare::leu: return unordered || a <= b;
-    case Compare::gtu: return unordered || a > b;
-    case Compare::geu: return unordered || a >= b;
-    case Compare::num: return !unordered;
-    case Compare::nan: return unordered;
+    case Compare::eq:
+      return !unordered && a == b;
+    case Compare::ne:
+      return !unordered && a != b;
+    case Compare::lt:
+      return !unordered && a < b;
+    case Compare::le:
+      return !unordered && a <= b;
+    case Compare::gt:
+      return !unordered && a > b;
+    case Compare::ge:
+      return !unordered && a >= b;
+    case Compare::equ:
+      return unordered || a == b;
+    case Compare::neu:
+      return unordered || a != b;
+    case Compare::ltu:
+      return unordered || a < b;
+    case Compare::leu:
+      return unordered || a <= b;
+    case Compare::gtu:
+      return unordered || a > b;
+    case Compare::geu:
+      return unordered || a >= b;
+    case Compare::num:
+      return !unordered;
+    case Compare::nan:
+      return unordered;
   }
   return false;
 }
 
 double as_float(Type type, Bits bits) {
   switch (type) {
-    case Type::f64: return F64::get(bits);
-    case Type::f16: return F16::get(bits);
-    case Type::bf16: return BF16::get(bits);
-    default: return F32::get(bits);
+    case Type::f64:
+      return F64::get(bits);
+    case Type::f16:
+      return F16::get(bits);
+    case Type::bf16:
+      return BF16::get(bits);
+    default:
+      return F32::get(bits);
   }
 }
 
@@ -137,20 +193,29 @@ Bits put(double value) {
 
 Bits from_float(Type type, double value) {
   switch (type) {
-    case Type::f64: return F64::put(value);
-    case Type::f16: return put<F16>(value);
-    case Type::bf16: return put<BF16>(value);
-    default: return put<F32>(value);
+    case Type::f64:
+      return F64::put(value);
+    case Type::f16:
+      return put<F16>(value);
+    case Type::bf16:
+      return put<BF16>(value);
+    default:
+      return put<F32>(value);
   }
 }
 
 double rounded(double value, Rounding how) {
   switch (how) {
-    case Rounding::to_int_zero: return std::trunc(value);
-    case Rounding::to_int_nearest: return std::nearbyint(value);
-    case Rounding::to_int_down: return std::floor(value);
-    case Rounding::to_int_up: return std::ceil(value);
-    default: return value;
+    case Rounding::to_int_zero:
+      return std::trunc(value);
+    case Rounding::to_int_nearest:
+      return std::nearbyint(value);
+    case Rounding::to_int_down:
+      return std::floor(value);
+    case Rounding::to_int_up:
+      return std::ceil(value);
+    default:
+      return value;
   }
 }
 
@@ -171,8 +236,7 @@ Bits converted(const Instruction& i, Bits bits) {
     return from_float(i.type, i.saturates ? std::clamp(value, 0.0, 1.0) : value);
   }
   const std::int64_t value = as_integer(i.from, bits);
-  if (is_float(i.type))
-    return from_float(i.type, i.from == Type::u64 ? double(std::uint64_t(value)) : double(value));
+  if (is_float(i.type)) return from_float(i.type, i.from == Type::u64 ? double(std::uint64_t(value)) : double(value));
   // A narrower signed result is kept with its sign over the whole register, as the machine does.
   const int bits_out = 8 * bytes_of(i.type);
   return bits_out == 64 ? Bits(value) : Bits(value) & ((Bits{1} << std::max(bits_out, 32)) - 1);
@@ -231,26 +295,29 @@ void Machine::arithmetic(Warp& warp, const Instruction& i, Mask mask) {
       const int part = width / int(i.out.size());
       const Lanes whole = a;
       for (std::size_t k = 0; k < i.out.size(); ++k)
-        each_lane(mask, [&](int l) {
-          reg(warp, i.out[k])[l] = (whole[l] >> (part * k)) & (~Bits{0} >> (64 - part));
-        });
+        each_lane(mask, [&](int l) { reg(warp, i.out[k])[l] = (whole[l] >> (part * k)) & (~Bits{0} >> (64 - part)); });
       return;
     }
     case Op::add:
-      either(i.type, x, [](auto p, auto q, auto) { return p + q; }, [](auto p, auto q, auto) { return unsigned_sum(p, q); });
+      either(
+          i.type, x, [](auto p, auto q, auto) { return p + q; },
+          [](auto p, auto q, auto) { return unsigned_sum(p, q); });
       break;
     case Op::sub:
-      either(i.type, x, [](auto p, auto q, auto) { return p - q; },
-             [](auto p, auto q, auto) { return unsigned_sum(p, unsigned_product(q, decltype(q)(-1))); });
+      either(
+          i.type, x, [](auto p, auto q, auto) { return p - q; },
+          [](auto p, auto q, auto) { return unsigned_sum(p, unsigned_product(q, decltype(q)(-1))); });
       break;
     case Op::mul:
-      either(i.type, x, [](auto p, auto q, auto) { return p * q; },
-             [](auto p, auto q, auto) { return unsigned_product(p, q); });
+      either(
+          i.type, x, [](auto p, auto q, auto) { return p * q; },
+          [](auto p, auto q, auto) { return unsigned_product(p, q); });
       break;
     case Op::mad:
     case Op::fma:  // halves in float: their product is exact there, the sum is rounded twice
-      either(i.type, x, [](auto p, auto q, auto r) { return std::fma(p, q, r); },
-             [](auto p, auto q, auto r) { return unsigned_sum(unsigned_product(p, q), r); });
+      either(
+          i.type, x, [](auto p, auto q, auto r) { return std::fma(p, q, r); },
+          [](auto p, auto q, auto r) { return unsigned_sum(unsigned_product(p, q), r); });
       break;
     case Op::mul_wide:
     case Op::mad_wide:
@@ -268,41 +335,72 @@ void Machine::arithmetic(Warp& warp, const Instruction& i, Mask mask) {
       });
       break;
     case Op::neg:
-      either(i.type, x, [](auto p, auto, auto) { return -p; },
-             [](auto p, auto, auto) { return unsigned_product(p, decltype(p)(-1)); });
+      either(
+          i.type, x, [](auto p, auto, auto) { return -p; },
+          [](auto p, auto, auto) { return unsigned_product(p, decltype(p)(-1)); });
       break;
     case Op::abs:
-      either(i.type, x, [](auto p, auto, auto) { return std::fabs(p); },
-             [](auto p, auto, auto) { return p < decltype(p)(0) ? unsigned_product(p, decltype(p)(-1)) : p; });
+      either(
+          i.type, x, [](auto p, auto, auto) { return std::fabs(p); },
+          [](auto p, auto, auto) { return p < decltype(p)(0) ? unsigned_product(p, decltype(p)(-1)) : p; });
       break;
     case Op::min:
-      either(i.type, x, [&](auto p, auto q, auto) { return smallest(p, q, i.propagates_nan); },
-             [](auto p, auto q, auto) { return std::min(p, q); });
+      either(
+          i.type, x, [&](auto p, auto q, auto) { return smallest(p, q, i.propagates_nan); },
+          [](auto p, auto q, auto) { return std::min(p, q); });
       break;
     case Op::max:
-      either(i.type, x, [&](auto p, auto q, auto) { return -smallest(-p, -q, i.propagates_nan); },
-             [](auto p, auto q, auto) { return std::max(p, q); });
+      either(
+          i.type, x, [&](auto p, auto q, auto) { return largest(p, q, i.propagates_nan); },
+          [](auto p, auto q, auto) { return std::max(p, q); });
       break;
-    case Op::copysign: in_floats(i.type, x, [](auto p, auto q, auto) { return std::copysign(q, p); }); break;
+    case Op::copysign:
+      in_floats(i.type, x, [](auto p, auto q, auto) { return std::copysign(q, p); });
+      break;
     case Op::div:
-      either(i.type, x, [](auto p, auto q, auto) { return p / q; },
-             [](auto p, auto q, auto) { return q == 0 ? decltype(p)(-1) : decltype(p)(p / q); });
+      either(
+          i.type, x, [](auto p, auto q, auto) { return p / q; },
+          [](auto p, auto q, auto) { return q == 0 ? decltype(p)(-1) : decltype(p)(p / q); });
       break;
     case Op::rem:
       integers(i.type, x, [](auto p, auto q, auto) { return q == 0 ? p : decltype(p)(p % q); });
       break;
-    case Op::rsqrt: in_floats(i.type, x, [](auto p, auto, auto) { return 1 / std::sqrt(p); }); break;
-    case Op::sqrt: in_floats(i.type, x, [](auto p, auto, auto) { return std::sqrt(p); }); break;
-    case Op::rcp: in_floats(i.type, x, [](auto p, auto, auto) { return 1 / p; }); break;
-    case Op::ex2: in_floats(i.type, x, [](auto p, auto, auto) { return std::exp2(p); }); break;
-    case Op::lg2: in_floats(i.type, x, [](auto p, auto, auto) { return std::log2(p); }); break;
-    case Op::sin: in_floats(i.type, x, [](auto p, auto, auto) { return std::sin(p); }); break;
-    case Op::cos: in_floats(i.type, x, [](auto p, auto, auto) { return std::cos(p); }); break;
-    case Op::tanh: in_floats(i.type, x, [](auto p, auto, auto) { return std::tanh(p); }); break;
-    case Op::and_: set([&](int l) { return a[l] & b[l]; }); break;
-    case Op::or_: set([&](int l) { return a[l] | b[l]; }); break;
-    case Op::xor_: set([&](int l) { return a[l] ^ b[l]; }); break;
-    case Op::not_: set([&](int l) { return (i.type == Type::pred ? a[l] ^ 1 : ~a[l]) & (~Bits{0} >> (64 - width)); }); break;
+    case Op::rsqrt:
+      in_floats(i.type, x, [](auto p, auto, auto) { return 1 / std::sqrt(p); });
+      break;
+    case Op::sqrt:
+      in_floats(i.type, x, [](auto p, auto, auto) { return std::sqrt(p); });
+      break;
+    case Op::rcp:
+      in_floats(i.type, x, [](auto p, auto, auto) { return 1 / p; });
+      break;
+    case Op::ex2:
+      in_floats(i.type, x, [](auto p, auto, auto) { return std::exp2(p); });
+      break;
+    case Op::lg2:
+      in_floats(i.type, x, [](auto p, auto, auto) { return std::log2(p); });
+      break;
+    case Op::sin:
+      in_floats(i.type, x, [](auto p, auto, auto) { return std::sin(p); });
+      break;
+    case Op::cos:
+      in_floats(i.type, x, [](auto p, auto, auto) { return std::cos(p); });
+      break;
+    case Op::tanh:
+      in_floats(i.type, x, [](auto p, auto, auto) { return std::tanh(p); });
+      break;
+    case Op::and_:
+      set([&](int l) { return a[l] & b[l]; });
+      break;
+    case Op::or_:
+      set([&](int l) { return a[l] | b[l]; });
+      break;
+    case Op::xor_:
+      set([&](int l) { return a[l] ^ b[l]; });
+      break;
+    case Op::not_:
+      set([&](int l) { return (i.type == Type::pred ? a[l] ^ 1 : ~a[l]) & (~Bits{0} >> (64 - width)); });
+      break;
     case Op::shl:
       set([&](int l) {
         const auto by = std::uint32_t(b[l]);
@@ -324,7 +422,9 @@ void Machine::arithmetic(Warp& warp, const Instruction& i, Mask mask) {
         return i.flavour == 0 ? Bits(std::uint32_t(both << by >> 32)) : Bits(std::uint32_t(both >> by));
       });
       break;
-    case Op::lop3: set([&](int l) { return looked_up(a[l], b[l], c[l], d[l]); }); break;
+    case Op::lop3:
+      set([&](int l) { return looked_up(a[l], b[l], c[l], d[l]); });
+      break;
     case Op::bfe:
       set([&](int l) {
         const int start = int(b[l]) & 255, count = int(c[l]) & 255;
@@ -341,9 +441,15 @@ void Machine::arithmetic(Warp& warp, const Instruction& i, Mask mask) {
         return ((b[l] & ~field) | ((a[l] << start) & field)) & (~Bits{0} >> (64 - width));
       });
       break;
-    case Op::prmt: set([&](int l) { return permuted(a[l], b[l], c[l]); }); break;
-    case Op::popc: set([&](int l) { return Bits(std::popcount(a[l] & (~Bits{0} >> (64 - width)))); }); break;
-    case Op::clz: set([&](int l) { return Bits(std::countl_zero(a[l] & (~Bits{0} >> (64 - width))) - (64 - width)); }); break;
+    case Op::prmt:
+      set([&](int l) { return permuted(a[l], b[l], c[l]); });
+      break;
+    case Op::popc:
+      set([&](int l) { return Bits(std::popcount(a[l] & (~Bits{0} >> (64 - width)))); });
+      break;
+    case Op::clz:
+      set([&](int l) { return Bits(std::countl_zero(a[l] & (~Bits{0} >> (64 - width))) - (64 - width)); });
+      break;
     case Op::brev:
       set([&](int l) {
         Bits out = 0;
@@ -351,7 +457,9 @@ void Machine::arithmetic(Warp& warp, const Instruction& i, Mask mask) {
         return out;
       });
       break;
-    case Op::selp: set([&](int l) { return c[l] & 1 ? a[l] : b[l]; }); break;
+    case Op::selp:
+      set([&](int l) { return c[l] & 1 ? a[l] : b[l]; });
+      break;
     case Op::setp: {
       if (i.type == Type::bf16x2 || i.type == Type::f16x2) {  // a predicate for each half
         const Type half = i.type == Type::bf16x2 ? Type::bf16 : Type::f16;
@@ -373,7 +481,10 @@ void Machine::arithmetic(Warp& warp, const Instruction& i, Mask mask) {
       };
       set([&](int l) {
         const bool other = c[l] & 1, mine = holds(l);
-        return Bits(i.flavour == 1 ? mine && other : i.flavour == 2 ? mine || other : i.flavour == 3 ? mine != other : mine);
+        return Bits(i.flavour == 1   ? mine && other
+                    : i.flavour == 2 ? mine || other
+                    : i.flavour == 3 ? mine != other
+                                     : mine);
       });
       if (i.out.size() > 1) each_lane(mask, [&](int l) { reg(warp, i.out[1])[l] = result[l] ^ 1; });
       break;
@@ -387,7 +498,8 @@ void Machine::arithmetic(Warp& warp, const Instruction& i, Mask mask) {
         set([&](int l) { return converted(i, a[l]); });
       }
       break;
-    default: throw std::runtime_error("not made yet: " + i.text);
+    default:
+      throw std::runtime_error("not made yet: " + i.text);
   }
   each_lane(mask, [&](int lane) { reg(warp, i.out[0])[lane] = result[lane]; });
 }

@@ -73,8 +73,9 @@ void ptx_allow(const char* name, std::uint64_t base, std::uint64_t size, int wat
 }
 
 // grid_and_threads: six numbers. Returns 0, or 1 with an error in ptx_text().
-int ptx_launch(void* program, const std::uint64_t* grid_and_threads, std::uint64_t shared, const std::uint8_t* parameters,
-               int parameter_bytes, std::uint64_t seed, std::uint64_t most, std::uint64_t* executed) {
+int ptx_launch(void* program, const std::uint64_t* grid_and_threads, std::uint64_t shared,
+               const std::uint8_t* parameters, int parameter_bytes, std::uint64_t seed, std::uint64_t most,
+               std::uint64_t* executed) {
   return guarded([&] {
     const auto* g = grid_and_threads;
     session.launches = session.launches % 4095 + 1;

@@ -11,7 +11,11 @@ constexpr Bits kUnwritten = 0xffffffffffffffff;  // of registers: NaN in every t
 constexpr Bits kParameters = Bits{1} << 60;
 
 Machine::Machine(Program& program, Global& global, Findings& findings, const Launch& launch, Bits launch_index)
-    : program_(program), global_(global), findings_(findings), launch_(launch), launch_index_(launch_index),
+    : program_(program),
+      global_(global),
+      findings_(findings),
+      launch_(launch),
+      launch_index_(launch_index),
       random_(launch.seed) {}
 
 Machine::~Machine() {
@@ -111,21 +115,28 @@ bool Machine::step(Warp& warp) {
   }
   ++warp.clock;
   const auto advance = [&](int next) {
-    if (active == kAll) frame.at.fill(next);
-    else each_lane(active, [&](int lane) { frame.at[lane] = next; });
+    if (active == kAll)
+      frame.at.fill(next);
+    else
+      each_lane(active, [&](int lane) { frame.at[lane] = next; });
   };
   advance(at + 1);
   if (mask == 0) return true;
   switch (i.op) {
-    case Op::nothing: break;
-    case Op::branch: each_lane(mask, [&](int lane) { frame.at[lane] = i.targets[0]; }); break;
+    case Op::nothing:
+      break;
+    case Op::branch:
+      each_lane(mask, [&](int lane) { frame.at[lane] = i.targets[0]; });
+      break;
     case Op::branch_table: {
       Lanes scratch;
       const Lanes& chosen = value(warp, i.in[0], scratch);
       each_lane(mask, [&](int lane) { frame.at[lane] = i.targets.at(std::uint32_t(chosen[lane])); });
       break;
     }
-    case Op::call: call(warp, i, mask); break;
+    case Op::call:
+      call(warp, i, mask);
+      break;
     case Op::ret:
     case Op::exit_: {
       if (warp.frames.size() == 1 || i.op == Op::exit_) {
@@ -150,10 +161,17 @@ bool Machine::step(Warp& warp) {
       require(mask == warp.alive, "a barrier that only some lanes reach", i);
       warp.waits = true;
       return false;
-    case Op::trap: throw std::runtime_error("trap at " + i.place);
-    case Op::load: load(warp, i, mask); break;
-    case Op::store: store(warp, i, mask); break;
-    case Op::copy_async: copy(warp, i, mask); break;
+    case Op::trap:
+      throw std::runtime_error("trap at " + i.place);
+    case Op::load:
+      load(warp, i, mask);
+      break;
+    case Op::store:
+      store(warp, i, mask);
+      break;
+    case Op::copy_async:
+      copy(warp, i, mask);
+      break;
     case Op::copy_commit:
       warp.copies.push_back(std::move(warp.open_copies));
       warp.open_copies.clear();
@@ -163,21 +181,34 @@ bool Machine::step(Warp& warp) {
       wait_for_copies(warp, value(warp, i.in[0], scratch)[0]);
       break;
     }
-    case Op::fence_async: fence(warp); break;
-    case Op::shfl: shuffle(warp, i, mask); break;
-    case Op::vote: vote(warp, i, mask); break;
-    case Op::activemask: each_lane(mask, [&](int lane) { reg(warp, i.out[0])[lane] = mask; }); break;
+    case Op::fence_async:
+      fence(warp);
+      break;
+    case Op::shfl:
+      shuffle(warp, i, mask);
+      break;
+    case Op::vote:
+      vote(warp, i, mask);
+      break;
+    case Op::activemask:
+      each_lane(mask, [&](int lane) { reg(warp, i.out[0])[lane] = mask; });
+      break;
     case Op::ldmatrix:
     case Op::stmatrix:
     case Op::mma:
     case Op::wgmma:
       require(mask == kAll, "a matrix instruction of some lanes", i);
-      if (i.op == Op::ldmatrix) load_matrix(warp, i);
-      else if (i.op == Op::stmatrix) store_matrix(warp, i);
-      else if (i.op == Op::mma) product(warp, i);
-      else begin_wide_product(warp, i);
+      if (i.op == Op::ldmatrix)
+        load_matrix(warp, i);
+      else if (i.op == Op::stmatrix)
+        store_matrix(warp, i);
+      else if (i.op == Op::mma)
+        product(warp, i);
+      else
+        begin_wide_product(warp, i);
       break;
-    case Op::wgmma_fence: break;
+    case Op::wgmma_fence:
+      break;
     case Op::wgmma_commit:
       warp.products.push_back(std::move(warp.open_products));
       warp.open_products.clear();
@@ -187,7 +218,8 @@ bool Machine::step(Warp& warp) {
       wait_for_products(warp, value(warp, i.in[0], scratch)[0]);
       break;
     }
-    default: arithmetic(warp, i, mask);
+    default:
+      arithmetic(warp, i, mask);
   }
   return true;
 }
@@ -203,14 +235,18 @@ Lanes& Machine::reg(Warp& warp, const Operand& operand) {
 
 const Lanes& Machine::value(Warp& warp, const Operand& operand, Lanes& scratch) {
   switch (operand.kind) {
-    case Operand::Kind::immediate: return operand.immediate;
+    case Operand::Kind::immediate:
+      return operand.immediate;
     case Operand::Kind::reg:
       if (!operand.negated) return reg(warp, operand);
       scratch = reg(warp, operand);
       for (Bits& bits : scratch) bits ^= 1;
       return scratch;
-    case Operand::Kind::special: special(warp, Special(operand.index), scratch); return scratch;
-    case Operand::Kind::parameter: break;
+    case Operand::Kind::special:
+      special(warp, Special(operand.index), scratch);
+      return scratch;
+    case Operand::Kind::parameter:
+      break;
   }
   throw std::runtime_error("'" + operand.name + "' is no number");
 }
@@ -222,12 +258,18 @@ void Machine::special(Warp& warp, Special which, Lanes& out) {
     const std::array<Bits, 3> own = {thread % threads[0], thread / threads[0] % threads[1],
                                      thread / threads[0] / threads[1]};
     const int k = int(which);
-    if (which == Special::laneid) out[lane] = lane;
-    else if (which == Special::clock) out[lane] = warp.clock;
-    else if (k < 3) out[lane] = own[k];
-    else if (k < 6) out[lane] = position_[k - 3];
-    else if (k < 9) out[lane] = threads[k - 6];
-    else out[lane] = launch_.grid[k - 9];
+    if (which == Special::laneid)
+      out[lane] = lane;
+    else if (which == Special::clock)
+      out[lane] = warp.clock;
+    else if (k < 3)
+      out[lane] = own[k];
+    else if (k < 6)
+      out[lane] = position_[k - 3];
+    else if (k < 9)
+      out[lane] = threads[k - 6];
+    else
+      out[lane] = launch_.grid[k - 9];
   }
 }
 
@@ -236,13 +278,17 @@ Access Machine::access(const Warp& warp, const Instruction& i) const {
 }
 
 void Machine::read(Warp& warp, const Instruction& i, Bits address, int size, void* out) {
-  if (i.space == Space::shared) shared_->read(address & 0xffffffff, size, out, access(warp, i), findings_);
-  else global_.read(address, size, out, access(warp, i), findings_);
+  if (i.space == Space::shared)
+    shared_->read(address & 0xffffffff, size, out, access(warp, i), findings_);
+  else
+    global_.read(address, size, out, access(warp, i), findings_);
 }
 
 void Machine::write(Warp& warp, const Instruction& i, Bits address, int size, const void* in) {
-  if (i.space == Space::shared) shared_->write(address & 0xffffffff, size, in, access(warp, i), findings_);
-  else global_.write(address, size, in, access(warp, i), findings_);
+  if (i.space == Space::shared)
+    shared_->write(address & 0xffffffff, size, in, access(warp, i), findings_);
+  else
+    global_.write(address, size, in, access(warp, i), findings_);
 }
 
 // Parameters are no memory here: an address of one is its number above kParameters.
@@ -322,8 +368,12 @@ void Machine::copy(Warp& warp, const Instruction& i, Mask mask) {
   const Lanes& size = value(warp, i.in[2], scratch[2]);
   const Lanes& given = i.in.size() > 3 ? value(warp, i.in[3], scratch[3]) : size;  // the rest becomes zero
   each_lane(mask, [&](int lane) {
-    Copy copy{&i, (to[lane] + i.offset) & 0xffffffff, from[lane] + i.offset2, int(size[lane]),
-              int(std::uint32_t(given[lane])), {}};
+    Copy copy{&i,
+              (to[lane] + i.offset) & 0xffffffff,
+              from[lane] + i.offset2,
+              int(size[lane]),
+              int(std::uint32_t(given[lane])),
+              {}};
     if (copy.read > 0) global_.read(copy.from, copy.read, copy.data.data(), access(warp, i), findings_);
     warp.open_copies.push_back(copy);
   });
@@ -333,8 +383,7 @@ void Machine::wait_for_copies(Warp& warp, std::size_t left) {
   while (warp.copies.size() > left) {
     for (const Copy& copy : warp.copies.front()) {
       std::array<std::uint8_t, 16> now{};
-      if (copy.read > 0)
-        global_.read(copy.from, copy.read, now.data(), access(warp, *copy.instruction), findings_);
+      if (copy.read > 0) global_.read(copy.from, copy.read, now.data(), access(warp, *copy.instruction), findings_);
       if (now != copy.data) findings_.add("source of a copy changed before it landed", *copy.instruction, "");
       shared_->write(copy.to, copy.size, copy.data.data(), access(warp, *copy.instruction), findings_);
     }
@@ -353,10 +402,17 @@ void Machine::shuffle(Warp& warp, const Instruction& i, Mask mask) {
     int source = lane;
     bool valid = true;
     switch (i.flavour) {
-      case 0: valid = (source = lane ^ step) <= highest; break;
-      case 1: valid = (source = lowest | (step & ~segment)) <= highest; break;
-      case 2: valid = (source = lane - step) >= highest; break;
-      default: valid = (source = lane + step) <= highest;
+      case 0:
+        valid = (source = lane ^ step) <= highest;
+        break;
+      case 1:
+        valid = (source = lowest | (step & ~segment)) <= highest;
+        break;
+      case 2:
+        valid = (source = lane - step) >= highest;
+        break;
+      default:
+        valid = (source = lane + step) <= highest;
     }
     if (!valid) source = lane;
     if (!(mask >> source & 1)) findings_.add("shuffle from an inactive lane", i, "lane " + std::to_string(source));

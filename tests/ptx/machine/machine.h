@@ -12,8 +12,8 @@ namespace ptx {
 struct Frame {
   Function* function;
   std::vector<Lanes>* registers;
-  std::array<int, 32> at;  // next instruction of each lane
-  const Instruction* call; // that led here
+  std::array<int, 32> at;                             // next instruction of each lane
+  const Instruction* call;                            // that led here
   std::unordered_map<std::string, Lanes> parameters;  // its own and those of calls that it prepares
 };
 
@@ -44,7 +44,7 @@ struct Warp {
   std::deque<Frame> frames;
   Mask alive = kAll;
   bool waits = false;
-  std::uint32_t clock = 0;  // instructions so far
+  std::uint32_t clock = 0;      // instructions so far
   std::array<Fence, 2> fences;  // the last one, and the last one before the last barrier that it had passed then
   std::vector<Copy> open_copies;
   std::deque<std::vector<Copy>> copies;

@@ -84,8 +84,7 @@ void Machine::product(Warp& warp, const Instruction& i) {
     for (int q = 0; q < i.groups[0] || q < i.groups[1]; ++q)
       for (int h = 0; h < 2; ++h) {
         const int group = lane / 4, k = lane % 4 * 2 + h;
-        if (q < i.groups[0])
-          a[group + (q & 1) * 8][k + (q & 2) * 4] = half((*in[a_at + q])[lane] >> (16 * h), brain);
+        if (q < i.groups[0]) a[group + (q & 1) * 8][k + (q & 2) * 4] = half((*in[a_at + q])[lane] >> (16 * h), brain);
         if (q < i.groups[1]) b[k + q * 8][group] = half((*in[b_at + q])[lane] >> (16 * h), brain);
       }
   Lanes out[4];
@@ -173,7 +172,9 @@ void Machine::begin_wide_product(Warp& warp, const Instruction& i) {
     made.goes_on = false;
   }
   const std::size_t flags = std::size_t(a_count) + 2;  // signs of A and B, then whether they are transposed
-  const auto flag = [&](std::size_t k) { return flags + k < i.in.size() ? std::int64_t(i.in[flags + k].immediate[0]) : 0; };
+  const auto flag = [&](std::size_t k) {
+    return flags + k < i.in.size() ? std::int64_t(i.in[flags + k].immediate[0]) : 0;
+  };
   require(flag(0) == 1 && flag(1) == 1, "a product with a sign", i);
   const int row = warp.index % 4 * 16;
   if (a_count == 1) {

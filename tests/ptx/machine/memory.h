@@ -74,8 +74,6 @@ class Region {
   void read(Bits address, int size, void* out, const Access& access, Findings& findings);
   void write(Bits address, int size, const void* in, const Access& access, Findings& findings);
   const Cell* cell(Bits address) const;  // nullptr if it is not watched
-  const std::string& name() const { return name_; }
-  Bits base() const { return base_; }
 
  private:
   std::string name_;

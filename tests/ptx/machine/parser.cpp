@@ -51,21 +51,37 @@ const std::map<std::string, Type> kTypes = {
     {"s16", Type::s16},   {"s32", Type::s32}, {"s64", Type::s64},     {"f16", Type::f16},      {"bf16", Type::bf16},
     {"f32", Type::f32},   {"f64", Type::f64}, {"f16x2", Type::f16x2}, {"bf16x2", Type::bf16x2}};
 
-const std::map<std::string, Op> kOps = {
-    {"mov", Op::mov},     {"add", Op::add},     {"sub", Op::sub},     {"mul", Op::mul},   {"mad", Op::mad},
-    {"fma", Op::fma},     {"neg", Op::neg},     {"abs", Op::abs},     {"min", Op::min},   {"max", Op::max},
-    {"div", Op::div},     {"rem", Op::rem},     {"cvt", Op::cvt},     {"cvta", Op::mov},  {"and", Op::and_},
-    {"or", Op::or_},      {"xor", Op::xor_},    {"not", Op::not_},    {"shl", Op::shl},   {"shr", Op::shr},
-    {"shf", Op::shf},     {"lop3", Op::lop3},   {"bfe", Op::bfe},     {"bfi", Op::bfi},   {"prmt", Op::prmt},
-    {"popc", Op::popc},   {"clz", Op::clz},     {"brev", Op::brev},   {"setp", Op::setp}, {"selp", Op::selp},
-    {"rsqrt", Op::rsqrt}, {"sqrt", Op::sqrt},   {"rcp", Op::rcp},     {"ex2", Op::ex2},   {"lg2", Op::lg2},
-    {"sin", Op::sin},     {"cos", Op::cos},     {"tanh", Op::tanh},   {"ld", Op::load},   {"ldu", Op::load},
-    {"st", Op::store},    {"mma", Op::mma},     {"shfl", Op::shfl},   {"vote", Op::vote}, {"bra", Op::branch},
-    {"brx", Op::branch_table}, {"call", Op::call}, {"ret", Op::ret},  {"exit", Op::exit_}, {"trap", Op::trap},
-    {"bar", Op::barrier}, {"barrier", Op::barrier}, {"ldmatrix", Op::ldmatrix}, {"stmatrix", Op::stmatrix},
-    {"cp", Op::copy_async}, {"wgmma", Op::wgmma}, {"fence", Op::nothing}, {"membar", Op::nothing},
-    {"copysign", Op::copysign}, {"activemask", Op::activemask}, {"prefetch", Op::nothing},
-    {"griddepcontrol", Op::nothing}};
+const std::map<std::string, Op> kOps = {{"mov", Op::mov},           {"add", Op::add},
+                                        {"sub", Op::sub},           {"mul", Op::mul},
+                                        {"mad", Op::mad},           {"fma", Op::fma},
+                                        {"neg", Op::neg},           {"abs", Op::abs},
+                                        {"min", Op::min},           {"max", Op::max},
+                                        {"div", Op::div},           {"rem", Op::rem},
+                                        {"cvt", Op::cvt},           {"cvta", Op::mov},
+                                        {"and", Op::and_},          {"or", Op::or_},
+                                        {"xor", Op::xor_},          {"not", Op::not_},
+                                        {"shl", Op::shl},           {"shr", Op::shr},
+                                        {"shf", Op::shf},           {"lop3", Op::lop3},
+                                        {"bfe", Op::bfe},           {"bfi", Op::bfi},
+                                        {"prmt", Op::prmt},         {"popc", Op::popc},
+                                        {"clz", Op::clz},           {"brev", Op::brev},
+                                        {"setp", Op::setp},         {"selp", Op::selp},
+                                        {"rsqrt", Op::rsqrt},       {"sqrt", Op::sqrt},
+                                        {"rcp", Op::rcp},           {"ex2", Op::ex2},
+                                        {"lg2", Op::lg2},           {"sin", Op::sin},
+                                        {"cos", Op::cos},           {"tanh", Op::tanh},
+                                        {"ld", Op::load},           {"ldu", Op::load},
+                                        {"st", Op::store},          {"mma", Op::mma},
+                                        {"shfl", Op::shfl},         {"vote", Op::vote},
+                                        {"bra", Op::branch},        {"brx", Op::branch_table},
+                                        {"call", Op::call},         {"ret", Op::ret},
+                                        {"exit", Op::exit_},        {"trap", Op::trap},
+                                        {"bar", Op::barrier},       {"barrier", Op::barrier},
+                                        {"ldmatrix", Op::ldmatrix}, {"stmatrix", Op::stmatrix},
+                                        {"cp", Op::copy_async},     {"wgmma", Op::wgmma},
+                                        {"fence", Op::nothing},     {"membar", Op::nothing},
+                                        {"copysign", Op::copysign}, {"activemask", Op::activemask},
+                                        {"prefetch", Op::nothing},  {"griddepcontrol", Op::nothing}};
 
 const std::map<std::string, Compare> kCompares = {
     {"eq", Compare::eq},   {"ne", Compare::ne},   {"lt", Compare::lt},   {"le", Compare::le},   {"gt", Compare::gt},
@@ -168,8 +184,7 @@ class Parser {
 
   bool label(std::string& pending) {
     const auto colon = pending.find(':');
-    const auto name_end = pending.find_first_not_of(
-        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_$");
+    const auto name_end = pending.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_$");
     if (colon == std::string::npos || name_end != colon || pending.compare(colon, 2, "::") == 0) return false;
     label_ = pending.substr(0, colon);
     function_->labels[label_] = int(function_->code.size());
@@ -350,10 +365,10 @@ class Parser {
       return false;
     };
     i.width = has("v8") || has("x8") ? 8 : has("v4") || has("x4") ? 4 : has("v2") || has("x2") ? 2 : 1;
-    i.space = has("shared") || has("shared::cta") ? Space::shared
+    i.space = has("shared") || has("shared::cta")                         ? Space::shared
               : has("param") || has("param::entry") || has("param::func") ? Space::param
-              : has("local") ? Space::local
-                             : Space::global;
+              : has("local")                                              ? Space::local
+                                                                          : Space::global;
     i.propagates_nan = has("NaN");
     i.saturates = has("sat");
     i.symbol = opcode;
@@ -376,27 +391,41 @@ class Parser {
         i.offset = address(arguments[0], i);
         for (auto& value : operands(arguments[1])) i.in.push_back(value);
         break;
-      case Op::copy_async: copy(i, parts, arguments); break;
-      case Op::mma: product(i, arguments); break;
-      case Op::wgmma: wide_product(i, parts, arguments); break;
-      case Op::branch: i.symbol = arguments[0]; break;
+      case Op::copy_async:
+        copy(i, parts, arguments);
+        break;
+      case Op::mma:
+        product(i, arguments);
+        break;
+      case Op::wgmma:
+        wide_product(i, parts, arguments);
+        break;
+      case Op::branch:
+        i.symbol = arguments[0];
+        break;
       case Op::branch_table:
         i.in = operands(arguments[0]);
         i.symbol = arguments[1];
         break;
-      case Op::call: call(i, arguments); break;
+      case Op::call:
+        call(i, arguments);
+        break;
       case Op::nothing:
         if (starts(opcode, "fence.proxy.async")) i.op = Op::fence_async;
         break;
       case Op::barrier:
-        if (has("warp")) i.op = Op::nothing;
-        else if (arguments.size() > 1) throw std::runtime_error("a barrier of some warps: " + statement);
+        if (has("warp"))
+          i.op = Op::nothing;
+        else if (arguments.size() > 1)
+          throw std::runtime_error("a barrier of some warps: " + statement);
         break;
       case Op::shfl:
       case Op::vote:
       case Op::shf:
-        i.flavour = has("bfly") || has("all") || has("l") ? 0 : has("idx") || has("any") || has("r") ? 1
-                    : has("up") || has("ballot") ? 2 : 3;
+        i.flavour = has("bfly") || has("all") || has("l")  ? 0
+                    : has("idx") || has("any") || has("r") ? 1
+                    : has("up") || has("ballot")           ? 2
+                                                           : 3;
         plain(i, arguments);
         break;
       default:
@@ -502,22 +531,31 @@ class Parser {
 
 int bytes_of(Type type) {
   switch (type) {
-    case Type::b8: case Type::u8: case Type::s8: return 1;
-    case Type::b16: case Type::u16: case Type::s16: case Type::f16: case Type::bf16: return 2;
-    case Type::b64: case Type::u64: case Type::s64: case Type::f64: return 8;
-    default: return 4;
+    case Type::b8:
+    case Type::u8:
+    case Type::s8:
+      return 1;
+    case Type::b16:
+    case Type::u16:
+    case Type::s16:
+    case Type::f16:
+    case Type::bf16:
+      return 2;
+    case Type::b64:
+    case Type::u64:
+    case Type::s64:
+    case Type::f64:
+      return 8;
+    default:
+      return 4;
   }
 }
 
-bool is_signed(Type type) {
-  return type == Type::s8 || type == Type::s16 || type == Type::s32 || type == Type::s64;
-}
+bool is_signed(Type type) { return type == Type::s8 || type == Type::s16 || type == Type::s32 || type == Type::s64; }
 
 bool is_float(Type type) { return type >= Type::f16; }
 
-int Function::reg(const std::string& name) {
-  return registers.emplace(name, int(registers.size())).first->second;
-}
+int Function::reg(const std::string& name) { return registers.emplace(name, int(registers.size())).first->second; }
 
 std::unique_ptr<Program> parse(const std::string& text, const std::string& kernel) {
   auto program = std::make_unique<Program>();

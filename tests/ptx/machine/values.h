@@ -9,8 +9,8 @@
 namespace ptx {
 
 using Bits = std::uint64_t;
-using Mask = std::uint32_t;                // a bit for each lane of a warp
-using Lanes = std::array<Bits, 32>;        // a register of a warp
+using Mask = std::uint32_t;          // a bit for each lane of a warp
+using Lanes = std::array<Bits, 32>;  // a register of a warp
 constexpr Mask kAll = ~Mask{0};
 
 // Each reads a number from the low bits of a register and rounds one to them.
@@ -36,12 +36,6 @@ struct BF16 {
     if (std::isnan(value)) return 0x7fff;
     return std::uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);  // to nearest, ties to even
   }
-};
-
-// Two numbers of 16 bits in a register.
-template <class Half>
-struct Packed {
-  using Element = Half;
 };
 
 template <class F>

@@ -202,7 +202,6 @@ def test_wrong_json_is_refused(change: dict[str, object], message: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"stride": [1]}, "space_options sets 'stride', which is unknown; did you mean 'strides'"),
         ({"depths": [0, 1, 1, 1, 1, 1]}, "depths must be 6 integers of at least 1, for each stage"),
         ({"strides": [1, 3, 1, 1, 1, 1, 1]}, "strides must be 7 integers from 1 to 2, for the stem and each stage"),
     ],

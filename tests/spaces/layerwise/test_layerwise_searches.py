@@ -14,6 +14,7 @@ from fastdarts.spaces.layerwise.architecture import LayerChoices
 
 NEEDS_MORE = {"pc-darts", "p-darts", "daas", "darts-minus"}
 OPTIONS = {
+    "darts-plus": {"rule": "ranking"},
     "random": {"cells": 3, "finalists": 2},
     "robustdarts": {"iterations": 2, "images": 4},
     "sdarts-adv": {"steps": 2},
@@ -38,6 +39,13 @@ def test_a_method_searches_a_chain(tmp_path: Path, method: str) -> None:
 def test_a_method_that_needs_edges_says_so(tmp_path: Path, method: str) -> None:
     with pytest.raises(ValueError, match=f"method '{method}' needs .*, which space 'proxyless' does not have"):
         config(tmp_path, method=method)
+
+
+def test_space_options_are_checked_by_name_and_type(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'stride', which is unknown; did you mean 'strides'"):
+        config(tmp_path, space_options={"stride": [1]})
+    with pytest.raises(TypeError, match="strides must be a list of int"):
+        config(tmp_path, space_options={"strides": "small"})
 
 
 def test_second_order_dropout_and_pruning(tmp_path: Path) -> None:
