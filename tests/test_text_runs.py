@@ -237,4 +237,4 @@ def test_command_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "test perplexity" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         search_program.main(["--space", "recurrent", "--help"])
-    assert "width=64: size of embedding" in capsys.readouterr().out
+    assert "width=32: size of embedding" in capsys.readouterr().out
