@@ -230,6 +230,8 @@ def test_command_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     argv = [*common, "--space", "recurrent", "--epochs", "1", "--out", str(found), "--space-options", *small]
     assert search_program.main(argv) == 0
     assert "genotype: " in capsys.readouterr().out
+    assert search_program.main(["--resume", "--out", str(found), "--epochs", "2"]) == 0
+    assert "epochs have become 2" in capsys.readouterr().out
     argv = [*common, "--genotype", str(found), "--epochs", "1", "--out", str(trained), "--space-options", *small]
     assert evaluate_program.main(argv) == 0
     assert "test perplexity" in capsys.readouterr().out
