@@ -18,6 +18,7 @@ from fastdarts.runs.folder import check_writable
 from fastdarts.runs.program import run_parsed
 from fastdarts.spaces.network import DiscreteNetwork
 from fastdarts.spaces.registry import read_architecture, space_of
+from fastdarts.spaces.space import material_of
 
 _PROGRAM = "fastdarts export"
 _ONNX_PACKAGES = ("onnx", "onnxscript")
@@ -74,9 +75,11 @@ def export_run(folder: Path, path: Path) -> tuple[Path, Path]:
     saved = checkpoint.load(folder / "checkpoint.pt", "evaluation")
     if not (folder / "result.json").is_file():
         raise FileNotFoundError(f"{folder} holds no finished evaluation: it has no result.json; resume it first")
+    architecture = read_architecture(saved["genotype"])
+    if material_of(space_of(architecture)) == "text":
+        raise ValueError(f"{folder} holds a language model; only networks for images are exported")
     channels, *image_size = json.loads((folder / "result.json").read_text(encoding="utf-8"))["image_shape"]
     config, weights = saved["config"], saved["network"]
-    architecture = read_architecture(saved["genotype"])
     network = space_of(architecture).discrete(
         architecture,
         C=config["init_channels"],
