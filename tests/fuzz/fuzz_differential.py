@@ -3,8 +3,8 @@
     PYTHONPATH=tests python tests/fuzz/fuzz_differential.py --cases 5000 --seed 0
 
 Shapes are odd, memory layouts of every kind, ops any list with repetitions, some of them inactive; cells also with
-partial channels. FASTDARTS_CPU chooses the instruction set. In bfloat16 all ops have kernels: dense convolutions of torch
-2.14 read uninitialised memory there, where images are one or two pixels wide.
+partial channels. FASTDARTS_CPU chooses the instruction set. In bfloat16 all ops have kernels: dense convolutions of
+torch 2.14 read uninitialised memory there, where images are one or two pixels wide.
 """
 
 import argparse
