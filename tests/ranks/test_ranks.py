@@ -117,9 +117,10 @@ def test_a_step_sends_weights_once_a_pass_and_alphas_once(order: int, tmp_path: 
 def test_all_methods(method: str, size: int, tmp_path: Path) -> None:
     """20 steps of every method, first order and, where the method has it, second."""
     cases = [(method, 1)]
-    try:
-        start(method, ALONE, **FIELDS, order=2)
+    second = methods.find(method).level == "bilevel" and not methods.find(method).draws and method != "milenas"
+    if second:
         cases.append((method, 2))
-    except ValueError as error:
-        assert "no second order" in str(error)
+    else:
+        with pytest.raises(ValueError, match="no second order"):
+            start(method, ALONE, **FIELDS, order=2)
     compare_all(cases, 20, size, tmp_path, FIELDS)
