@@ -121,7 +121,7 @@ class EvalConfig(Config):
         "imagefolder": _CIFAR,
         "imagenet": _IMAGENET,
         "custom": _CIFAR,
-        "pydoc": _TEXT | {"epochs": 40, "batch_size": 32},
+        "pydoc": _TEXT | {"epochs": 10, "batch_size": 32},
         "ptb": _TEXT,
         "wikitext2": _TEXT | {"weight_decay": 5e-7},
         "textfolder": _TEXT,

@@ -21,6 +21,7 @@ from fastdarts.runs.device import choose_device
 from fastdarts.spaces.features import Backbone
 from fastdarts.spaces.network import DiscreteNetwork
 from fastdarts.spaces.registry import read_architecture, space_of
+from fastdarts.spaces.space import material_of
 
 AnyImage = str | Path | Image.Image | np.ndarray | Tensor
 
@@ -180,7 +181,7 @@ def load(run: str | Path, device: str = "auto") -> TrainedNetwork:
         run: the folder of a finished evaluation.
         device: auto (CUDA where there is some), cpu, cuda or cuda:N.
 
-    Raises: FileNotFoundError or ValueError unless a finished evaluation is there.
+    Raises: FileNotFoundError or ValueError unless a finished evaluation of images is there.
     """
     folder = Path(run)
     saved = checkpoint.load(folder / "checkpoint.pt", "evaluation")
@@ -189,6 +190,8 @@ def load(run: str | Path, device: str = "auto") -> TrainedNetwork:
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     config, weights = saved["config"], saved.get("average") or saved["network"]
     architecture = read_architecture(saved["genotype"])
+    if material_of(space_of(architecture)) == "text":
+        raise ValueError(f"{folder} holds a language model; only networks for images are loaded and exported")
     options = {
         "C": config["init_channels"],
         "num_classes": len(weights["classifier.weight"]),
