@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -77,13 +76,7 @@ def _decode(
         budget = Budget(max(available_bytes() / 4, 2.0**26))
         deep = [index for index, header in enumerate(headers) if header.deep]
         if deep and grey_range is None:
-            some = deep[:: len(deep) // _DEEP_FILES + 1]
-
-            def sample(index: int) -> np.ndarray:
-                with budget.part(_bytes_of(headers[index], None)):
-                    return files.read(index, deep_sample)
-
-            grey_range = range_of(_map(pool, sample, some))
+            grey_range = grey_range_of(files, deep)
         decoder = Decoder(grey, size, grey_range or FULL_RANGE)
 
         def decode(index: int) -> None:
@@ -97,6 +90,11 @@ def _decode(
 def header_of(files: Files, index: int) -> Header:
     """Read the header of an image file. Raises: as `open_image`."""
     return files.read(index, lambda im: Header(upright_size(im), is_grey(im), is_deep(im), im.format == "JPEG"))
+
+
+def grey_range_of(files: Files, deep: Sequence[int]) -> GreyRange:
+    """Return the range of values of the 16-bit images at indices `deep`, from some hundred of them; see `range_of`."""
+    return range_of([files.read(index, deep_sample) for index in deep[:: len(deep) // _DEEP_FILES + 1]])
 
 
 def _bytes_of(header: Header, size: tuple[int, int] | None) -> float:

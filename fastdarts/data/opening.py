@@ -5,22 +5,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 
-from fastdarts.data.folder import decode_all, header_of
+from fastdarts.data.files import Files
+from fastdarts.data.folder import decode_all, grey_range_of, header_of
 from fastdarts.data.images import ImageData, ImageSet, in_order, statistics_of, value_counts
 from fastdarts.data.listing import Listing, list_images
 from fastdarts.data.memory import available_bytes, usable_cpus
-from fastdarts.data.pixels import deep_sample, range_of
 from fastdarts.data.sources import Split, check_source, load
 from fastdarts.data.streamed import StreamedImages
 
 When = Literal["auto", "always", "never"]
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation of each channel."""
 
-_SAMPLE = 2000  # images of which a stream's mean and standard deviation, and its range of 16-bit values, are taken
 _MOST_WORKERS = 16
-_BATCH = 64  # images of the sample that are decoded at a time
+_BATCH = 64  # images that are decoded at a time to count their values
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,17 @@ def open_images(
     train: ImageSet | None = None,
     test_portion: float = 0.0,
     streaming: Streaming = Streaming(),
+    statistics: Statistics | None = None,
 ) -> ImageData | StreamedImages:
     """Open one part of a data set; print in one line what it holds, and where the images are kept.
 
-    Streamed images have the mean and standard deviation of a seeded sample of 2,000.
+    For their mean and standard deviation streamed training images are all decoded once, unless `statistics` are given.
 
     Args:
         dataset, data_dir, split, image_size, test_portion: as of `load`; an `imagefolder` may hold tar shards.
         train: for a test part the training part, opened already.
         streaming: which images are streamed.
+        statistics: mean and standard deviation of an image folder, instead of those of its training images.
 
     Raises: those of `load`.
     """
@@ -70,9 +72,10 @@ def open_images(
     needed, limit = _decoded_bytes(listing, image_size), streaming.limit()
     if streaming.when == "never" or (streaming.when == "auto" and needed <= limit):
         images: ImageData | StreamedImages = decode_all(listing, image_size, train)
+        images = images if statistics is None else images.with_statistics(*statistics)
         how = f"in memory, {needed / 2**30:.2f} GiB"
     else:
-        images = _stream(listing, image_size, train, streaming.workers)
+        images = _stream(listing, image_size, train if train is not None else statistics, streaming.workers)
         reason = f"{limit / 2**30:.2f} GiB are for images" if needed > limit else "as asked"
         how = f"streamed by {images.workers} processes ({needed / 2**30:.2f} GiB decoded; {reason})"
     print(f"{listing.line}; {how}", flush=True)
@@ -86,10 +89,11 @@ def _decoded_bytes(listing: Listing, image_size: tuple[int, int] | None) -> int:
 
 
 def _stream(
-    listing: Listing, image_size: tuple[int, int] | None, train: ImageSet | None, workers: int | None
+    listing: Listing, image_size: tuple[int, int] | None, alike: ImageSet | Statistics | None, workers: int | None
 ) -> StreamedImages:
     files = listing.files
-    coloured = any(not header_of(files, index).grey for index in range(len(files)))  # ends at the first one
+    train = None if isinstance(alike, tuple) else alike
+    coloured, deep = _kinds(files)
     if train is not None:
         if coloured and train.shape[0] == 1:
             raise ValueError(f"{listing.place} has coloured images, and all training images are grey")
@@ -108,10 +112,21 @@ def _stream(
         if images.shape != train.shape:
             raise ValueError(f"{listing.place} has images {images.shape}, the training images are {train.shape}")
         return replace(images, mean=train.mean, std=train.std, grey_range=train.grey_range)
-    chosen = np.sort(np.random.default_rng(0).permutation(len(files))[:_SAMPLE])
-    deep = [index for index in chosen.tolist() if header_of(files, index).deep]
     if deep:
-        images = replace(images, grey_range=range_of([files.read(index, deep_sample) for index in deep]))
-    sample = images.subset(torch.from_numpy(chosen))
-    mean, std = statistics_of(torch.stack([value_counts(batch) for batch, _ in in_order(sample, _BATCH)]).sum(0))
-    return images.with_statistics(mean, std)
+        images = replace(images, grey_range=grey_range_of(files, deep))
+    if isinstance(alike, tuple):
+        return images.with_statistics(*alike)
+    counts = sum((value_counts(batch) for batch, _ in in_order(images, _BATCH)), torch.zeros((), dtype=torch.int64))
+    return images.with_statistics(*statistics_of(counts))
+
+
+def _kinds(files: Files) -> tuple[bool, list[int]]:
+    """Return True if an image is coloured, and which have 16 bits, of those before the first coloured one."""
+    deep: list[int] = []
+    for index in range(len(files)):
+        header = header_of(files, index)
+        if not header.grey:
+            return True, deep
+        if header.deep:
+            deep.append(index)
+    return False, deep

@@ -11,6 +11,7 @@ from fastdarts.data import ImageData, ImageSet, StreamedImages, Streaming
 from fastdarts.data.memory import available_bytes
 from fastdarts.data.rows import Rows
 from fastdarts.data.targets import Loss, settled
+from fastdarts.runs.console import LOGGER
 
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation, as everywhere
 
@@ -66,8 +67,12 @@ def open_images(config: Any, split: data.Split, device: torch.device, train: Ima
         train=train,
         test_portion=config.test_portion,
         streaming=Streaming(config.stream, config.workers, room),
+        statistics=_IMAGENET if config.dataset == "imagenet" else None,
     )
-    return images.with_statistics(*_IMAGENET) if config.dataset == "imagenet" else images
+    if isinstance(images, StreamedImages):
+        ahead = images.bytes_ahead(config.batch_size) / 2**20
+        LOGGER.info("at most %.0f MiB of decoded batches wait in shared memory, for each stream of images", ahead)
+    return images
 
 
 def outputs_for(data: ImageSet) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from streamed_files import picture, write_folder, write_shards
 from torch import Tensor
 
@@ -33,12 +34,31 @@ def test_batches_are_those_of_memory(tmp_path: Path) -> None:
     assert isinstance(streamed, StreamedImages)
     assert isinstance(kept, ImageData)
     assert (streamed.shape, streamed.classes, len(streamed)) == (kept.shape, kept.classes, len(kept))
-    assert streamed.mean == pytest.approx(kept.mean, abs=1e-12)  # the sample holds all of so few
+    assert (streamed.mean, streamed.std) == (kept.mean, kept.std)
     ours, theirs = BatchStream(streamed, 8, seed=3), BatchStream(kept, 8, seed=3)
     for _ in range(2 * ours.batches_per_epoch + 1):
         assert_same(ours.next(), theirs.next())
     for ours_part, theirs_part in zip(split(streamed, 0.5, 1), split(kept, 0.5, 1), strict=True):
         assert_same(first_images(ours_part, 100), first_images(theirs_part, 100))
+
+
+def test_deep_grey_images_have_the_range_of_memory(tmp_path: Path) -> None:
+    for number in range(6):
+        (tmp_path / f"class{number % 2}").mkdir(exist_ok=True)
+        values = np.random.default_rng(number).integers(1000, 5000, (20, 26), np.uint16)
+        Image.fromarray(values).save(tmp_path / f"class{number % 2}" / f"{number}.png")
+    streamed, kept = (open_images("imagefolder", tmp_path, streaming=how) for how in (ALWAYS, Streaming("never")))
+    assert (streamed.grey_range, streamed.mean, streamed.shape) == (kept.grey_range, kept.mean, (1, 20, 26))
+    assert_same(first_images(streamed, 6), first_images(kept, 6))
+
+
+def test_given_statistics_spare_the_first_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StreamedImages, "fetch", None)
+    given = ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    folder = write_folder(tmp_path, 6)
+    for how in (ALWAYS, Streaming("never")):
+        images = open_images("imagefolder", folder, image_size=SIZE, streaming=how, statistics=given)
+        assert (images.mean, images.std) == given
 
 
 def test_a_stream_goes_on_anywhere(tmp_path: Path) -> None:
