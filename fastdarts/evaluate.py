@@ -36,6 +36,7 @@ from fastdarts.runs.forecast import forecast_line, out_of_memory_explained
 from fastdarts.runs.images import Images, outputs_for, read_images, read_second_images
 from fastdarts.runs.interrupt import stop_requests, stops_at_once
 from fastdarts.runs.keeper import Keeper, asked_to_end, how_to_continue, train_epoch
+from fastdarts.runs.kernels import kernels_used
 from fastdarts.runs.lock import releases_folders
 from fastdarts.runs.loggers import Logger
 from fastdarts.runs.program import run_cli
@@ -124,12 +125,12 @@ def evaluate(
     device = choose_device(config.device)
     if not config.test_only:
         check_out(config)
-    LOGGER.info("kernels: %s", _kernels_used(device))
     with determinism(config.deterministic):
         train_images, test_images = (part.to(device) for part in _images(config, train, test, loss))
         outputs_for(train_images)  # says what is wrong with the classes before the run's folder is made
         out = None if config.test_only else out_dir(config, "evaluation")
         state = EvalState(genotype, config, train_images, loss, device)
+        LOGGER.info("kernels: %s", _kernels_used(state.network, device))
         if out is None:
             assert config.checkpoint is not None  # EvalConfig checks it
             _load_weights(state.network, config.checkpoint)
@@ -174,7 +175,7 @@ def _train(
         forecast = resources.forecast(state.trial_step, config.batch_size, device)
         write_atomically(out / "genotype.json", state.genotype.to_json() + "\n")
         progress = Progress(config.epochs, state.steps_per_epoch, state.steps_done)
-        with Keeper(state, out, stop, _kernels_used(device), loggers) as keeper, progress:
+        with Keeper(state, out, stop, _kernels_used(state.network, device), loggers) as keeper, progress:
             LOGGER.info(forecast_line(state, forecast, device))
             with out_of_memory_explained(forecast, config.batch_size, device):
                 while state.epoch < config.epochs:
@@ -187,8 +188,10 @@ def _train(
                         break
 
 
-def _kernels_used(device: torch.device) -> str:
-    return f"plain PyTorch modules, as for any discrete network, on {device}"
+def _kernels_used(network: DiscreteNetwork, device: torch.device) -> str:
+    if network.backend is None:
+        return f"plain PyTorch modules, as for all discrete networks of this space, on {device}"
+    return kernels_used(device, network.backend)
 
 
 def _epoch_metrics(state: EvalState, test_images: ImageData, keeper: Keeper) -> Metrics:

@@ -5,10 +5,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fastdarts.bilevel.architect import Batch, Loss
+from fastdarts.bilevel.flat import FlatSGD
+from fastdarts.bilevel.train_step import TrainStep
 from fastdarts.data import BatchStream, ImageData
 from fastdarts.data.augment import Augment
 from fastdarts.data.augment_imagenet import ImageNetAugment
@@ -18,7 +20,6 @@ from fastdarts.runs.images import outputs_for
 from fastdarts.runs.state import RunState
 from fastdarts.spaces.network import DiscreteNetwork
 from fastdarts.spaces.registry import space_of
-from fastdarts.tasks.classification import count_correct
 
 _PARTS: dict[str, str | None] = {
     "train_loss": "the loss",
@@ -55,6 +56,7 @@ class EvalState(RunState):
             drop_path_prob=config.drop_path,
             in_channels=train.images.shape[1],
             stem=config.stem,
+            **({} if config.backend == "auto" else {"backend": config.backend}),
         )
         network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         augment = _augment(config, train, device)
@@ -63,11 +65,19 @@ class EvalState(RunState):
         stream = BatchStream(train, config.batch_size, seed=config.seed, drop_last=single)
         super().__init__(config, network, augment, [stream], _PARTS)
         self.genotype = genotype
-        self.optimizer = torch.optim.SGD(
+        self.optimizer = FlatSGD(
             network.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
         )
         self.loss: Loss = loss or cross_entropy
-        self.train_loss: Loss = loss or partial(cross_entropy, label_smoothing=config.label_smoothing)
+        self._step = TrainStep(
+            network,
+            self.optimizer,
+            loss or partial(cross_entropy, label_smoothing=config.label_smoothing),
+            auxiliary_weight=config.auxiliary_weight,
+            grad_clip=config.grad_clip,
+            amp_dtype=torch.bfloat16 if config.amp else None,
+            cuda_graphs=config.cuda_graphs,
+        )
 
     def learning_rate(self) -> float:
         """Return the learning rate of this epoch."""
@@ -81,21 +91,11 @@ class EvalState(RunState):
 
     def train_batches(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         (batch,) = batches
-        images, targets = batch
         self.optimizer.param_groups[0]["lr"] = self.learning_rate()
         self.network.drop_path_prob = self.drop_path()
-        with self._autocast(images.device):
-            outputs = self.network(images)
-        logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
-        loss = total = self.train_loss(logits.float(), targets)
-        for logits_auxiliary in auxiliary:
-            total = total + self.config.auxiliary_weight * self.train_loss(logits_auxiliary.float(), targets)
-        self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.grad_clip)
-        self.optimizer.step()
-        accuracy = count_correct(logits.detach().float(), targets) / len(images)
-        return {"train_loss": loss, "gradient_norm": norm, "train_accuracy": accuracy}
+        result = self._step.step(batch)
+        accuracy = result.correct / len(batch[0])
+        return {"train_loss": result.loss, "gradient_norm": result.gradient_norm, "train_accuracy": accuracy}
 
     def test_batch(self, batch: Batch) -> tuple[Tensor, Tensor]:
         images, targets = batch

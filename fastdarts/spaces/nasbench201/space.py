@@ -67,9 +67,9 @@ class NasBench201:
     def discrete(self, architecture: NasBench201Cell, **options: Any) -> EvalNetwork201:
         """Build the benchmark's network.
 
-        Raises: ValueError for an auxiliary head, drop path or another stem, which it has not.
+        Raises: ValueError for an auxiliary head, drop path, another stem or a backend, which it has not.
         """
-        for name, value in (("auxiliary", False), ("drop_path_prob", 0), ("stem", "cifar")):
+        for name, value in (("auxiliary", False), ("drop_path_prob", 0), ("stem", "cifar"), ("backend", "auto")):
             if options.pop(name, value) != value:
                 raise ValueError(f"{name.removesuffix('_prob')} has no meaning in space {self.name!r}; leave it out")
         return EvalNetwork201(architecture, **options)
