@@ -172,6 +172,9 @@ def _train(
     if config.resume:
         resume(state, out)
     with stop_requests() as stop:
+        if device.type == "cuda" and state.network.backend is not None:
+            LOGGER.info("preparing the kernels; those new to this GPU are compiled, which may take minutes")
+            resources.compile_ahead(state.trial_step, config.batch_size, device)
         forecast = resources.forecast(state.trial_step, config.batch_size, device)
         write_atomically(out / "genotype.json", state.genotype.to_json() + "\n")
         progress = Progress(config.epochs, state.steps_per_epoch, state.steps_done)
