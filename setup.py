@@ -1,4 +1,4 @@
-"""Maps kernels/ to fastdarts.kernels and builds csrc/ into fastdarts._C; everything else stands in pyproject.toml.
+"""Maps kernels/ to fastdarts.kernels and builds csrc/ into fastdarts._C; pyproject.toml has everything else.
 
 Environment variables:
     FASTDARTS_BUILD=0       build nothing: the pure-Python package

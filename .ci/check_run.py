@@ -54,7 +54,7 @@ def metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def check_report(path: Path) -> None:
-    """Self-contained: it shows pictures and loads nothing from elsewhere."""
+    """Check that the report shows pictures and loads no other files."""
     sources: list[str] = []
 
     class Sources(HTMLParser):

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.original import Batch, OriginalSearch, autocast
-from fastdarts import DARTS_V2, Architect, EvalNetwork, MixedOp, SearchNetwork, methods
+from fastdarts import DARTS_V2, Architect, EvalNetwork, MixedOp, SearchNetwork, methods, register_primitive
 from fastdarts.bilevel.flat import FlatSGD
 from fastdarts.bilevel.step import SearchStep
 from fastdarts.bilevel.train_step import TrainStep
@@ -20,6 +20,7 @@ from fastdarts.data import BatchStream, ImageData
 from fastdarts.data.augment import Augment
 from fastdarts.mixed.mixed_op import Backend
 from fastdarts.ops import operators
+from fastdarts.primitives.table import PRIMITIVES
 from fastdarts.runs.search_config import SearchConfig
 from fastdarts.spaces.darts.cell import Cell
 from fastdarts.spaces.darts.genotype import edges_of
@@ -85,6 +86,7 @@ def suite(full: bool) -> list[Case]:
     ]
     batch = 64 if full else 8
     cases += [
+        Case("mixed op with an own op, C=16, 32x32", "own_op", batch=64 if full else 16),
         Case("normal cell, C=16", "cell", variants, batch=batch, stride=1),
         Case("reduction cell, C=32", "cell", variants, C=32, batch=batch, stride=2),
     ]
@@ -128,6 +130,7 @@ def flops(case: Case) -> int | None:
     """
     passes = {
         "mixed_op": 3,
+        "own_op": 3,
         "cell": 3,
         "weight_step": 3,
         "evaluation_step": 3,
@@ -136,7 +139,7 @@ def flops(case: Case) -> int | None:
     passes["search_step"] = passes["alpha_step"] + 3
     if case.kind not in passes:
         return None
-    module = case.kind if case.kind in ("mixed_op", "cell", "evaluation_step") else "weight_step"
+    module = case.kind if case.kind in ("mixed_op", "own_op", "cell", "evaluation_step") else "weight_step"
     return passes[case.kind] * forward_flops(replace(case, name="", kind=module, order=2))
 
 
@@ -179,6 +182,8 @@ def forward_on_meta(case: Case) -> None:
     match case.kind:
         case "mixed_op":
             MixedOp(C, case.stride, backend="reference")(torch.empty(N, C, S, S), torch.empty(8))
+        case "own_op":
+            edge_with_own_op(case, "reference")(torch.empty(N, C, S, S), torch.empty(9))
         case "cell":
             state = torch.empty(N, 4 * C, S, S)
             new_cell(case, "reference")(state, state, torch.empty(14, 8))
@@ -186,6 +191,16 @@ def forward_on_meta(case: Case) -> None:
             EvalNetwork(DARTS_V2, C, layers=case.layers)(torch.empty(N, 3, S, S))
         case _:
             SearchNetwork(C, layers=case.layers, backend="reference")(torch.empty(N, 3, S, S))
+
+
+def make_own_conv(C: int, stride: int, affine: bool) -> nn.Module:
+    """Make the op of one's own that the benchmark has: a dense convolution, which has no kernel."""
+    return nn.Sequential(nn.ReLU(), nn.Conv2d(C, C, 3, stride, 1, bias=False), nn.BatchNorm2d(C, affine=affine))
+
+
+def edge_with_own_op(case: Case, backend: Backend) -> MixedOp:
+    register_primitive("benchmarked_conv", make_own_conv)
+    return MixedOp(case.C, case.stride, (*PRIMITIVES, "benchmarked_conv"), backend)
 
 
 def new_cell(case: Case, backend: Backend) -> Cell:
@@ -220,6 +235,13 @@ def mixed_op(case: Case, variant: str, device: torch.device) -> Run:
     module: nn.Module = laid_out(MixedOp(case.C, case.stride, backend=backend_of(variant)), variant, device)
     states = [laid_out(torch.randn(case.batch, case.C, case.size, case.size), variant, device)]
     return forward_backward(module, states, torch.randn(8, device=device).softmax(0), variant)
+
+
+def own_op(case: Case, variant: str, device: torch.device) -> Run:
+    """Return forward and backward of an edge whose ninth op is a user's own, which runs beside the kernels."""
+    module: nn.Module = laid_out(edge_with_own_op(case, backend_of(variant)), variant, device)
+    states = [laid_out(torch.randn(case.batch, case.C, case.size, case.size), variant, device)]
+    return forward_backward(module, states, torch.randn(9, device=device).softmax(0), variant)
 
 
 def cell(case: Case, variant: str, device: torch.device) -> Run:
@@ -422,7 +444,7 @@ def data(case: Case, variant: str, device: torch.device) -> Run:
 BUILDERS: dict[str, Callable[[Case, str, torch.device], Run]] = {
     builder.__name__: builder
     for builder in (
-        *(mixed_op, cell, weight_step, method_step, alpha_step, search_step, evaluation_step),
+        *(mixed_op, own_op, cell, weight_step, method_step, alpha_step, search_step, evaluation_step),
         *(inference, between_passes, clip_sgd, data),
     )
 }

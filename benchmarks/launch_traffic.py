@@ -6,6 +6,7 @@ programs touch in Triton's interpreter.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cache
@@ -13,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from benchmarks.occupancy import Work
 from fastdarts.kernels.tables import (
     AVG,
     CONV_3,
@@ -62,23 +64,27 @@ class Traffic:
     launches: Counter[str] = field(default_factory=Counter)
     slots: float = 0  # issue slots of windows: depthwise convolutions and pools
     products: int = 0  # multiply-adds of matrix instructions
+    works: list[Work] = field(default_factory=list)  # each launch
 
     def add(self, name: str, size: int) -> None:
         self.bytes[name] += size
         self.launches[name] += 1
+        self.works.append(Work(name, 0, 0, size))
 
     def __iadd__(self, other: Traffic) -> Traffic:
         self.bytes.update(other.bytes)
         self.launches.update(other.launches)
         self.slots += other.slots
         self.products += other.products
+        self.works += other.works
         return self
 
 
 def traffic_of(name: str, grid: tuple[int, ...], a: dict[str, Any]) -> Traffic:
     """Return the traffic of a launch of kernel `name` with arguments `a` by name."""
     size, slots, products = COUNTS[name](grid, a)
-    return Traffic(Counter({name: size}), Counter({name: 1}), slots, products)
+    work = Work(name, math.prod(grid), a["num_warps"], size, slots, products)
+    return Traffic(Counter({name: size}), Counter({name: 1}), slots, products, [work])
 
 
 @cache

@@ -16,16 +16,13 @@ help both sides.
 """
 
 import argparse
-import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
 from torch import Tensor
@@ -33,6 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.launch_traffic import Traffic, traffic_of
+from benchmarks.occupancy import Chip, total, unfilled
 from benchmarks.original import OriginalSearch
 from fastdarts import Architect, SearchNetwork
 from fastdarts.bilevel.flat import FlatSGD
@@ -51,20 +49,32 @@ LAUNCHES_NOTHING = {"empty", "empty_like", "empty_strided", "new_empty", "detach
 LAUNCHES_NOTHING |= {"_local_scalar_dense", "_record_function_enter_new", "_record_function_exit"}
 
 
-class Counting(TorchDispatchMode):
-    """Count traffic inside `with`; fastdarts' operators plan their launches as on a GPU, but make none."""
+class Planning(TorchDispatchMode):
+    """Make fastdarts' operators plan their launches as on a GPU, on CPU tensors; the launches go to `launch`."""
 
-    def __init__(self) -> None:
+    def __init__(self, launch: Callable[..., None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.traffic = Traffic()
+        self.launch = launch
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket._qualified_op_name
         if name in KERNELS:
-            with self, launches_to(self._launch):
+            with self, launches_to(self.launch):
                 return KERNELS[name](*args)
-        out = func(*args, **(kwargs or {}))
-        if not (func.is_view or name.partition("::")[2] in LAUNCHES_NOTHING):
+        return func(*args, **(kwargs or {}))
+
+
+class Counting(Planning):
+    """Count traffic inside `with`, of launches and of torch's operators."""
+
+    def __init__(self) -> None:
+        super().__init__(self._launch)
+        self.traffic = Traffic()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket._qualified_op_name
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        if not (name in KERNELS or func.is_view or name.partition("::")[2] in LAUNCHES_NOTHING):
             tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, Tensor)]
             self.traffic.add(name, sum(map(elements_bytes, tensors)))
         return out
@@ -136,23 +146,30 @@ def plain(search: Search, step: str) -> Traffic:
     return Traffic(Counter(sizes), one.launches)
 
 
-def fused(search: Search, *steps: str) -> dict[str, Traffic]:
-    """Return the traffic of fastdarts' steps of these kinds, by step."""
+def fused_steps(search: Search) -> dict[str, Callable[[], object]]:
+    """Return fastdarts' steps by their names."""
     network = search.network("auto")
     sgd = FlatSGD(network.parameters(), lr=0.025, momentum=0.9, weight_decay=3e-4)
     architect = Architect(network, amp_dtype=torch.bfloat16)
     data = search.data(search.batch)
+
+    def weight_step() -> None:
+        loss, _ = architect.forward(data)
+        gradients = torch.autograd.grad(loss, architect.flat.weights, materialize_grads=True)
+        sgd.step(gradient=architect.flat.gather(gradients), max_norm=5.0)
+
+    return {WEIGHT: weight_step, ALPHA: lambda: architect.step(data, data, 0.025, sgd)}
+
+
+def fused(search: Search, *steps: str) -> dict[str, Traffic]:
+    """Return the traffic of fastdarts' steps of these kinds, by step."""
+    run = fused_steps(search)
     counting = Counting()
     found = {}
     for step in steps:
         counting.traffic = Traffic()
         with counting:
-            if step == WEIGHT:
-                loss, _ = architect.forward(data)
-                gradients = torch.autograd.grad(loss, architect.flat.weights, materialize_grads=True)
-                sgd.step(gradient=architect.flat.gather(gradients), max_norm=5.0)
-            else:
-                architect.step(data, data, 0.025, sgd)
+            run[step]()
         found[step] = counting.traffic
     return found
 
@@ -176,6 +193,13 @@ DEVICES = (
     Device("H100", 3.35e12, 989e12, 67e12),
     Device("H200", 4.8e12, 989e12, 67e12),
 )
+
+
+def device_like(name: str) -> Device:
+    """Return the device whose name begins as `name`, or the first, an A100."""
+    return next((device for device in DEVICES if device.name.split()[0] in name), DEVICES[0])
+
+
 OF_PEAK = 0.7  # share of their peaks that memory and matrix units are assumed to reach
 LAUNCH = 2e-6  # seconds from one kernel of a CUDA graph to the next
 STEPS_IN_SEARCH = 50 * (25_000 // 64 + 1)
@@ -213,6 +237,28 @@ def report(search: Search, command: str) -> Iterator[str]:
             cells = (f"{found[step].bytes[kind] / 1e9:.2f} | {found[step].launches[kind]:,}" for step in STEPS)
             yield f"| {kind.removeprefix('aten::')} | {' | '.join(cells)} |"
     yield from _estimates(ours)
+    yield from _filled(ours, Chip())
+
+
+def _filled(ours: dict[str, Traffic], chip: Chip) -> Iterator[str]:
+    yield (
+        f"\nThe same steps on an {chip.name} by a model that knows how much of it a launch fills "
+        "(benchmarks/occupancy.py "
+        f"has its assumptions: {chip.multiprocessors} multiprocessors of {chip.warps} warps at 128 registers, "
+        f"{chip.bandwidth / 1e12:.1f} TB/s once {chip.bandwidth * chip.latency / 1e6:.1f} MB are under way, "
+        f"{chip.gap * 1e6:.1f} µs between launches). Not measured either.\n"
+    )
+    yield "| step | launches, ms | gaps, ms | sum, ms | with fewer programs than multiprocessors |"
+    yield "| --- " * 5 + "|"
+    seconds = 0.0
+    for step in STEPS:
+        works = ours[step].works
+        gaps = len(works) * chip.gap
+        seconds += total(works, chip)
+        few, large = unfilled(works, chip)
+        numbers = f"{1e3 * (total(works, chip) - gaps):.2f} | {1e3 * gaps:.2f} | {1e3 * total(works, chip):.2f}"
+        yield f"| {step} | {numbers} | {few} of {large} large launches |"
+    yield f"\nA search by this model: {seconds * STEPS_IN_SEARCH / 3600:.2f} GPU-hours."
 
 
 def _estimates(ours: dict[str, Traffic]) -> Iterator[str]:

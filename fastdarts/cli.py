@@ -20,6 +20,7 @@ COMMANDS = {
     "search": "search for a cell, on images of yours or of a known data set",
     "evaluate": "train a found or published cell from scratch and measure it",
     "compare": "search by several methods and seeds, and rank what they find",
+    "latency": "measure how long each op of a space takes on this machine",
     "draw": "draw the cells of a genotype as SVG and PNG",
     "export": "write a trained network as a torch.export program and as ONNX",
     "list": "list methods, spaces, data sets and published genotypes",
@@ -92,7 +93,8 @@ def _stopped_by_signals(prog: str) -> Iterator[None]:
     """
 
     def stop(signum: int, frame: FrameType | None) -> None:
-        print(f"{prog}: stopped before it began; nothing was written, run it again", file=sys.stderr, flush=True)
+        if os.environ.get("RANK", "0") == "0":  # of several processes of torchrun, one speaks
+            print(f"{prog}: stopped before it began; nothing was written, run it again", file=sys.stderr, flush=True)
         os._exit(Interrupted(signum, "").exit_code)
 
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}

@@ -15,18 +15,14 @@ import argparse
 import dataclasses
 import fcntl
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
-
-import torch
 
 from fastdarts import data
 from fastdarts.config import quoting
@@ -47,15 +43,19 @@ from fastdarts.runs.eval_config import EvalConfig
 from fastdarts.runs.folder import check_out, out_dir
 from fastdarts.runs.images import outputs_for
 from fastdarts.runs.interrupt import Interrupted, stop_requests
+from fastdarts.runs.jobs import Job, dask_executor, ends_with_parent, local_executor, run_all
+from fastdarts.runs.launch import process_count
 from fastdarts.runs.lock import releases_folders
 from fastdarts.runs.program import run_cli
 from fastdarts.runs.progress import duration
+from fastdarts.runs.runs_progress import RunsProgress
 from fastdarts.runs.search_config import SearchConfig
 from fastdarts.search import search
 from fastdarts.spaces.registry import load_architecture, space_of
 
 _PROGRAM = "python -m fastdarts.compare"
 _CHILD = "import sys; from fastdarts.compare import work; sys.exit(work(*sys.argv[1:]))"
+_STOP = ".stop"  # a file in the folder that ends all runs
 _SIZES = ("image_size", "epochs", "init_channels", "layers", "batch_size", "order")
 _SEARCH_OWN = {*_SIZES, "dataset", "data", "method", "seed", "device", "deterministic", "out", "resume"}
 _SELECT_OWN = {"dataset", "data", "image_size", "epochs", "seed", "device", "deterministic", "out", "resume"} | {
@@ -63,7 +63,16 @@ _SELECT_OWN = {"dataset", "data", "image_size", "epochs", "seed", "device", "det
     "checkpoint",
     "export",
 }
-_MAY_DIFFER = ("methods", "seeds", "processes", "data", "device", "out", "resume")  # when a comparison goes on
+_MAY_DIFFER = (
+    "methods",
+    "seeds",
+    "workers",
+    "scheduler",
+    "data",
+    "device",
+    "out",
+    "resume",
+)  # when a comparison goes on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +109,17 @@ class CompareConfig(Config):
         "comparison", "options of fastdarts.evaluate for these trainings", metavar="NAME=VALUE"
     )
 
-    device: str = option("run", "auto (CUDA where there is some), cpu, cuda or cuda:N", "auto", metavar="DEVICE")
+    device: str = option("run", "auto (CUDA if available), cpu, cuda or cuda:N", "auto", metavar="DEVICE")
     deterministic: bool = option("run", "the same bits in each run on the same machine", False)
-    processes: int = option("run", "runs at a time; they share out the threads of the CPU", 1, at_least=1)
+    workers: int = option(
+        "run", "runs at a time on this machine; they share out threads, memory and, in turn, GPUs", 1, at_least=1
+    )
+    scheduler: str | None = option(
+        "run",
+        "run on the workers of the Dask cluster whose scheduler has this address; they must see the same folders",
+        None,
+        metavar="ADDRESS",
+    )
     out: Path | None = option(
         "run", "folder of the results (default: runs/comparison-DATASET-TIME)", None, metavar="DIR"
     )
@@ -114,6 +131,8 @@ class CompareConfig(Config):
             raise ValueError("dataset must be one that can be read from files; custom is for search() and evaluate()")
         if self.resume and self.out is None:
             raise ValueError("resume needs out, the folder of the comparison to continue")
+        if self.scheduler is not None and self.workers != 1:
+            raise ValueError("workers is for this machine; with scheduler, the cluster's workers run one run a thread")
         for field, config_type, own in (("search", SearchConfig, _SEARCH_OWN), ("select", EvalConfig, _SELECT_OWN)):
             values = getattr(self, field)
             check_names(config_type, values, field)
@@ -134,12 +153,12 @@ class CompareConfig(Config):
         return [name.strip() for name in self.methods.split(",")]
 
     def search_config(self, method: str, seed: int, out: Path) -> SearchConfig:
-        """Of one search."""
+        """Return the config of one search."""
         given = {name: value for name in _SIZES if (value := getattr(self, name)) is not None}
         return SearchConfig(**{**given, **self.search, **self._common(seed, out), "method": method, "data": self.data})
 
     def select_config(self, seed: int, out: Path) -> EvalConfig:
-        """Of the training that a found cell is judged by."""
+        """Return the config of the training that judges a found cell."""
         space = self.search.get("space", "darts")
         return EvalConfig(**{"space": space, **self.select, **self._common(seed, out), "epochs": self.select_epochs})
 
@@ -154,9 +173,13 @@ class CompareConfig(Config):
         }
 
 
+Task = tuple[str, int]
+"""A method and a seed."""
+
+
 @dataclass(frozen=True)
 class Comparison:
-    """What was compared.
+    """The result of a comparison.
 
     Attributes:
         methods: a summary of each, see `fastdarts.report.records.summaries`.
@@ -172,14 +195,24 @@ class Comparison:
 
 
 @releases_folders
-def compare(config: CompareConfig) -> Comparison:
+def compare(config: CompareConfig, executor: Executor | None = None) -> Comparison:
     """Run what is not done yet, each method's search and short training of one seed in a process of its own.
+
+    The report and results.json are written again whenever a run ends.
+
+    Args:
+        config: see CompareConfig.
+        executor: starts the processes in place of config.workers on this machine; its workers must see the same folders
+            and have fastdarts. config.workers tells how many of them share a machine.
 
     Raises:
         ValueError, TypeError, FileNotFoundError: input that cannot be used, before any run starts.
         Interrupted: SIGINT, SIGTERM, SIGHUP or SIGUSR1 came; the runs have saved their states.
     """
-    choose_device(config.device)
+    if process_count() > 1:
+        raise ValueError("compare starts processes itself: run it without torchrun, with --workers or --scheduler")
+    if executor is None and config.scheduler is None:
+        choose_device(config.device)
     check_out(config)
     if config.resume:
         assert config.out is not None  # CompareConfig checks it
@@ -203,10 +236,21 @@ def compare(config: CompareConfig) -> Comparison:
     failures: dict[str, str] = {}
     from fastdarts.report.comparison import write_comparison  # imports matplotlib and jinja2, which takes a second
 
+    def results() -> list[Record]:
+        return [result for task in tasks if (result := _result(out, *task)) is not None]
+
+    def ended(task: Task, error: BaseException | None) -> None:
+        if (result := _result(out, *task)) is not None:
+            LOGGER.info("%s: %s", _words_of(*task), _words(result))
+        else:
+            failures[_words_of(*task)] = f"{type(error).__name__}: {error}" if error else _last_line(_log(out, *task))
+            LOGGER.info("%s failed: %s", _words_of(*task), failures[_words_of(*task)])
+        write_comparison(out, results(), failures)
+
     try:
-        _run(config, out, [task for task in tasks if _result(out, *task) is None], failures)
+        _run(config, out, [task for task in tasks if _result(out, *task) is None], executor, ended)
     finally:  # of an interrupted comparison, too
-        runs = [result for task in tasks if (result := _result(out, *task)) is not None]
+        runs = results()
         write_comparison(out, runs, failures)
     return Comparison(summaries(runs), runs, failures, out)
 
@@ -268,52 +312,47 @@ def work(out: str, methods: str, method: str, seed: str, *plugins: str) -> int:
         run_one(config, method, int(seed))
         return 0
 
+    ends_with_parent()
     return run_cli(CompareConfig, run, ["--resume", "--out", out, "--methods", methods, *plugins], _PROGRAM, "")
 
 
-def _run(config: CompareConfig, out: Path, tasks: Sequence[tuple[str, int]], failures: dict[str, str]) -> None:
-    """Run the tasks, some at a time; says in `failures` which failed, and why."""
-    waiting = list(tasks)
-    running: dict[tuple[str, int], subprocess.Popen[bytes]] = {}
-    with stop_requests() as stop:
-        try:
-            while running or waiting:
-                while waiting and len(running) < config.processes:
-                    task = waiting.pop(0)
-                    running[task] = _start(config, out, *task)
-                time.sleep(0.1)
-                if stop.signum:
-                    code = flags_naming_code(vars(config))
-                    again = f"{_PROGRAM} {quoting.join(['--resume', '--out', str(out), *code])}"
-                    raise Interrupted(stop.signum, f"stopped; to continue: {again}")
-                for task in [task for task, process in running.items() if process.poll() is not None]:
-                    del running[task]
-                    name = f"{task[0]}, seed {task[1]}"
-                    if (result := _result(out, *task)) is not None:
-                        LOGGER.info("%s: %s", name, _words(result))
-                    else:
-                        failures[name] = _last_line(_log(out, *task))
-                        LOGGER.info("%s failed: %s", name, failures[name])
-        finally:
-            for process in running.values():
-                process.send_signal(stop.signum or signal.SIGTERM)
-            for process in running.values():
-                process.wait()
+def _run(
+    config: CompareConfig,
+    out: Path,
+    tasks: Sequence[Task],
+    executor: Executor | None,
+    ended: Callable[[Task, BaseException | None], object],
+) -> None:
+    """Run the tasks, some at a time, and call `ended` for each, with the executor's error if that lost it."""
+    (out / _STOP).unlink(missing_ok=True)
+    with ExitStack() as stack:
+        sharing = config.workers
+        if config.scheduler is not None:
+            executor, sharing = stack.enter_context(dask_executor(config.scheduler))
+        elif executor is None:
+            executor = stack.enter_context(local_executor(config.workers, config.device))
+        jobs = {_job(config, out, *task, sharing): task for task in tasks}
+        stop = stack.enter_context(stop_requests())
+        screen = stack.enter_context(RunsProgress({_words_of(*task): _folder(out, *task) for task in tasks}))
+
+        def wait() -> None:
+            screen.update()
+            if stop.signum:
+                code = flags_naming_code(vars(config))
+                again = f"{_PROGRAM} {quoting.join(['--resume', '--out', str(out), *code])}"
+                raise Interrupted(stop.signum, f"stopped; to continue: {again}")
+
+        run_all(list(jobs), executor, lambda job, error: ended(jobs[job], error), wait)
 
 
-def _start(config: CompareConfig, out: Path, method: str, seed: int) -> subprocess.Popen[bytes]:
-    """Its own session: the terminal's Ctrl-C reaches this process alone, which passes it on once."""
-    _folder(out, method, seed).mkdir(parents=True, exist_ok=True)
-    threads = max(torch.get_num_threads() // config.processes, 1)
-    with _log(out, method, seed).open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-c", _CHILD, str(out), config.methods, method, str(seed), *plugin_flags()],
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+def _job(config: CompareConfig, out: Path, method: str, seed: int, sharing: int) -> Job:
+    where = out.absolute()
+    arguments = ("-c", _CHILD, str(where), config.methods, method, str(seed), *plugin_flags())
+    return Job(arguments, _log(where, method, seed), where / _STOP, Path.cwd(), sharing)
+
+
+def _words_of(method: str, seed: int) -> str:
+    return f"{method}, seed {seed}"
 
 
 def _images(config: CompareConfig) -> ImageData:
@@ -338,7 +377,7 @@ def _result(out: Path, method: str, seed: int) -> Record | None:
 
 
 def _read(path: Path) -> Record | None:
-    """What was written there, if it was."""
+    """Read a JSON object, or return None where there is no file."""
     return read_object(path) if path.is_file() else None
 
 

@@ -20,33 +20,36 @@ import torch
 from torch import Tensor
 
 from fastdarts import data
-from fastdarts.bilevel.architect import Loss
 from fastdarts.config.command_line import build_parser
 from fastdarts.config.files import write_atomically
 from fastdarts.config.options import option
 from fastdarts.data import ImageData
+from fastdarts.evaluate_text import TextEvalResult, evaluate_text
 from fastdarts.export import check_export_packages, export
 from fastdarts.runs import resources
 from fastdarts.runs.console import LOGGER
-from fastdarts.runs.device import choose_device, determinism
+from fastdarts.runs.device import determinism
 from fastdarts.runs.eval_config import EvalConfig
 from fastdarts.runs.eval_state import EvalState
-from fastdarts.runs.folder import check_out, check_writable, out_dir
+from fastdarts.runs.folder import check_out, check_writable, run_folder, taken_up
 from fastdarts.runs.forecast import forecast_line, out_of_memory_explained
 from fastdarts.runs.images import Images, outputs_for, read_images, read_second_images
 from fastdarts.runs.interrupt import stop_requests, stops_at_once
 from fastdarts.runs.keeper import Keeper, asked_to_end, how_to_continue, train_epoch
 from fastdarts.runs.kernels import kernels_used
+from fastdarts.runs.launch import Team, joined, rank_of_process
 from fastdarts.runs.lock import releases_folders
 from fastdarts.runs.loggers import Logger
 from fastdarts.runs.program import run_cli
 from fastdarts.runs.progress import Progress, json_number
 from fastdarts.runs.resuming import resume
-from fastdarts.runs.state import Metrics
+from fastdarts.runs.state import Metrics, check_divides
 from fastdarts.runs.weights import load_weights
 from fastdarts.spaces.darts.discrete import count_multiply_adds, count_parameters
 from fastdarts.spaces.network import DiscreteNetwork
-from fastdarts.spaces.registry import architecture_of, load_architecture, read_architecture
+from fastdarts.spaces.registry import architecture_of, load_architecture, read_architecture, space_of
+from fastdarts.spaces.space import material_of
+from fastdarts.tasks.classification import Loss
 
 __all__ = ["EvalConfig", "EvalResult", "evaluate"]
 
@@ -58,7 +61,7 @@ _IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class EvalResult:
-    """What an evaluation measured.
+    """The result of an evaluation.
 
     Attributes:
         test_error: percent of the test images classified wrong; NaN without classes.
@@ -99,7 +102,8 @@ def evaluate(
 ) -> EvalResult:
     """Train the genotype's network on all training images and measure it on the test images (Liu et al., section 3.2).
 
-    The test images are measured after every epoch and decide nothing; the last epoch is reported.
+    The test images are measured after every epoch and decide nothing; the last epoch is reported. Processes that
+    torchrun has started train together: each computes its share of every batch, the first writes.
 
     Args:
         genotype: what a search found, of any space.
@@ -115,6 +119,7 @@ def evaluate(
         FloatingPointError: a loss or gradient is not finite; says where. The last checkpoint stays.
         DiskFullError: names the file.
         Interrupted: SIGINT, SIGTERM, SIGHUP or SIGUSR1 came; the state is saved.
+        RankLostError: another process of this training has died or raised; the last checkpoint stays.
     """
     if config.export is not None:
         check_export_packages()
@@ -122,14 +127,31 @@ def evaluate(
     if train is not None:
         config = dataclasses.replace(config, dataset="custom")
     genotype = architecture_of(genotype)
-    device = choose_device(config.device)
-    if not config.test_only:
+    if material_of(space_of(genotype)) == "text":
+        raise ValueError("genotype is of a language model: evaluate_text(genotype, config) trains it")
+    with joined(config.device) as team:
+        return _evaluate(genotype, taken_up(config, team), team, train, test, loss, callbacks, loggers)
+
+
+def _evaluate(
+    genotype: Any,
+    config: EvalConfig,
+    team: Team,
+    train: Images | None,
+    test: Images | None,
+    loss: Loss | None,
+    callbacks: Sequence[Callback],
+    loggers: Sequence[Logger],
+) -> EvalResult:
+    device, ranks = team.device, team.ranks
+    check_divides(config.batch_size, ranks)
+    if ranks.first and not config.test_only:
         check_out(config)
     with determinism(config.deterministic):
         train_images, test_images = (part.to(device) for part in _images(config, train, test, loss))
         outputs_for(train_images)  # says what is wrong with the classes before the run's folder is made
-        out = None if config.test_only else out_dir(config, "evaluation")
-        state = EvalState(genotype, config, train_images, loss, device)
+        out = None if config.test_only else run_folder(config, "evaluation", team)
+        state = EvalState(genotype, config, train_images, loss, device, ranks)
         LOGGER.info("kernels: %s", _kernels_used(state.network, device))
         if out is None:
             assert config.checkpoint is not None  # EvalConfig checks it
@@ -154,6 +176,8 @@ def evaluate(
         metrics=state.metrics,
         network=network,
     )
+    if not ranks.first:
+        return result
     with stops_at_once(how):
         if out is not None:
             _write_numbers(result, train_images, image_shape, out)
@@ -172,11 +196,13 @@ def _train(
     if config.resume:
         resume(state, out)
     with stop_requests() as stop:
+        ranks = state.ranks
         if device.type == "cuda" and state.network.backend is not None:
             LOGGER.info("preparing the kernels; those new to this GPU are compiled, which may take minutes")
-            resources.compile_ahead(state.trial_step, config.batch_size, device)
-        forecast = resources.forecast(state.trial_step, config.batch_size, device)
-        write_atomically(out / "genotype.json", state.genotype.to_json() + "\n")
+            resources.compile_ahead(state.trial_step, config.batch_size // ranks.size, device)
+        forecast = resources.forecast(state.trial_step, config.batch_size // ranks.size, device, ranks.size)
+        if ranks.first:
+            write_atomically(out / "genotype.json", state.genotype.to_json() + "\n")
         progress = Progress(config.epochs, state.steps_per_epoch, state.steps_done)
         with Keeper(state, out, stop, _kernels_used(state.network, device), loggers) as keeper, progress:
             LOGGER.info(forecast_line(state, forecast, device))
@@ -187,7 +213,7 @@ def _train(
                     state.next_epoch(metrics)
                     keeper.after_epoch(metrics, {})
                     progress.end_epoch(metrics["epoch"], _epoch_line(metrics))
-                    if asked_to_end(callbacks, metrics, state.network):
+                    if asked_to_end(callbacks, metrics, state.network, ranks):
                         break
 
 
@@ -345,7 +371,11 @@ def _run(command: _Command) -> int:
             "--genotype is needed: a published cell (DARTS_V2, PC_DARTS_CIFAR, ...), a search's folder or a file such "
             "as its genotype.json"
         )
+    if material_of(space_of(genotype)) == "text":
+        return _print_text(evaluate_text(genotype, config))
     result = evaluate(genotype, config)
+    if rank_of_process():
+        return 0
     print(
         f"test error {result.test_error:.2f} % (accuracy {100 * result.test_accuracy:.2f} %), "
         f"{result.parameters:,} parameters ({result.parameters_with_auxiliary:,} with the auxiliary head), "
@@ -355,4 +385,14 @@ def _run(command: _Command) -> int:
         print(f"results: {result.out_dir} (report.html)")
     if result.exported:
         print(f"exported: {', '.join(map(str, result.exported))}")
+    return 0
+
+
+def _print_text(result: TextEvalResult) -> int:
+    print(
+        f"test perplexity {result.test_perplexity:.2f} (validation {result.valid_perplexity:.2f}, epoch "
+        f"{result.best_epoch}), {result.parameters:,} parameters"
+    )
+    if result.out_dir is not None:
+        print(f"results: {result.out_dir}")
     return 0

@@ -11,6 +11,8 @@ from fastdarts.runs.eval_config import EvalConfig
 from fastdarts.runs.program import run_parsed
 from fastdarts.spaces import registry
 from fastdarts.spaces.darts.published import CELLS, SIZES
+from fastdarts.spaces.layerwise import published as chains
+from fastdarts.spaces.recurrent import architecture as cells
 
 _PROGRAM = "fastdarts list"
 
@@ -23,6 +25,10 @@ DATASETS = {
     "svhn": "99,289 colour 32x32 images of house numbers' digits",
     "imagefolder": "your own images, in DIR/train/CLASS/ and DIR/test/CLASS/",
     "imagenet": "an image folder with the paper's settings for ImageNet; to evaluate, not to search",
+    "pydoc": "documentation of Python's language, 110,000 words; part of Python, for recurrent cells",
+    "ptb": "Penn Treebank, about a million words, in DIR/train.txt, valid.txt and test.txt; for recurrent cells",
+    "wikitext2": "WikiText-2, about two million words, in DIR/train.txt, valid.txt and test.txt; for recurrent cells",
+    "textfolder": "your own text, in DIR/train.txt, valid.txt and test.txt, or in any .txt files; for recurrent cells",
     "custom": "your own Dataset, given to search() or evaluate() from Python",
 }
 
@@ -44,11 +50,18 @@ def list_datasets() -> dict[str, str]:
 
 
 def list_genotypes() -> dict[str, str]:
-    """Return a line about each published genotype: the size of its CIFAR-10 network (C=36, 20 cells) and its source."""
-    return {
+    """Return a line about each published genotype: the size of its CIFAR-10 network (C=36, 20 cells) and its source,
+    the nodes of a recurrent cell, or the layers of a chain."""
+    convolutional = {
         name: f"{SIZES[name][0] / 1e6:.2f}M parameters, {SIZES[name][1] / 1e6:.0f}M multiply-adds; {cell.source}"
         for name, cell in CELLS.items()
     }
+    recurrent = {name: f"recurrent cell: {cell}" for name, cell in cells.PUBLISHED.items()}
+    layers = {
+        name: f"{len(chain.layers)} layers of space {chain.space}, {chain.skips()} left out"
+        for name, chain in chains.PUBLISHED.items()
+    }
+    return convolutional | recurrent | layers
 
 
 KINDS: dict[str, Callable[[], dict[str, str]]] = {

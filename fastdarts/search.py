@@ -22,21 +22,23 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fastdarts import data
-from fastdarts.bilevel.architect import Loss
+from fastdarts.bilevel.ranks import Ranks
 from fastdarts.config import quoting
 from fastdarts.config.command_line import build_parser
 from fastdarts.config.files import write_atomically
 from fastdarts.data import ImageData
+from fastdarts.data.text import load_corpus
 from fastdarts.methods import find
 from fastdarts.runs import movement, resources
 from fastdarts.runs.console import LOGGER
-from fastdarts.runs.device import choose_device, determinism
-from fastdarts.runs.folder import check_out, out_dir
+from fastdarts.runs.device import determinism
+from fastdarts.runs.folder import check_out, run_folder, taken_up
 from fastdarts.runs.forecast import forecast_line, out_of_memory_explained
 from fastdarts.runs.images import Images, outputs_for, read_images, read_second_images
 from fastdarts.runs.interrupt import stop_requests, stops_at_once
 from fastdarts.runs.keeper import Keeper, asked_to_end, how_to_continue, train_epoch
-from fastdarts.runs.kernels import kernels_used
+from fastdarts.runs.kernels import cell_kernels_used, kernels_used
+from fastdarts.runs.launch import Team, joined, rank_of_process
 from fastdarts.runs.lock import releases_folders
 from fastdarts.runs.loggers import Logger
 from fastdarts.runs.program import run_cli
@@ -44,9 +46,12 @@ from fastdarts.runs.progress import Progress, json_number
 from fastdarts.runs.resuming import resume
 from fastdarts.runs.search_config import SearchConfig
 from fastdarts.runs.search_state import SearchState
-from fastdarts.runs.state import Metrics
+from fastdarts.runs.state import Metrics, check_divides
+from fastdarts.runs.text_search_state import TextSearchState
 from fastdarts.spaces import registry as spaces
+from fastdarts.spaces.space import material_of
 from fastdarts.spaces.supernet import Supernet
+from fastdarts.tasks.classification import Loss
 
 __all__ = ["SearchConfig", "SearchResult", "search"]
 
@@ -55,7 +60,7 @@ Callback = Callable[[Metrics, Supernet], object]
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
         genotype: the architecture that the method derives at the end; for most, of the last epoch's alphas.
@@ -99,6 +104,8 @@ def search(
 ) -> SearchResult:
     """Search for a cell (Liu et al., arXiv:1806.09055, algorithm 1) and write the run's folder.
 
+    Processes that torchrun has started search together: each computes its share of every batch, the first writes.
+
     Args:
         config: see SearchConfig.
         train: your own images instead of those of config.dataset: a map-style Dataset of (image, target), or ImageData.
@@ -115,49 +122,94 @@ def search(
         FloatingPointError: a loss or gradient is not finite; says where. The last checkpoint stays.
         DiskFullError: names the file.
         Interrupted: SIGINT, SIGTERM, SIGHUP or SIGUSR1 came; the state is saved.
+        RankLostError: another process of this search has died or raised; the last checkpoint stays.
     """
     if train is not None:
         config = dataclasses.replace(config, dataset="custom")
-    device = choose_device(config.device)
-    check_out(config)
+    with joined(config.device) as team:
+        return _search(taken_up(config, team), team, train, valid, loss, callbacks, loggers)
+
+
+def _search(
+    config: SearchConfig,
+    team: Team,
+    train: Images | None,
+    valid: Images | None,
+    loss: Loss | None,
+    callbacks: Sequence[Callback],
+    loggers: Sequence[Logger],
+) -> SearchResult:
+    device, ranks = team.device, team.ranks
+    check_divides(config.batch_size, ranks)
+    if ranks.first:
+        check_out(config)
     table = None
     if config.benchmark is not None:
-        table = spaces.find(config.space, config.primitives).table(config.benchmark)
-    kernels = kernels_used(device, config.backend)
+        space = spaces.find(config.space, config.primitives, config.space_options)
+        table = space.table(config.benchmark)
+    text = material_of(spaces.find(config.space)) == "text"
+    if text and not ranks.alone:
+        raise ValueError(f"space {config.space!r} is searched by one process; got {ranks.size}")
+    if text and config.cost is not None:
+        raise ValueError("cost is that of networks that read images; leave it out for texts")
+    kernels = (cell_kernels_used if text else kernels_used)(device, config.backend)
+    if config.sync_batch_norm and not ranks.alone:
+        if config.backend == "fused":
+            raise ValueError("backend 'fused' cannot go with sync_batch_norm: no kernel sums moments over processes")
+        kernels = f"plain PyTorch modules on {device}: no kernel sums the moments of batch norm over processes"
     LOGGER.info("kernels: %s", kernels)
-    weights_half, alphas_half = _halves(config, train, valid, loss)
-    outputs_for(weights_half)  # says what is wrong with the classes before the run's folder is made
+    make_state = _on_text(config) if text else _on_images(config, train, valid, loss, ranks)
     with determinism(config.deterministic), stop_requests() as stop:
-        out = out_dir(config, "search")
-        if alphas_half is not None:
-            alphas_half = alphas_half.to(device)
-        state = SearchState(config, weights_half.to(device), alphas_half, loss or cross_entropy, device)
+        out = run_folder(config, "search", team)
+        state = make_state(device)
         if config.resume:
             resume(state, out)
-        if device.type == "cuda":
+        if device.type == "cuda" and not text:
             LOGGER.info("preparing the kernels; those new to this GPU are compiled, which may take minutes")
-        resources.compile_ahead(state.trial_step, config.batch_size, device)
-        forecast = resources.forecast(state.trial_step, config.batch_size, device)
+        share = config.batch_size // ranks.size
+        resources.compile_ahead(state.trial_step, share, device)
+        forecast = resources.forecast(state.trial_step, share, device, ranks.size)
         progress = Progress(config.epochs, state.steps_per_epoch, state.steps_done)
         with Keeper(state, out, stop, kernels, loggers) as keeper, progress:
             LOGGER.info(forecast_line(state, forecast, device))
             for note in movement.before(state):
                 LOGGER.info(note)
-            for name, group in state.network.groups.items():
-                if not state.network.mixed_ops(name):
-                    LOGGER.info(f"note: so few layers have no {group.title}; its alphas are not trained")
+            for group in state.network.untrained():
+                LOGGER.info(f"note: so few layers have no {group.title}; its alphas are not trained")
             with out_of_memory_explained(forecast, config.batch_size, device):
                 _run_epochs(state, progress, keeper, callbacks)
             for note in movement.after(state):
                 LOGGER.info(note)
     with stops_at_once(f"while results were written; to write them: {how_to_continue(state, out)}"):
         start = time.monotonic()
-        genotype = state.method.result(state)
+        genotype = ranks.from_first(state.method.result(state))
         seconds = sum(metrics["seconds"] for metrics in state.metrics) + time.monotonic() - start
         peak = resources.peak_bytes(device)
         tabulated = table(genotype) if table is not None else {}
-        _write_results(state, genotype, tabulated, out)
+        if ranks.first:
+            _write_results(state, genotype, tabulated, out)
     return SearchResult(genotype, state.alphas(), out, state.metrics, seconds, peak, state.method.stopped, tabulated)
+
+
+def _on_images(
+    config: SearchConfig, train: Images | None, valid: Images | None, loss: Loss | None, ranks: Ranks
+) -> Callable[[torch.device], SearchState]:
+    """Read the images; return what makes the state of a search on them, on a device."""
+    weights_half, alphas_half = _halves(config, train, valid, loss)
+    outputs_for(weights_half)  # says what is wrong with the classes before the run's folder is made
+
+    def make(device: torch.device) -> SearchState:
+        alphas = None if alphas_half is None else alphas_half.to(device)
+        return SearchState(config, weights_half.to(device), alphas, loss or cross_entropy, device, ranks)
+
+    return make
+
+
+def _on_text(config: SearchConfig) -> Callable[[torch.device], SearchState]:
+    """Read the texts; return what makes the state of a search on them, on a device."""
+    corpus = load_corpus(config.dataset, config.data)
+    LOGGER.info(corpus.line())
+    return lambda device: TextSearchState(config, corpus.to(device), device)
 
 
 def _run_epochs(state: SearchState, progress: Progress, keeper: Keeper, callbacks: Sequence[Callback]) -> None:
@@ -166,11 +218,12 @@ def _run_epochs(state: SearchState, progress: Progress, keeper: Keeper, callback
         metrics = _epoch_metrics(state, keeper)
         state.next_epoch(metrics)
         keeper.after_epoch(metrics, _histograms(state))
-        _write_alphas(state, keeper.out)
+        if state.ranks.first:
+            _write_alphas(state, keeper.out)
         progress.end_epoch(metrics["epoch"], _epoch_line(metrics))
         if state.method.stopped is not None:
             LOGGER.info("stopped: %s", state.method.stopped)
-        if asked_to_end(callbacks, metrics, state.network):
+        if asked_to_end(callbacks, metrics, state.network, state.ranks):
             return
 
 
@@ -180,7 +233,8 @@ def _epoch_metrics(state: SearchState, keeper: Keeper) -> Metrics:
     valid_loss, valid_accuracy = state.validate(keeper.stop_if_asked)
     genotype = state.method.genotype(state.network)
     discrete = state.method.discrete(state.network, genotype)
-    _, discrete_accuracy = state.validate(keeper.stop_if_asked, discrete)
+    discrete_loss, discrete_accuracy = state.validate(keeper.stop_if_asked, discrete)
+    rate = f"{state.unit}_per_second"
     entropies = {f"entropy_{name}": _entropy(score) for name, score in state.method.scores(state.network).items()}
     metrics = {
         "event": "epoch",
@@ -191,12 +245,15 @@ def _epoch_metrics(state: SearchState, keeper: Keeper) -> Metrics:
         "valid_loss": json_number(valid_loss),
         "valid_accuracy": json_number(valid_accuracy),
         "discretisation_error": json_number(valid_accuracy - discrete_accuracy),
-        "images_per_second": training["images_per_second"],
+        rate: training[rate],
+        **state.numbers({"train": training["train_loss"], "valid": valid_loss, "discrete": discrete_loss}),
         "genotype": json.loads(genotype.to_json()),
         **state.method.space.numbers(genotype),
+        **state.cost_numbers(genotype),
         **entropies,
     }
     state.method.end_epoch(state, metrics)
+    state.method.stopped = state.ranks.from_first(state.method.stopped)
     return metrics | {
         "method": state.method.metrics(state.network),
         "stopped": state.method.stopped,
@@ -262,14 +319,23 @@ def _epoch_line(metrics: Metrics) -> str:
         if metrics[f"{name}_accuracy"] is not None
     ]
     losses = [f"{name} loss {metrics[f'{name}_loss']:.3f}" for name in ("train", "valid") if metrics[f"{name}_loss"]]
+    perplexities = [
+        f"{name} perplexity {metrics[f'{name}_perplexity']:.1f}"
+        for name in ("train", "valid", "discrete")
+        if metrics.get(f"{name}_perplexity") is not None
+    ]
+    skips = "+".join(f"{value:.0f}" for name, value in metrics.items() if name.startswith("skips_"))
+    unit = "images" if "images_per_second" in metrics else "words"
     numbers = [(name, value) for name, value in metrics["method"].items() if isinstance(value, int | float)]
+    costs = [(name, metrics[name]) for name in ("cost", "expected_cost") if name in metrics]
     parts = [
         *losses,
         *accuracies,
-        "+".join(f"{value:.0f}" for name, value in metrics.items() if name.startswith("skips_")) + " skips",
+        *perplexities,
+        *([f"{skips} skips"] if skips else []),
         "entropy " + "/".join(f"{value:.3f}" for name, value in metrics.items() if name.startswith("entropy_")),
-        *(f"{name.replace('_', ' ')} {value:.4g}" for name, value in numbers),
-        f"{metrics['images_per_second']:.0f} images/s",
+        *(f"{name.replace('_', ' ')} {value:.4g}" for name, value in [*costs, *numbers]),
+        f"{metrics[f'{unit}_per_second']:.0f} {unit}/s",
     ]
     return ", ".join(parts)
 
@@ -294,6 +360,8 @@ def main(argv: Sequence[str] | None = None, prog: str = SearchState.program) -> 
 
 def _run(config: SearchConfig) -> int:
     result = search(config)
+    if rank_of_process():
+        return 0
     if config.dataset == "digits":
         LOGGER.info(
             "digits: scikit-learn's 1,797 real 8x8 images and a small preset. CIFAR-10: --dataset cifar10 --data DIR; "

@@ -16,6 +16,7 @@ from fastdarts.kernels.gradients import (
 from fastdarts.kernels.mix import op_weight
 from fastdarts.kernels.parts import (
     batch_norm,
+    behind_relu,
     column,
     load_tile,
     mask_of,
@@ -292,7 +293,7 @@ def state_backward(
                     mask = mask_of(exists & (h + down < H) & (w + right < W), c, C, BLOCK_C)
                     at = q + (down * W + right)
                     x = load_tile(x_ptr, at * PITCH, c, mask, ACC)
-                    add_tile(dx_ptr, at * DX_PITCH, c, tl.where(x > 0, seen, 0.0), mask, more, ACC)
+                    add_tile(dx_ptr, at * DX_PITCH, c, behind_relu(x, seen), mask, more, ACC)
 
 
 @triton.jit
@@ -312,7 +313,7 @@ def pixels_backward(x_ptr, dd_ptr, dx_ptr, count, first, more, C: tl.constexpr, 
             dd = load_tile(dd_ptr, p * DD_PITCH, c, seen, ACC)
             x = load_tile(x_ptr, at * PITCH, c, seen, ACC)
             written = mask_of(inside & ((phase == 0) | (more == 0)), c, C, BLOCK_C)
-            add_tile(dx_ptr, at * DX_PITCH, c, tl.where(x > 0, dd, 0.0), written, more, ACC)
+            add_tile(dx_ptr, at * DX_PITCH, c, behind_relu(x, dd), written, more, ACC)
 
 
 @triton.jit(noinline=True)
@@ -334,7 +335,7 @@ def state_backward_by(
                 mask = mask_of(lines[j] & columns[i], c, C, BLOCK_C)
                 x = tl.load(at + away(j * D, i * D, W, PITCH), mask=mask, other=0.0)
                 here = to + away(j * D, i * D, W, DX_PITCH)
-                total = tl.where(x > 0, dx[j][i], 0.0) + tl.load(here, mask=mask & more, other=0.0).to(ACC)
+                total = behind_relu(x, dx[j][i]) + tl.load(here, mask=mask & more, other=0.0).to(ACC)
                 tl.store(here, total.to(dx_ptr.dtype.element_ty), mask=mask)
 
 
@@ -384,7 +385,7 @@ def middle_backward_by(
             for i in tl.static_range(COLUMNS):
                 mask = mask_of(lines[j] & columns[i], c, C, BLOCK_C)
                 y = tl.load(at + away(j * D, i * D, W, PITCH), mask=mask, other=0.0).to(ACC)
-                mine = tl.where(mask & (y * scale[None, :] + shift[None, :] > 0), dz[j][i], 0.0)
+                mine = tl.where(mask, behind_relu(y * scale[None, :] + shift[None, :], dz[j][i]), 0.0)
                 tl.store(to + away(j * D, i * D, W, PITCH), mine.to(dz_ptr.dtype.element_ty), mask=mask)
                 sum_dz += mine
                 sum_dzy += mine * (y - mean[None, :])

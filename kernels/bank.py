@@ -58,8 +58,9 @@ class Shared:
         return tiles.tile(self.channels, self.height * self.width, self.saved.dtype, name)
 
     def chunk(self, elements: int, tile: tiles.Tile) -> int:
-        """Whole images of about so many elements, which a program takes."""
-        return min(max(elements // (self.height * self.width * tile.channels), 1), self.images)
+        """Whole images of about so many elements, which a program takes; fewer if the GPU would not be full."""
+        most = min(elements // (self.height * self.width * tile.channels), self.images)
+        return max(min(most, self.images // (tiles.PROGRAMS * tiles.multiprocessors())), 1)
 
     @property
     def constants(self) -> dict[str, Any]:

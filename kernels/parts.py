@@ -31,6 +31,12 @@ def relu(v):
 
 
 @triton.jit
+def behind_relu(v, gradient):
+    """The gradient of a relu of v; NaN lets it pass, as in PyTorch."""
+    return tl.where(v <= 0, 0.0, gradient)
+
+
+@triton.jit
 def larger(a, b):
     """NaN if one of them is."""
     return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from fastdarts.kernels.gradients import product, stage_gradient, store_product_share
-from fastdarts.kernels.parts import column, load_tile, mask_of, neighbour, pixels_of, share, store_tile
+from fastdarts.kernels.parts import behind_relu, column, load_tile, mask_of, neighbour, pixels_of, share, store_tile
 from fastdarts.kernels.tables import PW
 
 
@@ -56,7 +56,7 @@ def reduction_backward_kernel(
                 at = q + half * (W + 1)
                 mask = mask_of(exists & (h + half < H) & (w + half < W), i, C_IN, BLOCK_I)
                 x = load_tile(x_ptr, at * X_PITCH, i, mask, ACC)
-                store_tile(dx_ptr, at * DX_PITCH, i, tl.where(x > 0, dd, 0.0), mask)
+                store_tile(dx_ptr, at * DX_PITCH, i, behind_relu(x, dd), mask)
     if NEED_PARAMS:  # a loop of its own: both in one take more registers
         for o0 in tl.static_range(0, C_OUT, BLOCK_O):
             o = o0 + tl.arange(0, BLOCK_O)

@@ -42,6 +42,8 @@ SUM_PARTS = 256
 # others: the more, the fewer parts of sums and gradients to add up.
 FORWARD_CHUNK = 8192
 BACKWARD_CHUNK = 16384
+# Programs that there should be for each multiprocessor first: at batch 64 a GPU would stay half empty.
+PROGRAMS = 2
 
 Key = tuple[str, int, int, str]  # pass, channels, pixels of an image, dtype
 found: dict[Key, tuple[int, int]] | None = None
@@ -75,6 +77,12 @@ def file() -> Path:
 def device_name() -> str:
     """The GPU's name; "" without one."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+
+
+@cache
+def multiprocessors() -> int:
+    """Of the GPU at hand; without one those of an H100, for which kernels are then compiled."""
+    return torch.cuda.get_device_properties().multi_processor_count if torch.cuda.is_available() else 132
 
 
 def load(path: Path, device: str) -> dict[Key, tuple[int, int]]:

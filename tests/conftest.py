@@ -1,4 +1,4 @@
-"""What every test gets (fixed seed and threads, NaN in uninitialised memory) and fixtures that tests may ask for."""
+"""Fix seed and threads, and fill uninitialised memory with NaN, in every test; fixtures that tests may ask for."""
 
 import os
 import random

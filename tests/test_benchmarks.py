@@ -17,7 +17,7 @@ if not (ROOT / "benchmarks" / "cases.py").is_file():
     pytest.skip("needs the benchmarks, which are not installed", allow_module_level=True)
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import compare, found, picture, scaling  # noqa: E402
+from benchmarks import compare, found, picture, ranks, scaling  # noqa: E402
 from benchmarks.cases import (  # noqa: E402
     AT_PAPERS_SIZE,
     AUTOCAST,
@@ -230,6 +230,29 @@ def test_scaling_exponents_and_table() -> None:
     assert "| 8 | 10.00 | 8000.0 | 64000 |" in text
     assert "| exponent | 1.00 |  | 2.00 |" in text
     assert "does not fit" in text
+
+
+def test_ranks_model_and_bytes() -> None:
+    """More GPUs never take longer on one machine; small shares gain little; bytes are those of the flat buffers."""
+    parts = ranks.h100_parts()
+    seconds = [ranks.modelled_seconds(2, 1024, n, parts) for n in ranks.SHARES]
+    assert seconds == sorted(seconds, reverse=True)
+    gain = {
+        batch: ranks.modelled_seconds(2, batch, 1, parts) / ranks.modelled_seconds(2, batch, 32, parts)
+        for batch in (64, 1024)
+    }
+    assert 1 < gain[64] < gain[1024] < 32
+    assert ranks.bytes_of_step(2) == 4 * (3 * 1_930_618 + 224)
+    assert len(ranks.model_table(parts).splitlines()) == 2 + len(ranks.SHARES)
+
+
+@pytest.mark.slow
+def test_ranks_are_measured() -> None:
+    found = ranks.measured(ranks.Setting(C=4, layers=2, batch=4, order=1), ranks=2, rounds=1)
+    network = SearchNetwork(C=4, layers=2)
+    weights = sum(weight.numel() for weight in network.parameters())
+    assert found["bytes"] == ranks.bytes_of_step(1, weights, sum(a.numel() for a in network.arch_parameters()))
+    assert min(found["ranks"], found["threads"]) > 0
 
 
 def test_scaling_settings() -> None:

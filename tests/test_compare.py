@@ -56,7 +56,8 @@ def tiny(tmp_path: Path) -> dict[str, Any]:
         ({"methods": "darts,gdas,darts"}, "methods names 'darts' more than once"),
         ({"methods": ""}, "got ''"),
         ({"seeds": 0}, "seeds must be at least 1; got 0"),
-        ({"processes": 0}, "processes must be at least 1; got 0"),
+        ({"workers": 0}, "workers must be at least 1; got 0"),
+        ({"workers": 2, "scheduler": "tcp://127.0.0.1:8786"}, "workers is for this machine"),
         ({"methods": "darts,gdas", "order": 2}, "gdas: method 'gdas' has no second order"),
         ({"init_channels": 3}, "darts: init_channels must be even"),
         ({"search": {"seed": 3}}, "search must not set seed"),
@@ -190,7 +191,7 @@ def test_a_failed_run_leaves_the_others(tiny: dict[str, Any], monkeypatch: pytes
     monkeypatch.setattr(module, "_CHILD", "import sys; sys.exit('the <loss> is nan')")
     for seed in (0, 1):
         write_result(tiny["out"], "darts", seed)
-    comparison = compare(CompareConfig(**tiny | {"seeds": 2, "processes": 2}))
+    comparison = compare(CompareConfig(**tiny | {"seeds": 2, "workers": 2}))
     assert [(run["method"], run["seed"]) for run in comparison.runs] == [("darts", 0), ("darts", 1)]
     assert list(comparison.failures) == ["gdas, seed 0", "gdas, seed 1"]
     assert "the <loss> is nan" in comparison.failures["gdas, seed 0"]
@@ -210,7 +211,7 @@ def test_a_stop_ends_the_processes(tiny: dict[str, Any], monkeypatch: pytest.Mon
     thread = threading.Thread(target=stop_when_both_run, daemon=True)
     thread.start()
     with pytest.raises(Interrupted, match=f"to continue: python -m fastdarts.compare --resume --out {tiny['out']}"):
-        compare(CompareConfig(**tiny | {"processes": 2}))
+        compare(CompareConfig(**tiny | {"workers": 2}))
     thread.join()
     for log in logs:
         with pytest.raises(ProcessLookupError):

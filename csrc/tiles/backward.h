@@ -163,7 +163,7 @@ FD_INLINE void second_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t
         Vec<A> sum[2] = {}, sum_y[2] = {};
         const auto one = [&](int64_t i, int lane) FD_LAMBDA {
           const Vec<A> centred = load<A>(y + i * g.cp + c) - mean;
-          const Vec<A> v = centred * scale + shift > 0 ? load<A>(dz + i * g.cp + c) : Vec<A>{};  // where the relu let it pass
+          const Vec<A> v = behind_relu<A>(centred * scale + shift, load<A>(dz + i * g.cp + c));
           sum[lane] += v;
           sum_y[lane] += v * centred;
         };
@@ -211,7 +211,7 @@ FD_INLINE void first_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t 
         const Norm<A> norm = branch.first.norm;
         back(nullptr, [&](int64_t row, int64_t column, int64_t c) FD_LAMBDA {
           const int64_t at = (row * g.wo + column) * g.cp + c;
-          return normalised(norm, load<A>(y + at), c) > 0 ? load<A>(dz + at) : Vec<A>{};  // the relu
+          return behind_relu<A>(normalised(norm, load<A>(y + at), c), load<A>(dz + at));
         });
       } else {
         const T* gi = branch.g.data + tile.image * branch.g.sn;
@@ -227,7 +227,7 @@ FD_INLINE void first_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t 
       for (int64_t column = 0; column < g.w; ++column) {
         A* o = dx + ((row - x_begin) * g.w + column) * g.cp;
         for (int64_t c = 0; c < g.cp; c += kLanes<A>) {
-          Vec<A> v = load_channels<A, FULL>(x + row * bank.x.sh + column * bank.x.sw, c, g.c) > 0 ? load<A>(o + c) : Vec<A>{};
+          Vec<A> v = behind_relu<A>(load_channels<A, FULL>(x + row * bank.x.sh + column * bank.x.sw, c, g.c), load<A>(o + c));
           for (int64_t k = 0; k < bank.skips; ++k) {
             const View<T>& gv = bank.skip_g[k];
             Vec<A> more = load_channels<A, FULL>(gv.data + tile.image * gv.sn + row * gv.sh + column * gv.sw, c, g.c);

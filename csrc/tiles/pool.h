@@ -115,8 +115,8 @@ template <class A>
 struct PoolGradients {
   Vec<A> avg, max, largest;  // avg: each pixel's share; max: until a pixel has taken it
   FD_INLINE Vec<A> pixel(Vec<A> value) {
-    // The gradient of a maximum goes to the first of equal values, which may lie in rows of another tile.
-    const auto here = value >= largest;
+    // The gradient of a maximum goes to the first of equal values, or to NaN; it may lie in rows of another tile.
+    const auto here = (value >= largest) | (value != value);
     const Vec<A> taken = here ? max : Vec<A>{};
     max = here ? Vec<A>{} : max;
     return avg + taken;

@@ -78,7 +78,7 @@ FD_INLINE void project_backward_tiles(const Projection<A, T>& p, int64_t lo, int
         for (int64_t c = 0; c < p.in_channels; c += kLanes<A>) {
           Vec<A> v = {};
           if (reached)
-            v = load_channels<A, FULL>(x + row * p.x.sh + col * p.x.sw, c, p.in_channels) > 0 ? load<A>(from + c) : Vec<A>{};
+            v = behind_relu<A>(load_channels<A, FULL>(x + row * p.x.sh + col * p.x.sw, c, p.in_channels), load<A>(from + c));
           T* out = dx + row * p.dx.sh + col * p.dx.sw;
           if constexpr (FULL)
             stream(out + c, v);

@@ -148,6 +148,12 @@ FD_INLINE Vec<A> relu(Vec<A> v) {  // as PyTorch: NaN stays NaN
   return v < 0 ? Vec<A>{} : v;
 }
 
+// The gradient of a relu of v; NaN lets it pass, as in PyTorch.
+template <class A>
+FD_INLINE Vec<A> behind_relu(Vec<A> v, Vec<A> gradient) {
+  return v <= 0 ? Vec<A>{} : gradient;
+}
+
 // The larger of two; NaN wins and stays, as in PyTorch.
 template <class A>
 FD_INLINE Vec<A> larger(Vec<A> v, Vec<A> than) {

@@ -13,16 +13,17 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Adam, Optimizer
 
+from fastdarts.bilevel.clipping import VirtualClip
 from fastdarts.bilevel.flat import FlatSGD, FlatWeights, as_scalar
+from fastdarts.bilevel.ranks import Ranks
 from fastdarts.mixed import fused
 from fastdarts.mixed.walk import modules_of
 from fastdarts.ops import flat_ops
+from fastdarts.tasks.classification import Classification, Loss
+from fastdarts.tasks.task import Batch, Task
 
-Batch = tuple[Tensor, Tensor]
-Loss = Callable[[Tensor, Tensor], Tensor]
 
-
-def nothing() -> None:
+def nothing(loss: Tensor) -> None:
     """Return None: the default penalty, which adds nothing to the loss of the alpha step."""
 
 
@@ -52,17 +53,25 @@ class Architect:
         r: numerator of the central difference's step, epsilon = r / ||v||.
         loss: loss(outputs, targets) -> scalar.
         amp_dtype: autocast the network's passes to this dtype; None keeps the weights' own.
-        penalty: penalty() -> scalar (or None), added to the loss of the alpha step. It must depend on the alphas only,
-            because the virtual step and the Hessian-vector product leave it out.
+        penalty: penalty(loss) -> scalar (or None), added to the loss of the alpha step. Apart from the loss it must
+            depend on the alphas only, because the virtual step and the Hessian-vector product leave it out.
         grad_clip: largest global norm of the alphas' gradient; None for no clipping.
         optimizer: optimizer of the alphas, in place of Adam with lr, betas and weight_decay.
+        ranks: the processes that train this network together, each with its rows of the batches; alphas and weights
+            become those of the first. None means all of torch's default process group, if there is one; ALONE from
+            `fastdarts.bilevel.ranks` keeps this process by itself.
+        task: computes losses in place of `loss`, for batches of more than inputs and targets.
+        clip: clips the gradients of the weights inside the second order; None for no clipping.
+        train_weight: weight of the training loss beside the validation loss in a gradient of order 1 (MiLeNAS: He et
+            al., CVPR 2020, equation 4).
 
     Raises:
         ValueError: unknown `hvp`, `r` not positive, no alphas, or alphas that are not leaves.
     """
 
     valid_loss: Tensor
-    """Validation loss at the latest alpha gradients (order 2: at the virtual weights); a scalar on the device."""
+    """Validation loss of this rank's rows at the latest alpha gradients (order 2: at the virtual weights); a scalar on
+    the device."""
 
     def __init__(
         self,
@@ -77,9 +86,13 @@ class Architect:
         *,
         loss: Loss = cross_entropy,
         amp_dtype: torch.dtype | None = None,
-        penalty: Callable[[], Tensor | None] = nothing,
+        penalty: Callable[[Tensor], Tensor | None] = nothing,
         grad_clip: float | None = None,
         optimizer: Optimizer | None = None,
+        ranks: Ranks | None = None,
+        task: Task | None = None,
+        clip: VirtualClip | None = None,
+        train_weight: float = 0.0,
     ) -> None:
         if hvp not in ("finite-difference", "exact"):
             raise ValueError(f'hvp must be "finite-difference" or "exact"; got {hvp!r}')
@@ -91,9 +104,14 @@ class Architect:
         self.hvp = hvp
         self.r = r
         self.loss = loss
+        self.clip = clip
+        self.train_weight = train_weight
+        self._task = task
+        self._advances = False  # True if the pass over the validation batch moves its stream on
         self.amp_dtype = amp_dtype
         self.penalty = penalty
         self.grad_clip = grad_clip
+        self.ranks = Ranks.of_process_group() if ranks is None else ranks
         self.alphas = list(cast(SearchableNetwork, network).arch_parameters())
         self._check_alphas()
         alphas = set(map(id, self.alphas))
@@ -102,13 +120,20 @@ class Architect:
         self.optimizer: Optimizer = optimizer or Adam(
             self.alphas, lr=lr, betas=betas, weight_decay=weight_decay, capturable=self.alphas[0].is_cuda
         )
+        self.ranks.spread([*self.alphas, self.flat.buffer])
+
+    @property
+    def task(self) -> Task:
+        """Return the task of the passes: that given, or classification with `loss`."""
+        return Classification(self.loss) if self._task is None else self._task
 
     def alpha_gradients(
         self, train: Batch, valid: Batch, xi: float | Tensor, w_optimizer: Optimizer, order: int = 2
     ) -> list[Tensor]:
         """Return the architecture gradient, one tensor per tensor of `arch_parameters()`; change nothing.
 
-        Order 1 is d/dalpha L_valid(w, alpha). Order 2 (eq. 7 and 8) takes the virtual step
+        Order 1 is d/dalpha (L_valid(w, alpha) + train_weight L_train(w, alpha)).
+        Order 2 (eq. 7 and 8) takes the virtual step
         w' = w - xi (momentum * buffer + g + weight_decay * w) with g = d/dw L_train and the optimizer's momentum
         buffer, and returns d/dalpha L_valid(w', alpha) - xi * H, where H is the product of L_train's mixed second
         derivative at w with v = d/dw' L_valid(w', alpha). A weight that a pass does not use has gradient zero; v = 0
@@ -127,8 +152,11 @@ class Architect:
         with frozen_buffers(self.network), fused.reading_once():
             if order == 1:
                 with without_gradients(self.flat.weights):
-                    self.valid_loss, gradients = self._gradients(valid, self.alphas, self.penalty)
-                return dense(gradients)
+                    gradients = dense(self._validation_gradients(valid, self.alphas))
+                    if self.train_weight:
+                        more = self._gradients(train, self.alphas)
+                        gradients = [a + self.train_weight * b for a, b in zip(gradients, more, strict=True)]
+                return self.ranks.sum(gradients)
             return self._second_order(
                 train, valid, as_scalar(xi, self.flat.buffer.device), momentum_of(w_optimizer, self.flat)
             )
@@ -140,7 +168,11 @@ class Architect:
 
         The alphas' `.grad` is None afterwards.
         """
-        gradients = self.alpha_gradients(train, valid, xi, w_optimizer, order)
+        self._advances = valid is not train
+        try:
+            gradients = self.alpha_gradients(train, valid, xi, w_optimizer, order)
+        finally:
+            self._advances = False
         self.apply(gradients)
         return gradients
 
@@ -153,16 +185,15 @@ class Architect:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the loss (a scalar) and the network's outputs on `batch`, under autocast if `amp_dtype` is set."""
-        inputs, targets = batch
-        if self.amp_dtype is None:
-            outputs = self.network(inputs)
-        else:
-            # The weights change between the passes of one step, so their casts must not be cached.
-            with torch.autocast(inputs.device.type, dtype=self.amp_dtype, cache_enabled=False):
-                outputs = self.network(inputs).float()
-        return self.loss(outputs, targets), outputs
+    def forward(self, batch: Batch) -> tuple[Tensor, Any]:
+        """Return the loss (a scalar) and the network's outputs on `batch`, under autocast if `amp_dtype` is set.
+
+        With several ranks the loss is that of this rank's rows, weighted so that the mean over ranks is the mean over
+        the global batch (for a loss that is a mean over its rows).
+        """
+        with self.ranks.computing(batch) as share:
+            loss, outputs = self.task.forward(self.network, batch, self.amp_dtype)
+        return loss if share.weight == 1 else loss * share.weight, outputs
 
     def state_dict(self) -> dict[str, Any]:
         """Return the optimizer's state dict. The alphas are saved with the network, not here."""
@@ -175,45 +206,59 @@ class Architect:
         self.optimizer.load_state_dict(state | {"param_groups": groups})
 
     def _second_order(self, train: Batch, valid: Batch, xi: Tensor, momentum: Tensor | None) -> list[Tensor]:
-        flat = self.flat
+        flat, clip = self.flat, self.clip
         buffer = flat.attach()
         saved = torch.empty_like(buffer)
-        gradient = flat.gather(self._gradients(train, flat.weights)[1])
+        gradient = self.ranks.sum_(flat.gather(self._gradients(train, flat.weights)))
+        factor = xi if clip is None else xi * clip.clip(gradient)
         flat_ops.virtual_step(buffer, saved, gradient, momentum, xi, self.w_momentum, self.w_weight_decay)
         try:
-            self.valid_loss, both = self._gradients(valid, [*self.alphas, *flat.weights], self.penalty)
+            if clip is not None:
+                clip.restore_held(flat, saved)
+            both = self._validation_gradients(valid, [*self.alphas, *flat.weights])
             direct = dense(both[: len(self.alphas)])
-            v = flat.gather(both[len(self.alphas) :], out=gradient)
+            v = self.ranks.sum_(flat.gather(both[len(self.alphas) :], out=gradient))
+            if clip is not None:
+                clip.clip(v)
             if self.hvp == "exact":
                 buffer.copy_(saved)
                 implicit = self._exact_product(train, flat.views(v))
-                return [a - xi * h for a, h in zip(direct, implicit, strict=True)]
+                return self.ranks.sum([a - factor * h for a, h in zip(direct, implicit, strict=True)])
             norm = flat_ops.norm(v)
             ends = []
             with without_gradients(flat.weights):
                 for r in (self.r, -self.r):
                     flat_ops.perturb(buffer, saved, v, norm, r)
-                    ends.append(dense(self._gradients(train, self.alphas)[1]))
-            return [flat_ops.combine(a, p, m, norm, xi, self.r) for a, p, m in zip(direct, *ends, strict=True)]
+                    ends.append(dense(self._gradients(train, self.alphas)))
+            # Linear in the three, so ranks sum the result instead of each.
+            return self.ranks.sum(
+                [flat_ops.combine(a, p, m, norm, factor, self.r) for a, p, m in zip(direct, *ends, strict=True)]
+            )
         finally:
             buffer.copy_(saved)
 
     def _exact_product(self, train: Batch, v: Sequence[Tensor]) -> list[Tensor]:
         """Compute d/dalpha <d/dw L_train, v> by double backward."""
         loss, _ = self.forward(train)
-        g = torch.autograd.grad(loss, self.flat.weights, create_graph=True, materialize_grads=True)
+        g = torch.autograd.grad(self.ranks.part(loss), self.flat.weights, create_graph=True, materialize_grads=True)
         product = torch.stack([torch.sum(a * b) for a, b in zip(g, v, strict=True)]).sum()
         return list(torch.autograd.grad(product, self.alphas, materialize_grads=True))
 
-    def _gradients(
-        self, batch: Batch, inputs: Sequence[Tensor], penalty: Callable[[], Tensor | None] = nothing
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Return the loss on `batch`, and the gradients of loss plus penalty with respect to `inputs`."""
-        loss, _ = self.forward(batch)
-        extra = penalty()
+    def _validation_gradients(self, batch: Batch, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Return this rank's part of the gradients of loss plus penalty on `batch`; keep the loss."""
+        loss, outputs = self.forward(batch)
+        extra = self.penalty(loss)
         total = loss if extra is None else loss + extra
-        gradients = torch.autograd.grad(total, inputs, materialize_grads=True)
-        return loss.detach(), list(gradients)
+        self.valid_loss = loss.detach()
+        gradients = torch.autograd.grad(self.ranks.part(total), inputs, materialize_grads=True)
+        if self._advances:
+            self.task.advance(batch, outputs)
+        return list(gradients)
+
+    def _gradients(self, batch: Batch, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Return this rank's part of the gradients of the loss on `batch` with respect to `inputs`."""
+        loss, _ = self.forward(batch)
+        return list(torch.autograd.grad(self.ranks.part(loss), inputs, materialize_grads=True))
 
     def _check_alphas(self) -> None:
         if not self.alphas:
@@ -273,10 +318,10 @@ def dense(gradients: Sequence[Tensor]) -> list[Tensor]:
 
 
 def check_batch(name: str, batch: Batch, device: torch.device) -> None:
-    """Raise ValueError unless `batch` is (inputs, targets) of equal, positive length on `device`."""
-    if not (isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(t, Tensor) for t in batch)):
+    """Raise ValueError unless `batch` is (inputs, targets, ...), these two of equal, positive length on `device`."""
+    if not (isinstance(batch, tuple | list) and len(batch) >= 2 and all(isinstance(t, Tensor) for t in batch)):
         raise ValueError(f"{name} must be a pair (inputs, targets) of tensors; got {type(batch).__name__}")
-    inputs, targets = batch
+    inputs, targets = batch[:2]
     if inputs.dim() == 0 or targets.dim() == 0 or len(inputs) != len(targets) or len(inputs) == 0:
         raise ValueError(
             f"{name} must hold as many targets as inputs, at least one; "

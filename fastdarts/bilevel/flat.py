@@ -26,7 +26,7 @@ class FlatWeights:
         weights: distinct parameters on one device, all float32 or all float64.
 
     Raises:
-        ValueError: no weights, a weight given twice, several devices or dtypes, or another dtype.
+        ValueError: no weights, a weight given twice, sharded weights, several devices or dtypes, or another dtype.
     """
 
     buffer: Tensor
@@ -37,6 +37,11 @@ class FlatWeights:
         self.numel = sum(w.numel() for w in self.weights)
         if self.numel == 0:
             raise ValueError("weights is empty: no parameter requires gradients")
+        if any(hasattr(w, "full_tensor") for w in self.weights):  # DTensors, whose import takes a second
+            raise ValueError(
+                "weights are sharded (fully_shard): their parts cannot become one buffer. Shard after the search, or "
+                "take alphas' gradients with torch.autograd.grad and average them with Ranks.of_process_group().sum"
+            )
         if len(set(map(id, self.weights))) < len(self.weights):
             raise ValueError("weights holds a parameter more than once")
         self._flatten()

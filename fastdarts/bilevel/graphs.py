@@ -21,13 +21,14 @@ class Replay:
         self._kind: Hashable = None
         self._seen = 0
 
-    def run(self, work: Work, kind: Hashable, inputs: Sequence[Tensor]) -> Tensor:
+    def run(self, work: Work, kind: Hashable, inputs: Sequence[Tensor], carried: Sequence[int] = ()) -> Tensor:
         """Return work(*inputs).
 
         Args:
             work: the step.
             kind: all that a capture fixes and a caller may change; steps with equal kinds can share one graph.
             inputs: tensors on the GPU; what changes between steps of a kind.
+            carried: which of them the step changes in place.
 
         Raises:
             RuntimeError: the step cannot be captured.
@@ -41,7 +42,7 @@ class Replay:
                     return work(*inputs)
             self.captured = None  # free the old graph's memory before the next capture
             self.captured = CapturedStep(work, kind, inputs, self._stream)
-        return self.captured.replay(inputs)
+        return self.captured.replay(inputs, carried)
 
 
 class CapturedStep:
@@ -62,11 +63,16 @@ class CapturedStep:
                 "the device?); cuda_graphs=False runs it eagerly"
             ) from error
 
-    def replay(self, inputs: Sequence[Tensor]) -> Tensor:
-        """Replay the graph on other inputs of the same shapes; return a copy of its measurements."""
+    def replay(self, inputs: Sequence[Tensor], carried: Sequence[int]) -> Tensor:
+        """Replay the graph on other inputs of the same shapes, of which it changes those `carried` in place.
+
+        Returns: a copy of its measurements.
+        """
         for place, tensor in zip(self.inputs, inputs, strict=True):
             place.copy_(tensor)
         self.graph.replay()
+        for i in carried:
+            inputs[i].copy_(self.inputs[i])
         return self.measured.clone()
 
 

@@ -5,20 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fastdarts.bilevel.architect import Architect, Batch, Loss, check_batch
+from fastdarts.bilevel.architect import Architect, check_batch
 from fastdarts.bilevel.flat import FlatSGD, as_scalar
 from fastdarts.bilevel.graphs import Replay
-from fastdarts.tasks.classification import count_correct
+from fastdarts.data.share import SharedBatch
+from fastdarts.tasks.classification import Loss
+from fastdarts.tasks.task import Batch, Task
 
 
 class StepResult(NamedTuple):
-    """Hold the measurements of a step as float64 scalars on the network's device; nothing is read back."""
+    """Hold the measurements of a step as float64 scalars on the network's device; nothing is read back.
+
+    With several ranks, losses and `correct` are those of this rank's rows; their mean and sum over ranks are those of
+    the batch. Norms are of the gradients after their sum over the ranks.
+    """
 
     train_loss: Tensor
     """Loss of the weight step, with the new alphas."""
@@ -142,11 +148,13 @@ class SearchStep:
             return StepResult(*self.run(train, valid, lr).unbind())
         for name, batch in (("train", train), ("valid", valid)):
             check_batch(name, batch, self.architect.flat.buffer.device)
-        inputs = (*train, *valid, as_scalar(lr, train[0].device))
-        return StepResult(*self._replay.run(self._run, self._kind_of(train, valid), inputs).unbind())
+        count, inputs = len(train), (*train, *valid, as_scalar(lr, train[0].device))
 
-    def _run(self, x: Tensor, y: Tensor, valid_x: Tensor, valid_y: Tensor, lr: Tensor) -> Tensor:
-        return self.run((x, y), (valid_x, valid_y), lr)
+        def work(*tensors: Tensor) -> Tensor:
+            return self.run(like(train, tensors[:count]), like(valid, tensors[count:-1]), tensors[-1])
+
+        carried = [*range(2, count), *range(count + 2, len(inputs) - 1)]  # what a step changes in place
+        return StepResult(*self._replay.run(work, self._kind_of(train, valid), inputs, carried).unbind())
 
     def run(self, train: Batch, valid: Batch, lr: float | Tensor) -> Tensor:
         """Run one step eagerly with learning rate `lr`; return the fields of its StepResult as a tensor [5]."""
@@ -162,10 +170,12 @@ class SearchStep:
             valid_loss, alpha_norm = self._alpha_step(train, valid, lr)
         with self.rules.weight_pass(self, train):
             loss, outputs = self.architect.forward(train)
-        norm = self._move_weights(self._gradients(loss, self.architect.flat.weights), lr)
+        total = self._regularised(loss, outputs)
+        norm = self._move_weights(self._gradients(total, self.architect.flat.weights), lr)
+        self.architect.task.advance(train, outputs)
         if level != "weights" and self.rules.weights_first:
             valid_loss, alpha_norm = self._alpha_step(train, valid, lr)
-        return _measured(loss, valid_loss, outputs, train, norm, alpha_norm)
+        return _measured(self.architect.task, loss, valid_loss, outputs, train, norm, alpha_norm)
 
     def _alpha_step(self, train: Batch, valid: Batch, lr: Tensor) -> tuple[Tensor, Tensor]:
         """Run the alpha step with xi = `lr`; return its loss and the norm of the alphas' gradient."""
@@ -179,25 +189,33 @@ class SearchStep:
         architect = self.architect
         self.rules.before_alpha_step(self)
         loss, outputs = architect.forward(train)
-        extra = architect.penalty()
-        total = loss if extra is None else loss + extra
+        extra, total = architect.penalty(loss), self._regularised(loss, outputs)
+        total = total if extra is None else total + extra
         gradients = self._gradients(total, [*architect.alphas, *architect.flat.weights])
         of_alphas = [
             torch.zeros_like(alpha) if g is None else g for alpha, g in zip(architect.alphas, gradients, strict=False)
         ]
         norm = self._move_weights(gradients[len(of_alphas) :], lr)
+        of_alphas = architect.ranks.sum(of_alphas)
         architect.apply(of_alphas)
+        architect.task.advance(train, outputs)
         self.rules.after_alpha_step(self)
-        return _measured(loss, loss.detach(), outputs, train, norm, _norm(of_alphas))
+        return _measured(architect.task, loss, loss.detach(), outputs, train, norm, _norm(of_alphas))
+
+    def _regularised(self, loss: Tensor, outputs: Any) -> Tensor:
+        """Return the loss of the weight step: with what the task adds to it there."""
+        extra = self.architect.task.regulariser(outputs)
+        return loss if extra is None else loss + extra
 
     def _gradients(self, loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor | None]:
-        """Return d loss / d inputs; for inputs that the pass did not use, None if the rules are sparse, else zeros."""
-        sparse = self.rules.sparse
-        return list(torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=not sparse))
+        """Return this rank's part of d loss / d inputs; for inputs that the pass did not use, None if the rules are
+        sparse, else zeros."""
+        sparse, part = self.rules.sparse, self.architect.ranks.part(loss)
+        return list(torch.autograd.grad(part, inputs, allow_unused=True, materialize_grads=not sparse))
 
     def _move_weights(self, gradients: Sequence[Tensor | None], lr: Tensor) -> Tensor:
-        """Clip the gradients, step the weights' optimizer and return the gradients' norm before clipping."""
-        optimizer, flat = self.w_optimizer, self.architect.flat
+        """Sum the gradients over the ranks, clip, step the weights' optimizer; return the norm before clipping."""
+        optimizer, flat, ranks = self.w_optimizer, self.architect.flat, self.architect.ranks
         max_norm = math.inf if self.grad_clip is None else self.grad_clip
         if isinstance(optimizer, FlatSGD):
             optimizer.attach()  # its weights may have another order than the architect's, or a new memory format
@@ -207,11 +225,12 @@ class SearchStep:
                     "gradients; build FlatSGD from these alone"
                 )
             known = {id(weight): gradient for weight, gradient in zip(flat.weights, gradients, strict=True)}
-            whole = optimizer.flat.gather([known[id(weight)] for weight in optimizer.flat.weights])
+            whole = ranks.sum_(optimizer.flat.gather([known[id(weight)] for weight in optimizer.flat.weights]))
             optimizer.step(gradient=whole, max_norm=max_norm, lr=lr)
             return optimizer.gradient_norm
+        summed = iter(ranks.sum([gradient for gradient in gradients if gradient is not None]))
         for weight, gradient in zip(flat.weights, gradients, strict=True):
-            weight.grad = gradient
+            weight.grad = None if gradient is None else next(summed)
         norm = nn.utils.clip_grad_norm_(flat.weights, max_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -235,6 +254,7 @@ class SearchStep:
         ]
         return (
             *((t.shape, t.dtype, t.stride()) for t in (*train, *valid)),
+            *(batch.share if isinstance(batch, SharedBatch) else None for batch in (train, valid)),
             *(t.data_ptr() for t in tensors),
             *options,
             *(group["lr"] for group in adam.param_groups),
@@ -244,12 +264,18 @@ class SearchStep:
         )
 
 
+def like(batch: Batch, tensors: Sequence[Tensor]) -> Batch:
+    """Return a batch of these tensors that has the share of `batch`, if that is a rank's."""
+    return SharedBatch(tensors[0], tensors[1], batch.share) if isinstance(batch, SharedBatch) else tuple(tensors)
+
+
 def _norm(gradients: Sequence[Tensor]) -> Tensor:
     return torch.cat([g.flatten() for g in gradients]).norm()
 
 
 def _measured(
-    loss: Tensor, valid_loss: Tensor, outputs: Tensor, train: Batch, norm: Tensor, alpha_norm: Tensor
+    task: Task, loss: Tensor, valid_loss: Tensor, outputs: Any, train: Batch, norm: Tensor, alpha_norm: Tensor
 ) -> Tensor:
-    correct = count_correct(outputs.detach(), train[1])
+    with torch.no_grad():
+        correct = task.correct(outputs, train)
     return torch.stack([value.double() for value in (loss.detach(), valid_loss, correct, norm, alpha_norm)])

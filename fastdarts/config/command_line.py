@@ -161,14 +161,17 @@ def _shown_defaults(config_type: type[ConfigType], argv: Sequence[str] | None) -
 
 
 def _name_value(text: str) -> tuple[str, Any]:
-    """name=value; a value that reads as JSON (a number, true, false) is one, others are text."""
+    """name=value; a value that reads as JSON (a number, true, false) or as such values with commas is one or a list of
+    them, others are text."""
     name, separator, value = text.partition("=")
     if not (name and separator):
         raise argparse.ArgumentTypeError(f"wanted NAME=VALUE, got {text!r}")
-    try:
-        return name.replace("-", "_"), json.loads(value)
-    except ValueError:
-        return name.replace("-", "_"), value
+    for words in (value, f"[{value}]") if "," in value else (value,):
+        try:
+            return name.replace("-", "_"), json.loads(words)
+        except ValueError:
+            continue
+    return name.replace("-", "_"), value
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -55,7 +55,7 @@ class Config:
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
-        for field in dataclasses.fields(self):  # what decides the preset stands first
+        for field in dataclasses.fields(self):  # the field that decides the preset comes first
             value = getattr(self, field.name)
             if value is FROM_PRESET:
                 value = self.preset()[field.name]

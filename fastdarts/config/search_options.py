@@ -21,7 +21,11 @@ _PAPER: dict[str, Any] = {
     "lr_min": 0.001,
     "order": 2,
     "weight_decay": 3e-4,
+    "momentum": 0.9,
+    "grad_clip": 5.0,
     "arch_lr": 3e-4,
+    "arch_beta1": 0.5,
+    "space_options": {},
     "alpha_warmup": 0.0,
     "max_skips": None,
     "crop_padding": 4,
@@ -48,7 +52,20 @@ steps of ten times its size."""
 _UNFLIPPED = _PAPER | {"flip": False}  # a mirrored digit is another sign
 
 
+_TEXT = _PAPER | {  # Liu et al., section A.1.2
+    "batch_size": 256,
+    "lr": 20.0,
+    "lr_min": 20.0,
+    "momentum": 0.0,
+    "weight_decay": 5e-7,
+    "grad_clip": 0.25,
+    "arch_lr": 3e-3,
+    "arch_beta1": 0.9,
+}
+_SMALL_TEXT = _TEXT | {"epochs": 4, "batch_size": 32, "arch_lr": 1e-2}
+
 Dataset = Literal["digits", "mnist", "fashionmnist", "cifar10", "cifar100", "svhn", "imagefolder", "custom"]
+TextDataset = Literal["pydoc", "ptb", "wikitext2", "textfolder"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +85,17 @@ class SearchOptions(Config):
         "svhn": _UNFLIPPED,
         "imagefolder": _PAPER,
         "custom": _PAPER,
+        "pydoc": _SMALL_TEXT,
+        "ptb": _TEXT,
+        "wikitext2": _TEXT,
+        "textfolder": _TEXT,
     }
 
-    dataset: Dataset = option("data", "data set and its preset; custom: given to search() from Python", "digits")
+    dataset: Literal[Dataset, TextDataset] = option(
+        "data",
+        "data set and its preset; custom: given to search() from Python. Texts, for space recurrent: pydoc (Python's "
+        "own documentation), ptb, wikitext2, textfolder",
+    )
     small_data: bool = option(
         "data", "defaults for a thousand images or so: smaller batches and a higher rate of the alphas", False
     )
@@ -79,6 +104,7 @@ class SearchOptions(Config):
     )
     method_options: dict[str, Any] = option("method", "the method's own, see below", metavar="NAME=VALUE")
     space: str = option("method", "search space", "darts", metavar="NAME")
+    space_options: dict[str, Any] = option("method", "the space's own, see below", metavar="NAME=VALUE")
     benchmark: Path | None = option(
         "method",
         "report the found cell's tabulated accuracy from this file (space nasbench201)",
@@ -87,6 +113,29 @@ class SearchOptions(Config):
     )
     primitives: tuple[str, ...] | None = option(
         "method", "candidate ops of every edge (default: the space's)", None, metavar="NAME"
+    )
+    cost: str | None = option(
+        "cost",
+        "put the found network's cost into the loss of the alphas: flops or params of the search network, or a table "
+        "that fastdarts latency wrote",
+        None,
+        metavar="flops|params|FILE",
+    )
+    cost_form: Literal["add", "multiply", "limit"] = option(
+        "cost",
+        "add: loss + weight (cost / target - 1); multiply: 0.2 loss (log cost / log target)^weight; limit: add, but no "
+        "reward below the target",
+        "add",
+    )
+    cost_weight: float | None = option(
+        "cost", "weight of the cost (default: 0.1; multiply: 0.3)", None, at_least=0, metavar="X"
+    )
+    cost_target: float | None = option(
+        "cost",
+        "the wanted cost, in the table's unit (default: that of equal shares of all ops)",
+        None,
+        above=0,
+        metavar="X",
     )
     max_skips: int | None = option(
         "method", "skip connections that the normal cell may have (default: any number)", metavar="N", at_least=0
@@ -123,17 +172,21 @@ class SearchOptions(Config):
     init_channels: int = option("network", "channels C of the first cells", at_least=1)
     layers: int = option("network", "number of cells", at_least=1)
     backend: Literal["auto", "fused", "reference"] = option("network", "how mixed operations are computed", "auto")
+    sync_batch_norm: bool = option(
+        "network", "with several processes, batch norm by the rows of all of them (no kernel does that)", False
+    )
 
     epochs: int = option("weights", "passes over the weights' half", at_least=1)
     batch_size: int = option("weights", "images of each half in a step", at_least=1)
     lr: float = option("weights", "learning rate of SGD in epoch 0", above=0)
     lr_min: float = option("weights", "where its cosine schedule ends", at_least=0)
-    momentum: float = option("weights", "momentum of SGD", 0.9, at_least=0, below=1)
+    momentum: float = option("weights", "momentum of SGD", at_least=0, below=1)
     weight_decay: float = option("weights", "L2 of the weights", at_least=0)
-    grad_clip: float = option("weights", "largest norm of the weights' gradient", 5.0, above=0)
+    grad_clip: float = option("weights", "largest norm of the weights' gradient", above=0)
 
     order: Literal[1, 2] = option("alphas", "1: gradient at the present weights; 2: after a virtual step")
     arch_lr: float = option("alphas", "learning rate of Adam", above=0)
+    arch_beta1: float = option("alphas", "Adam's first beta", at_least=0, below=1)
     alpha_warmup: float = option(
         "alphas", "share of the epochs, from the first, in which alphas stay as they are", at_least=0, below=1
     )
@@ -142,7 +195,7 @@ class SearchOptions(Config):
     seed: int = option(
         "run", "seed of weights, alphas, data order and augmentation", 0, at_least=0, at_most=LARGEST_SEED
     )
-    device: str = option("run", "auto (CUDA where there is some), cpu, cuda or cuda:N", "auto", metavar="DEVICE")
+    device: str = option("run", "auto (CUDA if available), cpu, cuda or cuda:N", "auto", metavar="DEVICE")
     amp: bool = option("run", "compute in bfloat16 where that is safe (autocast)", False)
     cuda_graphs: bool = option("run", "on CUDA, capture a step once and replay it", True)
     deterministic: bool = option("run", "the same bits in each run on the same machine", False)

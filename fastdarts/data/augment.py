@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastdarts.data.share import Share
+
 
 class Draw(NamedTuple):
     """Hold the random choices for one batch, each [N] int64."""
@@ -67,9 +69,15 @@ class Augment:
         self._mean = torch.tensor(mean, device=device)
         self._std = torch.tensor(std, device=device)
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Augment images [N, C, H, W], uint8 or float32; return float32 of the same shape, channels-last."""
-        return self.apply(images, self.draw(images))
+    def __call__(self, images: Tensor, share: Share | None = None) -> Tensor:
+        """Augment images [N, C, H, W], uint8 or float32; return float32 of the same shape, channels-last.
+
+        With a share, they are its rows of a global batch, for all of which random choices are made.
+        """
+        if share is None:
+            return self.apply(images, self.draw(images))
+        whole = self.draw(images[:1].expand(share.total, *images.shape[1:]))
+        return self.apply(images, Draw(*map(share.of, whole)))
 
     def draw(self, images: Tensor) -> Draw:
         """Sample the random choices for `images`, of which only shape and device are used."""

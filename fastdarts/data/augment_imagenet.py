@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
+from fastdarts.data.share import Share
+
 _SCALE = (0.08, 1.0)  # area of a crop as a share of the image's area
 _RATIO = (3 / 4, 4 / 3)  # width of a crop divided by its height
 _JITTER = (0.6, 1.4)  # factors of brightness, contrast and saturation
@@ -70,9 +72,15 @@ class ImageNetAugment:
         self._mean = torch.tensor(mean, device=device)[:, None, None]
         self._std = torch.tensor(std, device=device)[:, None, None]
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Augment images [N, 3, H, W] uint8; return float32 [N, 3, H * 7 // 8, W * 7 // 8], channels-last."""
-        return self.apply(images, self.draw(images))
+    def __call__(self, images: Tensor, share: Share | None = None) -> Tensor:
+        """Augment images [N, 3, H, W] uint8; return float32 [N, 3, H * 7 // 8, W * 7 // 8], channels-last.
+
+        With a share, they are its rows of a global batch, for all of which random choices are made.
+        """
+        if share is None:
+            return self.apply(images, self.draw(images))
+        whole = self.draw(images[:1].expand(share.total, *images.shape[1:]))
+        return self.apply(images, Draw(*map(share.of, whole)))
 
     def draw(self, images: Tensor) -> Draw:
         """Sample the random choices for `images`, of which only shape and device are used."""

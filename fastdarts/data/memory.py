@@ -1,15 +1,24 @@
 """Limit the memory that images may take."""
 
+import os
 import resource
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+PROCESSES = "FASTDARTS_PROCESSES"
+"""Environment variable with the number of processes that share out this machine's memory; without it, torchrun's."""
+
+
+def sharing_processes() -> int:
+    """Return the number of processes of one launch, or of one comparison, that share out this machine's memory."""
+    return int(os.environ.get(PROCESSES) or os.environ.get("LOCAL_WORLD_SIZE") or 1)
+
 
 def available_bytes() -> float:
     """Return the memory that this process can still take; infinity where the system does not tell."""
-    free = [_meminfo(), _cgroup_left()]
+    free = [_meminfo() / sharing_processes(), _cgroup_left() / sharing_processes()]
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit != resource.RLIM_INFINITY:
         free.append(limit - _virtual_bytes())

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fastdarts.data.images import ImageData
+from fastdarts.data.share import Share, share_of
 
 
 class BatchStream:
@@ -20,13 +21,25 @@ class BatchStream:
     Args:
         data: the images; batches are made on their device.
         batch_size: images in a batch; the last batch of a pass holds the images that are left.
+        rank, ranks: return only the rows of process `rank` of `ranks`, which together make the same batches.
         seed: seed of the order, at least 0.
         drop_last: leave out a last batch that is shorter.
 
     Raises: ValueError for a batch size below 1, a negative seed, or drop_last with less than one batch of data.
     """
 
-    def __init__(self, data: ImageData, batch_size: int, seed: int, drop_last: bool = False) -> None:
+    share: Share
+    """The rows of the latest batch that `next` returned."""
+
+    def __init__(
+        self,
+        data: ImageData,
+        batch_size: int,
+        seed: int,
+        drop_last: bool = False,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {batch_size}")
         if seed < 0:
@@ -36,6 +49,7 @@ class BatchStream:
         self.data = data
         self.batch_size = batch_size
         self.drop_last = drop_last
+        self._rank, self._ranks = rank, ranks
         self._begin(seed, 0)
 
     def _begin(self, seed: int, index: int) -> None:
@@ -50,12 +64,17 @@ class BatchStream:
         return whole + (rest > 0 and not self.drop_last)
 
     def next(self) -> tuple[Tensor, Tensor]:
-        """Return the next images [B, C, H, W] and targets [B, ...] on the data's device, without synchronising."""
+        """Return the next images [B, C, H, W] and targets [B, ...] on the data's device, without synchronising.
+
+        With several ranks these are the rows in `share`.
+        """
         left = len(self.data) - self._position
         if left < (self.batch_size if self.drop_last else 1):
             self._begin(self._seed, self._pass + 1)
         indices = self._order[self._position : self._position + self.batch_size]
         self._position += len(indices)
+        self.share = share_of(len(indices), self._rank, self._ranks)
+        indices = self.share.of(indices)
         return self.data.images.index_select(0, indices), self.data.targets.index_select(0, indices)
 
     def state_dict(self) -> dict[str, int]:

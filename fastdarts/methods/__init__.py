@@ -26,6 +26,9 @@ _CLASSES = {
     "sdarts-adv": "sdarts_adv:SdartsAdv",
     "p-darts": "p_darts:PDarts",
     "robustdarts": "robustdarts:RobustDarts",
+    "milenas": "milenas:MiLeNAS",
+    "proxyless": "proxyless:Proxyless",
+    "fbnet": "fbnet:FBNet",
 }
 NAMES = tuple(_CLASSES)
 

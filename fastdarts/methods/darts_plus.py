@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fastdarts.config.search_options import SearchOptions
-from fastdarts.methods.masks import has_weights
 from fastdarts.methods.method import Method, MethodOptions, hyper
 from fastdarts.methods.running import RunningSearch
 from fastdarts.spaces.registry import read_architecture
@@ -32,6 +31,17 @@ class DartsPlus(Method):
     """Run DARTS with a stopping rule."""
 
     Options = DartsPlusOptions
+
+    @classmethod
+    def check(cls, config: SearchOptions) -> None:
+        super().check(config)
+        skips = "skip connections" in cls.space_of(config).features
+        options = cls.read_options(config.method_options)
+        if isinstance(options, DartsPlusOptions) and options.rule == "skips" and not skips:
+            raise ValueError(
+                f"rule 'skips' counts skip connections, which space {config.space!r} does not have; give "
+                "--method-options rule=ranking"
+            )
 
     def __init__(self, config: SearchOptions) -> None:
         super().__init__(config)
@@ -85,8 +95,8 @@ def rankings(network: Supernet) -> list[list[list[int]]]:
     """Return the columns of the ops with weights, sorted by decreasing alpha, for each row of each group."""
     return [
         [
-            sorted((c for c, name in enumerate(row) if has_weights(name)), key=[-v for v in values].__getitem__)
-            for row, values in zip(network.groups[group].ops, alpha.tolist(), strict=True)
+            sorted((c for c, op in enumerate(row) if group.learns(op)), key=[-v for v in values].__getitem__)
+            for row, values in zip(group.ops, network.alphas[name].tolist(), strict=True)
         ]
-        for group, alpha in network.alphas.items()
+        for name, group in network.groups.items()
     ]

@@ -16,7 +16,12 @@ def sample(alpha: Tensor, tau: float, generator: torch.Generator) -> Tensor:
 
 def one_hot(z: Tensor) -> Tensor:
     """Return 1 for each row's largest entry of z and 0 for the others, with the gradient of z (straight-through)."""
-    hard = torch.zeros_like(z).scatter(1, z.argmax(1, keepdim=True), 1.0)
+    return straight_through(z.argmax(1), z)
+
+
+def straight_through(chosen: Tensor, z: Tensor) -> Tensor:
+    """Return 1 for the column `chosen` [rows] of each row of z [rows, ops] and 0 elsewhere, with the gradient of z."""
+    hard = torch.zeros_like(z).scatter(1, chosen[:, None], 1.0)
     return hard + (z - z.detach())
 
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fastdarts.primitives.table import EdgeOps, candidate
 from fastdarts.spaces.group import Group
 from fastdarts.spaces.supernet import Supernet
 
@@ -38,12 +37,6 @@ def prune(
     return left
 
 
-def has_weights(name: str) -> bool:
-    """Return True if primitive `name` has weights to learn: convolutions and user-defined ops, but no skip connection,
-    not even one of stride 2."""
-    return candidate(name).learns
-
-
 class GroupDropout:
     """Drop random ops of each edge, with the ops with weights and those without as separate groups (DropNAS).
 
@@ -64,11 +57,11 @@ class GroupDropout:
         self._survivors: dict[str, Tensor] = {}
         self._before: dict[str, Tensor] = {}
 
-    def survivors(self, group_name: str, names: EdgeOps, kept: Tensor | None) -> Tensor:
-        """Sample the ops that run in one pass among those that are `kept`; return booleans [edges, ops]."""
-        left = torch.ones(len(names), len(names[0]), dtype=torch.bool) if kept is None else kept.clone()
-        for edge, row in enumerate(names):
-            with_weights = torch.tensor([has_weights(name) for name in row])
+    def survivors(self, group_name: str, rows: Group, kept: Tensor | None) -> Tensor:
+        """Sample the ops that run in one pass among those that are `kept`; return booleans [rows, ops]."""
+        left = torch.ones(rows.shape, dtype=torch.bool) if kept is None else kept.clone()
+        for edge, row in enumerate(rows.ops):
+            with_weights = torch.tensor([rows.learns(name) for name in row])
             for group in (left[edge] & with_weights, left[edge] & ~with_weights):
                 members = group.nonzero().flatten()
                 if len(members):

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer
 
 from fastdarts.bilevel.flat import FlatSGD
+from fastdarts.bilevel.ranks import ALONE, Ranks
 from fastdarts.bilevel.step import Level, SearchStep, StepRules
 from fastdarts.config.options import Config, option, read_table
 from fastdarts.config.search_options import SearchOptions
@@ -43,7 +44,8 @@ class Method(StepRules):
     """Implement DARTS, with methods that its successors override. All that changes during a run is in `state_dict`.
 
     `relax` returns the op weights of a forward pass, `begin_epoch` and `end_epoch` are called around each epoch, and
-    `genotype` derives the architecture. Random numbers come from `generator`, on the CPU, before the cells run.
+    `genotype` derives the architecture. Random numbers come from `generator`, on the CPU, before the cells run. It is
+    equal on all ranks: draw numbers of ops and edges from it as they are, those of single samples by `ranks.rows`.
     """
 
     Options: ClassVar[type[MethodOptions]] = MethodOptions
@@ -56,6 +58,8 @@ class Method(StepRules):
     """True if the passes of one step use different op weights, sampled at random."""
     varies: ClassVar[bool] = False
     """True if relaxation or penalty depend on the epoch."""
+    train_weight: float = 0.0
+    """Weight of the training loss beside the validation loss in the alphas' gradient; order 1 only."""
     competes: ClassVar[bool] = True
     """True if an edge's op weights are a softmax of its alphas."""
     alpha_grad_clip: ClassVar[float | None] = None
@@ -69,6 +73,8 @@ class Method(StepRules):
         self.config = config
         self.options: Any = self.read_options(config.method_options)
         self.space = self.space_of(config)
+        self.ranks: Ranks = ALONE
+        """The processes that run this search together; the run sets it."""
         self.epoch = 0
         self.stopped: str | None = None
         """Reason for ending the search before its last epoch; None to go on."""
@@ -103,7 +109,7 @@ class Method(StepRules):
     @staticmethod
     def space_of(config: SearchOptions) -> Space:
         """Return the search space that `config` names, with the config's primitives."""
-        return registry.find(config.space, config.primitives)
+        return registry.find(config.space, config.primitives, config.space_options)
 
     # Network and optimizers.
 
@@ -122,12 +128,13 @@ class Method(StepRules):
         """Return the optimizer of the architecture parameters."""
         return self.adam(network.arch_parameters())
 
-    def adam(self, *groups: Sequence[Tensor], betas: tuple[float, float] = (0.5, 0.999)) -> Adam:
-        """Return Adam over parameter `groups` with the config's learning rate and weight decay.
+    def adam(self, *groups: Sequence[Tensor], betas: tuple[float, float] | None = None) -> Adam:
+        """Return Adam over parameter `groups` with the config's learning rate, betas (unless given) and weight decay.
 
         On a GPU it is `capturable`, which keeps its step counts on the device.
         """
         config, capturable = self.config, groups[0][0].is_cuda
+        betas = (config.arch_beta1, 0.999) if betas is None else betas
         parts = [{"params": list(group)} for group in groups]
         return Adam(parts, config.arch_lr, betas, weight_decay=config.arch_weight_decay, capturable=capturable)
 
@@ -147,6 +154,10 @@ class Method(StepRules):
     def alphas_move(self) -> bool:
         """Return True if the steps of this epoch update the alphas."""
         return self.epoch >= round(self.config.alpha_warmup * self.config.epochs)
+
+    def alphas_move_each_step(self) -> bool:
+        """Return True if every step of this epoch updates the alphas, so that each must measure an alpha step."""
+        return self.level_now() != "weights"
 
     def level_now(self) -> Level:
         return self.level if self.alphas_move() else "weights"
@@ -180,7 +191,7 @@ class Method(StepRules):
         alpha, active = network.alphas[group], None
         kept = self.kept[group] if self.kept else None
         if self.dropout is not None and network.training:
-            kept = self.dropout.survivors(group, network.groups[group].ops, kept)
+            kept = self.dropout.survivors(group, network.groups[group], kept)
         if kept is not None:
             alpha = alpha.masked_fill(~kept.to(alpha.device), MASKED)
             extra = range(kept.shape[1], kept.shape[1] + len(network.auxiliary))

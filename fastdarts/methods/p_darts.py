@@ -150,7 +150,11 @@ class DroppedSkip(nn.Module):
         rate = self.method.skip_dropout() if self.training else 0.0
         if rate == 0:
             return x
-        stays = torch.rand(x.shape, generator=self.method.generator) >= rate
+
+        def draw(rows: int) -> Tensor:
+            return torch.rand((rows, *x.shape[1:]), generator=self.method.generator)
+
+        stays = self.method.ranks.rows(draw, len(x)) >= rate
         return x * stays.to(x.device) / (1 - rate)
 
 

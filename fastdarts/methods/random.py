@@ -14,7 +14,6 @@ from torch import Tensor
 
 from fastdarts.bilevel.step import Level
 from fastdarts.config.search_options import SearchOptions
-from fastdarts.data import ImageData
 from fastdarts.methods.method import Method, MethodOptions, Settings, hyper
 from fastdarts.methods.running import RunningSearch
 from fastdarts.mixed.mix import Mix
@@ -61,17 +60,17 @@ class Random(Method):
 
     def result(self, state: RunningSearch) -> Any:
         """Return the best of the random architectures; change nothing, so that a second call returns the same."""
-        options, images = self.options, state.validation
-        assert images is not None  # the half of the images meant for alphas ranks the architectures
+        options, everything = self.options, state.validation
+        assert everything is not None  # what is meant for alphas ranks the architectures
         generator = torch.Generator()
         generator.set_state(self.generator.get_state())
-        some = images.subset(torch.arange(min(options.batches * state.config.batch_size, len(images))))
+        some = state.first_batches(options.batches)
 
-        def score(architecture: Any, data: ImageData) -> float:
+        def score(architecture: Any, data: Any) -> float:
             with state.network.mixing(self.discrete(state.network, architecture)):
                 loss, accuracy = state.measure(data, lambda: None)
             return -loss if math.isnan(accuracy) else accuracy  # NaN if the targets are not classes
 
         cells = [state.network.random(generator, state.config.max_skips) for _ in range(options.cells)]
         ranked = sorted(cells, key=lambda genotype: -score(genotype, some))
-        return max(ranked[: options.finalists], key=lambda genotype: score(genotype, images))
+        return max(ranked[: options.finalists], key=lambda genotype: score(genotype, everything))

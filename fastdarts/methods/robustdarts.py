@@ -23,6 +23,7 @@ from torch import Tensor
 
 from fastdarts.bilevel.architect import frozen_buffers, without_gradients
 from fastdarts.config.search_options import SearchOptions
+from fastdarts.data.share import Share, SharedBatch
 from fastdarts.methods.lanczos import largest_eigenvalue
 from fastdarts.methods.method import Method, MethodOptions, hyper
 from fastdarts.methods.running import RunningSearch
@@ -94,7 +95,10 @@ class RobustDarts(Method):
     def relax(self, network: Supernet, group: str, alpha: Tensor) -> Mix:
         mix = super().relax(network, group, alpha)
         rate = self.drop_path() if network.training else 0.0
-        return mix._replace(drop_path=DropPath(rate, self.generator)) if rate else mix
+        return mix._replace(drop_path=DropPath(rate, self._draw)) if rate else mix
+
+    def _draw(self, samples: int) -> Tensor:
+        return self.ranks.rows(lambda rows: torch.rand(rows, generator=self.generator), samples)
 
     def drop_path(self) -> float:
         level = self._level if self.options.strengthen == "drop-path" else self.options.drop_path
@@ -116,7 +120,7 @@ class RobustDarts(Method):
         super().end_epoch(state, metrics)
         if not self._measures(self.epoch):
             return
-        self._values.append(self.eigenvalue(state))
+        self._values.append(self.ranks.from_first(self.eigenvalue(state)))
         self._genotypes.append(self.genotype(state.network).to_json())
         if self.options.early_stop != "off" and self._result is None:
             self._look()
@@ -168,7 +172,8 @@ class RobustDarts(Method):
         network.train()
         alphas = network.arch_parameters()
         with frozen_buffers(network), without_gradients(state.architect.flat.weights):
-            loss, _ = state.architect.forward((state.augment.normalise(part.images), part.targets))
+            whole = Share(0, len(part), len(part), weight=1)  # every rank computes all of the images
+            loss, _ = state.architect.forward(SharedBatch(state.augment.normalise(part.images), part.targets, whole))
             # a network of one or two cells has no normal cell; its alphas get zero gradients
             gradients = torch.autograd.grad(loss, alphas, create_graph=True, materialize_grads=True)
             gradient = torch.cat([g.flatten() for g in gradients])

@@ -5,7 +5,6 @@ from typing import Any, Protocol
 
 from fastdarts.bilevel.architect import Architect
 from fastdarts.config.search_options import SearchOptions
-from fastdarts.data import ImageData
 from fastdarts.data.augment import Augment
 from fastdarts.spaces.supernet import Supernet
 
@@ -19,13 +18,17 @@ class RunningSearch(Protocol):
     network: Supernet
     architect: Architect
     augment: Augment
-    validation: ImageData | None
-    """Images of the alpha steps, also used to measure the search; None if alphas are trained on the training images."""
+    validation: Any
+    """Images or text of the alpha steps, also used to measure the search; None if alphas learn from the others."""
     epoch: int
     metrics: list[dict[str, Any]]
     """Metrics of each epoch that has ended."""
 
-    def measure(self, data: ImageData, between_batches: Callable[[], object]) -> tuple[float, float]:
+    def first_batches(self, batches: int) -> Any:
+        """Return the part of `validation` that fills the first so many batches."""
+        ...
+
+    def measure(self, data: Any, between_batches: Callable[[], object]) -> tuple[float, float]:
         """Return the network's mean loss and accuracy on `data`; call `between_batches` between batches."""
         ...
 

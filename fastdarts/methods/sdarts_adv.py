@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastdarts.bilevel.architect import Batch, without_gradients
+from fastdarts.bilevel.architect import without_gradients
 from fastdarts.bilevel.step import SearchStep
 from fastdarts.methods.method import hyper, search_network
 from fastdarts.methods.sdarts_rs import SdartsOptions, SdartsRs, project
 from fastdarts.mixed.mix import Mix
+from fastdarts.tasks.task import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class SdartsAdv(SdartsRs):
     Options = SdartsAdvOptions
 
     def perturb(self, step: SearchStep, train: Batch, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        network, eps = search_network(step), self.eps()
+        network, ranks, eps = search_network(step), step.architect.ranks, self.eps()
         network.eval()
         try:
             with without_gradients(step.architect.flat.weights):
@@ -38,7 +39,8 @@ class SdartsAdv(SdartsRs):
                 for _ in range(self.options.steps):
                     for a in attacked.values():
                         a.requires_grad_()
-                    gradients = torch.autograd.grad(self._loss(step, train, attacked), list(attacked.values()))
+                    part = ranks.part(self._loss(step, train, attacked))
+                    gradients = ranks.sum(torch.autograd.grad(part, list(attacked.values())))
                     size = 2 * eps / self.options.steps
                     moved = [a.detach() + size * g.sign() for a, g in zip(attacked.values(), gradients, strict=True)]
                     attacked = {
@@ -46,7 +48,9 @@ class SdartsAdv(SdartsRs):
                         for (group, a), m in zip(weights.items(), moved, strict=True)
                     }
                 with torch.no_grad():
-                    found = self._loss(step, train, attacked) >= self._loss(step, train, weights)
+                    losses = [ranks.part(self._loss(step, train, tried)) for tried in (attacked, weights)]
+                    after, before = ranks.sum(losses)
+                    found = after >= before
         finally:
             network.train()
         return {group: torch.where(found, attacked[group], a) for group, a in weights.items()}

@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fastdarts.bilevel.architect import Batch
 from fastdarts.bilevel.step import SearchStep
 from fastdarts.methods.method import Method, MethodOptions, Settings, hyper, search_network
 from fastdarts.spaces.supernet import Supernet
+from fastdarts.tasks.task import Batch
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,7 +73,7 @@ def _node_by_node(
             terms = [edges[e](x, mix.weights[e], a) for e, x, a in zip(here, sources, active, strict=True)]
             if drop is not None:  # each edge has samples of its own
                 for i, term in enumerate(terms):
-                    stays = torch.rand(len(term), generator=drop.generator) >= drop.rate
+                    stays = drop.draw(len(term)) >= drop.rate
                     terms[i] = term * (stays.to(term) / (1 - drop.rate))[:, None, None, None]
             node = sum(terms[1:], terms[0])
         if mix.added is not None:

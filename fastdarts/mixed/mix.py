@@ -1,9 +1,8 @@
 """Describe how the edges of a cell mix their ops in a forward pass."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 Active = Sequence[Sequence[int]]
@@ -15,8 +14,8 @@ class DropPath(NamedTuple):
 
     rate: float
     """Probability that an edge drops a sample."""
-    generator: torch.Generator
-    """Draws the samples, on the CPU."""
+    draw: Callable[[int], Tensor]
+    """Returns uniform random numbers in [0, 1) for so many samples, on the CPU."""
 
 
 class Mix(NamedTuple):
@@ -31,3 +30,6 @@ class Mix(NamedTuple):
     added: Tensor | None = None
     """[edges]: a number that an edge adds to all values of its target; it only carries a gradient (GDAS)."""
     drop_path: DropPath | None = None
+    probed: Active | None = None
+    """Ops of weight 0 whose weights get a gradient all the same: they run without a graph, in the backward pass
+    (ProxylessNAS); only in spaces with the feature "probed ops"."""

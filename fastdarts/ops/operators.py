@@ -204,7 +204,7 @@ def _saved_tensors(plan: MixedPlan) -> int:
 
 
 MOST_ELEMENTS = 2**51
-"""Of a tensor that an operator makes; csrc/plan.h has the same limit."""
+"""Largest tensor that an operator makes; csrc/plan.h has the same limit."""
 
 
 def _check_call(name: str, like: Tensor, eps: float, **others: Tensor | list[Tensor] | None) -> None:

@@ -226,8 +226,14 @@ def _stopped(run: Run) -> tuple[int, str] | None:
 
 def _search_tiles(run: Run) -> list[tuple[str, str]]:
     last = run.epochs[-1]
+    perplexity = last.get("valid_perplexity")
+    first = (
+        ("validation accuracy", _percent(last["valid_accuracy"]))
+        if perplexity is None
+        else ("validation perplexity", f"{perplexity:.1f}")
+    )
     return [
-        ("validation accuracy", _percent(last["valid_accuracy"])),
+        first,
         ("validation loss", "–" if last["valid_loss"] is None else f"{last['valid_loss']:.4g}"),
         ("epochs", f"{len(run.epochs)} of {_shown(run.config.get('epochs'))}"),
         ("time", duration(_seconds(run))),
@@ -248,10 +254,14 @@ def _titles(run: Run) -> dict[str, str]:
 
 def _evaluation_tiles(run: Run, result: Record) -> list[tuple[str, str]]:
     accuracy = run.epochs[-1]["test_accuracy"]
+    measured = [("test error", _percent(None if accuracy is None else 1 - accuracy))]
+    measured.append(("test accuracy", _percent(accuracy)))
+    if "test_perplexity" in result:
+        parts = {"test": result["test_perplexity"], "validation": result.get("valid_perplexity")}
+        measured = [(f"{name} perplexity", _shown(value)) for name, value in parts.items()]
     counts = {"parameters": "parameters", "multiply-adds": "multiply_adds"}
     return [
-        ("test error", _percent(None if accuracy is None else 1 - accuracy)),
-        ("test accuracy", _percent(accuracy)),
+        *measured,
         *((name, "–" if result[key] is None else f"{result[key]:,}") for name, key in counts.items()),
         ("epochs", f"{len(run.epochs)} of {_shown(run.config.get('epochs'))}"),
         ("time", duration(_seconds(run))),
@@ -268,7 +278,7 @@ def evaluate_command(search: Mapping[str, Any], out: Path) -> list[str]:
     size, portion = search.get("image_size"), search.get("test_portion", _TEST_PORTION)
     flags = {
         "--dataset": search.get("dataset"),
-        "--data": None if search.get("dataset") == "digits" else search.get("data"),
+        "--data": None if search.get("dataset") in ("digits", "pydoc") else search.get("data"),
         "--image-size": "x".join(map(str, size)) if isinstance(size, list | tuple) else None,
         "--test-portion": portion if search.get("dataset") == "imagefolder" and portion != _TEST_PORTION else None,
     }
@@ -314,10 +324,16 @@ def _charts(run: Run) -> list[Chart]:
             {"training": "train_accuracy", "validation": "valid_accuracy", "test": "test_accuracy"},
             {"percent": True},
         ),
+        (
+            "Perplexity",
+            {"training": "train_perplexity", "validation": "valid_perplexity", "the found cell": "discrete_perplexity"},
+            {},
+        ),
         ("Entropy of the op weights (nats)", {title: f"entropy_{name}" for name, title in titles.items()}, {}),
         ("Skip connections", {title: f"skips_{name}" for name, title in titles.items()}, {"integer": True}),
         ("Learning rate", {"weights": "lr"}, {}),
         ("Images per second", {"training": "images_per_second"}, {"zero": True}),
+        ("Words per second", {"training": "words_per_second"}, {"zero": True}),
         ("Discretisation error", {"search network − cells cut out of it": "discretisation_error"}, {"percent": True}),
     ]
     charts = []

@@ -110,7 +110,7 @@ _DAMAGE = (
     TypeError,
     ValueError,
 )
-"""What torch raises for contents that are not what it wrote."""
+"""Exceptions of torch for contents that it did not write."""
 _FOREIGN = re.compile("GLOBAL|Can only (create new|build)")  # in torch's messages about other objects
 
 
@@ -126,14 +126,22 @@ def _check_archive(path: Path, archive: zipfile.ZipFile) -> None:
         raise zipfile.BadZipFile("it is a TorchScript program, not weights")
 
 
-def random_state() -> dict[str, Any]:
-    """The states of torch's global generators, CPU and CUDA."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+def random_state(device: torch.device | None = None) -> dict[str, Any]:
+    """Return the states of torch's global generators, of the CPU and of CUDA device `device` (None: of all)."""
+    if device is None:
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    else:
+        cuda = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
-def set_random_state(state: Mapping[str, Any]) -> None:
+def set_random_state(state: Mapping[str, Any], device: torch.device | None = None) -> None:
+    """Restore what `random_state` returned; CUDA's only if there are as many devices."""
     torch.set_rng_state(state["cpu"])
+    if device is not None:
+        if device.type == "cuda" and len(state["cuda"]) == 1:
+            torch.cuda.set_rng_state(state["cuda"][0], device)
+        return
     if state["cuda"] and torch.cuda.device_count() == len(state["cuda"]):
         torch.cuda.set_rng_state_all(state["cuda"])
 

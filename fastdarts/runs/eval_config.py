@@ -1,4 +1,4 @@
-"""What decides a training of a discrete network, with the paper's values as presets."""
+"""Options of the training of a discrete network, with the paper's values as presets."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,10 +6,18 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from fastdarts.config.options import Config, option
-from fastdarts.config.search_options import LARGEST_SEED, Dataset
+from fastdarts.config.search_options import LARGEST_SEED, Dataset, TextDataset
+from fastdarts.runs.space_options import choose_dataset, notes, settle_space_options
 from fastdarts.spaces import registry
+from fastdarts.spaces.space import evaluation_options_of
 
-_CIFAR = {  # Liu et al., section 3.2
+IMAGE_ONLY = (
+    *("image_size", "test_portion", "augment", "crop_padding", "flip", "cutout", "stem", "init_channels", "layers"),
+    *("auxiliary", "drop_path", "schedule", "lr_decay", "auxiliary_weight", "label_smoothing", "export"),
+)
+"""Options without a meaning for texts."""
+
+_CIFAR: dict[str, Any] = {  # Liu et al., section 3.2
     "image_size": None,
     "augment": "cifar",
     "crop_padding": 4,
@@ -26,6 +34,9 @@ _CIFAR = {  # Liu et al., section 3.2
     "schedule": "cosine",
     "weight_decay": 3e-4,
     "label_smoothing": 0.0,
+    "momentum": 0.9,
+    "grad_clip": 5.0,
+    "space_options": {},
 }
 _UNFLIPPED = _CIFAR | {"flip": False}  # a mirrored digit is another sign
 _SMALL = _UNFLIPPED | {
@@ -37,6 +48,17 @@ _SMALL = _UNFLIPPED | {
     "epochs": 20,
     "batch_size": 64,
     "lr": 0.1,
+}
+_TEXT = _CIFAR | {  # section A.2.2; their training stops when the loss does, after about 3,600 epochs
+    "augment": "cifar",
+    "auxiliary": False,
+    "drop_path": 0.0,
+    "epochs": 3600,
+    "batch_size": 64,
+    "lr": 20.0,
+    "weight_decay": 8e-7,
+    "momentum": 0.0,
+    "grad_clip": 0.25,
 }
 _IMAGENET = _CIFAR | {  # section 3.3, "mobile setting"
     "image_size": (256, 256),
@@ -74,13 +96,16 @@ class EvalConfig(Config):
         "imagefolder": _CIFAR,
         "imagenet": _IMAGENET,
         "custom": _CIFAR,
+        "pydoc": _TEXT | {"epochs": 40, "batch_size": 32},
+        "ptb": _TEXT,
+        "wikitext2": _TEXT | {"weight_decay": 5e-7},
+        "textfolder": _TEXT,
     }
 
-    dataset: Literal[Dataset, "imagenet"] = option(
+    dataset: Literal[Dataset, "imagenet", TextDataset] = option(
         "data",
         "data set and its preset; imagenet: an image folder with the paper's values for ImageNet; custom: given to "
-        "evaluate() from Python",
-        "digits",
+        "evaluate() from Python. Texts, for recurrent cells: pydoc, ptb, wikitext2, textfolder",
     )
     data: Path = option("data", "folder of the data set", Path("data"), metavar="DIR")
     image_size: tuple[int, int] | None = option("data", "resize images to this", metavar="SIZE|HxW", at_least=1)
@@ -99,12 +124,16 @@ class EvalConfig(Config):
     cutout: int = option("data", "side of the square that is blanked in each image, in pixels", at_least=0)
 
     space: str = option("network", "search space of the genotype, which sets defaults", "darts", metavar="NAME")
+    space_options: dict[str, Any] = option("network", "the space's own, see below", metavar="NAME=VALUE")
     stem: Literal["cifar", "imagenet"] = option("network", "first layers; imagenet divides the image's sides by 8")
     init_channels: int = option("network", "channels C of the first cells, even", at_least=2)
     layers: int = option("network", "number of cells", at_least=1)
     auxiliary: bool = option("network", "train with a second classifier behind the cell at two thirds")
     drop_path: float = option(
         "network", "probability of dropping an op in the last epoch, rising from 0", at_least=0, below=1
+    )
+    sync_batch_norm: bool = option(
+        "network", "with several processes, batch norm by the rows of all of them (no kernel does that)", False
     )
 
     backend: Literal["auto", "fused", "reference"] = option("network", "how cells are computed", "auto")
@@ -114,16 +143,16 @@ class EvalConfig(Config):
     lr: float = option("training", "learning rate of SGD in epoch 0", above=0)
     schedule: Literal["cosine", "exponential"] = option("training", "lr: cosine to 0, or times lr_decay each epoch")
     lr_decay: float = option("training", "factor of the exponential schedule", 0.97, above=0, at_most=1)
-    momentum: float = option("training", "momentum of SGD", 0.9, at_least=0, below=1)
+    momentum: float = option("training", "momentum of SGD", at_least=0, below=1)
     weight_decay: float = option("training", "L2 of the weights", at_least=0)
-    grad_clip: float = option("training", "largest norm of the gradient", 5.0, above=0)
+    grad_clip: float = option("training", "largest norm of the gradient", above=0)
     auxiliary_weight: float = option("training", "weight of the auxiliary classifier's loss", 0.4, at_least=0)
     label_smoothing: float = option("training", "share of the target spread over all classes", at_least=0, below=1)
 
     seed: int = option(
         "run", "seed of weights, data order, augmentation and drop path", 0, at_least=0, at_most=LARGEST_SEED
     )
-    device: str = option("run", "auto (CUDA where there is some), cpu, cuda or cuda:N", "auto", metavar="DEVICE")
+    device: str = option("run", "auto (CUDA if available), cpu, cuda or cuda:N", "auto", metavar="DEVICE")
     amp: bool = option("run", "compute in bfloat16 where that is safe (autocast)", False)
     cuda_graphs: bool = option("run", "on CUDA, capture a step once and replay it", True)
     deterministic: bool = option("run", "the same bits in each run on the same machine", False)
@@ -148,8 +177,14 @@ class EvalConfig(Config):
     def preset(self) -> Mapping[str, Any]:
         return {**super().preset(), **registry.find(self.space).evaluation_defaults(self.dataset)}
 
+    def help_notes(self) -> str:
+        options = evaluation_options_of(registry.find(self.space))
+        return "\n".join(notes(f"space options of {self.space}:", options, self.space_options))
+
     def __post_init__(self) -> None:
+        choose_dataset(self, self.presets)
         super().__post_init__()
+        settle_space_options(self, evaluation_options_of(registry.find(self.space)), IMAGE_ONLY)
         if self.init_channels % 2:
             raise ValueError(f"init_channels must be even (factorised reductions halve it); got {self.init_channels}")
         if self.augment == "imagenet" and (self.crop_padding or self.cutout):

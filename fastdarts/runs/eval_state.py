@@ -8,18 +8,23 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fastdarts.bilevel.architect import Batch, Loss
 from fastdarts.bilevel.flat import FlatSGD
+from fastdarts.bilevel.ranks import ALONE, Ranks
+from fastdarts.bilevel.sync_norm import synchronise
 from fastdarts.bilevel.train_step import TrainStep
 from fastdarts.data import BatchStream, ImageData
 from fastdarts.data.augment import Augment
 from fastdarts.data.augment_imagenet import ImageNetAugment
+from fastdarts.data.share import weight_of
 from fastdarts.methods.schedules import cosine
 from fastdarts.runs.eval_config import EvalConfig
 from fastdarts.runs.images import outputs_for
+from fastdarts.runs.local_state import own_random_numbers
 from fastdarts.runs.state import RunState
 from fastdarts.spaces.network import DiscreteNetwork
 from fastdarts.spaces.registry import space_of
+from fastdarts.tasks.classification import Loss
+from fastdarts.tasks.task import Batch
 
 _PARTS: dict[str, str | None] = {
     "train_loss": "the loss",
@@ -37,6 +42,7 @@ class EvalState(RunState):
         train: the training images, on `device`.
         loss: loss(logits, targets) -> scalar; None for cross entropy, in training with the config's label smoothing.
         device: device of network and images.
+        ranks: the processes that run this training together.
     """
 
     kind = "evaluation"
@@ -44,7 +50,13 @@ class EvalState(RunState):
     network: DiscreteNetwork
 
     def __init__(
-        self, genotype: Any, config: EvalConfig, train: ImageData, loss: Loss | None, device: torch.device
+        self,
+        genotype: Any,
+        config: EvalConfig,
+        train: ImageData,
+        loss: Loss | None,
+        device: torch.device,
+        ranks: Ranks = ALONE,
     ) -> None:
         torch.manual_seed(config.seed)
         network = space_of(genotype).discrete(
@@ -58,12 +70,18 @@ class EvalState(RunState):
             stem=config.stem,
             **({} if config.backend == "auto" else {"backend": config.backend}),
         )
+        if config.sync_batch_norm:
+            synchronise(network, ranks)
         network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         augment = _augment(config, train, device)
-        # the auxiliary head's last batch norm sees one pixel per image, so a batch of one image has no variance
-        single = len(train) % config.batch_size == 1
-        stream = BatchStream(train, config.batch_size, seed=config.seed, drop_last=single)
-        super().__init__(config, network, augment, [stream], _PARTS)
+        # the auxiliary head's last batch norm sees one pixel per image, so a rank's batch of one has no variance
+        single = 0 < len(train) % config.batch_size < 2 * ranks.size
+        stream = BatchStream(
+            train, config.batch_size, seed=config.seed, drop_last=single, rank=ranks.rank, ranks=ranks.size
+        )
+        super().__init__(config, network, augment, [stream], _PARTS, ranks)
+        ranks.spread(network.parameters())
+        own_random_numbers(ranks, config.seed)
         self.genotype = genotype
         self.optimizer = FlatSGD(
             network.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
@@ -77,6 +95,7 @@ class EvalState(RunState):
             grad_clip=config.grad_clip,
             amp_dtype=torch.bfloat16 if config.amp else None,
             cuda_graphs=config.cuda_graphs,
+            ranks=ranks,
         )
 
     def learning_rate(self) -> float:
@@ -94,8 +113,12 @@ class EvalState(RunState):
         self.optimizer.param_groups[0]["lr"] = self.learning_rate()
         self.network.drop_path_prob = self.drop_path()
         result = self._step.step(batch)
-        accuracy = result.correct / len(batch[0])
-        return {"train_loss": result.loss, "gradient_norm": result.gradient_norm, "train_accuracy": accuracy}
+        share = weight_of(batch)
+        accuracy = result.correct / len(batch[0]) * share
+        return {"train_loss": result.loss * share, "gradient_norm": result.gradient_norm, "train_accuracy": accuracy}
+
+    def equal_on_ranks(self) -> dict[str, Any]:
+        return super().equal_on_ranks() | {"the optimizer": self.optimizer.state_dict()["state"]}
 
     def test_batch(self, batch: Batch) -> tuple[Tensor, Tensor]:
         images, targets = batch

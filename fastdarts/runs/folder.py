@@ -1,13 +1,39 @@
 """The folder of a run."""
 
+import dataclasses
 import itertools
 import os
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from fastdarts.config.options import Config
 from fastdarts.runs import lock
+from fastdarts.runs.launch import Team, restarted
+
+ConfigType = TypeVar("ConfigType", bound=Config)
+
+
+def taken_up(config: ConfigType, team: Team) -> ConfigType:
+    """Return the config of a run that torchrun has restarted, which goes on in the folder that it made; else `config`.
+
+    All ranks get the first's.
+    """
+    if not (restarted() and team.board and team.ranks.first):
+        return team.ranks.from_first(config)
+    kept = team.board.kept("out")
+    if kept is not None and (Path(kept) / "config.json").is_file():
+        config = dataclasses.replace(config, out=Path(kept), resume=True)  # type: ignore[call-arg]
+    return team.ranks.from_first(config)
+
+
+def run_folder(config: Any, kind: str, team: Team) -> Path:
+    """Return `out_dir` as the first rank makes it."""
+    out = out_dir(config, kind) if team.ranks.first else Path()
+    if team.board and team.ranks.first:
+        team.board.keep("out", str(out.absolute()))
+    return team.ranks.from_first(out)
 
 
 def check_out(config: Any) -> None:

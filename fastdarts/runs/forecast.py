@@ -13,9 +13,11 @@ from fastdarts.runs.state import RunState
 
 def forecast_line(state: RunState, forecast: Forecast, device: torch.device) -> str:
     steps = state.config.epochs * state.steps_per_epoch - state.steps_done
+    each = f" in each of {forecast.processes} processes" if forecast.processes > 1 else ""
     return (
-        f"expected: about {forecast.peak_bytes / 2**30:.2f} GiB of memory, {duration(steps * forecast.step_seconds)} "
-        f"for {steps} steps on {device} (measured: {forecast.step_seconds:.3f} s a step)"
+        f"expected: about {forecast.peak_bytes / 2**30:.2f} GiB of memory{each}, "
+        f"{duration(steps * forecast.step_seconds)} for {steps} steps on {device} "
+        f"(measured: {forecast.step_seconds:.3f} s a step)"
     )
 
 

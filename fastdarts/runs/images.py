@@ -38,7 +38,7 @@ def read_second_images(name: str, images: Images, train: ImageData, loss: Loss |
 
 
 def outputs_for(data: ImageData) -> int:
-    """How many outputs the network needs: one a class, or as many as a target has numbers.
+    """Return the number of outputs that the network needs: one a class, or as many as a target has numbers.
 
     ValueError for one class, with which every answer is right.
     """

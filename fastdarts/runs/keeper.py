@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fastdarts.bilevel.ranks import Ranks
 from fastdarts.config import quoting
 from fastdarts.config.files import write_atomically
 from fastdarts.config.named_code import flags_naming_code
@@ -26,6 +27,8 @@ _READ_EVERY = 10  # steps between two looks at the device, for which it must be 
 class Keeper:
     """Writes down what a killed run needs to go on, and ends one that is asked to stop.
 
+    Of several ranks the first writes; all must make the same calls.
+
     Args:
         state: the run.
         out: its folder.
@@ -40,16 +43,19 @@ class Keeper:
         self.state = state
         self.out = out
         self.stop = stop
-        self.metrics = MetricsFile(out / "metrics.jsonl", state.metrics)
-        self.loggers: list[Logger] = list(loggers)
-        if TensorBoard.installed():
-            self.loggers.append(TensorBoard(out / "tensorboard", state.epoch))
-        else:
-            LOGGER.debug("no tensorboard/: for it, pip install 'fastdarts[tensorboard]'")
         self._environment = json.dumps(environment() | {"kernels_used": kernels}, indent=2) + "\n"
-        write_atomically(out / "environment.json", self._environment)
+        self.loggers: list[Logger] = []
+        if state.ranks.first:
+            self.metrics = MetricsFile(out / "metrics.jsonl", state.metrics)
+            self.loggers += loggers
+            if TensorBoard.installed():
+                self.loggers.append(TensorBoard(out / "tensorboard", state.epoch))
+            else:
+                LOGGER.debug("no tensorboard/: for it, pip install 'fastdarts[tensorboard]'")
+            write_atomically(out / "environment.json", self._environment)
         self.save()
-        state.config.save(out / "config.json")  # last: a folder that has it can be resumed
+        if state.ranks.first:
+            state.config.save(out / "config.json")  # last: a folder that has it can be resumed
 
     def __enter__(self) -> "Keeper":
         return self
@@ -61,7 +67,9 @@ class Keeper:
 
     def save(self) -> None:
         self.state.read()  # no checkpoint of a run that has failed already
-        checkpoint.save(self.out / "checkpoint.pt", self.state.kind, self.state.state_dict())
+        state = self.state.state_dict()
+        if self.state.ranks.first:
+            checkpoint.save(self.out / "checkpoint.pt", self.state.kind, state)
         LOGGER.debug("saved %s: epoch %s, step %s", self.out / "checkpoint.pt", self.state.epoch + 1, self.state.step)
 
     def after_step(self) -> None:
@@ -72,8 +80,11 @@ class Keeper:
 
     def after_epoch(self, metrics: Metrics, histograms: Mapping[str, Tensor]) -> None:
         """Write the epoch's metrics and a checkpoint; `histograms` go to the loggers, with the metrics."""
-        self.metrics.write(metrics)
+        if self.state.ranks.first:
+            self.metrics.write(metrics)
         self.save()
+        if not self.state.ranks.first:
+            return
         if not (self.out / "config.json").is_file():  # the folder has been deleted in the meantime
             write_atomically(self.out / "environment.json", self._environment)
             self.state.config.save(self.out / "config.json")
@@ -85,13 +96,14 @@ class Keeper:
                 logger.log_histograms(metrics["epoch"], histograms)
 
     def stop_if_asked(self) -> None:
-        """Raises: Interrupted, with the state saved."""
-        if self.stop.signum:
+        """Raises: Interrupted, on all ranks and with the state saved, if one of them was asked to stop."""
+        signum = self.state.ranks.largest(self.stop.signum)
+        if signum:
             self.save()
-            name = signal.Signals(self.stop.signum).name
+            name = signal.Signals(signum).name
             position = f"epoch {self.state.epoch + 1}, step {self.state.step}"
             again = how_to_continue(self.state, self.out)
-            raise Interrupted(self.stop.signum, f"stopped by {name} in {position}; to continue: {again}")
+            raise Interrupted(signum, f"stopped by {name} in {position}; to continue: {again}")
 
 
 def how_to_continue(state: RunState, out: Path) -> str:
@@ -102,10 +114,15 @@ def how_to_continue(state: RunState, out: Path) -> str:
     return f"{state.program} {quoting.join(['--resume', '--out', str(out), *code])}"
 
 
-def asked_to_end(callbacks: Sequence[Callable[[Metrics, Any], object]], metrics: Metrics, network: Any) -> bool:
-    """Call every callback with the epoch's metrics and the network; return whether one of them returned True itself."""
-    answers = [callback(metrics, network) for callback in callbacks]
-    return any(answer is True for answer in answers)
+def asked_to_end(
+    callbacks: Sequence[Callable[[Metrics, Any], object]], metrics: Metrics, network: Any, ranks: Ranks
+) -> bool:
+    """Call every callback with the epoch's metrics and the network; return True if one of them returned True itself.
+
+    The first rank calls them, and decides for all.
+    """
+    answers = [callback(metrics, network) for callback in callbacks] if ranks.first else []
+    return ranks.from_first(any(answer is True for answer in answers))
 
 
 def train_epoch(state: RunState, progress: Progress, keeper: Keeper) -> None:
@@ -115,3 +132,4 @@ def train_epoch(state: RunState, progress: Progress, keeper: Keeper) -> None:
         if state.step % _READ_EVERY == 0 or state.step == state.steps_per_epoch:
             progress.update(state.epoch, state.step, state.read())
         keeper.after_step()
+    state.end_steps()

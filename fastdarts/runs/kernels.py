@@ -5,7 +5,7 @@ from importlib import metadata
 
 import torch
 
-from fastdarts.ops import extension
+from fastdarts.ops import extension, recurrent
 from fastdarts.ops.operators import unavailable
 
 
@@ -14,6 +14,16 @@ def kernels_used(device: torch.device, backend: str) -> str:
     if backend == "reference":
         return f"plain PyTorch modules on {device}, as backend 'reference' asks"
     return f"{describe_kernels(device)}, on {device}"
+
+
+def cell_kernels_used(device: torch.device, backend: str = "auto") -> str:
+    """Name the kernels that the recurrent cell of a language model and its loss use."""
+    if backend == "reference":
+        return f"plain PyTorch modules on {device}, as backend 'reference' asks"
+    reason = recurrent.unavailable(device, torch.float32)
+    if reason is not None:
+        return f"plain PyTorch modules, several times slower: {reason}"
+    return f"fused C++, {instruction_set()}, on {device}"
 
 
 def describe_kernels(device: torch.device) -> str:

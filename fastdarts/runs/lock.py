@@ -62,7 +62,7 @@ def locked(folder: Path) -> Iterator[None]:
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / NAME
-    ours = json.dumps(_this_process())
+    ours = json.dumps(this_process())
     while not _create(path, ours):
         _take_over(path)
     try:
@@ -145,19 +145,17 @@ def _read(path: Path) -> dict[str, Any] | None:
 def _refuse_living(path: Path, owner: dict[str, Any] | None) -> None:
     if owner is None:
         return
-    ours, pid, host = _this_process(), owner.get("pid"), owner.get("host")
+    ours, pid, host = this_process(), owner.get("pid"), owner.get("host")
     words = f"{path.parent} is in use by process {pid} on {host} since {owner.get('since')}"
     if host != ours["host"] or (owner.get("boot") == ours["boot"] and owner.get("namespace") != ours["namespace"]):
         raise FolderInUseError(f"{words}; choose another folder, or if that process is gone, remove {path}")
     if owner.get("boot") != ours["boot"] or not isinstance(pid, int) or started(pid) != owner.get("started"):
         return  # the machine, or another process of that number, has started since
-    hint = "choose another folder or wait for its end"
-    if int(os.environ.get("WORLD_SIZE", "1") or 1) > 1:
-        hint = "a run is one process: start it without torchrun, or give each process a folder of its own"
-    raise FolderInUseError(f"{words}; {hint}")
+    raise FolderInUseError(f"{words}; choose another folder or wait for its end")
 
 
-def _this_process() -> dict[str, Any]:
+def this_process() -> dict[str, Any]:
+    """Return what tells this process from all others, on this machine and on others."""
     return {
         "host": platform.node(),
         "pid": os.getpid(),

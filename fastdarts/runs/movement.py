@@ -1,4 +1,4 @@
-"""Whether a search's alphas can move, and whether they have moved."""
+"""Notes on alphas that cannot move, or have not moved, in a search."""
 
 import torch
 

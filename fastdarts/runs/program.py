@@ -6,10 +6,12 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
+from fastdarts.bilevel.ranks import RankLostError, RanksError
 from fastdarts.config.command_line import parse_cli
 from fastdarts.config.options import ConfigType
 from fastdarts.runs.console import console, level_of
 from fastdarts.runs.interrupt import Interrupted
+from fastdarts.runs.launch import rank_of_process
 from fastdarts.runs.resources import is_out_of_memory
 
 _ERRORS = (ValueError, TypeError, OSError, ImportError, MemoryError, FloatingPointError, RuntimeError)
@@ -41,6 +43,9 @@ def run_program(run: Callable[[], int], argv: Sequence[str], prog: str) -> int:
     Returns: that of `run`; 2, with one line on stderr and no traceback, for a user's mistake; `Interrupted.exit_code`
         for a signal.
     """
+    stderr = sys.stderr
+    if rank_of_process():  # the first rank speaks for all
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
     if hasattr(sys.stdout, "reconfigure"):  # names of files need not be UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -56,6 +61,12 @@ def run_program(run: Callable[[], int], argv: Sequence[str], prog: str) -> int:
     except BrokenPipeError:  # of a reader that has seen enough, such as head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout once more
         return 128 + signal.SIGPIPE
+    except RanksError as error:
+        told = error.told if isinstance(error, RankLostError) else rank_of_process() > 0
+        if not told:
+            print(f"{prog}: {error}", file=stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(1)  # a process group that has lost a rank may wait for it without end
     except _ERRORS as error:
         if isinstance(error, RuntimeError) and not is_out_of_memory(error):
             raise

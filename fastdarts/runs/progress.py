@@ -20,6 +20,7 @@ _SHOWN = {
     "valid_loss": "valid loss",
     "train_accuracy": "accuracy",
     "images_per_second": "images/s",
+    "words_per_second": "words/s",
 }
 _QUIET_SECONDS = 60.0  # without a terminal, an epoch longer than this gets a line now and then
 

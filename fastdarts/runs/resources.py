@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from fastdarts.data.memory import sharing_processes
 from fastdarts.ops.operators import unavailable
 
 _PROBE_IMAGES = 8  # few enough to fit everywhere, enough for the memory that is independent of them to be a small part
@@ -18,11 +19,17 @@ _PROBE_IMAGES = 8  # few enough to fit everywhere, enough for the memory that is
 
 @dataclass(frozen=True)
 class Forecast:
-    """Hold measurements before the first epoch: peak memory in bytes, seconds per step, largest batch that fits."""
+    """Hold measurements before the first epoch: peak memory in bytes, seconds per step, largest batch that fits.
+
+    Memory is that of one process, batches are those of all.
+    """
 
     peak_bytes: int
     step_seconds: float
     largest_batch: int
+
+    processes: int = 1
+    """Ranks that share a batch."""
 
     def out_of_memory(self, batch_size: int, device: torch.device) -> MemoryError:
         return MemoryError(
@@ -49,13 +56,14 @@ def compile_ahead(step: Callable[[int], object], batch_size: int, device: torch.
             step(images)
 
 
-def forecast(step: Callable[[int], object], batch_size: int, device: torch.device) -> Forecast:
+def forecast(step: Callable[[int], object], batch_size: int, device: torch.device, processes: int = 1) -> Forecast:
     """Measure a step on a few images, then (after one warm-up) a step on a whole batch.
 
     Args:
         step: step(images) runs one step on that many images; the caller restores what it changes.
-        batch_size: images in a whole batch.
+        batch_size: images that this process has in a whole batch.
         device: device of the run.
+        processes: ranks that share a batch.
 
     Raises: MemoryError that names the largest batch that fits. On a CPU this is checked before the batch is tried,
         because the system would end the process instead of refusing memory.
@@ -67,7 +75,7 @@ def forecast(step: Callable[[int], object], batch_size: int, device: torch.devic
     per_image = max(peak_bytes(device) - rest, 1) / probe
     largest = max(int(0.95 * free / per_image), 1)
     if device.type == "cpu" and batch_size > max(largest, probe):
-        raise Forecast(0, 0.0, largest).out_of_memory(batch_size, device)
+        raise Forecast(0, 0.0, largest * processes, processes).out_of_memory(batch_size * processes, device)
     try:
         step(batch_size)
         reset_peak(device)
@@ -77,9 +85,10 @@ def forecast(step: Callable[[int], object], batch_size: int, device: torch.devic
             torch.cuda.synchronize(device)
     except Exception as error:
         if is_out_of_memory(error):
-            raise Forecast(0, 0.0, min(largest, batch_size - 1)).out_of_memory(batch_size, device) from error
+            fits = min(largest, batch_size - 1) * processes
+            raise Forecast(0, 0.0, fits, processes).out_of_memory(batch_size * processes, device) from error
         raise
-    return Forecast(peak_bytes(device), time.perf_counter() - start, largest)
+    return Forecast(peak_bytes(device), time.perf_counter() - start, largest * processes, processes)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -116,7 +125,7 @@ def free_bytes(device: torch.device) -> float:
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return float(torch.cuda.mem_get_info(device)[0] + cached)
-    return float(_proc_bytes("/proc/meminfo", "MemAvailable") or "inf")
+    return float(_proc_bytes("/proc/meminfo", "MemAvailable") or "inf") / sharing_processes()
 
 
 def _proc_bytes(file: str, key: str) -> int:

@@ -15,6 +15,9 @@ from fastdarts.runs.eval_state import EvalState
 from fastdarts.runs.resources import is_out_of_memory
 from fastdarts.runs.search_state import SearchState
 from fastdarts.runs.state import RunState
+from fastdarts.runs.text_eval_state import TextEvalState
+
+Runs = SearchState | EvalState | TextEvalState
 
 # Between a run and its continuation.
 MAY_DIFFER = (
@@ -39,13 +42,13 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
 }
 
 
-def resume(state: SearchState | EvalState, out: Path) -> None:
+def resume(state: Runs, out: Path) -> None:
     """Load the checkpoint in out; more epochs than it was made with are allowed, and said.
 
     Raises: ValueError with the keys that differ when the checkpoint is of another config, or with what is wrong in it.
     """
     path = out / "checkpoint.pt"
-    saved = checkpoint.load(path, state.kind)
+    saved = state.ranks.from_first(checkpoint.load(path, state.kind) if state.ranks.first else {})
     for name, kind in _TYPES.items():
         if not isinstance(saved.get(name), kind) or isinstance(saved[name], bool):
             raise _damaged(path, f"{name!r} is {'missing' if name not in saved else type(saved[name]).__name__}")
@@ -68,7 +71,7 @@ def resume(state: SearchState | EvalState, out: Path) -> None:
         if is_out_of_memory(error):
             raise
         raise _damaged(path, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
-    if more:
+    if more and state.ranks.first:
         print(_more_epochs_line(state, before), flush=True)
 
 
@@ -119,12 +122,12 @@ def _check_more_epochs(state: RunState, before: Any, saved: Mapping[str, Any]) -
         )
 
 
-def _more_epochs_line(state: SearchState | EvalState, before: Any) -> str:
+def _more_epochs_line(state: Runs, before: Any) -> str:
     epochs, rate = state.config.epochs, state.learning_rate()
     line = f"resume: {before.epochs} epochs have become {epochs}"
     if state.epoch >= epochs:
         return line
-    if getattr(state.config, "schedule", "cosine") != "cosine":
+    if isinstance(state, TextEvalState) or getattr(state.config, "schedule", "cosine") != "cosine":
         return f"{line}; the learning rate goes on as before"
     last = f", after {state.metrics[-1]['lr']:.4g} in epoch {state.epoch}" if state.metrics else ""
     return (

@@ -6,9 +6,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastdarts import methods
-from fastdarts.config.options import option
+from fastdarts.config.options import FROM_PRESET, option
 from fastdarts.config.search_options import SMALL_DATA, SearchOptions
+from fastdarts.runs.space_options import choose_dataset, notes, settle_space_options
 from fastdarts.spaces import registry
+from fastdarts.spaces.space import material_of, search_options_of
+
+IMAGE_ONLY = (
+    *("image_size", "test_portion", "train_portion", "crop_padding", "flip", "cutout", "small_data"),
+    *("init_channels", "layers", "max_skips"),
+)
+"""Options without a meaning for texts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,21 +38,28 @@ class SearchConfig(SearchOptions):
     space: str = option("method", f"search space: {', '.join(registry.names())}", "darts", metavar="NAME")
 
     def preset(self) -> Mapping[str, Any]:
-        method = methods.find(self.method)
-        published = method.published if self.dataset != "digits" else {}
-        space = registry.find(self.space).search_defaults(self.dataset)
+        method, space = methods.find(self.method), registry.find(self.space)
+        text = material_of(space) == "text"
+        published = method.published if self.dataset != "digits" and not text else {}
         small = SMALL_DATA if self.small_data else {}
-        return {**super().preset(), **space, **method.settings, **published, **small}
+        found = {**super().preset(), **space.search_defaults(self.dataset), **method.settings, **published, **small}
+        if text and self.lr is not FROM_PRESET:
+            found["lr_min"] = self.lr  # the rate is constant unless asked otherwise
+        return found
 
     def help_notes(self) -> str:
-        lines = [
-            f"  {field.name}={self.method_options[field.name]}: {field.metadata['help']}"
-            for field in dataclasses.fields(methods.find(self.method).Options)
-        ]
-        return "\n".join([f"method options of {self.method}:", *(lines or ["  none"])])
+        space = search_options_of(registry.find(self.space))
+        return "\n".join(
+            [
+                *notes(f"method options of {self.method}:", methods.find(self.method).Options, self.method_options),
+                *notes(f"space options of {self.space}:", space, self.space_options),
+            ]
+        )
 
     def __post_init__(self) -> None:
+        choose_dataset(self, self.presets)
         super().__post_init__()
+        settle_space_options(self, search_options_of(registry.find(self.space)), IMAGE_ONLY)
         method = methods.find(self.method)
         object.__setattr__(self, "method_options", dataclasses.asdict(method.read_options(self.method_options)))
         method.check(self)

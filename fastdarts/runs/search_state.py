@@ -3,22 +3,33 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastdarts.bilevel.architect import Architect, Batch, Loss
+from fastdarts.bilevel.architect import Architect
+from fastdarts.bilevel.clipping import VirtualClip
+from fastdarts.bilevel.ranks import ALONE, Ranks
 from fastdarts.bilevel.step import SearchStep
+from fastdarts.bilevel.sync_norm import synchronise
 from fastdarts.data import BatchStream, ImageData
 from fastdarts.data.augment import Augment
 from fastdarts.methods import find
+from fastdarts.methods.cost import CostTerm
+from fastdarts.methods.method import Method
 from fastdarts.mixed.mix import Mix
 from fastdarts.primitives.table import EdgeOps
+from fastdarts.runs.costs import cost_table
 from fastdarts.runs.images import outputs_for
+from fastdarts.runs.local_state import own_random_numbers
 from fastdarts.runs.search_config import SearchConfig
-from fastdarts.runs.state import Metrics, RunState
+from fastdarts.runs.state import Draws, Metrics, RunState, Stream
+from fastdarts.spaces.cost import CostTable
 from fastdarts.spaces.supernet import Supernet
+from fastdarts.tasks.classification import Classification, Loss
+from fastdarts.tasks.task import Batch, Task
 
 _PARTS = {
     "valid_loss": "the loss of the alpha step",
@@ -39,13 +50,17 @@ class SearchState(RunState):
             whose alphas are trained on `weights_half`.
         loss: loss(logits, targets) -> scalar.
         device: device of network and images.
+        ranks: the processes that run this search together.
     """
 
     kind = "search"
     program = "python -m fastdarts.search"
 
     network: Supernet
-    augment: Augment
+    costs: CostTable | None = None
+    """Costs of the space's choices, where the config asks for a cost."""
+    validation: Any
+    """Images or text of the alpha steps, on which the search is measured, too."""
 
     def __init__(
         self,
@@ -54,15 +69,18 @@ class SearchState(RunState):
         alphas_half: ImageData | None,
         loss: Loss,
         device: torch.device,
+        ranks: Ranks = ALONE,
     ) -> None:
-        torch.manual_seed(config.seed)
-        self.config = config
         self.method = find(config.method)(config)
-        self._loss = loss
-        self._device = device
-        self._outputs, self._in_channels = outputs_for(weights_half), weights_half.images.shape[1]
+        self.method.ranks = ranks
+        self._sizes = {
+            "C": config.init_channels,
+            "num_classes": outputs_for(weights_half),
+            "in_channels": weights_half.images.shape[1],
+        }
         self.validation = alphas_half
-        self._build()
+        if config.cost is not None:
+            self.costs = cost_table(config, self._sizes["num_classes"], tuple(weights_half.images.shape[1:]))
         augment = Augment(
             weights_half.mean,
             weights_half.std,
@@ -74,36 +92,65 @@ class SearchState(RunState):
         )
         halves = [weights_half] if self.method.level in ("single", "coordinate") else [weights_half, alphas_half]
         streams = [
-            BatchStream(half, config.batch_size, seed=2 * config.seed + index)
+            BatchStream(
+                half,
+                config.batch_size,
+                seed=2 * config.seed + index,
+                drop_last=0 < len(half) % config.batch_size < ranks.size,  # too few for every rank to have one
+                rank=ranks.rank,
+                ranks=ranks.size,
+            )
             for index, half in enumerate(halves)
             if half is not None
         ]
-        super().__init__(config, self.network, augment, streams, dict(_PARTS))
+        self._start(config, Classification(loss), device, augment, streams, ranks)
+
+    def _start(
+        self,
+        config: SearchConfig,
+        task: Task,
+        device: torch.device,
+        augment: Draws,
+        streams: Sequence[Stream],
+        ranks: Ranks = ALONE,
+    ) -> None:
+        """Build all that depends on data and task; `method` and the network's sizes are set."""
+        torch.manual_seed(config.seed)
+        self.config = config
+        self.ranks = ranks
+        self._task = task
+        self._device = device
+        self._build()
+        super().__init__(config, self.network, augment, streams, dict(_PARTS), ranks)
         self._begin_epoch()
+        own_random_numbers(ranks, config.seed)
         self.history: list[dict[str, Tensor]] = [self.architecture()]
 
     def _build(self) -> None:
         """Build the network, optimizers and step."""
         config, method = self.config, self.method
         self._arguments = method.network_arguments()
-        network = method.space.supernet(
-            C=config.init_channels,
-            num_classes=self._outputs,
-            in_channels=self._in_channels,
-            backend=config.backend,
-            **self._arguments,
-        )
+        network = method.space.supernet(backend=config.backend, **self._sizes, **self._arguments)
         method.attach(network)
+        if config.sync_batch_norm:
+            synchronise(network, self.ranks)
         self.network = network.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.cost = None
+        if self.costs is not None:
+            how = config.cost_form, config.cost_weight, config.cost_target
+            self.cost = CostTerm(method, self.network, self.costs, *how)
         self.architect = Architect(
             self.network,
             w_momentum=config.momentum,
             w_weight_decay=config.weight_decay,
-            loss=self._loss,
             amp_dtype=torch.bfloat16 if config.amp else None,
-            penalty=lambda: method.penalty(network),  # no reference to self: the cycle would keep GPU memory alive
+            penalty=partial(_penalty, method, network, self.cost),  # not self: the cycle would keep GPU memory alive
             grad_clip=method.alpha_grad_clip,
             optimizer=method.arch_optimizer(self.network),
+            ranks=self.ranks,
+            task=self._task,
+            clip=self.virtual_clip(),
+            train_weight=method.train_weight,
         )
         self.w_optimizer = method.weight_optimizer(self.network)
         self.search_step = SearchStep(
@@ -116,13 +163,21 @@ class SearchState(RunState):
             rules=method,
         )
 
+    def virtual_clip(self) -> VirtualClip | None:
+        """Return how gradients inside the second order are clipped; images: not at all."""
+        return None
+
+    def step_rate(self) -> float:
+        """Return the learning rate of the weights in the next step."""
+        return self.learning_rate()
+
     def _begin_epoch(self) -> None:
         """Let the method set all that depends on the epoch; rebuild the network if its arguments have changed."""
         self.method.begin_epoch(self.epoch)
         if self.method.network_arguments() != self._arguments:
             self._build()
         self.augment.cutout_share = self.method.cutout_share()
-        finite = self.method.level_now() != "weights"  # else there is no alpha step to measure
+        finite = self.method.alphas_move_each_step()  # else there are steps without an alpha step to measure
         for part in ("valid_loss", "alpha_gradient_norm"):
             self._parts[part] = _PARTS[part] if finite else None
 
@@ -150,6 +205,14 @@ class SearchState(RunState):
         }
         return tables | weights | {f"edges_{name}": value for name, value in edges.items()}
 
+    def cost_numbers(self, architecture: Any) -> dict[str, float]:
+        """Return the cost of an architecture and the expected one of the alphas; nothing where no cost is asked for."""
+        if self.costs is None or self.cost is None:
+            return {}
+        with torch.no_grad():
+            expected = float(self.cost.expected(self.network))
+        return {"cost": self.costs.of(self.network, architecture), "expected_cost": expected}
+
     def learning_rate(self) -> float:
         """Return the learning rate of the weights in this epoch."""
         return self.method.learning_rate()
@@ -158,7 +221,7 @@ class SearchState(RunState):
         """Run the search step on the weights' batch and, with two streams, the alphas' batch; return its results."""
         decay = self.architect.w_weight_decay = self.method.weight_decay()
         for group in self.w_optimizer.param_groups:
-            group["lr"], group["weight_decay"] = self.learning_rate(), decay
+            group["lr"], group["weight_decay"] = self.step_rate(), decay
         rates = self.method.arch_learning_rates()
         for group, rate in zip(self.architect.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
@@ -169,11 +232,15 @@ class SearchState(RunState):
             "alpha_gradient_norm": result.alpha_gradient_norm,
             "train_loss": result.train_loss,
             "gradient_norm": result.gradient_norm,
-            "train_accuracy": result.correct / len(train[0]),
+            "train_accuracy": result.correct * self.ranks.size / self.size_of(train),
         }
 
     def test_batch(self, batch: Batch) -> tuple[Tensor, Tensor]:
         return self.architect.forward(batch)
+
+    def first_batches(self, batches: int) -> Any:
+        """Return the part of `validation` that fills the first so many batches."""
+        return self.validation.subset(torch.arange(min(batches * self.config.batch_size, len(self.validation))))
 
     def validate(
         self, between_batches: Callable[[], object], mixes: Mapping[str, Mix] | None = None
@@ -188,6 +255,18 @@ class SearchState(RunState):
             return math.nan, math.nan
         with nullcontext() if mixes is None else self.network.mixing(mixes):
             return self.measure(self.validation, between_batches)
+
+    def equal_on_ranks(self) -> dict[str, Any]:
+        return super().equal_on_ranks() | {
+            "alphas": self.network.arch_parameters(),
+            "the weights' optimizer": self.w_optimizer.state_dict()["state"],
+            "the alphas' optimizer": self.architect.state_dict()["state"],
+            "the method's generator": self.method.generator.get_state(),
+        }
+
+    def numbers(self, losses: Mapping[str, float]) -> dict[str, float | None]:
+        """Return further metrics of an epoch, from its mean losses by name."""
+        return {}
 
     def next_epoch(self, metrics: Metrics) -> None:
         super().next_epoch(metrics)
@@ -215,6 +294,14 @@ class SearchState(RunState):
         self.architect.load_state_dict(state["architect"])
         self.w_optimizer.load_state_dict(state["w_optimizer"])
         self.history = list(state["history"])
+
+
+def _penalty(method: Method, network: Supernet, cost: CostTerm | None, loss: Tensor) -> Tensor | None:
+    """Return what the method and the cost add to the loss of the alphas."""
+    own = method.penalty(network)
+    if cost is None:
+        return own
+    return cost(network, loss) if own is None else own + cost(network, loss)
 
 
 def in_columns(alpha: Tensor, names: EdgeOps, primitives: Sequence[str], kept: Tensor | None) -> Tensor:

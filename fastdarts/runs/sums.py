@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastdarts.bilevel.ranks import ALONE, Ranks
+
 
 class EpochSums:
     """Accumulate means over the images of an epoch. The results of steps stay on the device until `read`.
@@ -14,16 +16,18 @@ class EpochSums:
     Args:
         parts: names of a step's measurements, which are means over its images, in the order of their computation. Each
             is mapped to its name in the error message for a value that is not finite, or None if that is no error.
+        ranks: the processes over which measurements are averaged.
     """
 
-    def __init__(self, parts: Mapping[str, str | None]) -> None:
+    def __init__(self, parts: Mapping[str, str | None], ranks: Ranks = ALONE) -> None:
         self.images = 0
         self._parts = parts
+        self._ranks = ranks
         self._sums = dict.fromkeys(parts, 0.0)
         self._waiting: list[tuple[int, Tensor]] = []
 
     def add(self, images: int, measured: Mapping[str, Tensor]) -> None:
-        """Add a step's scalars, one for each part, measured on `images` images, without reading the device."""
+        """Add a step's scalars, one for each part, over the `images` images of all ranks; does not read the device."""
         self._waiting.append((images, torch.stack([measured[part].detach().float() for part in self._parts])))
 
     def read(self, epoch: int, step: int) -> None:
@@ -36,7 +40,7 @@ class EpochSums:
         """
         if not self._waiting:
             return
-        rows = torch.stack([row for _, row in self._waiting]).cpu().tolist()
+        rows = self._ranks.mean(torch.stack([row for _, row in self._waiting])).cpu().tolist()
         counts = [images for images, _ in self._waiting]
         self._waiting.clear()
         for at, (images, row) in enumerate(zip(counts, rows, strict=True), start=step - len(rows) + 1):

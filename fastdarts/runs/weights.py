@@ -1,11 +1,14 @@
 """A network's weights as people have them: under a key, with prefixes, saved by old releases, beside other objects."""
 
+import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
+from fastdarts.config.files import write_atomically
 from fastdarts.runs import checkpoint
 from fastdarts.runs.inert_pickle import state_of_module
 
@@ -59,6 +62,13 @@ def load_weights(path: Path, wanted: Mapping[str, Tensor]) -> Found:
     return Found(weights, notes)
 
 
+def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write a state_dict, on the CPU, that `load_weights` and `torch.load` read. Raises: DiskFullError."""
+    buffer = io.BytesIO()
+    torch.save({name: tensor.detach().cpu() for name, tensor in weights.items()}, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
 def _state_dicts(value: Any, place: str, depth: int) -> Iterator[tuple[str, Weights]]:
     """Yield each dict of tensors in a file's content, with its place, the outermost first."""
     module = state_of_module(value)
@@ -88,7 +98,7 @@ def _wrappers_in(content: Any, place: str) -> list[str]:
 
 
 def _prefixes(weights: Weights, wanted: Mapping[str, Tensor]) -> list[str]:
-    """Return what stands before one of the network's names, none first."""
+    """Return the prefixes of one of the network's names, the empty one first."""
     last = list(wanted)[-1]
     found = [name.removesuffix(last) for name in weights if name.endswith("." + last)]
     return list(dict.fromkeys(["", *found]))

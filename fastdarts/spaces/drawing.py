@@ -30,8 +30,12 @@ FAMILIES: dict[str, Colours] = {
     "dense_conv": Colours("#8b4fd6", "#eee3fb", "#47207c"),
     "factored_conv": Colours("#c4326c", "#fbe1ea", "#701538"),
     "noise": Colours("#a8841c", "#f8f0d3", "#5c4708"),
+    "tanh": Colours("#2f6fdf", "#dfeafc", "#123a7d"),
+    "relu": _POOL,
+    "sigmoid": Colours("#8b4fd6", "#eee3fb", "#47207c"),
+    "identity": Colours("#1c9a5f", "#dcf3e6", "#0b4f2f"),
 }
-"""Colours of each kind of `fastdarts.primitives.table.Candidate`."""
+"""Colours of each kind of `fastdarts.primitives.table.Candidate`, and of activations."""
 
 
 FONT, NOTE_FONT, CORNER, ARROW = 12, 10, 9, 8
@@ -44,7 +48,7 @@ OWN = Colours("#0e8a8a", "#dcf1f1", "#0a4a4a")
 def colours_of(primitive: str) -> Colours:
     """Return the colours of the family of `primitive`."""
     known = CANDIDATES.get(primitive)
-    return OWN if known is None or known.kind not in FAMILIES else FAMILIES[known.kind]
+    return FAMILIES.get(primitive if known is None else known.kind, OWN)
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,11 @@ class Box:
     @property
     def middle(self) -> Point:
         return self.x + self.width / 2, self.y + self.height / 2
+
+    @property
+    def rounding(self) -> float:
+        """Return the radius of the corners."""
+        return min(self.height / 2, 12) if self.colours else 8
 
 
 @dataclass(frozen=True)

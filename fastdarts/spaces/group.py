@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fastdarts.primitives.table import EdgeOps
+from fastdarts.primitives.table import EdgeOps, candidate
 
 
 @dataclass(frozen=True)
@@ -16,11 +16,18 @@ class Group:
         title: the group's name in reports and messages, e.g. "normal cell".
         ops: the names of each row's candidate ops, equally many a row: the columns of alpha.
         ends: for rows that are edges of a cell, the (source state, target state) of each; empty otherwise.
+        learning: names of the ops that compete as those with weights do in a cell of convolutions; None asks the table
+            of primitives.
     """
 
     title: str
     ops: EdgeOps
     ends: tuple[tuple[int, int], ...] = ()
+    learning: frozenset[str] | None = None
+
+    def learns(self, name: str) -> bool:
+        """Return True if the op has weights to learn, or counts as one that has."""
+        return candidate(name).learns if self.learning is None else name in self.learning
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -38,7 +45,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Choice:
-    """How a method cuts an architecture out of the scores of its ops; a space applies what has a meaning in it.
+    """Rules by which a method derives an architecture from scores of ops; a space applies what has a meaning in it.
 
     Attributes:
         ops_per_edge: an edge keeps at most so many of its strongest ops.

@@ -62,13 +62,13 @@ def svg(drawing: Drawing, description: str) -> Iterator[str]:
         colours, (x, y) = box.colours, box.middle
         frame = f'x="{box.x:.1f}" y="{box.y:.1f}" width="{box.width:.1f}" height="{box.height:.1f}"'
         if colours:
-            yield f'<rect {frame} rx="{box.height / 2:g}" fill="{colours.fill}" stroke="{colours.line}"/>'
-            yield _svg_text(x, y + 4, box.text, f'class="mid" fill="{colours.text}"', FONT)
+            yield f'<rect {frame} rx="{box.rounding:g}" fill="{colours.fill}" stroke="{colours.line}"/>'
+            yield _svg_text(x, y + (0 if box.note else 4), box.text, f'class="mid" fill="{colours.text}"', FONT)
         else:
-            yield f'<rect class="box" {frame} rx="8"/>'
+            yield f'<rect class="box" {frame} rx="{box.rounding:g}"/>'
             yield _svg_text(x, y + (0 if box.note else 5), box.text, 'class="ink mid"', 15, box.subscript)
-            if box.note:
-                yield _svg_text(x, y + 16, box.note, 'class="muted mid"', NOTE_FONT)
+        if box.note:
+            yield _svg_text(x, y + 16, box.note, 'class="muted mid"', NOTE_FONT)
     yield "</svg>"
 
 
@@ -100,7 +100,7 @@ def png(drawing: Drawing) -> bytes:
         axes.add_patch(Polygon(line.arrow(), closed=True, color=colour, linewidth=0))
     for box in drawing.boxes:
         colours, (x, y) = box.colours or STATE, box.middle
-        style = f"round,pad=0,rounding_size={box.height / 2 if box.colours else 8}"
+        style = f"round,pad=0,rounding_size={box.rounding}"
         frame = FancyBboxPatch((box.x, box.y), box.width, box.height, style, linewidth=0.8)
         frame.set(facecolor=colours.fill, edgecolor=colours.line)
         axes.add_patch(frame)

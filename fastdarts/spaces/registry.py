@@ -2,18 +2,23 @@
 
 import difflib
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fastdarts.config.reading import parse_json, read_text
 from fastdarts.spaces.darts.genotype import Genotype
-from fastdarts.spaces.space import Architecture, Space
+from fastdarts.spaces.space import Architecture, Space, with_options
 
 _FACTORIES: dict[str, str | Callable[..., Space]] = {
     "darts": "fastdarts.spaces.darts.space:DartsSpace",
     **{name: f"fastdarts.spaces.darts.space:{name.upper()}" for name in ("s1", "s2", "s3", "s4")},
     "nasbench201": "fastdarts.spaces.nasbench201.space:NasBench201",
+    "recurrent": "fastdarts.spaces.recurrent.space:Recurrent",
+    "proxyless": "fastdarts.spaces.layerwise.space:PROXYLESS",
+    "fbnet": "fastdarts.spaces.layerwise.space:FBNET",
+    "fairnas": "fastdarts.spaces.layerwise.space:FAIRNAS",
+    "mobilenet-small": "fastdarts.spaces.layerwise.space:MOBILENET_SMALL",
 }
 _ALIASES = {"s5": "darts"}  # RobustDARTS' name for the whole space
 
@@ -35,8 +40,16 @@ def register_space(name: str, factory: Callable[..., Space]) -> None:
     _FACTORIES[name] = factory
 
 
-def find(name: str, primitives: Sequence[str] | None = None) -> Space:
-    """Return the space called `name`, with these candidate ops instead of its own; ValueError for an unknown name."""
+def find(name: str, primitives: Sequence[str] | None = None, options: Mapping[str, Any] | None = None) -> Space:
+    """Return a space.
+
+    Args:
+        name: the space's name.
+        primitives: candidate ops instead of its own.
+        options: values of its search options, see `fastdarts.spaces.space.with_options`.
+
+    Raises: ValueError for an unknown name.
+    """
     factory = _FACTORIES.get(_ALIASES.get(name, name))
     if factory is None:
         close = difflib.get_close_matches(name, [*_FACTORIES, *_ALIASES], n=1)
@@ -45,7 +58,8 @@ def find(name: str, primitives: Sequence[str] | None = None) -> Space:
     if isinstance(factory, str):
         module, _, attribute = factory.partition(":")
         factory = getattr(importlib.import_module(module), attribute)
-    return factory() if primitives is None else factory(primitives=tuple(primitives))
+    space = factory() if primitives is None else factory(primitives=tuple(primitives))
+    return with_options(space, options or {})
 
 
 def space_of(architecture: Architecture) -> Space:

@@ -1,17 +1,25 @@
 """The search network (supernet) of any space: its alphas, their relaxation and the op weights of a forward pass."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from fastdarts.mixed.mix import Mix
-from fastdarts.mixed.mixed_op import MixedOp
 from fastdarts.mixed.walk import modules_of
 from fastdarts.spaces.group import Choice, Group
+
+
+class Choices(Protocol):
+    """Hold the candidate ops of one row: a mixed op, or a layer."""
+
+    primitives: tuple[str, ...]
+    stride: int
+    _ops: nn.ModuleList
+
 
 Mixes = dict[str, Mix]
 """The op weights of each group."""
@@ -87,7 +95,18 @@ class Supernet(nn.Module):
 
     def op_weights(self) -> Mixes:
         """Return each group's op weights for one forward pass; a relaxation may draw them."""
+        # The alphas become constants of a traced program, which may not require gradients.
+        if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+            return self._traced_op_weights()
         return self.relaxation(self)
+
+    def _traced_op_weights(self) -> Mixes:
+        before = self.alphas, self.extra_alphas
+        self.alphas, self.extra_alphas = ({name: alpha.data for name, alpha in group.items()} for group in before)
+        try:
+            return self.relaxation(self)
+        finally:
+            self.alphas, self.extra_alphas = before
 
     @contextmanager
     def mixing(self, mixes: Mapping[str, Mix]) -> Iterator[None]:
@@ -100,8 +119,15 @@ class Supernet(nn.Module):
             self.relaxation = before
 
     @abstractmethod
-    def mixed_ops(self, group: str) -> list[list[MixedOp]]:
-        """Return the mixed ops of each cell that a group belongs to, in the order of its rows."""
+    def mixed_ops(self, group: str) -> Sequence[Sequence[Choices]]:
+        """Return the modules that mix the ops of a group's rows, in the order of the rows, for each cell it describes.
+
+        A space without cells has one entry.
+        """
+
+    def untrained(self) -> list[Group]:
+        """Return the groups that no layer of this network reads, so that their alphas stay as they were drawn."""
+        return []
 
     @abstractmethod
     def derive(self, scores: Mapping[str, Tensor], choice: Choice = Choice()) -> Any:  # noqa: B008 - frozen

@@ -1,1 +1,1 @@
-"""Tasks: how outputs are measured against targets."""
+"""Tasks: the loss of a batch, its measurements, and what the next batch of a stream needs."""

@@ -5,9 +5,11 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from fake_gpu import NothingFromTheHost, fake_cuda, walk_graph
 from plain_bilevel import PlainSearch
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from fastdarts.bilevel import graphs
 from fastdarts.bilevel.architect import Architect
 from fastdarts.bilevel.flat import FlatSGD
 from fastdarts.bilevel.graphs import Work
+from fastdarts.bilevel.ranks import Ranks
 from fastdarts.bilevel.step import SearchStep
 from fastdarts.ops import flat_ops
 from fastdarts.spaces.darts.supernet import SearchNetwork
@@ -226,6 +229,20 @@ def test_a_step_never_waits_for_the_device(order: int, hvp: str, kind: str) -> N
 
 
 @pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.usefixtures("fake_cuda")
+def test_a_step_with_ranks_never_waits_for_the_device(order: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What surrounds all-reduces can be captured with them; the collectives themselves do nothing here."""
+    for name in ("all_reduce", "broadcast"):
+        monkeypatch.setattr(dist, name, lambda tensor, **_: None)
+    group: Any = SimpleNamespace(rank=lambda: 0, size=lambda: 2)
+    network = supernet(steps=1, primitives=["none", "max_pool_3x3", "skip_connect", "sep_conv_3x3"])
+    optimizer = FlatSGD(network.parameters(), 0.05, momentum=0.9, weight_decay=3e-4)
+    search = SearchStep(network, Architect(network, ranks=Ranks(group)), optimizer, order=order, cuda_graphs=False)
+    for _ in range(2):
+        fake_step(search)
+
+
+@pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize(
     "primitives", [["none", "max_pool_3x3", "skip_connect", "sep_conv_3x3"], ["noise", "sep_conv_3x3"]]
 )
@@ -272,7 +289,7 @@ class CapturedOnTheCpu:
         self.work, self.kind = work, kind
         type(self).captures += 1
 
-    def replay(self, inputs: Sequence[Tensor]) -> Tensor:
+    def replay(self, inputs: Sequence[Tensor], carried: Sequence[int]) -> Tensor:
         type(self).replays += 1
         return self.work(*inputs)
 

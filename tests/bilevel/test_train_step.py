@@ -75,7 +75,7 @@ def test_neither_a_learning_rate_nor_a_drop_path_probability_makes_a_new_graph(m
             self.work, self.kind = work, kind
             type(self).captures += 1
 
-        def replay(self, inputs: Sequence[Tensor]) -> Tensor:
+        def replay(self, inputs: Sequence[Tensor], carried: Sequence[int]) -> Tensor:
             return self.work(*inputs)
 
     monkeypatch.setattr(graphs, "CapturedStep", CapturedOnTheCpu)

@@ -1,4 +1,4 @@
-"""What lies in people's image folders: links, hidden files, odd names, turned photos, 16 bits, bombs."""
+"""Image folders as people have them: links, hidden files, odd names, turned photos, 16 bits, bombs."""
 
 import os
 import struct
@@ -48,8 +48,8 @@ def test_links_are_followed_once(tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "store" / "again").symlink_to(tmp_path / "store")
     (train / "b" / "circle").symlink_to(train / "b")
     (train / "up").symlink_to(train)
-    (train / "b" / "file.png").symlink_to(tmp_path / "elsewhere.png")
-    write(tmp_path / "elsewhere.png")
+    (train / "b" / "file.png").symlink_to(tmp_path / "linked.png")
+    write(tmp_path / "linked.png")
     data = load("imagefolder", tmp_path)
     assert data.classes == ("a", "b")
     assert data.targets.tolist() == [0, 0, 1, 1]

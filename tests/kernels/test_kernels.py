@@ -30,8 +30,10 @@ FEW = ("none", "max_pool_3x3", "skip_connect", "sep_conv_3x3")  # of many edges:
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """32 pixels, so that small images have several tiles, the last one not full."""
+    """32 pixels, so that small images have several tiles, the last one not full; several images to a program."""
     monkeypatch.setattr(tiles, "tile", lambda channels, *_: tiles.Tile(32, tiles.channel_block(channels), 4))
+    monkeypatch.setattr(tiles, "PROGRAMS", 1)
+    monkeypatch.setattr(tiles, "multiprocessors", lambda: 1)
 
 
 def check(case: Case, dtype: torch.dtype) -> None:
@@ -58,6 +60,20 @@ def test_norms_that_learn_and_factors_of_samples(dtype: torch.dtype, stride: int
 def test_a_found_cell() -> None:
     ops = ("sep_conv_3x3", "bare_max_pool_3x3", "skip_connect")
     check(make_case(ops, inputs=2, nodes=2, C=3, size=(3, 5, 4), found=True), torch.float64)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_programs_that_take_one_image_each(stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as there are, where a GPU has more multiprocessors than a batch has images."""
+    monkeypatch.setattr(tiles, "multiprocessors", lambda: 132)
+    grids = []
+    real = bank.launch
+    monkeypatch.setattr(
+        bank, "launch", lambda k, grid, *a, **c: (grids.append((k.fn.__name__, grid)), real(k, grid, *a, **c))
+    )
+    check(make_case(FEW, stride=stride, size=(3, 4, 4)), torch.float64)
+    over_images = ("stage_forward_kernel", "stage_backward_kernel", "pool_backward_kernel")
+    assert {grid[0] for name, grid in grids if name in over_images} == {3}
 
 
 @pytest.mark.slow
@@ -130,6 +146,17 @@ def test_not_a_number_is_a_maximum() -> None:
     case = case.to(torch.float64)
     out, _, _ = mixed_sum(case.states, case.weights, case.params, case.running, case.plan.encoded, EPS)
     assert torch.equal(out.isnan(), plain(case, torch.float64)["out"].isnan())
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_not_a_number_reaches_all_gradients_that_it_reaches_in_modules(stride: int) -> None:
+    """Through the maximum that it is, and through each relu."""
+    for name in ("max_pool_3x3", "sep_conv_3x3", "dil_conv_3x3", "nor_conv_1x1", "skip_connect"):
+        case = make_case((name,), stride=stride, nodes=1).to(torch.float64)
+        case.states[0][0, 0, 2, 2] = float("nan")
+        want, got = plain(case, torch.float64), fused(case)
+        for key, values in want.items():
+            assert not got[key][~values.isfinite()].isfinite().any(), f"{key} of {name}"
 
 
 def test_edges_may_differ_in_their_ops_and_layouts() -> None:

@@ -1,4 +1,4 @@
-"""What holds for every method: fused passes equal plain ones, a killed search goes on bit for bit."""
+"""Every method: fused passes equal plain ones, a killed search goes on bit for bit."""
 
 import math
 

@@ -98,10 +98,10 @@ def test_samples_of_the_other_ops_are_zeros_with_a_gradient(reduction, backend):
     def gradients(y):
         return torch.autograd.grad(y, inputs, g, retain_graph=True)
 
-    ours = cell(s0, s1, *mix)
+    ours = cell(s0, s1, *mix[:5])
     g = torch.randn_like(ours)
     of_ours = gradients(ours)
-    without = cell(s0, s1, *mix._replace(added=torch.zeros(14, dtype=torch.float64)))
+    without = cell(s0, s1, *mix._replace(added=torch.zeros(14, dtype=torch.float64))[:5])
     assert torch.equal(ours, cell(s0, s1, mix.weights, mix.active))
     assert torch.equal(ours, without)
     of_without = gradients(without)

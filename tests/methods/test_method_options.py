@@ -30,7 +30,7 @@ def test_dropout_by_groups():
     """DropNAS' default: each op goes with 3e-5^(1/4) = 0.074; a bit less, as one of each group stays."""
     dropout = GroupDropout(3e-5, torch.Generator().manual_seed(0), competes=True)
     rows = 4000
-    stays = dropout.survivors("normal", (PRIMITIVES,) * rows, None)
+    stays = dropout.survivors("normal", Group("normal cell", (PRIMITIVES,) * rows), None)
     assert pytest.approx(0.07401, abs=1e-5) == 3e-5**0.25
     assert stays[:, WITH_WEIGHTS].any(1).all()
     assert stays[:, ~WITH_WEIGHTS].any(1).all()

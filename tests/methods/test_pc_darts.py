@@ -150,7 +150,7 @@ def test_channels_must_divide():
 
 @pytest.mark.parametrize(("steps", "C", "N"), [(1, 16, 3), (1, 32, 2), (2, 16, 3)])
 def test_gradients_where_one_node_is_all(steps, C, N):
-    """What goes to its ops then lies without gaps, as nothing does beside other nodes."""
+    """The input of its ops then has no gaps in memory, as the slice of a node beside others has."""
     found = []
     for backend in ("reference", "auto"):
         torch.manual_seed(0)

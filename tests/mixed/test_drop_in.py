@@ -47,7 +47,7 @@ CODE_BASES = {
 
 
 class Track(NamedTuple):
-    """What a search went through: losses [steps], alphas after each step [steps, number of alphas]."""
+    """Record the course of a search: losses [steps], alphas after each step [steps, number of alphas]."""
 
     losses: Tensor
     alphas: Tensor

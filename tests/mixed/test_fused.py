@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed
-from criterion import Results, assert_no_worse, pooled, rounded_at_random
+from as_plain import assert_as_good, run, with_backend
 from drop_in import partial_channels
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -39,41 +39,6 @@ pytestmark = pytest.mark.skipif(
 )
 ALL_KINDS = ("sep_conv_7x7", "max_pool_3x3", "skip_connect", "conv_7x1_1x7", "avg_pool_3x3", "none")
 WITHOUT_NORM = ("none", "skip_connect", "nor_conv_1x1", "bare_avg_pool_3x3", "max_pool_3x3", "bare_max_pool_3x3")
-
-
-def with_backend(module: nn.Module, backend: str) -> nn.Module:
-    twin = copy.deepcopy(module)
-    for part in twin.modules():
-        if hasattr(part, "backend"):
-            part.backend = backend
-    return twin
-
-
-def run(module: nn.Module, inputs: list[Tensor], g: Tensor) -> Results:
-    """Output, gradients and buffers of a module, bfloat16 under autocast."""
-    leaves = [x.detach().requires_grad_() for x in inputs]
-    with torch.autocast("cpu", torch.bfloat16, enabled=inputs[0].dtype == torch.bfloat16):
-        y = module(*leaves)
-    named = {f"input {i}": leaf for i, leaf in enumerate(leaves)} | dict(module.named_parameters())
-    grads = torch.autograd.grad(y, list(named.values()), g.to(y.dtype))
-    found = {f"d {name}": grad for name, grad in zip(named, grads, strict=True)}
-    return {"y": y.detach(), **found, **{name: buffer.clone() for name, buffer in module.named_buffers()}}
-
-
-def assert_as_good(ours: Results, plain: nn.Module, inputs: list[Tensor], g: Tensor) -> None:
-    """`ours`: what `run` found with the kernels; plain: the same module by its plain modules."""
-    eps, generator = torch.finfo(g.dtype).eps, torch.Generator().manual_seed(1)
-    exact, moved = copy.deepcopy(plain).double(), []
-    for _ in range(2):
-        other = copy.deepcopy(exact)
-        with torch.no_grad():
-            for p in other.parameters():
-                p.copy_(rounded_at_random(p, eps, generator))
-        moved.append(run(other, [rounded_at_random(x.double(), eps, generator) for x in inputs], g.double()))
-    truth, plainly = run(exact, [x.double() for x in inputs], g.double()), run(plain, inputs, g)
-    if g.dtype == torch.bfloat16:
-        ours, plainly, *moved, truth = (pooled(found, truth) for found in (ours, plainly, *moved, truth))
-    assert_no_worse(ours, plainly, truth, moved, eps)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +81,7 @@ def test_cell(
 PROBE = """
 import sys
 import torch
-from test_fused import run
+from as_plain import run
 
 torch.save([run(*case) for case in torch.load(sys.argv[1], weights_only=False)], sys.argv[2])
 """
@@ -507,8 +472,8 @@ def test_what_one_thread_has_read_is_not_anothers() -> None:
         edge(x, weights)
         edge.eval()
         with ThreadPoolExecutor(1) as pool:
-            elsewhere = pool.submit(edge, x, weights).result()
-    torch.testing.assert_close(elsewhere, edge(x, weights))
+            in_thread = pool.submit(edge, x, weights).result()
+    torch.testing.assert_close(in_thread, edge(x, weights))
 
 
 def test_second_derivatives_where_no_op_reaches_the_input() -> None:

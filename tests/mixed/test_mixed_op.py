@@ -146,7 +146,7 @@ def with_backend(op: MixedOp, backend: str) -> MixedOp:
 
 
 def results(op: MixedOp, x: Tensor, weights: Tensor, g: Tensor, learned: bool = True) -> Results:
-    """Output, gradients and buffers, by name. A gradient that nobody computed is zero."""
+    """Output, gradients and buffers, by name. A gradient that was not computed is zero."""
     x = x.detach().requires_grad_()
     weights = weights.detach().requires_grad_(learned)
     with torch.autocast("cpu", torch.bfloat16, enabled=x.dtype == torch.bfloat16):
@@ -332,6 +332,21 @@ def test_what_is_not_finite_does_not_vanish(name: str, value: float) -> None:
             want, got = op(x, weights).isfinite(), with_backend(op, "fused")(x, weights).isfinite()
         assert torch.equal(got[0], want[0])
         assert got[1].all() or C == 4
+
+
+@fused_only
+@pytest.mark.parametrize("name", [name for name in KNOWN if name != "none"])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_not_a_number_reaches_all_gradients_that_it_reaches_in_modules(name: str, training: bool, stride: int) -> None:
+    op = MixedOp(12, stride, [name], "reference").train(training)
+    x = torch.randn(2, 12, 6, 6)
+    x[0, 1, 2, 2] = float("nan")
+    weights = torch.ones(1)
+    g = torch.randn_like(op(x, weights))
+    want, got = (results(copy.deepcopy(one), x, weights, g) for one in (op, with_backend(op, "fused")))
+    for key, values in want.items():
+        assert not got[key][~values.isfinite()].isfinite().any(), key
 
 
 @fused_only

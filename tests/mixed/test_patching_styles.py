@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import random
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -420,6 +421,36 @@ def test_random_ops_run_as_they_are_beside_fused_ones() -> None:
 def test_a_deviant_op_is_the_users_own() -> None:
     report = assert_trains_alike(with_deviant_op())
     assert report.replaced["edge"] == ("sep_conv_3x3", "avg_pool_3x3", "skip_connect", "none", "dil_conv_3x3", "-")
+
+
+class Cell(nn.Module):
+    """A cell of three nodes that holds its edges as lists in a dictionary, and takes a matrix of weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.edges = nn.ModuleDict({end: nn.ModuleList(candidates()) for end in ("1<-0", "2<-0", "2<-1")})
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        nodes = [x]
+        for node in (1, 2):
+            rows = [(source, weights[node + source - 1]) for source in range(node)]
+            edges = ((nodes[source], row, self.edges[f"{node}<-{source}"]) for source, row in rows)
+            nodes.append(sum(sum(w * op(x) for w, op in zip(row, ops, strict=True)) for x, row, ops in edges))
+        return nodes[-1]
+
+    def forward_at_random(self, x: Tensor) -> Tensor:
+        return random.choice(self.edges["1<-0"])(x)
+
+
+def test_a_cell_with_a_list_of_ops_for_each_edge() -> None:
+    own = Net(Cell(), C).double()
+    patched = copy.deepcopy(own)
+    report = fastdarts.patch(patched)
+    arguments = [(torch.stack([row, row.flip(0), row]).requires_grad_(),) for row in rows(N).values()]
+    images = torch.randn(len(arguments), 2, 3, 6, 6, dtype=torch.float64)
+    theirs = trained(own, images, arguments)
+    assert_same(trained(patched, images, arguments), theirs)
+    assert str(report.calls()["edge"]) == "5 of 5 calls ran fused"
 
 
 def test_lists_with_gaps_in_a_cell() -> None:

@@ -34,7 +34,7 @@ def package(tmp_path: Path) -> Path:
 
 
 def use(package: Path) -> str:
-    """What a program with that package prints to stderr; it ends with the error of backend "fused"."""
+    """Return the stderr of a program with that package; it ends with the error of backend "fused"."""
     command = [sys.executable, "-P", "-c", USE, str(package.parent)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "RuntimeError: backend 'fused' cannot serve here: fastdarts._C is" in done.stderr

@@ -97,7 +97,7 @@ def test_bad_alphas(tmp_path: Path) -> None:
 
 
 def test_groups_are_read_as_they_were_written(tmp_path: Path) -> None:
-    """Of any names; with edges where they have ends, and the softmax where op weights are missing."""
+    """Groups have any names, edges where they have ends, and the softmax where op weights are missing."""
     path = tmp_path / "alphas.npz"
     layers, cell = np.zeros((3, 7, 2)), np.full((3, 3, 2), -math.inf)
     cell[:, :, 1] = 0.5

@@ -91,7 +91,7 @@ def evaluation_folder(tmp_path: Path) -> Path:
 
 
 class Page(HTMLParser):
-    """What a browser would read: text, tags and everything that could be loaded."""
+    """Collect text, tags and everything that a browser would load."""
 
     VOID = ("meta", "img")
 

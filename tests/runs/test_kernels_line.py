@@ -1,4 +1,4 @@
-"""What is said of the kernels in use."""
+"""The line that names the kernels in use."""
 
 import pytest
 import torch

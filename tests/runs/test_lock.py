@@ -20,7 +20,7 @@ from fastdarts.search import search
 def changed_lock(folder: Path, **changes: Any):
     """The folder's lock file as another process would have written it."""
     path = folder / lock.NAME
-    path.write_text(json.dumps(lock._this_process() | changes))
+    path.write_text(json.dumps(lock.this_process() | changes))
     yield path
     path.unlink(missing_ok=True)
 
@@ -54,7 +54,7 @@ def test_locks_of_dead_processes_are_taken_over(tmp_path: Path, changes: Any) ->
         assert not path.exists()
 
 
-@pytest.mark.parametrize("changes", [{"host": "elsewhere"}, {"namespace": "pid:[1]"}])
+@pytest.mark.parametrize("changes", [{"host": "another"}, {"namespace": "pid:[1]"}])
 def test_what_cannot_be_seen_from_here_is_not_taken(tmp_path: Path, changes: Any) -> None:
     with changed_lock(tmp_path, **changes) as path:
         with pytest.raises(FolderInUseError, match=f"or if that process is gone, remove {path}"), locked(tmp_path):
@@ -106,12 +106,6 @@ except FolderInUseError:
     # One that starts after another's end gets the folder, too; with a loaded machine that is no mistake.
     assert "mine" in said
     assert set(said) <= {"mine", "in use"}
-
-
-def test_under_torchrun_the_sentence_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with locked(tmp_path), pytest.raises(FolderInUseError, match="start it without torchrun"), locked(tmp_path):
-        pass
 
 
 def test_a_search_holds_its_folder_from_first_to_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What is said before the first epoch, and when memory does not suffice."""
+"""The forecast before the first epoch, and the message when memory does not suffice."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What a checkpoint may differ in, and damaged ones, without a step of training."""
+"""Checkpoints of other configs, and damaged ones, without a step of training."""
 
 import copy
 import sys

@@ -1,4 +1,4 @@
-"""Fused kernels for networks written elsewhere: `patch` finds their mixed operations and lets the kernels compute them.
+"""Fused kernels for networks of other code: `patch` finds their mixed operations and lets the kernels compute them.
 
 A patched module stays what it is: the same object with its modules, parameters, buffers, hooks and `state_dict`, of a
 subclass of its class. Only its forward differs: kernels compute the weighted sums in it.

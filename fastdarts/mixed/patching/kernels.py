@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from fastdarts.mixed import fused
 from fastdarts.mixed.mixed_op import MixedOp, op_weights_row
+from fastdarts.mixed.patching.calls import Call, Weight
 from fastdarts.mixed.patching.recognition import OWN, Op, leaves
-from fastdarts.mixed.patching.sums import Call, Weight
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Edge(NamedTuple):
 class Shift:
     """A batch norm behind convolutions with biases, as it is to one behind the same convolutions without.
 
-    It stands in for the batch norm where `fused` reads and updates running statistics; its mean is less by what the
-    biases add.
+    It takes the place of the batch norm where `fused` reads and updates running statistics; its mean is smaller by the
+    sum of the biases.
     """
 
     affine = False

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from fastdarts.mixed import fused
 from fastdarts.mixed.mixed_op import op_weights_row
+from fastdarts.mixed.patching.calls import ChangedInPlaceError
 from fastdarts.mixed.patching.kernels import by_kernels, kernel_refusal, read
+from fastdarts.mixed.patching.outputs import evaluated
 from fastdarts.mixed.patching.proxies import proxied
 from fastdarts.mixed.patching.recognition import OWN, Op, own_state, paths_of, recognise, state_of
 from fastdarts.mixed.patching.report import Calls
-from fastdarts.mixed.patching.sums import ChangedInPlaceError, Session, evaluated, laid_out_as
+from fastdarts.mixed.patching.sums import Session, laid_out_as
 
 PATIENCE = 3
 """Calls in a row that a patched module may run by its own modules before a warning says so."""
@@ -68,7 +70,7 @@ class Layout(NamedTuple):
     """True if deferred outputs must pass for tensors."""
 
     def module_at(self, module: nn.Module, path: str) -> nn.Module | None:
-        """Return the op that lies at a path now."""
+        """Return the op that is at a path now."""
         part: nn.Module | None = module
         for name in path.split("."):
             part = None if part is None else part._modules.get(name)

@@ -8,8 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fastdarts.mixed.patching.calls import Call
+from fastdarts.mixed.patching.outputs import evaluated
 from fastdarts.mixed.patching.recognition import Op
-from fastdarts.mixed.patching.sums import Call, Session, evaluated
+from fastdarts.mixed.patching.sums import Session
 
 
 class OpProxy:

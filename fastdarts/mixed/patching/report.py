@@ -11,7 +11,7 @@ from fastdarts.mixed.patching.recognition import OWN
 
 @dataclass
 class Calls:
-    """How often a patched module ran."""
+    """Count the calls of a patched module, fused and not."""
 
     fused: int = 0
     """Calls in which kernels computed at least a part of the sum."""
@@ -30,14 +30,14 @@ class Calls:
 
 @dataclass(frozen=True)
 class PatchReport:
-    """What `patch` did, by module name ("" is the model itself). As a string it tells the same in words."""
+    """List what `patch` did, by module name ("" is the model itself). As a string it says the same in words."""
 
     replaced: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """The primitives of each mixed operation that now runs fused, `OWN` for ops that their own modules compute."""
     left: dict[str, str] = field(default_factory=dict)
     """Modules that hold candidate operations and were left as they are, and why."""
     untried: dict[str, str] = field(default_factory=dict, compare=False)
-    """Of those replaced: modules whose forward no trial could call, and why; `calls` tells how they run."""
+    """Replaced modules whose forward no trial could call, and why; `calls` tells how they run."""
     nearest: dict[str, str] = field(default_factory=dict, compare=False)
     """Modules that hold no candidate operation, but modules like them, and what sets those apart."""
     modules: dict[str, nn.Module] = field(default_factory=dict, compare=False, repr=False)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from fastdarts.mixed.patching.calls import Call, ChangedInPlaceError, Weight
 from fastdarts.mixed.patching.patched import Direct, forwards_of, patched_class, run_deferred
 from fastdarts.mixed.patching.recognition import (
     CONTAINERS,
@@ -23,7 +24,7 @@ from fastdarts.mixed.patching.recognition import (
     seeded,
     unwatched_copy,
 )
-from fastdarts.mixed.patching.sums import Call, ChangedInPlaceError, Session, Weight
+from fastdarts.mixed.patching.sums import Session
 
 IN_PLACE = "an op changes its input in place, on which the others depend"
 
@@ -38,7 +39,7 @@ MULTIPLES = (1, 2, 4, 8, 3, 16)
 
 
 class Verdict(NamedTuple):
-    """How a mixed operation can be served."""
+    """Say how a mixed operation can be served."""
 
     direct: Direct | None = None
     """As one weighted sum, in place of its forward; None: its own forward runs and defers its ops' outputs."""
@@ -91,7 +92,8 @@ def _verdict(module: nn.Module, ops: dict[str, Op]) -> Verdict:
             if isinstance(arguments, str):
                 untried = untried or arguments
                 continue
-            if name == "forward" and arguments.weights and not arguments.more and _may_be_direct(module, own, ops):
+            plain = name == "forward" and len(arguments.weights) == 1 and not arguments.more
+            if plain and _may_be_direct(module, own, ops):
                 trial = _Trial()
                 if trial.difference(module, own, partial(_weighted_sum, ops), arguments) is None and not trial.in_place:
                     return Verdict(_direct(module, own), random=trial.random)
@@ -107,24 +109,31 @@ def _verdict(module: nn.Module, ops: dict[str, Op]) -> Verdict:
 
 
 class _Arguments(NamedTuple):
-    """What a forward can be called with."""
+    """Arguments that a forward takes."""
 
     x: Tensor
-    weights: int
-    """How many there are; 0: the forward takes none."""
+    weights: tuple[int, ...]
+    """Shape of the op weights: [ops], or [edges, ops] of a cell; (): the forward takes none."""
     more: tuple[object, ...]
     """Further arguments that it demands."""
 
     def variants(self) -> Iterator[tuple[bool, tuple[Any, ...]]]:
         """Yield train or eval mode, and arguments."""
-        n = self.weights
-        dense, one_hot, zeros = torch.randn(n), torch.eye(max(n, 1))[n // 2], torch.zeros(n)
-        kinds = [(True, row, learned) for row in (dense, one_hot, zeros) for learned in (True, False)]
-        kinds += [(False, dense, True), (False, one_hot, False)]
-        for training, row, learned in kinds if n else [(True, None, False), (False, None, False)]:
+        for training, weights in self._weights():
             x = torch.randn_like(self.x).requires_grad_()
-            weights = () if row is None else (row.double()[:n].requires_grad_(learned),)
             yield training, (x, *weights, *self.more)
+
+    def _weights(self) -> Iterator[tuple[bool, tuple[Tensor, ...]]]:
+        if not self.weights:
+            yield from ((True, ()), (False, ()))
+            return
+        dense, one_hot, zeros = (
+            make(self.weights, dtype=torch.float64) for make in (torch.randn, torch.zeros, torch.zeros)
+        )
+        one_hot[..., self.weights[-1] // 2] = 1
+        kinds = [(True, row, learned) for row in (dense, one_hot, zeros) for learned in (True, False)]
+        for training, row, learned in [*kinds, (False, dense, True), (False, one_hot, False)]:
+            yield training, (row.clone().requires_grad_(learned),)
 
 
 def _arguments(module: nn.Module, own: Callable[..., Any], ops: dict[str, Op]) -> _Arguments | str:
@@ -134,14 +143,13 @@ def _arguments(module: nn.Module, own: Callable[..., Any], ops: dict[str, Op]) -
     positional = [parameter for parameter in parameters if parameter.kind in kinds]
     demanded = sum(parameter.default is inspect.Parameter.empty for parameter in positional)
     C = max(op.C for op in ops.values())
-    sizes = [len(child) for child in module.modules() if isinstance(child, CONTAINERS)] or [len(ops)]
-    counts = dict.fromkeys((max(sizes), len(ops))) if len(positional) > 1 else {0: None}
+    shapes = _weight_shapes(module, len(ops)) if len(positional) > 1 else [()]
     error = None
     for filler in (0, None, 1.0, True) if demanded > 2 else (None,):
-        for count in counts:
+        for shape in shapes:
             for multiple in MULTIPLES:
                 x = torch.randn(2, C * multiple, SIZE, SIZE, dtype=torch.float64)
-                found = _Arguments(x, count, (filler,) * (demanded - 2))
+                found = _Arguments(x, shape, (filler,) * (demanded - 2))
                 training, given = next(found.variants())
                 given = tuple(a.detach() if isinstance(a, Tensor) else a for a in given)
                 try:
@@ -152,6 +160,14 @@ def _arguments(module: nn.Module, own: Callable[..., Any], ops: dict[str, Op]) -
                 if isinstance(out, Tensor | tuple | list):
                     return found
     return f"its {own.__name__} fails on a copy of it: {type(error).__name__}: {error}"
+
+
+def _weight_shapes(module: nn.Module, ops: int) -> list[tuple[int, ...]]:
+    """List the shapes that op weights may have: [ops], or [edges, ops] for a module with a list for each edge."""
+    containers = [child for child in module.modules() if isinstance(child, CONTAINERS)]
+    largest = max(map(len, containers), default=ops)
+    edges = [len(one) for one in containers if all(isinstance(child, CONTAINERS) for child in one.children())]
+    return list(dict.fromkeys([(largest,), (ops,), *((count, largest) for count in edges if count)]))
 
 
 def _may_be_direct(module: nn.Module, own: Callable[..., Any], ops: dict[str, Op]) -> bool:

@@ -102,6 +102,8 @@ class Genotype(NamedTuple):
             path = path / "genotype.json"
             if not path.is_file():
                 raise ValueError(f"genotype: the folder {path.parent} has no genotype.json; its search has not ended")
+        if not path.exists() and (path.suffix or len(path.parts) > 1):
+            raise ValueError(f"genotype: there is no file or run's folder {path}")
         if not path.exists():
             raise ValueError(
                 f"genotype {text!r} is neither a published name ({', '.join(PUBLISHED)}) nor a file or a run's folder"
@@ -160,7 +162,7 @@ def _parse_field(field: str, value: Any) -> Any:
 
 
 def _is_nested(pairs: list[Any]) -> bool:
-    """Whether a cell's list holds a list of pairs for each node, not pairs."""
+    """Return True if a cell's list holds a list of pairs for each node, not pairs."""
     return all(not node or not isinstance(node[0], str) for node in pairs)
 
 

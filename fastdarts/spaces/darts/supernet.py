@@ -158,7 +158,8 @@ class SearchNetwork(Supernet):
         s0 = s1 = self.stem(x)
         for cell in self.cells:
             assert isinstance(cell, Cell)
-            s0, s1 = s1, cell(s0, s1, *mixes[_group(cell.reduction)])
+            mix = mixes[_group(cell.reduction)]
+            s0, s1 = s1, cell(s0, s1, mix.weights, mix.active, mix.passing, mix.added, mix.drop_path)
         if hasattr(self, "head"):
             return self.head(s1)
         return self.classifier(self.global_pooling(s1).flatten(1))
@@ -167,6 +168,10 @@ class SearchNetwork(Supernet):
         """Return the mixed ops of each normal or each reduction cell."""
         cells = [cell for cell in self.cells if isinstance(cell, Cell)]
         return [cell.edges() for cell in cells if _group(cell.reduction) == group]
+
+    def untrained(self) -> list[Group]:
+        """Return the cell that a network of one or two layers has not."""
+        return [group for name, group in self.groups.items() if not self.mixed_ops(name)]
 
     def derive(self, scores: Mapping[str, Tensor], choice: Choice = Choice()) -> Genotype:  # noqa: B008 - frozen
         """Return the genotype of scores [edges, ops]; see `derivation.derive`."""

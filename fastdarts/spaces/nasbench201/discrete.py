@@ -6,7 +6,7 @@ from fastdarts.mixed.mixed_op import check_input
 from fastdarts.primitives.modules import build
 from fastdarts.spaces.nasbench201.architecture import ENDS, NasBench201Cell
 from fastdarts.spaces.nasbench201.blocks import ResidualBlock, stages
-from fastdarts.spaces.network import DiscreteNetwork
+from fastdarts.spaces.network import DiscreteNetwork, Head, Stem
 
 
 class Cell201(nn.Module):
@@ -33,31 +33,49 @@ class EvalNetwork201(DiscreteNetwork):
         num_classes: size of the logits.
         layers: cells a stage; 5 in the benchmark.
         in_channels: channels of the images.
+        stem: make(in_channels, C) -> your own first layers instead of a 3x3 convolution.
+        head: make(channels, num_classes) -> your own last layers.
     """
 
     def __init__(
-        self, architecture: NasBench201Cell, C: int = 16, num_classes: int = 10, layers: int = 5, in_channels: int = 3
+        self,
+        architecture: NasBench201Cell,
+        C: int = 16,
+        num_classes: int = 10,
+        layers: int = 5,
+        in_channels: int = 3,
+        *,
+        stem: Stem | None = None,
+        head: Head | None = None,
     ) -> None:
         super().__init__()
         for name, value in {"C": C, "num_classes": num_classes, "layers": layers, "in_channels": in_channels}.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
         self.in_channels = in_channels
-        self.stem = nn.Sequential(nn.Conv2d(in_channels, C, 3, padding=1, bias=False), nn.BatchNorm2d(C))
+        if stem is None:
+            self.stem: nn.Module = nn.Sequential(nn.Conv2d(in_channels, C, 3, padding=1, bias=False), nn.BatchNorm2d(C))
+        else:
+            self.stem = stem(in_channels, C)
         self.cells = nn.ModuleList()
         C_prev = C
         for C_cell, residual in stages(C, layers):
             self.cells.append(ResidualBlock(C_prev, C_cell) if residual else Cell201(architecture, C_cell))
             C_prev = C_cell
-        self.lastact = nn.Sequential(nn.BatchNorm2d(C_prev), nn.ReLU())
-        self.global_pooling = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Linear(C_prev, num_classes)
+        if head is None:
+            self.lastact = nn.Sequential(nn.BatchNorm2d(C_prev), nn.ReLU())
+            self.global_pooling = nn.AdaptiveAvgPool2d(1)
+            self.classifier = nn.Linear(C_prev, num_classes)
+        else:
+            self.head = head(C_prev, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute logits [N, num_classes] from images [N, in_channels, H, W]."""
+        """Compute logits [N, num_classes] (or your head's output) from images [N, in_channels, H, W]."""
         check_input(x, self.in_channels)
         x = self.stem(x)
         for cell in self.cells:
             x = cell(x)
+        if hasattr(self, "head"):
+            return self.head(x)
         logits: Tensor = self.classifier(self.global_pooling(self.lastact(x)).flatten(1))
         return logits

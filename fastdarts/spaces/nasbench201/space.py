@@ -67,12 +67,15 @@ class NasBench201:
     def discrete(self, architecture: NasBench201Cell, **options: Any) -> EvalNetwork201:
         """Build the benchmark's network.
 
-        Raises: ValueError for an auxiliary head, drop path, another stem or a backend, which it has not.
+        Raises: ValueError for an auxiliary head, drop path, the stem of ImageNet or a backend, which it has not.
         """
-        for name, value in (("auxiliary", False), ("drop_path_prob", 0), ("stem", "cifar"), ("backend", "auto")):
+        for name, value in (("auxiliary", False), ("drop_path_prob", 0), ("backend", "auto")):
             if options.pop(name, value) != value:
                 raise ValueError(f"{name.removesuffix('_prob')} has no meaning in space {self.name!r}; leave it out")
-        return EvalNetwork201(architecture, **options)
+        stem = options.pop("stem", "cifar")
+        if isinstance(stem, str) and stem != "cifar":
+            raise ValueError(f"stem has no meaning in space {self.name!r}; leave it out, or give a function")
+        return EvalNetwork201(architecture, stem=None if isinstance(stem, str) else stem, **options)
 
     def from_json(self, text: str) -> NasBench201Cell:
         return NasBench201Cell.from_json(text)

@@ -208,6 +208,8 @@ def test_what_is_no_genotype(text: str, message: str, tmp_path: Path) -> None:
 def test_unknown_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"genotype 'DARTS_V3' is neither a published name .*did you mean 'DARTS_V"):
         Genotype.load("DARTS_V3")
+    with pytest.raises(ValueError, match=r"genotype: there is no file or run.s folder runs/none"):
+        Genotype.load("runs/none")
     binary = tmp_path / "binary.json"
     binary.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match=re.escape(str(binary))):

@@ -8,10 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from fastdarts import DARTS_V2, EvalNetwork, SearchNetwork
+from fastdarts.spaces.nasbench201.architecture import NasBench201Cell
+from fastdarts.spaces.nasbench201.space import NasBench201
+from fastdarts.spaces.nasbench201.supernet import SearchNetwork201
 
 NETWORKS: list[Callable[..., nn.Module]] = [
     SearchNetwork,
     lambda **options: EvalNetwork(DARTS_V2, auxiliary=False, **options),
+]
+BENCHMARK_CELL = NasBench201Cell(
+    ("nor_conv_3x3", "skip_connect", "avg_pool_3x3", "nor_conv_1x1", "none", "skip_connect")
+)
+OPS = ("nor_conv_3x3", "skip_connect", "avg_pool_3x3", "nor_conv_1x1", "none", "skip_connect")
+OTHERS: list[Callable[..., nn.Module]] = [
+    SearchNetwork201,
+    lambda **options: NasBench201().discrete(NasBench201Cell(OPS), **options),
 ]
 
 
@@ -37,6 +48,16 @@ def test_shapes_and_gradients(make: Callable[..., Any]) -> None:
     assert network.stem[0].weight.grad.isfinite().all()
     assert network.head.weight.grad.isfinite().all()
     assert not [name for name in network.state_dict() if name.startswith("classifier")]
+
+
+@pytest.mark.parametrize("make", OTHERS, ids=["search", "discrete"])
+def test_networks_of_the_benchmarks_space(make: Callable[..., Any]) -> None:
+    network = make(C=4, num_classes=5, layers=1, in_channels=2, stem=quarter_stem, head=dense_head).train()
+    y = network(torch.randn(2, 2, 32, 32))
+    assert y.shape == (2, 5, 2, 2)  # the stem and two residual blocks
+    y.sum().backward()
+    assert network.stem[0].weight.grad.isfinite().all()
+    assert not [name for name in network.state_dict() if name.startswith(("classifier", "lastact"))]
 
 
 @pytest.mark.parametrize("make", NETWORKS, ids=["search", "discrete"])

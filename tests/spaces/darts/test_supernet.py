@@ -10,6 +10,8 @@ from torch import nn
 
 from fastdarts.primitives.table import PRIMITIVES
 from fastdarts.spaces.darts.supernet import SearchNetwork
+from fastdarts.spaces.nasbench201.supernet import SearchNetwork201
+from fastdarts.spaces.supernet import Supernet
 
 BUFFERS = ["running_mean", "running_var", "num_batches_tracked"]
 
@@ -231,6 +233,16 @@ def test_alphas_are_saved_and_loaded_beside_the_weights() -> None:
         assert torch.equal(ours_alpha, other_alpha)
     with pytest.raises(ValueError, match=r"alpha_state must have .*betas"):
         ours.load_alpha_state({"alphas_normal": state["alphas_normal"]})
+
+
+@pytest.mark.filterwarnings("ignore")  # jit.trace is deprecated, and says what it fixes
+@pytest.mark.parametrize("make", [SearchNetwork, SearchNetwork201], ids=lambda make: make.__name__)
+def test_a_traced_network_holds_its_alphas_as_constants(make: Callable[..., Supernet]) -> None:
+    network = make(C=2, layers=3).eval()
+    x = torch.randn(2, 3, 8, 8)
+    traced = torch.jit.trace(network, (torch.randn(1, 3, 8, 8),), check_trace=False)
+    torch.testing.assert_close(traced(x), network(x))
+    assert all(alpha.requires_grad for alpha in network.arch_parameters())
 
 
 def test_alphas_that_are_not_numbers_have_no_genotype() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
+from fastdarts.bilevel.ranks import ALONE, Ranks
 from fastdarts.data import ImageData
 from fastdarts.methods import find
 from fastdarts.runs.search_config import SearchConfig
@@ -24,14 +25,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny_state(method: str = "darts", **fields: Any) -> SearchState:
+def tiny_state(method: str = "darts", ranks: Ranks = ALONE, **fields: Any) -> SearchState:
     """A search on 32 images of 6x6 in two classes, half of them for the alphas: two steps an epoch."""
     noise = torch.randint(0, 256, (32, 1, 6, 6), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     images = ImageData(noise, torch.arange(32) % 2, ("even", "odd"), (0.5,), (0.3,))
     options = {"method_options": OPTIONS.get(method, {})}
     config = SearchConfig(dataset="digits", method=method, **(SMALL | options | fields))
     first, second = (images.subset(torch.arange(16) + start) for start in (0, 16))
-    return SearchState(config, first, second, cross_entropy, torch.device("cpu"))
+    return SearchState(config, first, second, cross_entropy, torch.device("cpu"), ranks)
 
 
 def finish_epoch(state: SearchState) -> dict[str, Any]:

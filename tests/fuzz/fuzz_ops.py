@@ -1,9 +1,9 @@
 """Call the operators directly with random arguments, most of them malformed: each call ends in a result or in an error.
 
-    python tests/fuzz_ops.py --calls 1000 --seed 0
+    python tests/fuzz/fuzz_ops.py --calls 1000 --seed 0
 
 Meant for a build with AddressSanitizer, which ends the program where a kernel leaves its tensors: `make fuzz`. There
-fresh memory is NaN, so that a result nobody wrote shows too.
+fresh memory is NaN, so that a result that was not written shows too.
 """
 
 import argparse

@@ -1,0 +1,184 @@
+"""Measure a search step on several ranks, and model it on many GPUs: `python -m benchmarks.ranks`.
+
+Measured: processes of one thread each, which share a batch over gloo, against one process with as many threads; rounds
+alternate, and the bytes that a rank gives to all-reduces are counted. Modelled: an H100 by the parts of its step in
+benchmarks/traffic.md, and ring all-reduces by the constants of LINKS. The model's figures are estimates.
+"""
+
+import multiprocessing
+import re
+import socket
+import statistics
+import sys
+import time
+from argparse import ArgumentParser
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.multiprocessing.spawn import spawn
+
+from benchmarks.machine import device_name
+from fastdarts import Architect, SearchNetwork
+from fastdarts.bilevel.flat import FlatSGD
+from fastdarts.bilevel.ranks import ALONE, Ranks
+from fastdarts.bilevel.step import SearchStep
+
+TRAFFIC = Path(__file__).parent / "traffic.md"
+WEIGHTS, ALPHAS = 1_930_618, 224  # C=16, 8 cells
+SHARES = (1, 2, 4, 8, 16, 32)
+BATCHES = (64, 256, 1024)
+
+
+@dataclass(frozen=True)
+class Link:
+    """Hold constants of a ring all-reduce: bytes a second that a GPU sends, and seconds that a call takes at least."""
+
+    bandwidth: float
+    latency: float
+
+
+LINKS = {"one machine (NVLink)": Link(360e9, 20e-6), "several (8 x 400 Gb/s each)": Link(40e9, 60e-6)}
+"""Assumed: 80% of NVLink 4's 450 GB/s each way and of a 400 Gb/s adapter a GPU; latencies of NCCL for few megabytes."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    C: int
+    layers: int
+    batch: int
+    order: int
+
+
+class Counting(Ranks):
+    """Count the bytes that this rank gives to all-reduces."""
+
+    sent = 0
+
+    def sum_(self, flat: Tensor) -> Tensor:
+        if not self.alone:
+            self.sent += flat.numel() * flat.element_size()
+        return super().sum_(flat)
+
+
+def bytes_of_step(order: int, weights: int = WEIGHTS, alphas: int = ALPHAS, item: int = 4) -> int:
+    """Return the bytes that a search step gives to all-reduces: weights once a full pass, alphas once."""
+    return item * ((1 if order == 1 else 3) * weights + alphas)
+
+
+def modelled_seconds(order: int, batch: int, ranks: int, parts: dict[str, float]) -> float:
+    """Estimate a search step on `ranks` H100s that share a batch, none of its parts overlapping.
+
+    Args:
+        order: order of the alpha gradient.
+        batch: global batch.
+        ranks: GPUs, 8 a machine.
+        parts: seconds of the parts of a step on one GPU with a batch of 64, see `h100_parts`.
+    """
+    compute = parts["images"] * batch / ranks / 64 + parts["launches"]
+    if ranks == 1:
+        return compute
+    link = LINKS["one machine (NVLink)" if ranks <= 8 else "several (8 x 400 Gb/s each)"]
+    calls = 2 if order == 1 else 4
+    return compute + calls * link.latency + 2 * (ranks - 1) / ranks * bytes_of_step(order) / link.bandwidth
+
+
+def h100_parts() -> dict[str, float]:
+    """Return the seconds of traffic.md for both steps on an H100: those that grow with the batch, and launches."""
+    row = re.search(r"\| H100 \| both \|([^\n]*)", TRAFFIC.read_text())
+    assert row is not None, f"{TRAFFIC} has no row for both steps on an H100"
+    memory, matrix, windows, launches = (float(cell) / 1e3 for cell in row[1].split("|")[:4])
+    return {"images": memory + matrix + windows, "launches": launches}
+
+
+def model_table(parts: dict[str, float]) -> str:
+    """Return a Markdown table: milliseconds a second-order step and the speed-up over one GPU."""
+    lines = [
+        f"| H100s | {' | '.join(f'batch {batch}' for batch in BATCHES)} |",
+        f"| --- |{' --- |' * len(BATCHES)}",
+    ]
+    for ranks in SHARES:
+        cells = []
+        for batch in BATCHES:
+            seconds = modelled_seconds(2, batch, ranks, parts)
+            cells.append(f"{1e3 * seconds:.1f} ms, {modelled_seconds(2, batch, 1, parts) / seconds:.1f}x")
+        lines.append(f"| {ranks} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def measured(setting: Setting, ranks: int, rounds: int) -> dict[str, float]:
+    """Return median seconds of a step of `ranks` processes and of one of as many threads, and the bytes sent."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port = listening.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    results = context.SimpleQueue()
+    arguments = (ranks, port, setting, rounds, results)
+    spawn(_measure, arguments, nprocs=ranks)
+    return results.get()
+
+
+def _measure(rank: int, size: int, port: int, setting: Setting, rounds: int, results: Any) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
+    together = Counting(dist.group.WORLD)
+    shared, whole = _step(setting, together), _step(setting, ALONE)
+    own, everything = _batches(setting.batch // size), _batches(setting.batch)
+    seconds: dict[str, list[float]] = {"ranks": [], "threads": []}
+    for _ in range(rounds + 1):
+        dist.barrier()
+        before = together.sent
+        start = time.perf_counter()
+        shared.step(*own)
+        seconds["ranks"].append(time.perf_counter() - start)
+        sent = together.sent - before
+        dist.barrier()
+        if rank == 0:  # the others wait at the next barrier
+            torch.set_num_threads(size)
+            start = time.perf_counter()
+            whole.step(*everything)
+            seconds["threads"].append(time.perf_counter() - start)
+            torch.set_num_threads(1)
+    if rank == 0:  # the first round prepares what later ones find
+        results.put({name: statistics.median(values[1:]) for name, values in seconds.items()} | {"bytes": sent})
+    dist.destroy_process_group()
+
+
+def _step(setting: Setting, ranks: Ranks) -> SearchStep:
+    torch.manual_seed(0)
+    network = SearchNetwork(C=setting.C, layers=setting.layers).to(memory_format=torch.channels_last)
+    optimizer = FlatSGD(network.parameters(), 0.025, momentum=0.9, weight_decay=3e-4)
+    return SearchStep(network, Architect(network, ranks=ranks), optimizer, order=setting.order)
+
+
+def _batches(images: int) -> list[tuple[Tensor, Tensor]]:
+    return [(torch.randn(images, 3, 32, 32), torch.randint(10, (images,))) for _ in range(2)]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = ArgumentParser(prog="python -m benchmarks.ranks", description=__doc__)
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--small", action="store_true", help="use a small network, to test the benchmark")
+    arguments = parser.parse_args(argv)
+    base = (4, 2, 8) if arguments.small else (16, 8, 64)
+    name = device_name(torch.device("cpu"))
+    print(f"Measured: C={base[0]}, {base[1]} cells, global batch {base[2]}, 32x32, float32, on {name}.\n")
+    n = arguments.ranks
+    print(f"| step | {n} ranks of a thread, s | one process of {n} threads, s | ratio | MB to all-reduces |")
+    print("| --- | --- | --- | --- | --- |")
+    for order, words in ((1, "first order"), (2, "second order")):
+        found = measured(Setting(*base, order), n, arguments.rounds)
+        ratio = found["threads"] / found["ranks"]
+        numbers = f"{found['ranks']:.3f} | {found['threads']:.3f} | {ratio:.2f} | {found['bytes'] / 1e6:.3f}"
+        print(f"| search step, {words} | {numbers} |", flush=True)
+    print("\nEstimated, by nobody measured: a second-order search step, and how much faster than on one H100.\n")
+    print(model_table(h100_parts()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,505 @@
+// fastdarts::recurrent and its backward on CPUs: a recurrent cell over a window. Schema, fakes and autograd: fastdarts/ops/recurrent.py.
+//
+// The inputs' products of all steps are one matrix product. Within a step, when state j exists, its products for all nodes that
+// read it are one more; everything between products is a few passes over rows (tiles/cell.h). The backward computes activations
+// anew from the products that the forward kept, and the matrices' gradients from many steps at once.
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+#include <vector>
+
+#include "cell.h"
+
+namespace fastdarts {
+namespace {
+
+constexpr int64_t kRowsOfProduct = 2048;  // of matrix gradients: as many rows make a product as fast as it gets
+
+struct Term {
+  int64_t source, code, weight;
+};
+
+struct Plan {
+  bool norm;
+  std::vector<int64_t> outputs;
+  std::vector<std::vector<Term>> nodes;
+
+  explicit Plan(at::IntArrayRef numbers) {
+    size_t at = 0;
+    const auto next = [&] {
+      TORCH_CHECK_VALUE(at < numbers.size(), "recurrent: the plan ends too early");
+      return numbers[at++];
+    };
+    norm = next() != 0;
+    outputs.resize(next());
+    for (int64_t& state : outputs) state = next();
+    nodes.resize(next());
+    for (auto& terms : nodes) {
+      const int64_t count = next();
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t source = next(), code = next();
+        terms.push_back({source, code, next()});
+      }
+    }
+    TORCH_CHECK_VALUE(at == numbers.size(), "recurrent: the plan has ", numbers.size() - at, " numbers too many");
+  }
+};
+
+// A node that reads a state: which edge of the node it is, and the columns of its product among those of the state.
+struct Reader {
+  int64_t node, edge;
+};
+
+// One window in one set of types: everything of a forward or backward pass.
+template <class A, class T>
+class Window {
+ public:
+  Window(const at::Tensor& x, const std::optional<at::Tensor>& mask_x, const std::optional<at::Tensor>& mask_h, const at::Tensor& W0,
+         at::TensorList Ws, const at::Tensor& weights, const Plan& plan, bool half)
+      : plan_(plan), kernels_(cell_kernels<A, T>()), steps_(x.size(0)), rows_(x.size(1)), width_(x.size(2)),
+        states_(plan.nodes.size() + 1), chunks_((rows_ + kChunkRows - 1) / kChunkRows), options_(x.options()),
+        product_options_(x.options().dtype(half ? at::kBFloat16 : x.scalar_type())), mask_x_(data(mask_x)), mask_h_(data(mask_h)),
+        readers_(states_), edges_(states_) {
+    const A* w = weights.const_data_ptr<A>();
+    edges_[0].push_back({});  // state 0: tanh on the edge from the hidden state
+    edges_[0][0].weights[0] = 1;
+    edges_[0][0].exponential = true;
+    added_.assign(states_, A(0));
+    has_added_.assign(states_, false);
+    sources_.resize(states_);
+    for (int64_t node = 0; node + 1 < states_; ++node)
+      for (const Term& term : plan.nodes[node]) {
+        if (term.code > kActivations) {
+          added_[node + 1] += w[term.weight];
+          has_added_[node + 1] = true;
+          continue;
+        }
+        auto& sources = sources_[node + 1];
+        const auto found = std::find(sources.begin(), sources.end(), term.source);
+        const int64_t edge = found - sources.begin();
+        if (found == sources.end()) {
+          sources.push_back(term.source);
+          edges_[node + 1].push_back({});
+          readers_[term.source].push_back({node + 1, edge});
+        }
+        CellEdge<A, T>& e = edges_[node + 1][edge];
+        e.weights[term.code - 1] += w[term.weight];
+        e.exponential |= term.code == 1 || term.code == 3;
+      }
+    const auto as_product = [&](const at::Tensor& m) { return m.to(product_options_.dtype()); };
+    input_matrix_ = as_product(W0.narrow(0, 0, width_));
+    hidden_matrix_ = as_product(W0.narrow(0, width_, width_));
+    for (const auto& readers : readers_) {
+      std::vector<at::Tensor> parts;
+      for (const Reader& reader : readers) parts.push_back(as_product(Ws[reader.node - 1]));
+      matrices_.push_back(parts.empty() ? at::Tensor() : at::cat(parts, 1));
+    }
+  }
+
+  void forward(const at::Tensor& x, const at::Tensor& hidden, const std::optional<at::Tensor>& running, double eps, bool keep,
+               const at::Tensor& out, const at::Tensor& states, at::TensorList products, const at::Tensor& gates,
+               const at::Tensor& stats) {
+    const at::Tensor entering = masked(x.view({steps_ * rows_, width_}), mask_x_);
+    at::Tensor inputs = at::mm(entering, input_matrix_).view({steps_, rows_, 2 * width_});
+    at::Tensor carried = masked(hidden, mask_h_);
+    std::vector<at::Tensor> masks(states_);
+    for (auto& m : masks) m = at::empty({rows_, width_}, product_options_);
+    std::vector<A> mean(width_), rstd(width_);
+    const A* before = hidden.const_data_ptr<A>();
+    for (int64_t t = 0; t < steps_; ++t) {
+      const int64_t kept = keep ? t : 0;
+      at::Tensor gate = gates[kept], input = inputs[t];
+      at::addmm_out(gate, input, carried, hidden_matrix_);
+      for (int64_t j = 0; j < states_; ++j) {
+        point_forward(j, before, states[kept], products, kept, gate);
+        CellNode<A, T> node = node_of(j, states[kept]);
+        node.masked = reinterpret_cast<T*>(masks[j].data_ptr());
+        normalise(node, running, eps, plan_.norm ? stats[kept][j] : stats, mean, rstd);
+        if (readers_[j].empty()) continue;
+        at::Tensor product = products[j][kept];
+        at::mm_out(product, masks[j], matrices_[j]);
+      }
+      std::vector<const A*> read;
+      for (int64_t state : plan_.outputs) read.push_back(states[kept][state].template const_data_ptr<A>());
+      A* h = out[t].template data_ptr<A>();
+      T* next = reinterpret_cast<T*>(carried.data_ptr());
+      over_chunks([&](int64_t, int64_t lo, int64_t hi) {
+        kernels_.average(read.data(), read.size(), width_, mask_h_, h, next, lo, hi);
+      });
+      before = h;
+    }
+  }
+
+  struct Gradients {
+    at::Tensor x, hidden, W0, weights;
+    std::vector<at::Tensor> Ws;
+  };
+
+  Gradients backward(const at::Tensor& grad_out, const at::Tensor& x, const at::Tensor& hidden, const at::Tensor& weights,
+                     const at::Tensor& out, const at::Tensor& states, at::TensorList products, const at::Tensor& gates,
+                     const at::Tensor& stats, bool training, double eps, bool need_x, bool need_matrices) {
+    const int64_t group = need_matrices ? std::min(steps_, (kRowsOfProduct + rows_ - 1) / rows_) : 1;
+    std::vector<at::Tensor> grad_products(states_), state_grads(states_), masked_grads(states_), matrix_grads(states_);
+    std::vector<A*> grads;
+    for (int64_t j = 0; j < states_; ++j) {
+      state_grads[j] = at::empty({rows_, width_}, options_);
+      grads.push_back(state_grads[j].data_ptr<A>());
+      if (readers_[j].empty()) continue;
+      grad_products[j] = at::empty({group, rows_, matrices_[j].size(1)}, product_options_);
+      masked_grads[j] = at::empty({rows_, width_}, product_options_);
+      if (need_matrices) matrix_grads[j] = at::zeros({width_, matrices_[j].size(1)}, options_);
+    }
+    const bool all_gates = need_x || need_matrices;
+    const at::Tensor grad_gates = at::empty({all_gates ? steps_ : 1, rows_, 2 * width_}, product_options_);
+    const at::Tensor carried = at::zeros({rows_, width_}, options_);
+    at::Tensor grad_carried = at::zeros({rows_, width_}, product_options_);
+    allocate_sums();
+    std::vector<A> scale(states_, A(0));
+    for (const int64_t state : plan_.outputs) scale[state] = A(1) / A(plan_.outputs.size());
+
+    for (int64_t t = steps_ - 1; t >= 0; --t) {
+      const int64_t slot = t % group;
+      const at::Tensor previous = t ? out[t - 1] : hidden, from_out = grad_out[t], grad_gate = grad_gates[all_gates ? t : 0];
+      over_chunks([&](int64_t, int64_t lo, int64_t hi) {
+        kernels_.spread(from_out.const_data_ptr<A>(), carried.const_data_ptr<A>(), product_data(grad_carried), mask_h_, grads.data(),
+                        scale.data(), states_, width_, lo, hi);
+      });
+      carried.zero_();
+      for (int64_t j = states_ - 1; j >= 0; --j) {
+        CellNode<A, T> node = node_of(j, states[t]);
+        node.grad = grads[j];
+        if (!readers_[j].empty()) {
+          at::mm_out(masked_grads[j], grad_products[j][slot], matrices_[j].t());
+          node.grad_masked = product_data(masked_grads[j]);
+        }
+        point_forward(j, previous.const_data_ptr<A>(), states[t], products, t, gates[t]);
+        point_backward(j, grads, carried, grad_products, slot, grad_gate);
+        node_backward(node, plan_.norm ? stats[t][j] : stats, training, eps);
+        if (has_added_[j]) added_sums_[j] += state_grads[j].sum(at::kDouble).template item<double>();
+      }
+      at::mm_out(grad_carried, grad_gate, hidden_matrix_.t());
+      if (need_matrices && slot == 0) {
+        const int64_t count = std::min(group, steps_ - t);
+        for (int64_t j = 0; j < states_; ++j) {
+          if (readers_[j].empty()) continue;
+          const at::Tensor read = states.narrow(0, t, count).select(1, j).contiguous().view({count * rows_, width_});
+          add_product(matrix_grads[j], masked(read, mask_h_), grad_products[j].narrow(0, 0, count).flatten(0, 1));
+        }
+      }
+    }
+    return collect(x, hidden, weights, out, carried, grad_carried, grad_gates, matrix_grads, need_x, need_matrices);
+  }
+
+ private:
+  template <class F>
+  void over_chunks(const F& body) const {
+    at::parallel_for(0, chunks_, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t c = begin; c < end; ++c) body(c, c * kChunkRows, std::min(rows_, (c + 1) * kChunkRows));
+    });
+  }
+
+  static const A* data(const std::optional<at::Tensor>& t) { return t ? t->const_data_ptr<A>() : nullptr; }
+  static const T* product_data(const at::Tensor& t) { return reinterpret_cast<const T*>(t.const_data_ptr()); }
+
+  at::Tensor masked(const at::Tensor& a, const A* mask) const {
+    at::Tensor result = at::empty(a.sizes(), product_options_);
+    const A* from = a.const_data_ptr<A>();
+    T* to = reinterpret_cast<T*>(result.data_ptr());
+    at::parallel_for(0, a.size(0), kChunkRows, [&](int64_t lo, int64_t hi) {
+      kernels_.masked(from, mask, rows_, width_, to, lo, hi);
+    });
+    return result;
+  }
+
+  at::Tensor unmasked(const at::Tensor& a, const A* mask) const {
+    at::Tensor result = at::empty(a.sizes(), options_);
+    const T* from = product_data(a);
+    A* to = result.data_ptr<A>();
+    at::parallel_for(0, a.size(0), kChunkRows, [&](int64_t lo, int64_t hi) {
+      kernels_.unmasked(from, mask, rows_, width_, to, lo, hi);
+    });
+    return result;
+  }
+
+  Gradients collect(const at::Tensor& x, const at::Tensor& hidden, const at::Tensor& weights, const at::Tensor& out,
+                    const at::Tensor& carried, const at::Tensor& grad_carried, const at::Tensor& grad_gates,
+                    const std::vector<at::Tensor>& matrix_grads, bool need_x, bool need_matrices) const {
+    const at::Tensor none = at::empty({0}, options_);
+    Gradients result{none, carried.add(unmasked(grad_carried, mask_h_)), none, weight_gradients(weights), {}};
+    const at::Tensor flat_gates = grad_gates.flatten(0, 1);
+    if (need_x) result.x = unmasked(at::mm(flat_gates, input_matrix_.t()), mask_x_).view(x.sizes());
+    for (int64_t j = 1; j < states_; ++j) result.Ws.push_back(need_matrices ? at::zeros({width_, 2 * width_}, options_) : none);
+    if (!need_matrices) return result;
+    for (int64_t j = 0; j < states_; ++j)
+      for (size_t i = 0; i < readers_[j].size(); ++i)
+        result.Ws[readers_[j][i].node - 1].add_(matrix_grads[j].narrow(1, i * 2 * width_, 2 * width_));
+    const at::Tensor before = at::cat({hidden.unsqueeze(0), out.narrow(0, 0, steps_ - 1)}).flatten(0, 1);
+    result.W0 = at::zeros({2 * width_, 2 * width_}, options_);
+    at::Tensor of_inputs = result.W0.narrow(0, 0, width_), of_hidden = result.W0.narrow(0, width_, width_);
+    add_product(of_inputs, masked(x.flatten(0, 1), mask_x_), flat_gates);
+    add_product(of_hidden, masked(before, mask_h_), flat_gates);
+    return result;
+  }
+
+  // sum += a^T b, in the type of sum
+  static void add_product(at::Tensor sum, const at::Tensor& a, const at::Tensor& b) {
+    if (b.scalar_type() == sum.scalar_type())
+      at::addmm_out(sum, sum, a.t(), b);
+    else
+      sum.add_(at::mm(a.t(), b));
+  }
+
+  CellNode<A, T> node_of(int64_t j, const at::Tensor& states) const {
+    CellNode<A, T> node{};
+    node.width = width_;
+    node.edges = edges_[j].data();
+    node.count = edges_[j].size();
+    node.added = added_[j];
+    node.mask = mask_h_;
+    node.state = states[j].template data_ptr<A>();
+    return node;
+  }
+
+  // Lets the edges into state j point to what they read at a step.
+  void point_forward(int64_t j, const A* before, const at::Tensor& states, at::TensorList products, int64_t t,
+                     const at::Tensor& gate) {
+    if (j == 0) {
+      edges_[0][0].state = before;
+      edges_[0][0].product = product_data(gate);
+      edges_[0][0].stride = 2 * width_;
+      return;
+    }
+    for (size_t i = 0; i < edges_[j].size(); ++i) {
+      const int64_t source = sources_[j][i];
+      edges_[j][i].state = states[source].template const_data_ptr<A>();
+      edges_[j][i].stride = products[source].size(2);
+      edges_[j][i].product = product_data(products[source]) + t * rows_ * edges_[j][i].stride + column_of(source, j);
+    }
+  }
+
+  void point_backward(int64_t j, const std::vector<A*>& grads, const at::Tensor& carried, const std::vector<at::Tensor>& grad_products,
+                      int64_t slot, const at::Tensor& grad_gate) {
+    for (size_t i = 0; i < edges_[j].size(); ++i) {
+      CellEdge<A, T>& e = edges_[j][i];
+      if (j == 0) {
+        e.grad_state = carried.data_ptr<A>();
+        e.grad_product = const_cast<T*>(product_data(grad_gate));
+        e.grad_stride = 2 * width_;
+        continue;
+      }
+      const int64_t source = sources_[j][i];
+      e.grad_state = grads[source];
+      e.grad_stride = grad_products[source].size(2);
+      e.grad_product =
+          const_cast<T*>(product_data(grad_products[source])) + slot * rows_ * e.grad_stride + column_of(source, j);
+    }
+  }
+
+  int64_t column_of(int64_t source, int64_t node) const {
+    const auto& readers = readers_[source];
+    const auto found = std::find_if(readers.begin(), readers.end(), [&](const Reader& r) { return r.node == node; });
+    return (found - readers.begin()) * 2 * width_;
+  }
+
+  void normalise(const CellNode<A, T>& node, const std::optional<at::Tensor>& running, double eps, const at::Tensor& stats,
+                 std::vector<A>& mean, std::vector<A>& rstd) {
+    std::vector<A> sums(chunks_ * width_, A(0));
+    over_chunks([&](int64_t c, int64_t lo, int64_t hi) { kernels_.sum(node, lo, hi, sums.data() + c * width_); });
+    if (plan_.norm) {
+      A* used = stats.data_ptr<A>();  // [2, width]
+      if (running) {
+        std::copy_n(running->const_data_ptr<A>(), 2 * width_, used);
+      } else {
+        combine(sums, width_, used);
+        std::fill(sums.begin(), sums.end(), A(0));
+        over_chunks([&](int64_t c, int64_t lo, int64_t hi) { kernels_.squares(node, lo, hi, used, sums.data() + c * width_); });
+        combine(sums, width_, used + width_);
+      }
+      for (int64_t c = 0; c < width_; ++c) {
+        mean[c] = used[c];
+        rstd[c] = A(1 / std::sqrt(double(used[width_ + c]) + eps));
+      }
+    }
+    over_chunks([&](int64_t, int64_t lo, int64_t hi) {
+      kernels_.finish(node, lo, hi, plan_.norm ? mean.data() : nullptr, rstd.data());
+    });
+  }
+
+  // The mean over rows of sums of chunks.
+  void combine(const std::vector<A>& sums, int64_t count, A* mean) const {
+    for (int64_t c = 0; c < count; ++c) {
+      double sum = 0;
+      for (int64_t chunk = 0; chunk < chunks_; ++chunk) sum += double(sums[chunk * count + c]);
+      mean[c] = A(sum / double(rows_));
+    }
+  }
+
+  // node.grad becomes the gradient before the norm, and goes through the edges.
+  void node_backward(const CellNode<A, T>& node, const at::Tensor& stats, bool training, double eps) {
+    std::vector<A> sums(chunks_ * 2 * width_, A(0)), means(2 * width_), rstd(width_);
+    over_chunks([&](int64_t c, int64_t lo, int64_t hi) { kernels_.grad_sums(node, lo, hi, sums.data() + c * 2 * width_); });
+    combine(sums, 2 * width_, means.data());
+    for (int64_t c = 0; plan_.norm && c < width_; ++c)
+      rstd[c] = A(1 / std::sqrt(double(stats.const_data_ptr<A>()[width_ + c]) + eps));
+    const bool centred = plan_.norm && training;
+    over_chunks([&](int64_t c, int64_t lo, int64_t hi) {
+      kernels_.backward(node, lo, hi, plan_.norm ? rstd.data() : nullptr, centred ? means.data() : nullptr, means.data() + width_, c);
+    });
+  }
+
+  void allocate_sums() {
+    size_t count = 0;
+    for (int64_t j = 1; j < states_; ++j) count += edges_[j].size();
+    sums_.assign(count * chunks_ * kActivations, 0.0);
+    added_sums_.assign(states_, 0.0);
+    double* at = sums_.data();
+    for (int64_t j = 1; j < states_; ++j)
+      for (CellEdge<A, T>& e : edges_[j]) {
+        e.grad_weights = at;
+        at += chunks_ * kActivations;
+      }
+  }
+
+  at::Tensor weight_gradients(const at::Tensor& weights) const {
+    const at::Tensor result = at::zeros_like(weights);
+    A* g = result.data_ptr<A>();
+    for (int64_t j = 1; j < states_; ++j)
+      for (const Term& term : plan_.nodes[j - 1]) {
+        double sum = added_sums_[j];
+        if (term.code <= kActivations) {
+          const auto& sources = sources_[j];
+          const double* of_edge = edges_[j][std::find(sources.begin(), sources.end(), term.source) - sources.begin()].grad_weights;
+          sum = 0;
+          for (int64_t c = 0; c < chunks_; ++c) sum += of_edge[c * kActivations + term.code - 1];
+        }
+        g[term.weight] += A(sum);
+      }
+    return result;
+  }
+
+  const Plan& plan_;
+  const CellKernels<A, T>& kernels_;
+  int64_t steps_, rows_, width_, states_, chunks_;
+  at::TensorOptions options_, product_options_;
+  const A *mask_x_, *mask_h_;
+  std::vector<std::vector<Reader>> readers_;          // of each state
+  std::vector<std::vector<CellEdge<A, T>>> edges_;    // into each state
+  std::vector<std::vector<int64_t>> sources_;         // of these edges
+  std::vector<A> added_;
+  std::vector<bool> has_added_;
+  at::Tensor input_matrix_, hidden_matrix_;
+  std::vector<at::Tensor> matrices_;                  // those of a state's readers, side by side
+  std::vector<double> sums_, added_sums_;
+};
+
+// body(A{}, T{}) for the types of x and of the products.
+template <class F>
+void dispatch_cell(const at::Tensor& x, bool half, const F& body) {
+  if (x.scalar_type() == at::kDouble && !half) return body(double{}, double{});
+  TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat, "recurrent: x must be float32, or float64 without bfloat16 products; got ",
+                   x.scalar_type());
+  if (half) return body(float{}, bf16{});
+  return body(float{}, float{});
+}
+
+void check(const at::Tensor& x, const at::Tensor& hidden, const std::optional<at::Tensor>& mask_x,
+           const std::optional<at::Tensor>& mask_h, const at::Tensor& W0, at::TensorList Ws, const at::Tensor& weights,
+           const Plan& plan) {
+  TORCH_CHECK_VALUE(x.dim() == 3 && x.numel() > 0, "recurrent: x must be a non-empty [T, B, d]; got ", x.sizes());
+  const int64_t rows = x.size(1), width = x.size(2), states = plan.nodes.size() + 1;
+  const auto wants = [&](const char* name, const at::Tensor& t, at::IntArrayRef sizes) {
+    TORCH_CHECK_VALUE(t.sizes() == sizes, "recurrent: ", name, " must be ", sizes, "; got ", t.sizes());
+    TORCH_CHECK_TYPE(t.scalar_type() == x.scalar_type() && t.device() == x.device() && t.is_contiguous(), "recurrent: ", name,
+                     " must be contiguous and of the dtype and device of x, ", x.scalar_type(), "; got ", t.scalar_type(), " on ",
+                     t.device());
+  };
+  wants("x", x, x.sizes());
+  wants("hidden", hidden, {rows, width});
+  if (mask_x) wants("mask_x", *mask_x, {rows, width});
+  if (mask_h) wants("mask_h", *mask_h, {rows, width});
+  wants("W0", W0, {2 * width, 2 * width});
+  wants("weights", weights, weights.sizes());
+  TORCH_CHECK_VALUE(int64_t(Ws.size()) == states - 1, "recurrent: the plan has ", states - 1, " nodes; got ", Ws.size(), " matrices");
+  for (const at::Tensor& W : Ws) wants("Ws", W, {width, 2 * width});
+  TORCH_CHECK_VALUE(!plan.outputs.empty(), "recurrent: the plan has no output");
+  for (const int64_t state : plan.outputs)
+    TORCH_CHECK_VALUE(state >= 0 && state < states, "recurrent: output ", state, " is no state");
+  for (int64_t node = 0; node + 1 < states; ++node)
+    for (const Term& term : plan.nodes[node])
+      TORCH_CHECK_VALUE(term.source >= 0 && term.source <= node && term.code >= 1 && term.code <= kActivations + 1 &&
+                            term.weight >= 0 && term.weight < weights.numel(),
+                        "recurrent: node ", node, " has a term (", term.source, ", ", term.code, ", ", term.weight, ")");
+}
+
+// The columns of the products that each state's readers need.
+std::vector<int64_t> product_columns(const Plan& plan, int64_t width) {
+  std::vector<int64_t> columns(plan.nodes.size() + 1, 0);
+  for (const auto& terms : plan.nodes) {
+    std::vector<int64_t> seen;
+    for (const Term& term : terms)
+      if (term.code <= kActivations && std::find(seen.begin(), seen.end(), term.source) == seen.end()) {
+        seen.push_back(term.source);
+        columns[term.source] += 2 * width;
+      }
+  }
+  return columns;
+}
+
+using Saved = std::tuple<at::Tensor, at::Tensor, std::vector<at::Tensor>, at::Tensor, at::Tensor>;
+
+Saved recurrent(const at::Tensor& x, const at::Tensor& hidden, const std::optional<at::Tensor>& mask_x,
+                const std::optional<at::Tensor>& mask_h, const at::Tensor& W0, at::TensorList Ws, const at::Tensor& weights,
+                const std::optional<at::Tensor>& running, at::IntArrayRef numbers, double eps, bool half, bool keep) {
+  const Plan plan(numbers);
+  check(x, hidden, mask_x, mask_h, W0, Ws, weights, plan);
+  const int64_t rows = x.size(1), width = x.size(2), states = plan.nodes.size() + 1, kept = keep ? x.size(0) : 1;
+  const at::TensorOptions products = half ? x.options().dtype(at::kBFloat16) : x.options();
+  Saved saved{at::empty_like(x), at::empty({kept, states, rows, width}, x.options()), {}, at::empty({kept, rows, 2 * width}, products),
+              at::empty({plan.norm ? x.size(0) : 0, states, 2, width}, x.options())};
+  auto& [out, values, parts, gates, stats] = saved;
+  for (const int64_t columns : product_columns(plan, width)) parts.push_back(at::empty({kept, rows, columns}, products));
+  dispatch_cell(x, half, [&](auto a, auto t) {
+    Window<decltype(a), decltype(t)>(x, mask_x, mask_h, W0, Ws, weights, plan, half)
+        .forward(x, hidden, running, eps, keep, out, values, parts, gates, stats);
+  });
+  return saved;
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, std::vector<at::Tensor>, at::Tensor> recurrent_backward(
+    const at::Tensor& grad_out, const at::Tensor& x, const at::Tensor& hidden, const std::optional<at::Tensor>& mask_x,
+    const std::optional<at::Tensor>& mask_h, const at::Tensor& W0, at::TensorList Ws, const at::Tensor& weights, const at::Tensor& out,
+    const at::Tensor& states, at::TensorList products, const at::Tensor& gates, const at::Tensor& stats, at::IntArrayRef numbers,
+    bool training, double eps, bool half, bool need_x, bool need_matrices) {
+  const Plan plan(numbers);
+  check(x, hidden, mask_x, mask_h, W0, Ws, weights, plan);
+  TORCH_CHECK_VALUE(states.dim() == 4 && states.size(0) == x.size(0), "recurrent_backward: the forward kept nothing");
+  const at::Tensor g = grad_out.contiguous();
+  TORCH_CHECK_VALUE(g.sizes() == x.sizes() && g.scalar_type() == x.scalar_type(), "recurrent_backward: grad_out must be like x");
+  std::tuple<at::Tensor, at::Tensor, at::Tensor, std::vector<at::Tensor>, at::Tensor> result;
+  dispatch_cell(x, half, [&](auto a, auto t) {
+    auto found = Window<decltype(a), decltype(t)>(x, mask_x, mask_h, W0, Ws, weights, plan, half)
+                     .backward(g, x, hidden, weights, out, states, products, gates, stats, training, eps, need_x, need_matrices);
+    result = {found.x, found.hidden, found.W0, found.Ws, found.weights};
+  });
+  return result;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(fastdarts, CPU, m) {
+  m.impl("recurrent", &recurrent);
+  m.impl("recurrent_backward", &recurrent_backward);
+}
+
+}  // namespace fastdarts

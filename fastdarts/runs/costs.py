@@ -1,0 +1,40 @@
+"""The table of costs that a search's config names."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from fastdarts.config.search_options import SearchOptions
+from fastdarts.spaces import cost, registry
+from fastdarts.spaces.cost import CostTable, Shape
+
+COUNTED = {"flops": cost.multiply_adds, "params": cost.parameters}
+"""The costs that are counted on the search network itself, by their names in a config."""
+
+
+def cost_table(config: SearchOptions, outputs: int, image_shape: Shape) -> CostTable:
+    """Return the costs of all choices of a search.
+
+    Args:
+        config: `cost` is a key of `COUNTED` or a file that `fastdarts latency` wrote.
+        outputs: number of classes.
+        image_shape: (C, H, W).
+
+    Raises: ValueError or FileNotFoundError for a file that is no table of costs.
+    """
+    space = registry.find(config.space, config.primitives, config.space_options)
+    count = COUNTED.get(str(config.cost))
+    if count is None:
+        return CostTable.load(Path(str(config.cost)))
+    with torch.device("meta"):
+        network = space.supernet(
+            C=config.init_channels,
+            num_classes=outputs,
+            layers=config.layers,
+            in_channels=image_shape[0],
+            backend="reference",
+            **space.arguments(),
+        )
+    table = count(network, (1, *image_shape))
+    return replace(table, about={"network": f"the search network, C={config.init_channels}, {config.layers} layers"})

@@ -1,0 +1,86 @@
+"""The choice of each layer of a chain, with the chain's shape where it is not that of the space."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from fastdarts.spaces.layerwise.chain import CHAINS, SKIP, Chain
+
+
+@dataclass(frozen=True)
+class LayerChoices:
+    """One choice a layer.
+
+    Attributes:
+        space: the space's name, a key of `CHAINS`.
+        layers: the name of each layer's block, or "skip".
+        strides: of the stem and of each stage.
+        widths: of each stage, for the space's own width of the stem.
+        depths: layers of each stage, left-out ones included.
+        head: channels of the last 1x1 convolution; None takes the space's own.
+
+    Raises: ValueError for an unknown space, numbers that make no chain, or another number of layers.
+    """
+
+    space: str
+    layers: tuple[str, ...]
+    strides: tuple[int, ...] = ()
+    widths: tuple[int, ...] = ()
+    depths: tuple[int, ...] = ()
+    head: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.space not in CHAINS:
+            raise ValueError(f"space must be one of {', '.join(CHAINS)}; got {self.space!r}")
+        for name in ("layers", "strides", "widths", "depths"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        layers = self.chain().layers()
+        if len(self.layers) != len(layers):
+            raise ValueError(f"layers must name a block for each of the {len(layers)} layers; got {len(self.layers)}")
+        for index, (name, layer) in enumerate(zip(self.layers, layers, strict=True)):
+            if name not in layer.choices:
+                raise ValueError(f"layers[{index}] must be one of {', '.join(layer.choices)}; got {name!r}")
+
+    def chain(self) -> Chain:
+        """Return the chain of these choices, with the space's own widths or `widths`."""
+        return CHAINS[self.space].changed(self.strides or None, self.widths or None, self.depths or None, self.head)
+
+    def __str__(self) -> str:
+        return " | ".join(self.layers)
+
+    def to_json(self) -> str:
+        """Return one JSON object: the space, the layers, and the numbers that differ from the space's own."""
+        changed = {name: getattr(self, name) for name in ("strides", "widths", "depths", "head")}
+        return json.dumps({"space": self.space, "layers": self.layers} | {k: v for k, v in changed.items() if v})
+
+    @classmethod
+    def from_json(cls, text: str) -> LayerChoices:
+        """Read what `to_json` wrote; ValueError says what is wrong with `text`."""
+        value: Any = json.loads(text)
+        if not isinstance(value, dict) or not isinstance(value.get("layers"), list):
+            raise ValueError(f"genotype must be a JSON object with the key layers, a list of names; got {text[:80]!r}")
+        allowed = ("space", "layers", "head", "strides", "widths", "depths")
+        for name in value:
+            if name not in allowed:
+                raise ValueError(f"genotype has the key {name!r}; the keys are {', '.join(allowed)}")
+        for name in allowed[3:]:
+            if not isinstance(value.get(name, []), list):
+                raise ValueError(f"{name} must be a list of integers; got {value[name]!r}")
+        return cls(**value)
+
+    def skips(self) -> int:
+        """Return the number of layers that are left out."""
+        return self.layers.count(SKIP)
+
+
+def shape_arguments(space: str, chain: Chain) -> dict[str, Any]:
+    """Return the arguments of `LayerChoices` by which `chain` differs from the space's own chain."""
+    own = CHAINS[space]
+    numbers = {
+        "strides": (own.strides, chain.strides),
+        "widths": (tuple(s.width for s in own.stages), tuple(s.width for s in chain.stages)),
+        "depths": (tuple(s.layers for s in own.stages), tuple(s.layers for s in chain.stages)),
+    }
+    return {name: theirs for name, (ours, theirs) in numbers.items() if ours != theirs}

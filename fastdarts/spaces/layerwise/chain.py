@@ -1,0 +1,196 @@
+"""Describe a chain of layers: widths, depths and strides, and the blocks among which each layer chooses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+SKIP = "skip"
+"""The choice that leaves a layer out: an identity, or a 1x1 convolution where the layer changes the shape."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Layers of one width; the first has the stage's stride."""
+
+    width: int
+    layers: int
+    stride: int
+
+
+class Layer(NamedTuple):
+    """The shape of one layer and its choices."""
+
+    stage: int
+    in_channels: int
+    width: int
+    stride: int
+    choices: tuple[str, ...]
+
+    @property
+    def keeps_shape(self) -> bool:
+        """Return True if an identity can take the layer's place."""
+        return self.stride == 1 and self.in_channels == self.width
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A stem, an optional fixed block, stages of layers that choose their block, a head and a linear classifier.
+
+    Attributes:
+        stem: channels of the 3x3 convolution at the start.
+        stem_stride: its stride.
+        fixed: width of a block without expansion after the stem; None where the first stage follows at once.
+        stages: the layers with choices.
+        head: channels of the 1x1 convolution before global pooling.
+        activation: activation after each convolution but a block's last.
+        blocks: names of the candidate blocks, "k5 e6": kernel 5, six times the layer's input channels inside;
+            "g2" after them: 1x1 convolutions in two groups.
+        skips: the layers that may be left out: "none", those that "repeat" their stage's shape, or "all".
+        eps: eps of the batch norms.
+        dropout: probability with which the classifier's input is dropped in training.
+    """
+
+    stem: int
+    stem_stride: int
+    fixed: int | None
+    stages: tuple[Stage, ...]
+    head: int
+    activation: Literal["relu", "relu6"]
+    blocks: tuple[str, ...]
+    skips: Literal["none", "repeat", "all"]
+    eps: float = 1e-5
+    dropout: float = 0.0
+
+    def layers(self) -> list[Layer]:
+        """Return the layers with choices, in the order of the chain."""
+        made, channels = [], self.fixed or self.stem
+        for index, stage in enumerate(self.stages):
+            for place in range(stage.layers):
+                stride = stage.stride if place == 0 else 1
+                optional = self.skips == "all" or (self.skips == "repeat" and place > 0)
+                choices = (*self.blocks, SKIP) if optional else self.blocks
+                made.append(Layer(index, channels, stage.width, stride, choices))
+                channels = stage.width
+        return made
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Return the strides of the stem and of each stage."""
+        return self.stem_stride, *(stage.stride for stage in self.stages)
+
+    def changed(
+        self,
+        strides: Sequence[int] | None = None,
+        widths: Sequence[int] | None = None,
+        depths: Sequence[int] | None = None,
+        head: int | None = None,
+    ) -> Chain:
+        """Return this chain with other numbers.
+
+        Args:
+            strides: of the stem and of each stage, 1 or 2.
+            widths: of each stage.
+            depths: layers of each stage.
+            head: channels of the last 1x1 convolution.
+
+        Raises: ValueError that names the argument and how many numbers of which kind it takes.
+        """
+        strides = _numbers("strides", strides, self.strides, "the stem and each stage", at_most=2)
+        widths = _numbers("widths", widths, [stage.width for stage in self.stages], "each stage")
+        depths = _numbers("depths", depths, [stage.layers for stage in self.stages], "each stage")
+        stages = tuple(map(Stage, widths, depths, strides[1:]))
+        head = _numbers("head", None if head is None else [head], [self.head], "the last convolution")[0]
+        return replace(self, stem_stride=strides[0], stages=stages, head=head)
+
+    def scaled(self, stem: int) -> Chain:
+        """Return this chain with all widths in proportion to `stem` channels of the stem, multiples of 4."""
+        if stem == self.stem:
+            return self
+
+        def scale(width: int) -> int:
+            return max(4, round(width * stem / self.stem / 4) * 4)
+
+        stages = tuple(replace(stage, width=scale(stage.width)) for stage in self.stages)
+        fixed = None if self.fixed is None else scale(self.fixed)
+        return replace(self, stem=stem, fixed=fixed, stages=stages, head=scale(self.head))
+
+    def shortened(self, layers: int) -> Chain:
+        """Return this chain with at most so many layers in each stage."""
+        stages = tuple(replace(stage, layers=min(stage.layers, layers)) for stage in self.stages)
+        return replace(self, stages=stages)
+
+    def smallest_side(self, side: int) -> int:
+        """Return the side of the last feature map for images of this side."""
+        for stride in self.strides:
+            side = -(-side // stride)
+        return side
+
+
+def _numbers(
+    name: str, values: Sequence[int] | None, ours: Sequence[int], of: str, at_most: int | None = None
+) -> Sequence[int]:
+    if values is None:
+        return ours
+    limit = "of at least 1" if at_most is None else f"from 1 to {at_most}"
+    if len(values) != len(ours) or not all(1 <= value <= (at_most or value) for value in values):
+        raise ValueError(f"{name} must be {len(ours)} integers {limit}, for {of}; got {values!r}")
+    return values
+
+
+def _stages(*shapes: tuple[int, int, int]) -> tuple[Stage, ...]:
+    return tuple(Stage(*shape) for shape in shapes)
+
+
+_MOBILE = ("k3 e3", "k3 e6", "k5 e3", "k5 e6", "k7 e3", "k7 e6")
+
+CHAINS = {
+    # Cai et al., ICLR 2019, arXiv:1812.00332
+    "proxyless": Chain(
+        stem=32,
+        stem_stride=2,
+        fixed=16,
+        stages=_stages((24, 4, 2), (40, 4, 2), (80, 4, 2), (96, 4, 1), (192, 4, 2), (320, 1, 1)),
+        head=1280,
+        activation="relu6",
+        blocks=_MOBILE,
+        skips="repeat",
+        eps=1e-3,
+    ),
+    # Wu et al., CVPR 2019, arXiv:1812.03443, table 1
+    "fbnet": Chain(
+        stem=16,
+        stem_stride=2,
+        fixed=None,
+        stages=_stages((16, 1, 1), (24, 4, 2), (32, 4, 2), (64, 4, 2), (112, 4, 1), (184, 4, 2), (352, 1, 1)),
+        head=1984,
+        activation="relu",
+        blocks=("k3 e1", "k3 e1 g2", "k3 e3", "k3 e6", "k5 e1", "k5 e1 g2", "k5 e3", "k5 e6"),
+        skips="all",
+    ),
+    # Chu et al., ICCV 2021, arXiv:1907.01845
+    "fairnas": Chain(
+        stem=32,
+        stem_stride=2,
+        fixed=16,
+        stages=_stages((32, 2, 2), (40, 4, 2), (80, 4, 2), (96, 4, 1), (192, 4, 2), (320, 1, 1)),
+        head=1280,
+        activation="relu6",
+        blocks=("k3 e3", "k5 e3", "k7 e3", "k3 e6", "k5 e6", "k7 e6"),
+        skips="none",
+        dropout=0.2,
+    ),
+    # for images of 32x32 and smaller
+    "mobilenet-small": Chain(
+        stem=16,
+        stem_stride=1,
+        fixed=16,
+        stages=_stages((24, 3, 1), (40, 3, 2), (80, 3, 2)),
+        head=320,
+        activation="relu6",
+        blocks=("k3 e3", "k3 e6", "k5 e3", "k5 e6"),
+        skips="repeat",
+    ),
+}
+"""The chains by the names of their spaces."""

@@ -1,0 +1,154 @@
+"""The search network of a chain of layers."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from fastdarts.mixed.mix import Mix
+from fastdarts.mixed.mixed_op import Backend, check_backend, check_input
+from fastdarts.spaces.group import Choice, Group
+from fastdarts.spaces.layerwise.architecture import LayerChoices, shape_arguments
+from fastdarts.spaces.layerwise.blocks import ConvNorm, DepthwiseSeparable, initialise
+from fastdarts.spaces.layerwise.chain import SKIP, Chain
+from fastdarts.spaces.layerwise.choice import ChoiceLayer
+from fastdarts.spaces.supernet import Mixes, Supernet
+
+
+def groups_of(chain: Chain) -> dict[str, Group]:
+    """Return a group of the layers that may be left out and one of the others; one group where all are alike."""
+    learning = frozenset(chain.blocks)
+    rows = [layer.choices for layer in chain.layers()]
+    optional = tuple(row for row in rows if SKIP in row)
+    fixed = tuple(row for row in rows if SKIP not in row)
+    if not (optional and fixed):
+        return {"layers": Group("layers", optional or fixed, learning=learning)}
+    return {
+        "optional": Group("layers that may be left out", optional, learning=learning),
+        "fixed": Group("layers that stay", fixed, learning=learning),
+    }
+
+
+class LayerwiseSupernet(Supernet):
+    """A chain whose layers mix their candidate blocks (Cai et al., ICLR 2019; Wu et al., CVPR 2019).
+
+    Args:
+        space: the name that the found architectures carry.
+        chain: widths, depths, strides and candidates, before `C` and `layers`.
+        C: channels of the stem; all widths go in proportion.
+        num_classes: size of the logits.
+        layers: most layers of a stage.
+        in_channels: channels of the images.
+        backend: "reference" keeps the memory format of the images; others run channels-last. The blocks are torch's own
+            modules in each case.
+    """
+
+    def __init__(
+        self,
+        space: str,
+        chain: Chain,
+        C: int,
+        num_classes: int,
+        layers: int,
+        in_channels: int,
+        backend: Backend = "auto",
+    ) -> None:
+        for name, value in {"C": C, "num_classes": num_classes, "layers": layers, "in_channels": in_channels}.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1; got {value}")
+        check_backend(backend)
+        chain = chain.shortened(layers)
+        super().__init__(groups_of(chain))
+        self.space = space
+        self.shape = shape_arguments(space, chain)
+        """Arguments of the found architectures that differ from the space's own."""
+        self.in_channels = in_channels
+        self.backend = backend
+        chain = chain.scaled(C)
+        self.stem = ConvNorm(in_channels, chain.stem, 3, chain.stem_stride, chain.activation, chain.eps)
+        self.fixed = (
+            nn.Identity()
+            if chain.fixed is None
+            else DepthwiseSeparable(chain.stem, chain.fixed, chain.activation, chain.eps)
+        )
+        self.layers = nn.ModuleList(ChoiceLayer(layer, chain) for layer in chain.layers())
+        self.head = ConvNorm(chain.stages[-1].width, chain.head, 1, 1, chain.activation, chain.eps)
+        self.classifier = nn.Linear(chain.head, num_classes)
+        initialise(self)
+        self.make_alphas()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute logits [N, num_classes] from images [N, in_channels, H, W]."""
+        check_input(x, self.in_channels)
+        if self.backend != "reference":
+            x = x.contiguous(memory_format=torch.channels_last)
+        mixes = self.op_weights()
+        x = self.fixed(self.stem(x))
+        for (group, row), layer in zip(self._rows(), self.layers, strict=True):
+            mix = mixes[group]
+            active = None if mix.active is None else mix.active[row]
+            x = layer(x, mix.weights[row], active, () if mix.probed is None else mix.probed[row])
+            if mix.added is not None:
+                x = x + mix.added[row].to(x.dtype)
+        logits: Tensor = self.classifier(self.head(x).mean((2, 3)))
+        return logits
+
+    def mixed_ops(self, group: str) -> list[list[ChoiceLayer]]:
+        """Return the layers of a group, in the order of its rows."""
+        return [[layer for (name, _), layer in zip(self._rows(), self._layers(), strict=True) if name == group]]
+
+    def _layers(self) -> list[ChoiceLayer]:
+        return list(self.layers)  # type: ignore[arg-type]
+
+    def derive(self, scores: Mapping[str, Tensor], choice: Choice = Choice()) -> LayerChoices:  # noqa: B008 - frozen
+        """Return the strongest choice of each layer, ties to the first.
+
+        Args:
+            scores: [rows, choices] of each group.
+            choice: `max_skips` replaces the weakest left-out layers by their strongest block; the rest has no meaning
+                here.
+        """
+        ranked = {group: choice.ranked(group, score).tolist() for group, score in scores.items()}
+        rows = [ranked[group][row] for group, row in self._rows()]
+        names = [self._strongest(row, at) for at, row in enumerate(rows)]
+        skipped = [at for at, name in enumerate(names) if name == SKIP]
+        if choice.max_skips is not None and len(skipped) > choice.max_skips:
+            skipped.sort(key=lambda at: max(rows[at]))
+            for at in skipped[: len(skipped) - choice.max_skips]:
+                names[at] = self._strongest(rows[at], at, SKIP)
+        return LayerChoices(self.space, tuple(names), **self.shape)
+
+    def mixes_of(self, architecture: LayerChoices) -> Mixes:
+        """Return op weights with which this network computes an architecture; one choice a layer runs."""
+        columns: dict[str, list[int]] = {group: [] for group in self.groups}
+        for (group, _), layer, name in zip(self._rows(), self._layers(), architecture.layers, strict=True):
+            columns[group].append(layer.primitives.index(name))
+        return {
+            group: Mix(torch.eye(self.groups[group].shape[1])[row].to(self.alphas[group]), [[c] for c in row])
+            for group, row in columns.items()
+        }
+
+    def random(self, generator: torch.Generator, max_skips: int | None = None) -> LayerChoices:
+        """Draw an architecture uniformly; with `max_skips`, among those that leave out so many layers or fewer."""
+        while True:
+            rows = [self.groups[group].ops[row] for group, row in self._rows()]
+            names = [row[int(torch.randint(len(row), (), generator=generator))] for row in rows]
+            if max_skips is None or names.count(SKIP) <= max_skips:
+                return LayerChoices(self.space, tuple(names), **self.shape)
+
+    def _rows(self) -> list[tuple[str, int]]:
+        """Return group and row of each layer."""
+        if "layers" in self.groups:
+            return [("layers", row) for row in range(len(self.layers))]
+        seen = {"optional": 0, "fixed": 0}
+        rows = []
+        for layer in self._layers():
+            group = "optional" if SKIP in layer.primitives else "fixed"
+            rows.append((group, seen[group]))
+            seen[group] += 1
+        return rows
+
+    def _strongest(self, scores: list[float], layer: int, but: str = "") -> str:
+        names = self._layers()[layer].primitives
+        columns = [column for column, name in enumerate(names) if name != but]
+        return names[max(columns, key=scores.__getitem__)]

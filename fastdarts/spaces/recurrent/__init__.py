@@ -1,0 +1,1 @@
+"""The recurrent cell of DARTS: a language model whose cell is searched."""

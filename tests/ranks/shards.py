@@ -1,0 +1,87 @@
+"""Searches on several ranks, and on one process that computes the ranks' rows one after the other."""
+
+from typing import Any
+
+import torch
+from tiny_method import tiny_state
+from torch import Tensor
+
+from fastdarts.bilevel.ranks import ALONE, Ranks
+from fastdarts.data.share import SharedBatch, share_of
+from fastdarts.runs.search_state import SearchState
+
+
+def numbers_of(state: SearchState) -> dict[str, Tensor]:
+    """Weights, alphas and the weights' momentum."""
+    found = {name: weight.detach().clone() for name, weight in state.network.named_parameters()}
+    found |= {f"alpha {i}": alpha.detach().clone() for i, alpha in enumerate(state.network.arch_parameters())}
+    for index, held in state.w_optimizer.state_dict()["state"].items():
+        found[f"momentum {index}"] = held["momentum_buffer"].clone()
+    return found
+
+
+def start(method: str, ranks: Ranks, **fields: Any) -> SearchState:
+    torch.set_default_dtype(torch.float64)
+    state = tiny_state(method, ranks=ranks, **fields)
+    apply, normalise = state.augment.apply, state.augment.normalise
+    state.augment.apply = lambda images, draw: apply(images, draw).double()  # type: ignore[method-assign]
+    state.augment.normalise = lambda images: normalise(images).double()  # type: ignore[method-assign]
+    if method == "p-darts" and fields["epochs"] == 3:
+        # The last stage has dropout on skip connections.
+        torch.manual_seed(1)
+        state.epoch = 2
+        state._begin_epoch()
+    return state
+
+
+def searched(method: str, steps: int, fields: dict[str, Any]) -> dict[str, Tensor]:
+    """Run steps on this rank of the process group."""
+    state = start(method, Ranks.of_process_group(), **fields)
+    for _ in range(steps):
+        state.train_step()
+    return numbers_of(state)
+
+
+class Taking(Ranks):
+    """Pretend to be one rank after the other for random numbers; nothing is sent."""
+
+    def rows(self, draw: Any, count: int) -> Tensor:
+        return draw(count) if self._share is None else self._share.of(draw(self._share.total))
+
+
+def searched_in_shards(method: str, steps: int, size: int, fields: dict[str, Any]) -> dict[str, Tensor]:
+    """Run steps in one process; every pass computes the rows of `size` ranks one after the other.
+
+    The ranks draw the same numbers for ops and edges, so the generator is wound back for each, and each has running
+    statistics of its own.
+    """
+    state = start(method, Taking(), **fields)
+    network, architect, generator = state.network, state.architect, state.method.generator
+    forward, kept = architect.forward, [[b.clone() for b in network.buffers()] for _ in range(size)]
+
+    def in_shards(batch: Any) -> Any:
+        before = generator.get_state()
+        losses, outputs = [], []
+        for rank in range(size):
+            generator.set_state(before)
+            share = share_of(len(batch[0]), rank, size)
+            for buffer, own in zip(network.buffers(), kept[rank], strict=True):
+                buffer.data = own.clone()  # the pass before may need its own for backward
+            loss, output = forward(SharedBatch(share.of(batch[0]), share.of(batch[1]), share))
+            kept[rank] = [buffer.clone() for buffer in network.buffers()]
+            losses.append(loss)
+            outputs.append(output)
+        return torch.stack(losses).mean(), torch.cat(outputs)
+
+    architect.forward = in_shards  # type: ignore[method-assign]
+    for _ in range(steps):
+        state.train_step()
+    return numbers_of(state)
+
+
+def searched_alone(method: str, steps: int, fields: dict[str, Any]) -> dict[str, Tensor]:
+    """Run steps in one process on whole batches."""
+    state = start(method, ALONE, **fields)
+    for _ in range(steps):
+        state.train_step()
+    return numbers_of(state)
