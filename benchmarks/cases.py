@@ -15,6 +15,7 @@ from benchmarks.original import Batch, OriginalSearch, autocast
 from fastdarts import DARTS_V2, Architect, EvalNetwork, MixedOp, SearchNetwork, methods, register_primitive
 from fastdarts.bilevel.flat import FlatSGD
 from fastdarts.bilevel.step import SearchStep
+from fastdarts.bilevel.train_step import TrainStep
 from fastdarts.data import BatchStream, ImageData
 from fastdarts.data.augment import Augment
 from fastdarts.mixed.mixed_op import Backend
@@ -103,9 +104,8 @@ def suite(full: bool) -> list[Case]:
             Case(f"{ALPHA_STEP}{AT_PAPERS_SIZE}", "alpha_step", (FUSED,)),
             Case(f"{SEARCH_STEP}{AT_PAPERS_SIZE}", "search_step", (FUSED, FUSED_AMP)),
         ]
-    # The evaluation network has no mixed edges: fastdarts trains it in channels_last, with --amp under autocast.
     evaluation = partial(Case, C=36, layers=20, batch=96) if full else partial(Case, C=8, layers=4, batch=batch)
-    cases.append(evaluation("evaluation step", "evaluation_step", PLAIN))
+    cases.append(evaluation("evaluation step", "evaluation_step", (FUSED, FUSED_AMP, *PLAIN)))
     # These depend on neither size nor number of images, so they always use the paper's supernet and batch.
     cases += [
         Case(BETWEEN_PASSES, "between_passes", (FUSED, NCHW)),
@@ -321,10 +321,31 @@ def search_step(case: Case, variant: str, device: torch.device) -> Run:
     return run
 
 
+def found_network(case: Case, variant: str) -> EvalNetwork:
+    """Build the paper's network for CIFAR-10, or for images of 64 pixels and more that for ImageNet."""
+    large = case.size >= 64
+    return EvalNetwork(
+        DARTS_V2,
+        case.C,
+        num_classes=1000 if large else 10,
+        layers=case.layers,
+        drop_path_prob=0.0 if large else 0.2,
+        stem="imagenet" if large else "cifar",
+        backend=backend_of(variant),
+    )
+
+
 def evaluation_step(case: Case, variant: str, device: torch.device) -> Run:
-    network = laid_out(EvalNetwork(DARTS_V2, case.C, layers=case.layers), variant, device)
-    optimizer = torch.optim.SGD(network.parameters(), 0.025, momentum=0.9, weight_decay=3e-4)
+    network = laid_out(found_network(case, variant), variant, device)
     x, y = images(case, variant, device)
+    if variant in (FUSED, FUSED_AMP):
+        sgd = FlatSGD(network.parameters(), 0.025, weight_decay=3e-4)
+        dtype = torch.bfloat16 if amp(variant) else None
+        step = TrainStep(network, sgd, cross_entropy, auxiliary_weight=0.4, grad_clip=5.0, amp_dtype=dtype)
+        for _ in range(STEPS_TO_GRAPH if device.type == "cuda" else 0):
+            step.step((x, y))
+        return lambda: step.step((x, y))
+    optimizer = torch.optim.SGD(network.parameters(), 0.025, momentum=0.9, weight_decay=3e-4)
 
     def run() -> None:
         optimizer.zero_grad()
@@ -333,6 +354,18 @@ def evaluation_step(case: Case, variant: str, device: torch.device) -> Run:
         (cross_entropy(logits.float(), y) + 0.4 * cross_entropy(auxiliary.float(), y)).backward()
         nn.utils.clip_grad_norm_(network.parameters(), 5.0)
         optimizer.step()
+
+    return run
+
+
+def inference(case: Case, variant: str, device: torch.device) -> Run:
+    """Return a forward pass of a found network in eval mode."""
+    network = laid_out(found_network(case, variant), variant, device).eval()
+    x, _ = images(case, variant, device)
+
+    def run() -> None:
+        with torch.inference_mode(), autocast(device, amp(variant)):
+            network(x)
 
     return run
 
@@ -412,6 +445,6 @@ BUILDERS: dict[str, Callable[[Case, str, torch.device], Run]] = {
     builder.__name__: builder
     for builder in (
         *(mixed_op, own_op, cell, weight_step, method_step, alpha_step, search_step, evaluation_step),
-        *(between_passes, clip_sgd, data),
+        *(inference, between_passes, clip_sgd, data),
     )
 }

@@ -45,6 +45,7 @@ class Case:
     ops: tuple[str, ...]
     brief: bool  # compile only the kernels that a weight step needs for edges from a cell's inputs
     front_end: bool  # stop before machine code, for a tenth of the time
+    found: bool  # as in found networks, whose batch norms learn and whose edges have factors; brief
 
     def compile(self) -> list[str]:
         """Compile each kernel and return a line for each."""
@@ -59,7 +60,7 @@ class Case:
     def launches(self) -> list[Launch]:
         C, stride = map(int, self.shape.split("/"))
         args = C, stride, getattr(torch, self.dtype), self.ops
-        return launches(*args) + ([] if self.brief else more_launches(*args))
+        return launches(*args, self.found) + ([] if self.brief or self.found else more_launches(*args))
 
     def compile_one(self, launch: Launch) -> str:
         """Compile the kernel of `launch`; return registers and spilled bytes, or "- -" without machine code."""
@@ -152,10 +153,11 @@ def main() -> None:
     parser.add_argument("--ops", nargs="+", default=[*PRIMITIVES, "sep_conv_7x7"], help="ops of each edge")
     parser.add_argument("--brief", action="store_true", help="only a weight step's edges from inputs: most kernels")
     parser.add_argument("--front-end", action="store_true", help="generate no machine code: a tenth of the time")
+    parser.add_argument("--found", action="store_true", help="kernels of found networks; as brief")
     args = parser.parse_args()
     print(f"Triton {triton.__version__}", flush=True)
     cases = [
-        Case(*case, tuple(args.ops), args.brief, args.front_end)
+        Case(*case, tuple(args.ops), args.brief, args.front_end, args.found)
         for case in product(args.targets, args.types, args.shapes)
     ]
     failed = False

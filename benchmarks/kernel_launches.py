@@ -22,21 +22,24 @@ OPS: Ops = (*PRIMITIVES, "nor_conv_1x1", "bare_avg_pool_3x3")
 """The ops with kernels of DARTS' space and of NAS-Bench-201."""
 
 
-def launches(C: int, stride: int, dtype: torch.dtype = torch.bfloat16, ops: Ops = OPS) -> list[Launch]:
+def launches(
+    C: int, stride: int, dtype: torch.dtype = torch.bfloat16, ops: Ops = OPS, found: bool = False
+) -> list[Launch]:
     """Return the launches of one node with every op on its edges from two inputs, and of preprocessing an input.
 
+    With `found` as in found networks, whose batch norms learn and whose edges have factors.
     Both run forward and backward. Launches of further kernels that edges without pools need, and the stages of
     pointwise convolutions alone, come at the end.
     """
-    with recorded() as found:
-        cell(ops, 1, C, stride, dtype)
-        preprocessing(C, stride, dtype)
-        known, count = {kernel for kernel, _, _ in found}, len(found)
-        cell(("skip_connect",), 2, C, stride, dtype)
-        pointwise = len(found)
-        cell(("nor_conv_1x1",), 1, C, stride, dtype)
-    others = [launch for launch in found[count:pointwise] if launch[0] not in known]
-    return found[:count] + others + [launch for launch in found[pointwise:] if "GEOMETRIES" in launch[2]]
+    with recorded() as made:
+        cell(ops, 1, C, stride, dtype, found=found)
+        preprocessing(C, stride, dtype, found=found)
+        known, count = {kernel for kernel, _, _ in made}, len(made)
+        cell(("skip_connect",), 2, C, stride, dtype, found=found)
+        pointwise = len(made)
+        cell(("nor_conv_1x1",), 1, C, stride, dtype, found=found)
+    others = [launch for launch in made[count:pointwise] if launch[0] not in known]
+    return made[:count] + others + [launch for launch in made[pointwise:] if "GEOMETRIES" in launch[2]]
 
 
 def more_launches(C: int, stride: int, dtype: torch.dtype, ops: Ops) -> list[Launch]:
@@ -68,7 +71,7 @@ def recorded() -> Iterator[list[Launch]]:
 
 def cell(
     ops: Ops, nodes: int, C: int, stride: int, dtype: torch.dtype,
-    between: bool = False, need_params: bool = True, training: bool = True,
+    between: bool = False, need_params: bool = True, training: bool = True, found: bool = False,
 ) -> None:  # fmt: skip
     """Run forward and backward of the edges from two inputs to `nodes` nodes and, if `between`, between the nodes."""
     pairs = [(i, 2 + n) for n in range(nodes) for i in range(2 + n if between else 2)]
@@ -85,16 +88,22 @@ def cell(
     weights = torch.zeros(len(pairs), len(ops), dtype=compute)
     norms = sum(norm_count(c, edge.stride) for edge in plan.edges for _, c in edge.ops)
     running = None if training else torch.zeros(norms, 2, C, dtype=compute)
-    out, saved, stats = mixed_sum(states, weights, params, running, plan.encoded, 1e-5)
+    learned: list[Tensor | None] = [None, None]
+    if found:
+        learned = [torch.zeros(norms, 2, C, dtype=compute), torch.zeros(len(pairs), 2, dtype=compute)]
+    out, saved, stats = mixed_sum(states, weights, params, running, plan.encoded, 1e-5, *learned)
     rest = (out, states, weights, params, out, saved, stats, plan.encoded, training, 1e-5)
-    mixed_sum_backward(*rest, [1, 1], need_params)
+    mixed_sum_backward(*rest, [1, 1], need_params, True, *learned)
 
 
-def preprocessing(C: int, stride: int, dtype: torch.dtype, need_params: bool = True, training: bool = True) -> None:
+def preprocessing(
+    C: int, stride: int, dtype: torch.dtype, need_params: bool = True, training: bool = True, found: bool = False
+) -> None:
     """Run forward and backward of the preprocessing of a cell's input."""
     size, compute = SIZES[C] * stride, compute_dtype(dtype)
     x = torch.zeros(2, 4 * C, size, size, dtype=dtype)
     halves = [torch.zeros(C // stride, 4 * C, 1, 1, dtype=compute)] * stride
     running = None if training else torch.zeros(1, 2, C, dtype=compute)
-    out, saved, stats = project(x, halves, running, 1e-5)
-    project_backward(out, x, halves, saved, stats, training, 1e-5, True, need_params)
+    affine = torch.zeros(1, 2, C, dtype=compute) if found else None
+    out, saved, stats = project(x, halves, running, 1e-5, affine)
+    project_backward(out, x, halves, saved, stats, training, 1e-5, True, need_params, affine)

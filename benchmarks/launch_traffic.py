@@ -163,7 +163,7 @@ def _weights(a: dict[str, Any], row: list[int]) -> int:
 
 
 def stage_forward(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, float, int]:
-    element, compute = a["saved_ptr"].element_size(), a["stats_ptr"].element_size()
+    element, compute = a["saved_ptr"].element_size(), a["norms_ptr"].element_size()
     size = products = 0
     slots = 0.0
     tiles = grid[0] * -(-a["IMAGES"] * a["HO"] * a["WO"] // a["BLOCK_P"])
@@ -184,8 +184,12 @@ def join_moments(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, float, 
     return grid[0] * 2 * (a["tiles"] + 1) * a["C"] * a["stats_ptr"].element_size(), 0, 0
 
 
+def learned_norms(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, float, int]:
+    return grid[0] * 7 * a["C"] * a["stats_ptr"].element_size(), 0, 0
+
+
 def mix_forward(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, float, int]:
-    element, compute = a["saved_ptr"].element_size(), a["stats_ptr"].element_size()
+    element, compute = a["saved_ptr"].element_size(), a["norms_ptr"].element_size()
     elements, slots = a["pixels"] * a["C"], 0.0
     seen: dict[tuple[int, int], int] = {}
     for term in a["terms_ptr"].tolist():
@@ -221,7 +225,7 @@ def _reads_y(a: dict[str, Any], row: list[int]) -> bool:
 
 
 def stage_backward(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, float, int]:
-    element, compute = a["saved_ptr"].element_size(), a["stats_ptr"].element_size()
+    element, compute = a["saved_ptr"].element_size(), a["norms_ptr"].element_size()
     size = products = 0
     slots = 0.0
     pixels, normalised, params = a["pixels"], a["NORMALISED"], a["NEED_PARAMS"]
@@ -252,7 +256,7 @@ def stage_backward(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, float
 
 
 def reduction_backward(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, float, int]:
-    element, compute = a["saved_ptr"].element_size(), a["stats_ptr"].element_size()
+    element, compute = a["saved_ptr"].element_size(), a["coefficients_ptr"].element_size()
     rows, matrix = a["rows_ptr"].shape[0], a["C_IN"] * a["C_OUT"]
     inputs = a["pixels"] * a["C_IN"]
     size = (2 * grid[2] * a["pixels"] * a["C_OUT"] + a["STRIDE"] * inputs) * element
@@ -283,7 +287,7 @@ def sum_parts(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, float, int
 COUNTS = {
     f"{count.__name__}_kernel": count
     for count in (
-        stage_forward, join_moments, mix_forward, term_sums, finish_sums, stage_backward, reduction_backward,
-        pool_backward, join_gradients, sum_parts,
+        stage_forward, join_moments, learned_norms, mix_forward, term_sums, finish_sums, stage_backward,
+        reduction_backward, pool_backward, join_gradients, sum_parts,
     )
 }  # fmt: skip

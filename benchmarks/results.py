@@ -220,7 +220,7 @@ def load(path: Path) -> dict[tuple[str, str], Row]:
 
 
 def _needs_kernels(case: Case) -> bool:
-    return case.kind not in ("evaluation_step", "between_passes", "clip_sgd", "data")
+    return case.kind not in ("between_passes", "clip_sgd", "data")
 
 
 def _time(seconds: float) -> str:

@@ -80,12 +80,25 @@ Shape check(const Plan& plan, at::TensorList states, const at::Tensor& weights, 
   return shape;
 }
 
+// The edges' factors in the type that is computed in; undefined where they have none.
+at::Tensor read_factors(const std::optional<at::Tensor>& factors, const Plan& plan, int64_t n, at::ScalarType compute) {
+  if (!factors) return {};
+  check_tensor("mixed_sum", "factors", *factors);
+  TORCH_CHECK_VALUE(factors->sizes() == at::IntArrayRef({int64_t(plan.edges.size()), n}), "mixed_sum: factors must be [",
+                    plan.edges.size(), ", ", n, "]; got ", factors->sizes());
+  TORCH_CHECK_VALUE(plan.groups == 1, "mixed_sum: factors and partial channels do not go together; got K = ", plan.groups);
+  return factors->to(compute).contiguous();
+}
+
 std::tuple<at::Tensor, at::Tensor, at::Tensor> mixed_sum(at::TensorList states, const at::Tensor& weights, at::TensorList params,
-                                                         const std::optional<at::Tensor>& running, at::IntArrayRef code,
-                                                         double eps) {
+                                                         const std::optional<at::Tensor>& running, at::IntArrayRef code, double eps,
+                                                         const std::optional<at::Tensor>& affine,
+                                                         const std::optional<at::Tensor>& factors) {
   const Plan plan(code);
   const Shape shape = check(plan, states, weights, params, eps);
   const at::ScalarType dtype = states[0].scalar_type(), compute = compute_type(dtype);
+  const at::Tensor affines = read_affine("mixed_sum", affine, plan.norms, shape.c, compute);
+  const at::Tensor fs = read_factors(factors, plan, shape.n, compute);
   const at::Tensor stats = make_stats("mixed_sum", running, plan.norms, shape.c, states[0].options().dtype(compute));
   const int64_t images = images_in_line(dtype, shape.n, shape.c), n = shape.n / images, c = shape.c * images;
   const auto wholes = all_channels_last(states), xs = all_folded(wholes, plan, images);
@@ -99,7 +112,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> mixed_sum(at::TensorList states, 
     bypass.emplace(plan, wholes, out, ws, images);
   }
   at::Tensor saved;
-  const Args args{xs, ws, ps, plan, !running, eps, bypass ? &*bypass : nullptr};
+  const Args args{xs, ws, ps, plan, affines, fs, !running, eps, bypass ? &*bypass : nullptr};
   dispatch(dtype, [&](auto a, auto t) {
     using Sum = MixedSum<decltype(a), decltype(t)>;
     saved = empty_in_block({Sum::saved_size(plan, n, c, shape.ho, shape.wo)}, dtype);
@@ -108,10 +121,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> mixed_sum(at::TensorList states, 
   return {bypass ? out : unfold(nodes, plan.nodes, images), saved, stats};
 }
 
-std::tuple<at::Tensor, std::vector<at::Tensor>, std::vector<at::Tensor>> mixed_sum_backward(
+std::tuple<at::Tensor, std::vector<at::Tensor>, std::vector<at::Tensor>, at::Tensor> mixed_sum_backward(
     const at::Tensor& grad_out, at::TensorList states, const at::Tensor& weights, at::TensorList params, const at::Tensor& out,
     const at::Tensor& saved, const at::Tensor& stats, at::IntArrayRef code, bool training, double eps, at::IntArrayRef need_states,
-    bool need_params) {
+    bool need_params, bool need_weights, const std::optional<at::Tensor>& affine, const std::optional<at::Tensor>& factors) {
   const Plan plan(code);
   const Shape shape = check(plan, states, weights, params, eps);
   const at::ScalarType dtype = states[0].scalar_type(), compute = compute_type(dtype);
@@ -124,6 +137,8 @@ std::tuple<at::Tensor, std::vector<at::Tensor>, std::vector<at::Tensor>> mixed_s
                         (!reads_nodes || out.scalar_type() == dtype),
                     "mixed_sum_backward: out is none of these states: ", out.scalar_type(), " ", out.sizes());
   check_saved("mixed_sum_backward", saved, dtype, stats, plan.norms, shape.c);
+  const at::Tensor affines = read_affine("mixed_sum", affine, plan.norms, shape.c, compute);
+  const at::Tensor fs = read_factors(factors, plan, shape.n, compute);
   const int64_t images = images_in_line(dtype, shape.n, shape.c), n = shape.n / images, c = shape.c * images;
   const auto wholes = all_channels_last(states), xs = all_folded(wholes, plan, images);
   const auto ps = in_compute_type(params, compute);
@@ -132,24 +147,23 @@ std::tuple<at::Tensor, std::vector<at::Tensor>, std::vector<at::Tensor>> mixed_s
   const at::Tensor g = plan.groups > 1 ? channels_last(grad_out.to(dtype)) : fold(grad_out.to(dtype), plan.nodes, images);
   std::optional<Bypass> bypass;
   if (plan.groups > 1) bypass.emplace(plan, wholes, out_whole, ws, images);
-  at::Tensor dweights = at::zeros_like(ws, at::MemoryFormat::Contiguous);
-  std::vector<at::Tensor> dparams, dstates;
-  std::vector<bool> need;
-  for (const at::Tensor& p : ps) dparams.push_back(need_params ? at::empty_like(p) : at::empty({0}, p.options()));
+  Gradients to{need_weights, need_params, {}, at::zeros_like(ws, at::MemoryFormat::Contiguous), {}, {},
+               make_affine_gradient(affines, need_params)};
+  for (const at::Tensor& p : ps) to.params.push_back(need_params ? at::empty_like(p) : at::empty({0}, p.options()));
   for (size_t i = 0; i < xs.size(); ++i) {
-    need.push_back(need_states[i] != 0);
-    dstates.push_back(need_states[i] ? empty_image_in_block(xs[i].sizes(), dtype) : at::empty({0}, xs[i].options()));
+    to.need_states.push_back(need_states[i] != 0);
+    to.states.push_back(need_states[i] ? empty_image_in_block(xs[i].sizes(), dtype) : at::empty({0}, xs[i].options()));
   }
-  const Args args{xs, ws, ps, plan, training, eps, bypass ? &*bypass : nullptr};
+  const Args args{xs, ws, ps, plan, affines, fs, training, eps, bypass ? &*bypass : nullptr};
   dispatch(dtype, [&](auto a, auto t) {
     using Sum = MixedSum<decltype(a), decltype(t)>;
     TORCH_CHECK_VALUE(saved.numel() == Sum::saved_size(plan, n, c, shape.ho, shape.wo), "mixed_sum_backward: saved");
-    Sum(args, nodes, saved, stats).backward(g, need_params, need, dweights, dparams, dstates);
+    Sum(args, nodes, saved, stats).backward(g, to);
   });
   for (size_t i = 0; i < xs.size(); ++i)
-    if (need[i] && !bypass) dstates[i] = unfold(dstates[i], 1, images);
-  for (size_t i = 0; need_params && i < ps.size(); ++i) dparams[i] = dparams[i].to(params[i].scalar_type());
-  return {dweights.to(weights.scalar_type()), dstates, dparams};
+    if (to.need_states[i] && !bypass) to.states[i] = unfold(to.states[i], 1, images);
+  for (size_t i = 0; need_params && i < ps.size(); ++i) to.params[i] = to.params[i].to(params[i].scalar_type());
+  return {to.weights.to(weights.scalar_type()), to.states, to.params, affine_result(to.affine, affine, ws.options())};
 }
 
 }  // namespace

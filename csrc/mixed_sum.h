@@ -24,9 +24,20 @@ struct Args {
   const at::Tensor& weights;
   at::TensorList params;
   const Plan& plan;
+  const at::Tensor& affine;   // [norms, 2, channels], or undefined
+  const at::Tensor& factors;  // [edges, images], or undefined
   bool training;
   double eps;
   Bypass* bypass;  // of partial channels: then the tensors here hold the ops' channels alone, those of nodes in slots; or null
+};
+
+// Which gradients a backward makes, and where they go: undefined tensors, or empty ones, where none is needed.
+struct Gradients {
+  bool need_weights, need_params;
+  std::vector<bool> need_states;
+  at::Tensor weights;
+  std::vector<at::Tensor> params, states;
+  at::Tensor affine;
 };
 
 // One op of one edge as the schedule sees it.
@@ -38,9 +49,9 @@ struct OpSite {
   double weight;
   int64_t branch = -1;               // in its bank, for ops with convolutions
   const T* y = nullptr;              // what the last batch norm sees; null for a stride-1 skip
-  A *mean = nullptr, *rstd = nullptr;
+  Norm<A> norm{};                    // the last; of a pool without norm one that changes nothing
   double* sum = nullptr;             // backward: [chunks, cp] sums of g * (y - mean)
-  double* sum_g = nullptr;           // backward: [chunks, cp] sums of g, one array an edge
+  double* sum_g = nullptr;           // backward: [chunks, cp] sums of g, one array an edge; of both, g times the edge's factors
 };
 
 template <class A, class T>
@@ -78,7 +89,7 @@ template <class A, class T>
 class MixedSum {
  public:
   MixedSum(const Args& args, const at::Tensor& out, const at::Tensor& saved, const at::Tensor& stats)
-      : args_(args), plan_(args.plan), kernels_(kernels<A, T>()), out_(out), norms_(stats, args.eps) {
+      : args_(args), plan_(args.plan), kernels_(kernels<A, T>()), out_(out), norms_(stats, args.affine, args.eps) {
     const at::Tensor& x = args.states[0];
     n_ = x.size(0);
     c_ = x.size(1);
@@ -88,6 +99,7 @@ class MixedSum {
     wo_ = out.size(3);
     threads_ = at::get_num_threads();
     chunks_ = threads_ * kChunksOfThread;
+    factors_.resize(plan_.edges.size(), nullptr);
     make_banks(pointer<T>(saved));
   }
 
@@ -119,8 +131,7 @@ class MixedSum {
     }
   }
 
-  void backward(const at::Tensor& grad_out, bool need_params, const std::vector<bool>& need_states, at::Tensor& dweights,
-                std::vector<at::Tensor>& dparams, std::vector<at::Tensor>& dstates) {
+  void backward(const at::Tensor& grad_out, Gradients& to) {
     pack(true);
     load_stats();
     std::vector<View<T>> g(plan_.inputs + plan_.nodes);
@@ -132,7 +143,7 @@ class MixedSum {
     for (int64_t state = plan_.inputs + plan_.nodes - 1; state >= 0; --state) {
       for (BankSite<A, T>& site : banks_) {
         if (site.source != state) continue;
-        const bool need_x = state >= plan_.inputs || need_states[state];
+        const bool need_x = state >= plan_.inputs || to.need_states[state];
         View<T> dx{};
         if (state >= plan_.inputs && args_.bypass) {
           dx = g[state];
@@ -141,21 +152,21 @@ class MixedSum {
           t = empty_in_block({n_, ho_, wo_, c_}, kDtype<T>);
           dx = {pointer<T>(t), t.stride(0), t.stride(1), t.stride(2)};
         } else if (need_x) {
-          dx = view_of<T>(dstates[state]);
+          dx = view_of<T>(to.states[state]);
         }
         const View<T> before = has_g[state] ? g[state] : View<T>{};
-        back_bank(site, g, before, dx, need_x, need_params, dweights, dparams);
+        back_bank(site, g, before, dx, need_x, to);
         g[state] = dx;
         has_g[state] = true;
       }
       if (args_.bypass && state >= plan_.inputs)
         args_.bypass->part_node(state, grad_out, nodes, has_g[state]);
       else if (args_.bypass)
-        dstates[state] = args_.bypass->part_input(state, dstates[state], has_g[state], need_states[state]);
-      else if (!has_g[state] && need_states[state])
-        dstates[state].zero_();
+        to.states[state] = args_.bypass->part_input(state, to.states[state], has_g[state], to.need_states[state]);
+      else if (!has_g[state] && to.need_states[state])
+        to.states[state].zero_();
     }
-    if (args_.bypass) args_.bypass->give_factors(dweights);
+    if (args_.bypass) args_.bypass->give_factors(to.weights);
   }
 
  private:
@@ -164,6 +175,16 @@ class MixedSum {
   double weight_of(int64_t edge, int64_t column) const {
     const A* row = pointer<A>(args_.weights) + edge * args_.weights.stride(0);
     return double(row[column * args_.weights.stride(1)]);
+  }
+
+  // An edge's factors, [n, cp]: an image's in all its lanes; null where there are none.
+  const A* factors_of(int64_t edge) {
+    if (!args_.factors.defined() || factors_[edge]) return factors_[edge];
+    A* factors = arena_.zeros(n_ * cp_);
+    const A* from = pointer<A>(args_.factors) + edge * args_.factors.size(1);
+    for (int64_t image = 0; image < n_; ++image)
+      for (int64_t c = 0; c < c_; ++c) factors[image * cp_ + c] = from[(image * c_ + c) / lanes_.channels];
+    return factors_[edge] = factors;
   }
 
   Stage<A, T> stage_of(const Op& op, int64_t stride, T*& saved) {
@@ -176,8 +197,7 @@ class MixedSum {
     s.k = op.kind == Kind::skip ? 2 * cp_ : cp_;
     s.y = saved;
     saved += n_ * ho_ * wo_ * cp_;
-    s.mean = arena_.zeros(cp_);
-    s.rstd = arena_.zeros(cp_);
+    s.norm = make_norm(arena_, cp_);
     s.chunk_mean = doubles_.zeros(chunks_ * cp_);
     s.chunk_m2 = doubles_.zeros(chunks_ * cp_);
     return s;
@@ -201,13 +221,13 @@ class MixedSum {
         if (op.params > 0) {
           Branch<A, T> b{};
           b.separable = op.kind == Kind::sep_conv;
+          b.factors = factors_of(e);
           b.first = stage_of(op, edge.stride, saved);
           if (b.separable) b.second = stage_of(op, 1, saved);
           const Stage<A, T>& last = b.separable ? b.second : b.first;
           o.branch = site->branches.size();
           o.y = last.y;
-          o.mean = last.mean;
-          o.rstd = last.rstd;
+          o.norm = last.norm;
           site->branches.push_back(b);
         } else if (op.is_pool()) {
           Pools<A, T>& pools = site->bank.pools;
@@ -220,9 +240,8 @@ class MixedSum {
             (is_max ? pools.max_m2 : pools.avg_m2) = doubles_.zeros(chunks_ * cp_);
           }
           o.y = y;
-          o.mean = arena_.zeros(cp_);
-          o.rstd = arena_.zeros(cp_);
-          if (!op.norms) std::fill(o.rstd, o.rstd + cp_, A(1));
+          o.norm = make_norm(arena_, cp_);
+          if (!op.norms) std::fill(o.norm.scale, o.norm.scale + cp_, A(1));
         }
         site->ops.push_back(o);
       }
@@ -301,9 +320,9 @@ class MixedSum {
     });
   }
 
-  void finish_norm(const Geometry& geo, int64_t norm, const double* chunk_mean, const double* chunk_m2, A* mean, A* rstd) const {
+  void finish_norm(const Geometry& geo, int64_t norm, const double* chunk_mean, const double* chunk_m2, const Norm<A>& to) const {
     if (args_.training) norms_.join(geo, chunks_, cp_, norm, chunk_mean, chunk_m2);
-    norms_.read(norm, c_, mean, rstd);
+    norms_.read(norm, c_, to);
   }
 
   void run_bank(BankSite<A, T>& site) {
@@ -326,11 +345,11 @@ class MixedSum {
       for (OpSite<A, T>* o = begin; o != end; ++o)
         if (o->branch >= 0) {
           const Stage<A, T>& first = site.branches[o->branch].first;
-          finish_norm(bank.geo, o->op->norm, first.chunk_mean, first.chunk_m2, first.mean, first.rstd);
+          finish_norm(bank.geo, o->op->norm, first.chunk_mean, first.chunk_m2, first.norm);
         } else if (o->op->is_pool() && o->op->norms) {
           const bool is_max = o->op->kind == Kind::max_pool;
           finish_norm(bank.geo, o->op->norm, is_max ? bank.pools.max_mean : bank.pools.avg_mean,
-                      is_max ? bank.pools.max_m2 : bank.pools.avg_m2, o->mean, o->rstd);
+                      is_max ? bank.pools.max_m2 : bank.pools.avg_m2, o->norm);
         }
       if (site.separables() == 0) return;
       over_tiles(bank.geo, [&](int64_t lo, int64_t hi, int64_t chunk, int64_t thread) {
@@ -339,43 +358,58 @@ class MixedSum {
       for (OpSite<A, T>* o = begin; o != end; ++o)
         if (o->branch >= 0 && site.branches[o->branch].separable) {
           const Stage<A, T>& s = site.branches[o->branch].second;
-          finish_norm(bank.geo, o->op->norm + 1, s.chunk_mean, s.chunk_m2, s.mean, s.rstd);
+          finish_norm(bank.geo, o->op->norm + 1, s.chunk_mean, s.chunk_m2, s.norm);
         }
     });
   }
 
-  // The tensor of an op that enters its node, with its scale; of a pool without norm mean is 0 and rstd 1.
+  // The tensor of an op that enters its node, with its scale.
   Term<A, T> term_of(const BankSite<A, T>& site, const OpSite<A, T>& o, A* scale) {
     if (!o.y) {
       std::fill(scale, scale + cp_, A(o.weight));
-      return {site.bank.x, c_, scale, zero(), nullptr};
+      return {site.bank.x, c_, scale, zero(), factors_of(o.edge_index), nullptr};
     }
-    for (int64_t c = 0; c < cp_; ++c) scale[c] = A(o.weight * double(o.rstd[c]));
-    return {{o.y, ho_ * wo_ * cp_, wo_ * cp_, cp_}, cp_, scale, o.mean, nullptr};
+    for (int64_t c = 0; c < cp_; ++c) scale[c] = A(o.weight * double(o.norm.scale[c]));
+    return {{o.y, ho_ * wo_ * cp_, wo_ * cp_, cp_}, cp_, scale, o.norm.mean, factors_of(o.edge_index), nullptr};
   }
 
-  // The batch norms' means, scaled: what is left of sum scale * (t - mean) beside sum scale * t.
-  const A* shift_of(const std::vector<Term<A, T>>& terms) {
-    A* shift = arena_.zeros(cp_);
-    for (int64_t c = 0; c < cp_; ++c) {
-      double sum = 0;
-      for (const Term<A, T>& term : terms) sum -= double(term.scale[c]) * double(term.mean[c]);
-      shift[c] = A(sum);
+  // What a node is beside its terms' sum of scale * t: the batch norms' shifts and scaled means. An array for each image where
+  // edges have factors.
+  void set_shift(Mix<A, T>& m, const std::vector<const OpSite<A, T>*>& ops) {
+    const bool alike = !args_.factors.defined();
+    A* shift = arena_.zeros(alike ? cp_ : n_ * cp_);
+    std::vector<double> sums(cp_);
+    for (int64_t image = 0; image < (alike ? 1 : n_); ++image) {
+      std::fill(sums.begin(), sums.end(), 0.0);
+      for (int64_t t = 0; t < m.count; ++t) {
+        if (!ops[t]->y) continue;
+        const A* factors = m.terms[t].factors;
+        for (int64_t c = 0; c < c_; ++c) {
+          const double own = ops[t]->weight * double(ops[t]->norm.shift[c]) - double(m.terms[t].scale[c]) * double(m.terms[t].mean[c]);
+          sums[c] += factors ? double(factors[image * cp_ + c]) * own : own;
+        }
+      }
+      std::copy(sums.begin(), sums.end(), shift + image * cp_);
     }
-    return shift;
+    m.shift = shift;
+    m.shift_step = alike ? 0 : cp_;
   }
 
   void make_node(int64_t state) {
     std::vector<Term<A, T>> terms;
+    std::vector<const OpSite<A, T>*> ops;
     for (BankSite<A, T>& site : banks_)
-      for (const OpSite<A, T>& o : site.ops)
-        if (o.edge->node == state) terms.push_back(term_of(site, o, arena_.take(cp_)));
+      for (const OpSite<A, T>& o : site.ops) {
+        if (o.edge->node != state) continue;
+        terms.push_back(term_of(site, o, arena_.take(cp_)));
+        ops.push_back(&o);
+      }
     Mix<A, T> m{};
     m.geo = geometry(ho_, wo_, 1, 0);
     m.terms = terms.data();
     m.count = terms.size();
     m.node = view_of<T>(out_, (state - plan_.inputs) * c_);
-    m.shift = shift_of(terms);
+    set_shift(m, ops);
     const int64_t size = m.geo.rows * wo_ * cp_;
     Block<A> scratch(size * threads_);
     over_tiles(m.geo, [&](int64_t lo, int64_t hi, int64_t chunk, int64_t thread) {
@@ -390,10 +424,10 @@ class MixedSum {
       for (OpSite<A, T>& o : site.ops) {
         if (o.branch >= 0 && site.branches[o.branch].separable) {
           const Branch<A, T>& b = site.branches[o.branch];
-          norms_.read(o.op->norm, c_, b.first.mean, b.first.rstd);
-          norms_.read(o.op->norm + 1, c_, b.second.mean, b.second.rstd);
+          norms_.read(o.op->norm, c_, b.first.norm);
+          norms_.read(o.op->norm + 1, c_, b.second.norm);
         } else if (o.op->norms) {
-          norms_.read(o.op->norm, c_, o.mean, o.rstd);
+          norms_.read(o.op->norm, c_, o.norm);
         }
       }
   }
@@ -410,15 +444,19 @@ class MixedSum {
 
   double values() const { return double(n_ * (c_ / lanes_.channels) * ho_ * wo_); }  // that a batch norm averages over
 
-  // Sums over a node's gradient: what alpha and every last batch norm of an edge need.
-  void sum_terms(const BankSite<A, T>& site, OpSite<A, T>* begin, OpSite<A, T>* end, const View<T>& g) {
+  // Sums over a node's gradient: what the op weights of an edge, if needed, and all its last batch norms need.
+  void sum_terms(const BankSite<A, T>& site, OpSite<A, T>* begin, OpSite<A, T>* end, const View<T>& g, bool need_weights) {
+    std::vector<OpSite<A, T>*> ops;
+    for (OpSite<A, T>* o = begin; o != end; ++o)
+      if (need_weights || o->op->norms) ops.push_back(o);
+    if (ops.empty()) return;
     std::vector<Term<A, T>> terms;
     Mix<A, T> m{};
     m.geo = geometry(ho_, wo_, 1, 0);
     m.node = g;
     m.chunk_g = doubles_.zeros(chunks_ * cp_);
     A* scale = arena_.take(cp_);
-    for (OpSite<A, T>* o = begin; o != end; ++o) {
+    for (OpSite<A, T>* o : ops) {
       o->sum = doubles_.zeros(chunks_ * cp_);
       o->sum_g = m.chunk_g;
       terms.push_back(term_of(site, *o, scale));
@@ -428,7 +466,7 @@ class MixedSum {
     m.count = terms.size();
     over_tiles(m.geo, [&](int64_t lo, int64_t hi, int64_t chunk, int64_t) { kernels_.term_sums(m, lo, hi, chunk); });
     join_sums(m.chunk_g);
-    for (OpSite<A, T>* o = begin; o != end; ++o) join_sums(o->sum);
+    for (const OpSite<A, T>* o : ops) join_sums(o->sum);
   }
 
   void set_coefficients(const Stage<A, T>& s, int64_t c, double weight, double sum_g, double sum_gy) const {
@@ -442,8 +480,9 @@ class MixedSum {
   }
 
   void back_bank(BankSite<A, T>& site, const std::vector<View<T>>& g, const View<T>& before, const View<T>& dx, bool need_x,
-                 bool need_params, at::Tensor& dweights, std::vector<at::Tensor>& dparams) {
+                 Gradients& to) {
     Bank<A, T>& bank = site.bank;
+    const bool need_params = to.need_params;
     bank.need_x = need_x;
     bank.need_params = need_params;
     bank.g_before = as_const(before);
@@ -453,6 +492,7 @@ class MixedSum {
     int64_t grads_size = 0;
     std::vector<View<T>> skip_g;
     std::vector<A> skip_weight;
+    std::vector<const A*> skip_factors;
     for (const OpSite<A, T>& o : site.ops) {
       if (o.branch >= 0) {
         for (Stage<A, T>* s : {&site.branches[o.branch].first, &site.branches[o.branch].second}) {
@@ -462,10 +502,12 @@ class MixedSum {
       } else if (!o.y) {
         skip_g.push_back(g[o.edge->node]);
         skip_weight.push_back(A(o.weight));
+        skip_factors.push_back(factors_of(o.edge_index));
       }
     }
     bank.skip_g = skip_g.data();
     bank.skip_weight = skip_weight.data();
+    bank.skip_factors = skip_factors.data();
     bank.skips = skip_g.size();
 
     const int64_t plane = n_ * ho_ * wo_ * cp_, size = ScratchLayout(bank.geo).total();
@@ -478,12 +520,10 @@ class MixedSum {
     });
 
     site.over_edges([&](OpSite<A, T>* begin, OpSite<A, T>* end, const Edge& edge) {
-      sum_terms(site, begin, end, g[edge.node]);
-      A* row = pointer<A>(dweights) + begin->edge_index * dweights.size(1);
+      sum_terms(site, begin, end, g[edge.node], to.need_weights);
       for (const OpSite<A, T>* o = begin; o != end; ++o) {
-        double sum = 0;
-        for (int64_t c = 0; c < lanes_.channels; ++c) sum += o->sum[c] * (o->y ? double(o->rstd[c]) : 1);
-        row[o->op->column] = A(sum);
+        if (to.need_weights) pointer<A>(to.weights)[begin->edge_index * to.weights.size(1) + o->op->column] = A(sum_of(*o));
+        if (o->op->norms) norms_.give(to.affine, o->op->norm + o->op->norms - 1, o->norm, o->weight, o->sum_g, o->sum);
       }
       if (!need_x && !need_params) return;
 
@@ -512,11 +552,24 @@ class MixedSum {
         for (double* sums : {b->chunk_dz, b->chunk_dzy}) join_sums(sums);
         for (int64_t c = 0; c < c_; ++c) set_coefficients(b->first, c, 1, b->chunk_dz[c], b->chunk_dzy[c]);
       }
+      for (const OpSite<A, T>* o = begin; o != end; ++o) {
+        if (o->branch < 0 || !site.branches[o->branch].separable) continue;
+        const Branch<A, T>& b = site.branches[o->branch];
+        norms_.give(to.affine, o->op->norm, b.first.norm, 1, b.chunk_dz, b.chunk_dzy);
+      }
       over_tiles(bank.geo, [&](int64_t lo, int64_t hi, int64_t chunk, int64_t thread) {
         kernels_.first_backward(bank, lo, hi, chunk, scratch.data() + thread * size, grads.data() + chunk * grads_size);
       });
     });
-    if (need_params) collect_grads(site, grads.data(), grads_size, dparams);
+    if (need_params) collect_grads(site, grads.data(), grads_size, to.params);
+  }
+
+  // The gradient of an op's weight: the sum of g times what the op puts out.
+  double sum_of(const OpSite<A, T>& o) const {
+    double sum = 0;
+    for (int64_t c = 0; c < lanes_.channels; ++c)
+      sum += o.y ? o.sum[c] * double(o.norm.scale[c]) + o.sum_g[c] * double(o.norm.shift[c]) : o.sum[c];
+    return sum;
   }
 
   void set_pools(BankSite<A, T>& site, const std::vector<View<T>>& g) {
@@ -526,9 +579,14 @@ class MixedSum {
     for (const OpSite<A, T>& o : site.ops)
       if (std::find(edges.begin(), edges.end(), o.edge) == edges.end()) edges.push_back(o.edge);
     pool_g_.clear();
-    for (const Edge* edge : edges) pool_g_.push_back(g[edge->node]);
+    pool_factors_.clear();
+    for (const Edge* edge : edges) {
+      pool_g_.push_back(g[edge->node]);
+      pool_factors_.push_back(factors_of(edge - plan_.edges.data()));
+    }
     pools.edges = edges.size();
     pools.g = pool_g_.data();
+    pools.factors = pool_factors_.data();
     for (const Kind kind : {Kind::max_pool, Kind::avg_pool}) {
       A* from_g = arena_.zeros(pools.edges * cp_);
       A *mean = arena_.zeros(cp_), *from_y = arena_.zeros(cp_), *offset = arena_.zeros(cp_);
@@ -536,10 +594,10 @@ class MixedSum {
         if (o.op->kind != kind) continue;
         const int64_t e = std::find(edges.begin(), edges.end(), o.edge) - edges.begin();
         for (int64_t c = 0; c < c_; ++c) {
-          const double rstd = double(o.rstd[c]), scale = o.weight * rstd;
+          const double rstd = double(o.norm.rstd[c]), scale = o.weight * double(o.norm.scale[c]);
           from_g[e * cp_ + c] += A(scale);  // an edge may hold the same pool twice
           if (!o.op->norms) continue;
-          mean[c] = o.mean[c];
+          mean[c] = o.norm.mean[c];
           if (!args_.training) continue;
           from_y[c] += A(-scale * rstd * rstd * o.sum[c] / values());
           offset[c] += A(-scale * o.sum_g[c] / values());
@@ -583,7 +641,9 @@ class MixedSum {
   Arena<A> arena_;
   Arena<double> doubles_;
   std::vector<BankSite<A, T>> banks_;
+  std::vector<const A*> factors_;  // see factors_of
   std::vector<View<T>> pool_g_;
+  std::vector<const A*> pool_factors_;
   A* zero_ = nullptr;
 };
 

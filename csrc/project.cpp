@@ -19,9 +19,9 @@ constexpr int64_t kTileElements = 16 << 10;  // of a tile's inputs
 template <class A, class T>
 class Project {
  public:
-  Project(const at::Tensor& x, const std::vector<at::Tensor>& params, const at::Tensor& saved, const at::Tensor& stats,
-          bool training, double eps)
-      : params_(params), kernels_(kernels<A, T>()), norms_(stats, eps), training_(training), threads_(at::get_num_threads()), chunks_(threads_ * kChunksOfThread) {
+  Project(const at::Tensor& x, const std::vector<at::Tensor>& params, const at::Tensor& affine, const at::Tensor& saved,
+          const at::Tensor& stats, bool training, double eps)
+      : params_(params), kernels_(kernels<A, T>()), norms_(stats, affine, eps), training_(training), threads_(at::get_num_threads()), chunks_(threads_ * kChunksOfThread) {
     const int64_t stride = params.size(), c = stats.size(2), cp = padded_channels<A>(c);
     const int64_t h = x.size(2), w = x.size(3), ho = ceil_div(h, stride), wo = ceil_div(w, stride);
     p_.in_channels = x.size(1);
@@ -32,8 +32,7 @@ class Project {
     p_.geo = {x.size(0), h, w, ho, wo, c, cp, stride, 0, rows, ceil_div(ho, rows)};
     p_.x = view_of<const T>(x);
     s.y = pointer<T>(saved);
-    s.mean = arena_.zeros(cp);
-    s.rstd = arena_.zeros(cp);
+    s.norm = make_norm(arena_, cp);
     scratch_ = (rows * wo + 1) * 3 * std::max(s.k, cp);
     pack();
   }
@@ -47,26 +46,29 @@ class Project {
       kernels_.project_forward(p_, lo, hi, chunk, scratch.data() + thread * scratch_);
     });
     if (training_) norms_.join(g, chunks_, g.cp, 0, p_.stage.chunk_mean, p_.stage.chunk_m2);
-    norms_.read(0, p_.geo.c, p_.stage.mean, p_.stage.rstd);
+    const Norm<A>& norm = p_.stage.norm;
+    norms_.read(0, g.c, norm);
     A* shift = arena_.zeros(g.cp);
-    for (int64_t c = 0; c < g.c; ++c) shift[c] = -p_.stage.mean[c] * p_.stage.rstd[c];
+    for (int64_t c = 0; c < g.c; ++c) shift[c] = A(double(norm.shift[c]) - double(norm.mean[c]) * double(norm.scale[c]));
     const Term<A, T> term = y_term(nullptr);
-    const Mix<A, T> m{node_geometry(), &term, 1, view_of<T>(out), shift, nullptr};
+    const Mix<A, T> m{node_geometry(), &term, 1, view_of<T>(out), shift, 0, nullptr};
     over_tiles(m.geo, threads_, [&](int64_t lo, int64_t hi, int64_t chunk, int64_t thread) {
       kernels_.mix(m, lo, hi, chunk, scratch.data() + thread * scratch_);
     });
   }
 
-  void backward(const at::Tensor& grad_out, bool need_x, bool need_params, at::Tensor& dx, std::vector<at::Tensor>& dparams) {
+  void backward(const at::Tensor& grad_out, bool need_x, bool need_params, at::Tensor& dx, std::vector<at::Tensor>& dparams,
+                const at::Tensor& daffine) {
     const Geometry& g = p_.geo;
     Stage<A, T>& s = p_.stage;
-    norms_.read(0, p_.geo.c, s.mean, s.rstd);
+    norms_.read(0, p_.geo.c, s.norm);
     double *sum_g = doubles_.zeros(chunks_ * g.cp), *sum_gy = doubles_.zeros(chunks_ * g.cp);
     Block<A> scratch(scratch_ * threads_), grads(s.k * g.cp * chunks_);
     const Term<A, T> term = y_term(sum_gy);
-    const Mix<A, T> m{node_geometry(), &term, 1, view_of<T>(grad_out), nullptr, sum_g};
+    const Mix<A, T> m{node_geometry(), &term, 1, view_of<T>(grad_out), nullptr, 0, sum_g};
     over_tiles(m.geo, threads_, [&](int64_t lo, int64_t hi, int64_t chunk, int64_t) { kernels_.term_sums(m, lo, hi, chunk); });
     for (double* sums : {sum_g, sum_gy}) join_chunks(sums, g.cp, chunks_, g.cp);
+    norms_.give(daffine, 0, s.norm, 1, sum_g, sum_gy);
     s.from_g = arena_.zeros(g.cp);
     s.from_y = arena_.zeros(g.cp);
     s.offset = arena_.zeros(g.cp);
@@ -120,7 +122,7 @@ class Project {
 
   Term<A, T> y_term(double* sums) const {
     const Geometry& g = p_.geo;
-    return {{p_.stage.y, g.ho * g.wo * g.cp, g.wo * g.cp, g.cp}, g.cp, p_.stage.rstd, p_.stage.mean, sums};
+    return {{p_.stage.y, g.ho * g.wo * g.cp, g.wo * g.cp, g.cp}, g.cp, p_.stage.norm.scale, p_.stage.norm.mean, nullptr, sums};
   }
 
   Geometry node_geometry() const {
@@ -152,7 +154,8 @@ void check(const at::Tensor& x, at::TensorList params, double eps) {
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> project(const at::Tensor& x, at::TensorList params,
-                                                       const std::optional<at::Tensor>& running, double eps) {
+                                                       const std::optional<at::Tensor>& running, double eps,
+                                                       const std::optional<at::Tensor>& affine) {
   check(x, params, eps);
   const at::ScalarType dtype = x.scalar_type(), compute = compute_type(dtype);
   const int64_t stride = params.size(), c = params[0].size(0) * stride, n = x.size(0);
@@ -160,19 +163,19 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> project(const at::Tensor& x, at::
   const at::Tensor stats = make_stats("project", running, 1, c, x.options().dtype(compute));
   const at::Tensor xs = channels_last(x), out = empty_image_in_block({n, c, ho, wo}, dtype);
   const auto ps = in_compute_type(params, compute);
+  const at::Tensor affines = read_affine("project", affine, 1, c, compute);
   at::Tensor saved;
   dispatch(dtype, [&](auto a, auto t) {
     using A = decltype(a);
     saved = empty_in_block({checked_product("project: saved", {n, ho, wo, padded_channels<A>(c)})}, dtype);
-    Project<A, decltype(t)>(xs, ps, saved, stats, !running, eps).forward(out);
+    Project<A, decltype(t)>(xs, ps, affines, saved, stats, !running, eps).forward(out);
   });
   return {out, saved, stats};
 }
 
-std::tuple<at::Tensor, std::vector<at::Tensor>> project_backward(const at::Tensor& grad_out, const at::Tensor& x,
-                                                                 at::TensorList params, const at::Tensor& saved,
-                                                                 const at::Tensor& stats, bool training, double eps, bool need_x,
-                                                                 bool need_params) {
+std::tuple<at::Tensor, std::vector<at::Tensor>, at::Tensor> project_backward(
+    const at::Tensor& grad_out, const at::Tensor& x, at::TensorList params, const at::Tensor& saved, const at::Tensor& stats,
+    bool training, double eps, bool need_x, bool need_params, const std::optional<at::Tensor>& affine) {
   check(x, params, eps);
   const at::ScalarType dtype = x.scalar_type(), compute = compute_type(dtype);
   const int64_t stride = params.size(), c = params[0].size(0) * stride;
@@ -183,15 +186,16 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> project_backward(const at::Tenso
   const at::Tensor xs = channels_last(x), g = channels_last(grad_out.to(dtype));
   const auto ps = in_compute_type(params, compute);
   at::Tensor dx = need_x ? empty_image_in_block(x.sizes(), dtype) : at::empty({0}, x.options());
+  const at::Tensor affines = read_affine("project", affine, 1, c, compute), daffine = make_affine_gradient(affines, need_params);
   std::vector<at::Tensor> dparams;
   for (const at::Tensor& p : ps) dparams.push_back(need_params ? at::empty_like(p) : at::empty({0}, p.options()));
   dispatch(dtype, [&](auto a, auto t) {
     using A = decltype(a);
     TORCH_CHECK_VALUE(saved.numel() == sizes[0] * sizes[2] * sizes[3] * padded_channels<A>(c), "project_backward: saved");
-    Project<A, decltype(t)>(xs, ps, saved, stats, training, eps).backward(g, need_x, need_params, dx, dparams);
+    Project<A, decltype(t)>(xs, ps, affines, saved, stats, training, eps).backward(g, need_x, need_params, dx, dparams, daffine);
   });
   for (size_t i = 0; need_params && i < ps.size(); ++i) dparams[i] = dparams[i].to(params[i].scalar_type());
-  return {dx, dparams};
+  return {dx, dparams, affine_result(daffine, affine, x.options().dtype(compute))};
 }
 
 }  // namespace

@@ -108,7 +108,9 @@ void join_chunks(A* numbers, int64_t count, int64_t chunks, int64_t from_chunk_t
 template <class A>
 class Norms {
  public:
-  Norms(const at::Tensor& stats, double eps) : data_(pointer<A>(stats)), c_(stats.size(2)), eps_(eps) {}
+  // affine: [norms, 2 (weight, bias), channels] in the type A, dense; or undefined.
+  Norms(const at::Tensor& stats, const at::Tensor& affine, double eps)
+      : data_(pointer<A>(stats)), affine_(affine.defined() ? pointer<A>(affine) : nullptr), c_(stats.size(2)), eps_(eps) {}
 
   // From the chunks' moments (Chan et al.), in order.
   void join(const Geometry& geo, int64_t chunks, int64_t cp, int64_t norm, const double* chunk_mean, const double* chunk_m2) const {
@@ -137,23 +139,45 @@ class Norms {
     }
   }
 
-  void read(int64_t norm, int64_t lanes, A* mean, A* rstd) const {
+  void read(int64_t norm, int64_t lanes, const Norm<A>& to) const {
     for (int64_t lane = 0; lane < lanes; ++lane) {
-      mean[lane] = data_[2 * norm * c_ + lane % c_];
-      rstd[lane] = A(1 / std::sqrt(double(data_[(2 * norm + 1) * c_ + lane % c_]) + eps_));
+      const int64_t first = 2 * norm * c_ + lane % c_, second = first + c_;
+      const double rstd = 1 / std::sqrt(double(data_[second]) + eps_);
+      to.mean[lane] = data_[first];
+      to.rstd[lane] = A(rstd);
+      to.scale[lane] = affine_ ? A(rstd * double(affine_[first])) : A(rstd);
+      to.shift[lane] = affine_ ? affine_[second] : A(0);
+    }
+  }
+
+  // Gradients of a norm's weight and bias into `affine`, if it is defined, from sums of its output's gradient g and of
+  // g * (y - mean).
+  void give(const at::Tensor& affine, int64_t norm, const Norm<A>& of, double weight, const double* sum_g,
+            const double* sum_gy) const {
+    if (!affine.defined()) return;
+    A* to = pointer<A>(affine) + 2 * norm * c_;
+    for (int64_t c = 0; c < c_; ++c) {
+      to[c] = A(weight * double(of.rstd[c]) * sum_gy[c]);
+      to[c_ + c] = A(weight * sum_g[c]);
     }
   }
 
  private:
   A* data_;
+  const A* affine_;
   int64_t c_;
   double eps_;
 };
 
-// dy = weight * rstd * (g - mean(g) - z * mean(g z)), z the normalised y; `values` a channel, or 0 for fixed statistics.
+template <class A>
+Norm<A> make_norm(Arena<A>& arena, int64_t cp) {
+  return {arena.zeros(cp), arena.zeros(cp), arena.zeros(cp), arena.zeros(cp)};
+}
+
+// dy = weight * scale * (g - mean(g) - z * mean(g z)), z = (y - mean) * rstd; `values` a channel, or 0 for fixed statistics.
 template <class A, class T>
 void set_coefficients(const Stage<A, T>& s, int64_t c, double weight, double sum_g, double sum_gy, double values) {
-  const double rstd = double(s.rstd[c]), scale = weight * rstd;
+  const double rstd = double(s.norm.rstd[c]), scale = weight * double(s.norm.scale[c]);
   s.from_g[c] = A(scale);
   s.from_y[c] = values > 0 ? A(-scale * rstd * rstd * sum_gy / values) : A(0);
   s.offset[c] = values > 0 ? A(-scale * sum_g / values) : A(0);
@@ -193,6 +217,26 @@ inline at::Tensor make_stats(const char* name, const std::optional<at::Tensor>& 
   TORCH_CHECK_VALUE(running->sizes() == at::IntArrayRef({norms, 2, channels}), name, ": running must be [", norms, ", 2, ",
                     channels, "]; got ", running->sizes());
   return running->to(options.dtype()).clone(at::MemoryFormat::Contiguous);
+}
+
+// Weights and biases of a call's batch norms in the type that is computed in; undefined where they have none.
+inline at::Tensor read_affine(const char* name, const std::optional<at::Tensor>& affine, int64_t norms, int64_t channels,
+                              at::ScalarType compute) {
+  if (!affine) return {};
+  check_tensor(name, "affine", *affine);
+  TORCH_CHECK_VALUE(affine->sizes() == at::IntArrayRef({norms, 2, channels}), name, ": affine must be [", norms, ", 2, ", channels,
+                    "]; got ", affine->sizes());
+  return affine->to(compute).contiguous();
+}
+
+// Memory for the gradients of what `read_affine` returned; undefined unless they are needed.
+inline at::Tensor make_affine_gradient(const at::Tensor& affine, bool needed) {
+  return affine.defined() && needed ? at::empty(affine.sizes(), affine.options()) : at::Tensor{};
+}
+
+// The gradients as a backward returns them: in the type of the argument, empty where none are needed.
+inline at::Tensor affine_result(const at::Tensor& gradient, const std::optional<at::Tensor>& affine, const at::TensorOptions& options) {
+  return gradient.defined() ? gradient.to(affine->scalar_type()) : at::empty({0}, options);
 }
 
 // What a backward gets from its forward, which hooks on saved tensors may have changed.

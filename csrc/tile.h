@@ -26,6 +26,12 @@ struct Geometry {
   int64_t bands;      // tiles of an image
 };
 
+template <class A>
+struct Norm {  // a batch norm's numbers, [cp] each: of y it makes (y - mean) * scale + shift
+  A *mean, *rstd;
+  A *scale, *shift;  // rstd times its weight, and its bias; rstd and 0 where it learns none
+};
+
 // depthwise convolution -> pointwise convolution -> batch norm. kernel == 0 puts a gather in the place of the depthwise
 // convolution: the pixel itself, or (k = 2 cp) also its lower right neighbour, for a factorised reduction.
 template <class A, class T>
@@ -38,7 +44,7 @@ struct Stage {
   const A* pw_t;         // [cp, k]
   const uint32_t *pw_pairs, *pw_t_pairs;  // the same as pairs of bfloat16 along the rows: [k / 2, cp], [cp / 2, k]
   T* y;                  // [n, ho, wo, cp]: what the batch norm sees
-  A *mean, *rstd;        // [cp]
+  Norm<A> norm;
   A *from_g, *from_y, *offset;  // [cp]: dy = from_g * g + from_y * (y - mean) + offset
   int64_t grad;          // where in a thread's gradient scratch: pw [k, cp], then dw [kernel * kernel, cp]
   double *chunk_mean, *chunk_m2;  // [chunks, cp]: moments of y, per chunk of tiles
@@ -63,6 +69,7 @@ struct Branch {  // one convolutional candidate of one edge
   bool separable;      // two stages
   Stage<A, T> first, second;
   View<T> g;           // gradient of the node the edge enters
+  const A* factors;    // [n, cp]: of the edge, an image's in all its lanes; null: 1
   A* dz;               // separable: [n, ho, wo, cp], gradient of the relu between the stages
   double *chunk_dz, *chunk_dzy;  // [chunks, cp]: sums of dz and dz * (y - mean) where the relu passes
 };
@@ -74,6 +81,7 @@ struct Pools {  // the pools of a state, shared by all its edges; null y: not us
   // backward: d pooled = sum_j from_g[j] * g_j + from_y * (y - mean) + offset
   int64_t edges;
   const View<T>* g;    // [edges]
+  const A* const* factors;  // [edges]: see Branch
   const A *max_from_g, *avg_from_g;  // [edges, cp]
   const A *max_mean_a, *avg_mean_a, *max_from_y, *avg_from_y, *max_offset, *avg_offset;  // [cp]
 };
@@ -91,6 +99,7 @@ struct Bank {  // everything that leaves one state at one stride; a pass runs ov
   A* dx_partial;              // [n, h, w, cp]: the sum over the edges so far
   const View<T>* skip_g;      // [skips] stride-1 skip connections
   const A* skip_weight;       // [skips]
+  const A* const* skip_factors;  // [skips]: see Branch
   int64_t skips;
   View<const T> g_before;     // gradient the state has from elsewhere; null data: none
   View<T> dx;                 // [n, h, w, c or cp]
@@ -102,6 +111,7 @@ struct Term {  // a tensor that enters a node, or is reduced against its gradien
   View<const T> t;
   int64_t channels;       // c where the tensor is a state, cp where it is scratch
   const A *scale, *mean;  // [cp]
+  const A* factors;       // see Branch; of a sum's terms the first's are all's, and belong to g
   double* chunk_sum;      // [chunks, cp]: sum of g * (t - mean)
 };
 
@@ -111,7 +121,8 @@ struct Mix {  // node = sum of scale * t + shift, or the sums of g * (t - mean)
   const Term<A, T>* terms;
   int64_t count;
   View<T> node;           // mix: written; term_sums: the gradient
-  const A* shift;         // [cp]
+  const A* shift;         // [cp], an image's shift_step after the one before: cp or 0
+  int64_t shift_step;
   double* chunk_g;        // [chunks, cp]: sum of g
 };
 

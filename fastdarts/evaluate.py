@@ -40,6 +40,7 @@ from fastdarts.runs.forecast import forecast_line, out_of_memory_explained
 from fastdarts.runs.images import Images, open_images, outputs_for, read_images, read_second_images
 from fastdarts.runs.interrupt import stop_requests, stops_at_once
 from fastdarts.runs.keeper import Keeper, asked_to_end, how_to_continue, train_epoch
+from fastdarts.runs.kernels import kernels_used
 from fastdarts.runs.launch import Team, joined, rank_of_process
 from fastdarts.runs.lock import releases_folders
 from fastdarts.runs.loggers import Logger
@@ -163,12 +164,12 @@ def _evaluate(
     check_divides(config.batch_size, ranks)
     if ranks.first and not config.test_only:
         check_out(config)
-    LOGGER.info("kernels: %s", _kernels_used(device))
     with determinism(config.deterministic):
         train_images, test_images = (part.to(device) for part in _images(config, train, test, loss, device))
         outputs_for(train_images)  # says what is wrong with the classes before the run's folder is made
         out = None if config.test_only else run_folder(config, "evaluation", team)
         state = EvalState(genotype, config, train_images, loss, device, ranks, transform)
+        LOGGER.info("kernels: %s", _kernels_used(state.network, device))
         if line := config.recipe_line():
             LOGGER.info(line)
         if out is None:
@@ -222,11 +223,14 @@ def _train(
         LOGGER.info(begin_from(state, config.init_from))
     with stop_requests() as stop:
         ranks = state.ranks
+        if device.type == "cuda" and state.network.backend is not None:
+            LOGGER.info("preparing the kernels; those new to this GPU are compiled, which may take minutes")
+            resources.compile_ahead(state.trial_step, config.batch_size // ranks.size, device)
         forecast = resources.forecast(state.trial_step, config.batch_size // ranks.size, device, ranks.size)
         if ranks.first:
             write_atomically(out / "genotype.json", state.genotype.to_json() + "\n")
         progress = Progress(config.epochs, state.steps_per_epoch, state.steps_done)
-        with Keeper(state, out, stop, _kernels_used(device), loggers) as keeper, progress:
+        with Keeper(state, out, stop, _kernels_used(state.network, device), loggers) as keeper, progress:
             LOGGER.info(forecast_line(state, forecast, device))
             with out_of_memory_explained(forecast, config.batch_size, device):
                 while state.epoch < config.epochs:
@@ -239,8 +243,10 @@ def _train(
                         break
 
 
-def _kernels_used(device: torch.device) -> str:
-    return f"plain PyTorch modules, as for any discrete network, on {device}"
+def _kernels_used(network: DiscreteNetwork, device: torch.device) -> str:
+    if network.backend is None:
+        return f"plain PyTorch modules, as for all discrete networks of this space, on {device}"
+    return kernels_used(device, network.backend)
 
 
 def _epoch_metrics(state: EvalState, test_images: ImageSet, keeper: Keeper) -> Metrics:

@@ -15,16 +15,17 @@ from fastdarts.kernels.gradients import (
 )
 from fastdarts.kernels.mix import op_weight
 from fastdarts.kernels.parts import (
+    batch_norm,
     behind_relu,
     column,
     load_tile,
     mask_of,
+    normaliser,
     pixels_of,
     pointwise_weight,
     relu,
     share,
     state_of,
-    statistics,
     store_tile,
 )
 from fastdarts.kernels.tables import (
@@ -51,12 +52,12 @@ from fastdarts.kernels.windows import depthwise, depthwise_weight_gradient, seen
 
 @triton.jit(do_not_specialize=["pixels", "rows", "pw_size", "dw_size"])
 def stage_backward_kernel(
-    states, grad_ptr, own_ptr, saved_ptr, dz_ptr, dx_ptr, dd_ptr, dw_ptr, pw_ptr, stats_ptr, coefficients_ptr,
-    weights_ptr, d_pw_ptr, d_dw_ptr, sums_ptr, rows_ptr, groups_ptr, pixels, rows, pw_size, dw_size,
+    states, grad_ptr, own_ptr, saved_ptr, dz_ptr, dx_ptr, dd_ptr, dw_ptr, pw_ptr, norms_ptr, coefficients_ptr,
+    weights_ptr, factors_ptr, d_pw_ptr, d_dw_ptr, sums_ptr, rows_ptr, groups_ptr, pixels, rows, pw_size, dw_size,
     C_IN: tl.constexpr, C_OUT: tl.constexpr, X_PITCH: tl.constexpr, PITCH: tl.constexpr, DX_PITCH: tl.constexpr,
     DD_PITCH: tl.constexpr, G_PITCH: tl.constexpr, H: tl.constexpr, W: tl.constexpr, HO: tl.constexpr,
     WO: tl.constexpr, STRIDE: tl.constexpr,
-    GEOMETRIES: tl.constexpr, NORMALISED: tl.constexpr, NEED_X: tl.constexpr,
+    FACTORS: tl.constexpr, GEOMETRIES: tl.constexpr, NORMALISED: tl.constexpr, NEED_X: tl.constexpr,
     NEED_PARAMS: tl.constexpr, EPS: tl.constexpr, IMAGES: tl.constexpr, BLOCK_P: tl.constexpr, BLOCKS: tl.constexpr,
     BLOCK_I: tl.constexpr, BLOCK_O: tl.constexpr, ACC: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
@@ -75,24 +76,26 @@ def stage_backward_kernel(
         geometry = column(rows_ptr, row, GEOMETRY)
         if SKIP & GEOMETRIES:
             if geometry == SKIP:
-                skip_backward(grad_ptr, own_ptr, dx_ptr, weights_ptr, rows_ptr, groups_ptr, row, pixels,
-                              C_IN, DX_PITCH, G_PITCH, H, W, HO, WO, IMAGES, BLOCK_P, BLOCK_I, ACC)  # fmt: skip
+                skip_backward(grad_ptr, own_ptr, dx_ptr, weights_ptr, factors_ptr, rows_ptr, groups_ptr, row, pixels,
+                              C_IN, DX_PITCH, G_PITCH, H, W, HO, WO, FACTORS, IMAGES, BLOCK_P, BLOCK_I,
+                              ACC)  # fmt: skip
         if PIXEL <= GEOMETRIES:
             if geometry >= PIXEL:
                 if NEED_PARAMS:
                     x_ptr = state_of(states, rows_ptr, row)  # anew for each pass, like its addresses
-                    input_again(x_ptr, saved_ptr, dd_ptr, dw_ptr, stats_ptr, rows_ptr, row, pixels,
+                    input_again(x_ptr, saved_ptr, dd_ptr, dw_ptr, norms_ptr, rows_ptr, row, pixels,
                                 C_IN, X_PITCH, PITCH, DD_PITCH, H, W, HO, WO, STRIDE, GEOMETRIES, NORMALISED, EPS,
                                 IMAGES, BLOCK_P, BLOCKS, BLOCK_I, ACC)  # fmt: skip
                     tl.debug_barrier()
                 for block in tl.static_range((C_OUT + BLOCK_O - 1) // BLOCK_O):  # the last first: the first leaves dd
-                    product_backward(grad_ptr, own_ptr, saved_ptr, dz_ptr, dd_ptr, pw_ptr, stats_ptr, coefficients_ptr,
-                                     d_pw_ptr, rows_ptr, row, pixels, pw_size, (C_OUT - 1) // BLOCK_O - block,
-                                     C_IN, C_OUT, PITCH, DD_PITCH, G_PITCH, H, W, HO, WO, STRIDE,
-                                     NEED_PARAMS, IMAGES, BLOCK_P, BLOCK_I, BLOCK_O, ACC, DOT)  # fmt: skip
+                    product_backward(grad_ptr, own_ptr, saved_ptr, dz_ptr, dd_ptr, pw_ptr, coefficients_ptr,
+                                     factors_ptr, d_pw_ptr, rows_ptr, row, pixels, pw_size,
+                                     (C_OUT - 1) // BLOCK_O - block, C_IN, C_OUT, PITCH, DD_PITCH, G_PITCH, H, W,
+                                     HO, WO, STRIDE, FACTORS, NEED_PARAMS, IMAGES, BLOCK_P, BLOCK_I, BLOCK_O, ACC,
+                                     DOT)  # fmt: skip
                 tl.debug_barrier()
                 if NORMALISED:
-                    middle_backward(saved_ptr, dd_ptr, dz_ptr, dw_ptr, stats_ptr, sums_ptr, rows_ptr, row, rows, pixels,
+                    middle_backward(saved_ptr, dd_ptr, dz_ptr, dw_ptr, norms_ptr, sums_ptr, rows_ptr, row, rows, pixels,
                                     C_IN, PITCH, DD_PITCH, HO, WO, GEOMETRIES, EPS, IMAGES, BLOCKS, BLOCK_I,
                                     ACC)  # fmt: skip
                 elif NEED_X:
@@ -103,7 +106,7 @@ def stage_backward_kernel(
                 if NEED_PARAMS and CONV_3 <= GEOMETRIES:
                     if column(rows_ptr, row, GEOMETRY) >= CONV_3:
                         x_ptr = state_of(states, rows_ptr, row)
-                        weights_backward(x_ptr, saved_ptr, dd_ptr, d_dw_ptr, stats_ptr, rows_ptr, row, pixels, dw_size,
+                        weights_backward(x_ptr, saved_ptr, dd_ptr, d_dw_ptr, norms_ptr, rows_ptr, row, pixels, dw_size,
                                          C_IN, X_PITCH, PITCH, DD_PITCH, H, W, HO, WO, STRIDE, GEOMETRIES, NORMALISED,
                                          EPS, IMAGES, BLOCKS, BLOCK_I, ACC)  # fmt: skip
         tl.debug_barrier()  # the next stage overwrites dd and adds to dx
@@ -142,28 +145,30 @@ def stage_input(x_ptr, saved_ptr, rows_ptr, row, pixels, X_PITCH: tl.constexpr, 
 
 
 @triton.jit(noinline=True)
-def skip_backward(grad_ptr, own_ptr, dx_ptr, weights_ptr, rows_ptr, groups_ptr, row, pixels, C: tl.constexpr,
-                  DX_PITCH: tl.constexpr, G_PITCH: tl.constexpr, H: tl.constexpr, W: tl.constexpr, HO: tl.constexpr,
-                  WO: tl.constexpr, IMAGES: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
-                  ACC: tl.constexpr):  # fmt: skip
+def skip_backward(grad_ptr, own_ptr, dx_ptr, weights_ptr, factors_ptr, rows_ptr, groups_ptr, row, pixels,
+                  C: tl.constexpr, DX_PITCH: tl.constexpr, G_PITCH: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
+                  HO: tl.constexpr, WO: tl.constexpr, FACTORS: tl.constexpr, IMAGES: tl.constexpr,
+                  BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
     """A skip connection's share of the state's gradient."""
     begin, count = share(pixels, IMAGES, HO, WO)
     dx_ptr = gradient_part(dx_ptr, rows_ptr, row, pixels, H, W, HO, WO, DX_PITCH, IMAGES)
     grad_ptr += begin * G_PITCH
     own_ptr += begin * G_PITCH
+    factors_ptr += tl.program_id(0) * (IMAGES * FACTORS)
     c = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
-    weight = op_weight(weights_ptr, column(rows_ptr, row, OP_WEIGHT), ACC)
+    index = column(rows_ptr, row, OP_WEIGHT)
+    weight = op_weight(weights_ptr, index, ACC)
     for step in range(tl.cdiv(IMAGES * HO * WO, BLOCK_P)):
         p, exists, _, _, _ = pixels_of(step, count, H, W, HO, WO, 1, BLOCK_P)
         mask = mask_of(exists, c, C, BLOCK_C)
-        g = node_gradient(grad_ptr, own_ptr, column(rows_ptr, row, NODE), column(rows_ptr, row, OWN), p, c, mask,
-                          C, G_PITCH, ACC)  # fmt: skip
+        g = node_gradient(grad_ptr, own_ptr, factors_ptr, column(rows_ptr, row, NODE), column(rows_ptr, row, OWN),
+                          index, p, exists, c, mask, C, G_PITCH, HO * WO, FACTORS, ACC)  # fmt: skip
         add_tile(dx_ptr, p * DX_PITCH, c, g * weight, mask, is_later(groups_ptr, row), ACC)
 
 
 @triton.jit(noinline=True)
 def input_again(
-    x_ptr, saved_ptr, dd_ptr, dw_ptr, stats_ptr, rows_ptr, row, pixels, C: tl.constexpr, X_PITCH: tl.constexpr,
+    x_ptr, saved_ptr, dd_ptr, dw_ptr, norms_ptr, rows_ptr, row, pixels, C: tl.constexpr, X_PITCH: tl.constexpr,
     PITCH: tl.constexpr, DD_PITCH: tl.constexpr, H: tl.constexpr, W: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr,
     STRIDE: tl.constexpr, GEOMETRIES: tl.constexpr, NORMALISED: tl.constexpr, EPS: tl.constexpr, IMAGES: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCKS: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
@@ -179,7 +184,7 @@ def input_again(
                             C, X_PITCH, DD_PITCH, H, W, HO, WO, STRIDE, BLOCK_P, BLOCK_C, ACC)  # fmt: skip
     if CONV_3 <= GEOMETRIES:
         if geometry >= CONV_3:
-            depthwise(geometry, in_ptr, dd_ptr, dw_ptr + column(rows_ptr, row, DW) * C, stats_ptr,
+            depthwise(geometry, in_ptr, dd_ptr, dw_ptr + column(rows_ptr, row, DW) * C, norms_ptr,
                       column(rows_ptr, row, X_NORM), count // (HO * WO), first,
                       C, H, W, HO, WO, STRIDE, X_PITCH, DD_PITCH, GEOMETRIES, NORMALISED, True, EPS, BLOCKS, BLOCK_C,
                       ACC)  # fmt: skip
@@ -199,11 +204,11 @@ def activate_pixels(x_ptr, d_ptr, count, first, C: tl.constexpr, PITCH: tl.const
 
 @triton.jit
 def product_backward(
-    grad_ptr, own_ptr, saved_ptr, dz_ptr, dd_ptr, pw_ptr, stats_ptr, coefficients_ptr, d_pw_ptr, rows_ptr, row, pixels,
-    pw_size, block: tl.constexpr, C_IN: tl.constexpr, C_OUT: tl.constexpr, PITCH: tl.constexpr,
+    grad_ptr, own_ptr, saved_ptr, dz_ptr, dd_ptr, pw_ptr, coefficients_ptr, factors_ptr, d_pw_ptr, rows_ptr, row,
+    pixels, pw_size, block: tl.constexpr, C_IN: tl.constexpr, C_OUT: tl.constexpr, PITCH: tl.constexpr,
     DD_PITCH: tl.constexpr, G_PITCH: tl.constexpr, H: tl.constexpr, W: tl.constexpr, HO: tl.constexpr,
-    WO: tl.constexpr, STRIDE: tl.constexpr, NEED_PARAMS: tl.constexpr, IMAGES: tl.constexpr, BLOCK_P: tl.constexpr,
-    BLOCK_I: tl.constexpr, BLOCK_O: tl.constexpr, ACC: tl.constexpr, DOT: tl.constexpr,
+    WO: tl.constexpr, STRIDE: tl.constexpr, FACTORS: tl.constexpr, NEED_PARAMS: tl.constexpr, IMAGES: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_O: tl.constexpr, ACC: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """Through a stage's batch norm and product: dW of a block of outputs; with the first all of dd, in d's place."""
     T = saved_ptr.dtype.element_ty
@@ -214,6 +219,7 @@ def product_backward(
     saved_ptr += begin * PITCH
     dz_ptr += column(rows_ptr, row, DZ) * plane + begin * PITCH
     dd_ptr = scratch(dd_ptr, rows_ptr, row, pixels, begin, DD_PITCH)
+    factors_ptr += tl.program_id(0) * (IMAGES * FACTORS)
     d_pw_ptr += tl.program_id(0).to(tl.int64) * pw_size
     i = tl.program_id(2) * BLOCK_I + tl.arange(0, BLOCK_I)
     o = block * BLOCK_O + tl.arange(0, BLOCK_O)
@@ -225,18 +231,20 @@ def product_backward(
             d = load_tile(dd_ptr, p * DD_PITCH, i, mask_of(exists, i, C_IN, BLOCK_I), DOT)
         if NEED_PARAMS and C_IN <= BLOCK_I and C_OUT <= BLOCK_O:  # y = W d costs less than reading it back
             mask = mask_of(exists, o, C_OUT, BLOCK_O)
-            g = incoming(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, p, o, mask, C_OUT, PITCH, G_PITCH, ACC)
+            g = incoming(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, factors_ptr, p, exists, o, mask,
+                         C_OUT, PITCH, G_PITCH, HO * WO, FACTORS, ACC)  # fmt: skip
             weight = pointwise_weight(pw_ptr, o, i, 0, True, C_IN, C_OUT, 1, T, DOT)
             y = tl.dot(d, weight, input_precision="ieee", out_dtype=ACC).to(T).to(ACC)
-            dy = norm_backward(g, y, coefficients_ptr, stats_ptr, column(rows_ptr, row, NORM), o, mask, C_OUT)
+            dy = norm_backward(g, y, coefficients_ptr, column(rows_ptr, row, NORM), o, mask, C_OUT)
         else:
-            dy = stage_gradient(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, saved_ptr, coefficients_ptr, stats_ptr, p,
-                                exists, o, plane, C_OUT, PITCH, G_PITCH, BLOCK_O, ACC)  # fmt: skip
+            dy = stage_gradient(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, saved_ptr, coefficients_ptr, factors_ptr, p,
+                                exists, o, plane, C_OUT, PITCH, G_PITCH, HO * WO, FACTORS, BLOCK_O, ACC)  # fmt: skip
         if NEED_PARAMS:
             d_pw += tl.dot(tl.trans(dy.to(T).to(DOT)), d, input_precision="ieee", out_dtype=ACC)
         if block == 0:
-            dd = product(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, saved_ptr, coefficients_ptr, stats_ptr, pw_ptr, dy,
-                         p, exists, i, 0, plane, C_IN, C_OUT, PITCH, G_PITCH, 1, BLOCK_O, ACC, DOT)  # fmt: skip
+            dd = product(rows_ptr, row, grad_ptr, own_ptr, dz_ptr, saved_ptr, coefficients_ptr, factors_ptr, pw_ptr, dy,
+                         p, exists, i, 0, plane, C_IN, C_OUT, PITCH, G_PITCH, HO * WO, FACTORS, 1, BLOCK_O, ACC,
+                         DOT)  # fmt: skip
             if NEED_PARAMS:
                 tl.debug_barrier()  # dd overwrites d, which all threads have read by now
             store_tile(dd_ptr, p * DD_PITCH, i, dd, mask_of(exists, i, C_IN, BLOCK_I))
@@ -333,7 +341,7 @@ def state_backward_by(
 
 @triton.jit(noinline=True)
 def middle_backward(
-    saved_ptr, dd_ptr, dz_ptr, dw_ptr, stats_ptr, sums_ptr, rows_ptr, row, rows, pixels, C: tl.constexpr,
+    saved_ptr, dd_ptr, dz_ptr, dw_ptr, norms_ptr, sums_ptr, rows_ptr, row, rows, pixels, C: tl.constexpr,
     PITCH: tl.constexpr, DD_PITCH: tl.constexpr, H: tl.constexpr, W: tl.constexpr, GEOMETRIES: tl.constexpr,
     EPS: tl.constexpr, IMAGES: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
@@ -351,14 +359,14 @@ def middle_backward(
     for n in tl.static_range(WINDOW_KINDS):
         if WINDOWS[n][0] & GEOMETRIES:
             if geometry == WINDOWS[n][0]:
-                middle_backward_by(in_ptr, dd_ptr, dz_ptr, dw_ptr, stats_ptr, norm, sums_ptr, images, first,
+                middle_backward_by(in_ptr, dd_ptr, dz_ptr, dw_ptr, norms_ptr, norm, sums_ptr, images, first,
                                    WINDOWS[n][4], WINDOWS[n][1], WINDOWS[n][2],
                                    C, PITCH, DD_PITCH, H, W, EPS, BLOCK, BLOCK_C, ACC)  # fmt: skip
 
 
 @triton.jit(noinline=True)
 def middle_backward_by(
-    in_ptr, dd_ptr, dz_ptr, dw_ptr, stats_ptr, norm, sums_ptr, images, first, COLUMNS: tl.constexpr,
+    in_ptr, dd_ptr, dz_ptr, dw_ptr, norms_ptr, norm, sums_ptr, images, first, COLUMNS: tl.constexpr,
     KERNEL: tl.constexpr, D: tl.constexpr, C: tl.constexpr, PITCH: tl.constexpr, DD_PITCH: tl.constexpr,
     H: tl.constexpr, W: tl.constexpr, EPS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
@@ -369,14 +377,15 @@ def middle_backward_by(
         q, h, w, exists = blocks(step, images, ROWS, COLUMNS, D, H, W, BLOCK)
         dz = convolved(dd_ptr, dw_ptr, q, h, w, exists, c, 1.0, 0.0, COLUMNS, KERNEL, D,
                        C, H, W, DD_PITCH, False, True, BLOCK_C, ACC)  # fmt: skip
-        mean, rstd = statistics(stats_ptr, norm, c, C, EPS)
+        mean, _, _ = batch_norm(norms_ptr, norm, c, C, EPS)
+        scale, shift = normaliser(norms_ptr, norm, c, C, EPS)
         at, to = pointers(in_ptr, q, c, PITCH), pointers(dz_ptr, q, c, PITCH)
         lines, columns = within(h, exists, ROWS, 0, D, H), within(w, exists, COLUMNS, 0, D, W)
         for j in tl.static_range(ROWS):
             for i in tl.static_range(COLUMNS):
                 mask = mask_of(lines[j] & columns[i], c, C, BLOCK_C)
                 y = tl.load(at + away(j * D, i * D, W, PITCH), mask=mask, other=0.0).to(ACC)
-                mine = tl.where(mask, behind_relu(y * rstd[None, :] - (mean * rstd)[None, :], dz[j][i]), 0.0)
+                mine = tl.where(mask, behind_relu(y * scale[None, :] + shift[None, :], dz[j][i]), 0.0)
                 tl.store(to + away(j * D, i * D, W, PITCH), mine.to(dz_ptr.dtype.element_ty), mask=mask)
                 sum_dz += mine
                 sum_dzy += mine * (y - mean[None, :])
@@ -386,7 +395,7 @@ def middle_backward_by(
 
 @triton.jit(noinline=True)
 def weights_backward(
-    x_ptr, saved_ptr, dd_ptr, d_dw_ptr, stats_ptr, rows_ptr, row, pixels, dw_size, C: tl.constexpr,
+    x_ptr, saved_ptr, dd_ptr, d_dw_ptr, norms_ptr, rows_ptr, row, pixels, dw_size, C: tl.constexpr,
     X_PITCH: tl.constexpr, PITCH: tl.constexpr, DD_PITCH: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
     HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr, GEOMETRIES: tl.constexpr, NORMALISED: tl.constexpr,
     EPS: tl.constexpr, IMAGES: tl.constexpr, BLOCKS: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
@@ -396,7 +405,7 @@ def weights_backward(
     in_ptr = stage_input(x_ptr, saved_ptr, rows_ptr, row, pixels, X_PITCH, PITCH, H, W, NORMALISED, IMAGES)
     d_dw_ptr += tl.program_id(0).to(tl.int64) * dw_size + column(rows_ptr, row, DW) * C
     dd_ptr = scratch(dd_ptr, rows_ptr, row, pixels, begin, DD_PITCH)
-    depthwise_weight_gradient(column(rows_ptr, row, GEOMETRY), in_ptr, dd_ptr, d_dw_ptr, stats_ptr,
+    depthwise_weight_gradient(column(rows_ptr, row, GEOMETRY), in_ptr, dd_ptr, d_dw_ptr, norms_ptr,
                               column(rows_ptr, row, X_NORM), count // (HO * WO), tl.program_id(2) * BLOCK_C,
                               C, H, W, HO, WO, STRIDE, X_PITCH, DD_PITCH, GEOMETRIES, NORMALISED, EPS, BLOCKS, BLOCK_C,
                               ACC)  # fmt: skip

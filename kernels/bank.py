@@ -20,7 +20,7 @@ from fastdarts.kernels.launch import (
 from fastdarts.kernels.mix import finish_sums_kernel
 from fastdarts.kernels.pools import pool_backward_kernel
 from fastdarts.kernels.reduction import reduction_backward_kernel
-from fastdarts.kernels.stage import join_moments_kernel, stage_forward_kernel
+from fastdarts.kernels.stage import join_moments_kernel, learned_norms_kernel, stage_forward_kernel
 from fastdarts.kernels.tables import PIXEL, TAPS, Bank, Stage, constant, geometries, group_of, stage_rows
 
 Image = tuple[Tensor, int]  # [N, C, H, W] and the elements from pixel to pixel
@@ -35,6 +35,9 @@ class Shared:
     pw: Tensor  # flat pointwise weights, as stored
     saved: Tensor  # [tensors, pixels, padded channels]
     stats: Tensor  # [norms, 2, C]
+    affine: Tensor | None  # batch norms' weights and biases [norms, 2, C]
+    norms: Tensor  # what kernels normalise by: `stats`, or of norms that learn means, scales and shifts [norms, 3, C]
+    factors: Tensor | None  # of images and op weights [N, op weights]
     images: int
     channels: int
     height: int  # of the outputs
@@ -61,7 +64,27 @@ class Shared:
 
     @property
     def constants(self) -> dict[str, Any]:
-        return {"EPS": self.eps, "ACC": accumulator(self.saved.dtype)}
+        return {"EPS": self.eps if self.affine is None else None, "ACC": accumulator(self.saved.dtype)}
+
+    def factors_or(self, other: Tensor) -> tuple[Tensor, int]:
+        """Factors and op weights that they are of; a tensor that no kernel reads and 0 without factors."""
+        return (other, 0) if self.factors is None else (self.factors, self.factors.shape[1])
+
+    def learn(self, norms: list[int]) -> None:
+        """Make `norms` of these batch norms from their statistics, if they learn."""
+        if self.affine is None or not norms:
+            return
+        block = tiles.channel_block(self.channels)
+        pairs = constant(tuple((0, norm) for norm in norms), self.stats.device)
+        launch(
+            learned_norms_kernel,
+            (len(norms), triton.cdiv(self.channels, block)),
+            *(self.stats, self.affine, self.norms, pairs),
+            C=self.channels,
+            EPS=self.eps,
+            BLOCK_C=block,
+            num_warps=4,
+        )
 
 
 def flat(params: list[Tensor], dtype: torch.dtype, like: Tensor) -> Tensor:
@@ -109,7 +132,7 @@ def _stages_forward(stages: list[Stage], s: Shared, states: States, bank: Bank |
         stage_forward_kernel,
         grid,
         tuple(x for x, _ in (states if bank else states[:1])),
-        *(s.saved, d, s.dw, s.pw, s.stats, moments, rows, groups, s.pixels),
+        *(s.saved, d, s.dw, s.pw, s.norms, moments, rows, groups, s.pixels),
         **shape,
         **s.constants,
         STRIDE=bank.stride if bank else 1,
@@ -138,6 +161,7 @@ def _stages_forward(stages: list[Stage], s: Shared, states: States, bank: Bank |
             ACC=s.constants["ACC"],
             num_warps=4,
         )
+        s.learn([norm for _, norm in pairs])
 
 
 def _input_shape(s: Shared, x: Image | None) -> dict[str, int]:
@@ -189,7 +213,8 @@ class Gradients:
     own: Tensor  # like nodes: what has been added to those of nodes that have banks
     weights: Tensor  # op weights
     d_weights: Tensor
-    coefficients: Tensor  # [norms, 3, C]
+    coefficients: Tensor  # [norms, 4, C]
+    d_affine: Tensor  # [norms, 2, C] where they learn
     need_params: bool
     dw_parts: Parts
     pw_parts: Parts
@@ -280,11 +305,12 @@ def _pools_backward(leaving: Leaving, s: Shared, g: Gradients, x: Image, parts: 
     rows, edges, _ = stage_rows(bank.pools, x[0].device)
     dd = s.saved.new_empty((s.pixels, s.pitch))
     largest = torch.empty(dd.shape, dtype=torch.int8, device=dd.device)
+    factors, op_weights = s.factors_or(g.weights)
     launch(
         pool_backward_kernel,
         (triton.cdiv(s.images, images), triton.cdiv(c, tile.channels)),
-        *(x[0], g.nodes[0], g.own, parts[0], before[0] if before else parts[0], dx[0], dd, largest, s.stats),
-        *(g.coefficients, g.weights, rows, edges, s.pixels, len(bank.pools), len(parts[0])),
+        *(x[0], g.nodes[0], g.own, parts[0], before[0] if before else parts[0], dx[0], dd, largest),
+        *(g.coefficients, g.weights, factors, rows, edges, s.pixels, len(bank.pools), len(parts[0])),
         C=c,
         X_PITCH=x_pitch,
         PITCH=s.pitch,
@@ -297,6 +323,7 @@ def _pools_backward(leaving: Leaving, s: Shared, g: Gradients, x: Image, parts: 
         HO=s.height,
         WO=s.width,
         STRIDE=bank.stride,
+        FACTORS=op_weights,
         IMAGES=images,
         HAS_BEFORE=before is not None,
         BLOCK_P=tile.pixels,
@@ -332,11 +359,12 @@ def _stages_backward(
     rows, _, groups = stage_rows(stages, s.saved.device, paired, begins)
     dd_pitch = padded_channels(channels_in, s.saved.dtype)
     dd = s.saved.new_empty((len(groups), s.pixels, dd_pitch))
+    factors, op_weights = s.factors_or(g.weights)
     launch(
         stage_backward_kernel,
         (parts, len(groups), triton.cdiv(channels_in, block_i)),
         tuple(x for x, _ in (states if bank else states[:1])),
-        *(g.nodes[0], g.own, s.saved, dz, dx, dd, s.dw, s.pw, s.stats, g.coefficients, g.weights),
+        *(g.nodes[0], g.own, s.saved, dz, dx, dd, s.dw, s.pw, s.norms, g.coefficients, g.weights, factors),
         *(g.pw_parts.buffer, g.dw_parts.buffer, s.stats if sums is None else sums, rows, groups),
         *(s.pixels, len(stages), s.pw.numel(), s.dw.numel()),
         **shape,
@@ -345,6 +373,7 @@ def _stages_backward(
         DD_PITCH=dd_pitch,
         G_PITCH=g.nodes[1],
         STRIDE=bank.stride if bank else 1,
+        FACTORS=op_weights,
         GEOMETRIES=geometries(stages, normalised),
         NORMALISED=normalised,
         NEED_X=need_x,
@@ -377,16 +406,18 @@ def _reductions_backward(
     block_i = tiles.channel_block(channels_in)
     tile = _backward_tile(s, channels_in)
     parts = backward_parts(s, channels_in)
+    factors, op_weights = s.factors_or(g.weights)
     launch(
         reduction_backward_kernel,
         (parts, len(stages), triton.cdiv(channels_in, block_i)),
-        *(x[0], g.nodes[0], g.own, s.saved, dx, s.pw, s.stats, g.coefficients, g.pw_parts.buffer),
+        *(x[0], g.nodes[0], g.own, s.saved, dx, s.pw, g.coefficients, factors, g.pw_parts.buffer),
         *(stage_rows(stages, x[0].device)[0], s.pixels, s.pw.numel()),
         **shape,
         ACC=s.constants["ACC"],
         DX_PITCH=dx_pitch,
         G_PITCH=g.nodes[1],
         STRIDE=bank.stride,
+        FACTORS=op_weights,
         NEED_X=need_x,
         NEED_PARAMS=g.need_params,
         IMAGES=s.chunk(tiles.BACKWARD_CHUNK, tile),
@@ -424,9 +455,10 @@ def finish_sums(s: Shared, g: Gradients, sums: Tensor, entries: list[tuple[int, 
     launch(
         finish_sums_kernel,
         (len(entries),),
-        *(sums, s.stats, g.weights, g.coefficients, g.d_weights, constant(tuple(entries), sums.device)),
-        *(sums.shape[0], sums.shape[1], s.pixels),
+        *(sums, s.stats, s.norms, g.weights, g.coefficients, g.d_weights, g.d_affine),
+        *(constant(tuple(entries), sums.device), sums.shape[0], sums.shape[1], s.pixels),
         **s.constants,
+        STATS_EPS=s.eps,
         C=s.channels,
         TRAINING=s.training,
         BLOCK_T=tiles.PARTIAL_SUMS // block,

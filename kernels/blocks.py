@@ -135,13 +135,13 @@ def convolved(ptr, dw_ptr, q, h, w, exists, c, scale, shift, COLUMNS: tl.constex
 
 @triton.jit(noinline=True)
 def convolve_images(
-    in_ptr, d_ptr, dw_ptr, stats_ptr, norm, images, first, COLUMNS: tl.constexpr, KERNEL: tl.constexpr,
+    in_ptr, d_ptr, dw_ptr, norms_ptr, norm, images, first, COLUMNS: tl.constexpr, KERNEL: tl.constexpr,
     D: tl.constexpr, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, PITCH: tl.constexpr, D_PITCH: tl.constexpr,
     NORMALISED: tl.constexpr, EPS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """d of a program's images, channels from `first` on."""
     c = first + tl.arange(0, BLOCK_C)
-    scale, shift = activation(stats_ptr, norm, c, C, NORMALISED, EPS)
+    scale, shift = activation(norms_ptr, norm, c, C, NORMALISED, EPS)
     for step in tl.range(block_tiles(images, COLUMNS, D, H, W, BLOCK), disable_licm=True):
         q, h, w, exists = blocks(step, images, ROWS, COLUMNS, D, H, W, BLOCK)
         d = convolved(in_ptr, dw_ptr, q, h, w, exists, c, scale, shift, COLUMNS, KERNEL, D,
@@ -156,13 +156,13 @@ def convolve_images(
 
 @triton.jit(noinline=True)
 def weight_gradient(
-    in_ptr, dd_ptr, d_dw_ptr, stats_ptr, norm, images, first, COLUMNS: tl.constexpr, KERNEL: tl.constexpr,
+    in_ptr, dd_ptr, d_dw_ptr, norms_ptr, norm, images, first, COLUMNS: tl.constexpr, KERNEL: tl.constexpr,
     D: tl.constexpr, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, PITCH: tl.constexpr, DD_PITCH: tl.constexpr,
     NORMALISED: tl.constexpr, EPS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """A program's share of a depthwise weight's gradient: all taps over all its images, so that they add up once."""
     c = first + tl.arange(0, BLOCK_C)
-    scale, shift = activation(stats_ptr, norm, c, C, NORMALISED, EPS)
+    scale, shift = activation(norms_ptr, norm, c, C, NORMALISED, EPS)
     sums = times(times(tl.zeros((BLOCK, BLOCK_C), ACC), KERNEL), KERNEL)
     for step in tl.range(block_tiles(images, COLUMNS, D, H, W, BLOCK), disable_licm=True):
         q, h, w, exists = blocks(step, images, ROWS, COLUMNS, D, H, W, BLOCK)

@@ -4,7 +4,8 @@ import triton
 import triton.language as tl
 
 from fastdarts.kernels.blocks import blocks, pointers, times, within
-from fastdarts.kernels.parts import mask_of, statistics
+from fastdarts.kernels.gradients import edge_factor
+from fastdarts.kernels.parts import batch_norm, mask_of, statistics
 from fastdarts.kernels.strips import STRIP, load_strip, pooled_strip
 from fastdarts.kernels.tables import (
     NARROW,
@@ -65,23 +66,34 @@ def term(states, out_ptr, saved_ptr, terms_ptr, t, q, h, w, exists, c, pixels, C
 
 @triton.jit(do_not_specialize=["node", "terms", "pixels"])
 def mix_forward_kernel(
-    states, out_ptr, saved_ptr, stats_ptr, weights_ptr, terms_ptr, node, terms, pixels,
+    states, out_ptr, saved_ptr, norms_ptr, weights_ptr, factors_ptr, terms_ptr, node, terms, pixels,
     C: tl.constexpr, PITCH: tl.constexpr, OUT_PITCH: tl.constexpr, STATES: tl.constexpr, HO: tl.constexpr,
-    WO: tl.constexpr, EPS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
+    WO: tl.constexpr, FACTORS: tl.constexpr, EPS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
-    """One program makes BLOCK_P pixels x BLOCK_C channels of node = sum of weight * batch norm (t) over its terms."""
+    """One program makes BLOCK_P pixels x BLOCK_C channels of node = sum of weight * batch norm (t) over its terms.
+
+    With FACTORS, the number of op weights, a term also has a factor for each image: factors [images, FACTORS].
+    """
     q, h, w, exists = blocks(tl.program_id(0), pixels // (HO * WO), STRIP, 1, 1, HO, WO, BLOCK_P // STRIP)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     total = times(tl.zeros((BLOCK_P // STRIP, BLOCK_C), ACC), STRIP)
     for t in range(terms):
-        weight = op_weight(weights_ptr, tl.load(terms_ptr + t * TERM + WEIGHT), ACC)
+        index = tl.load(terms_ptr + t * TERM + WEIGHT)
+        weight = op_weight(weights_ptr, index, ACC)
         norm = tl.load(terms_ptr + t * TERM + TERM_NORM)
         v = term(states, out_ptr, saved_ptr, terms_ptr, t, q, h, w, exists, c, pixels, C, PITCH, OUT_PITCH, STATES,
                  HO, WO, BLOCK_C, ACC)  # fmt: skip
-        mean, rstd = tl.zeros((BLOCK_C,), ACC), tl.full((BLOCK_C,), 1.0, ACC)
+        mean, scale, shift = tl.zeros((BLOCK_C,), ACC), tl.full((BLOCK_C,), 1.0, ACC), tl.zeros((BLOCK_C,), ACC)
         if norm >= 0:
-            mean, rstd = statistics(stats_ptr, norm, c, C, EPS)
-        total = add_term(total, v, mean, weight * rstd)
+            if EPS is None:
+                mean, scale, shift = batch_norm(norms_ptr, norm, c, C, EPS)
+            else:
+                mean, scale = statistics(norms_ptr, norm, c, C, EPS)
+        factor = tl.zeros((BLOCK_P // STRIP,), ACC)
+        if FACTORS:
+            factor = edge_factor(factors_ptr, index, q, exists, HO * WO, FACTORS, ACC)
+        total = add_term(total, v, mean, weight * scale, weight * shift, factor, EPS is None, FACTORS)
     at, rows = pointers(out_ptr + node * C, q.to(tl.int64), c, OUT_PITCH), within(h, exists, STRIP, 0, 1, HO)
     for j in tl.static_range(STRIP):
         mask = mask_of(rows[j], c, C, BLOCK_C)
@@ -89,36 +101,59 @@ def mix_forward_kernel(
 
 
 @triton.jit
-def add_term(total, v, mean, scale):
-    """Strips of a node with those of a term."""
+def add_term(total, v, mean, scale, shift, factor, SHIFTED: tl.constexpr, FACTORS: tl.constexpr):
+    """Strips of a node with those of a term: (v - mean) * scale + shift, times its images' factors."""
     more = ()
     for j in tl.static_range(STRIP):
-        more = more + (total[j] + (v[j] - mean[None, :]) * scale[None, :],)
+        if SHIFTED:
+            normalised = (v[j] - mean[None, :]) * scale[None, :] + shift[None, :]
+        else:
+            normalised = (v[j] - mean[None, :]) * scale[None, :]
+        if FACTORS:
+            normalised = normalised * factor[:, None]
+        more = more + (total[j] + normalised,)
     return more
 
 
 @triton.jit(do_not_specialize=["node", "terms", "pixels"])
 def term_sums_kernel(
-    states, out_ptr, saved_ptr, stats_ptr, g_ptr, terms_ptr, sums_ptr, node, terms, pixels,
+    states, out_ptr, saved_ptr, norms_ptr, g_ptr, factors_ptr, terms_ptr, sums_ptr, node, terms, pixels,
     C: tl.constexpr, PITCH: tl.constexpr, OUT_PITCH: tl.constexpr, STATES: tl.constexpr, HO: tl.constexpr,
-    WO: tl.constexpr, EPS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
+    WO: tl.constexpr, FACTORS: tl.constexpr, EPS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
-    """One program sums a tile's g, and g * (t - mean) for every term of the node: sums [tiles, 1 + terms, C]."""
+    """One program sums a tile's g, and g * (t - mean) for every term of the node: sums [tiles, 1 + terms, C].
+
+    With FACTORS each term has sums of its own, of g times the factors of its edge: sums [tiles, 2 * terms, C].
+    """
     q, h, w, exists = blocks(tl.program_id(0), pixels // (HO * WO), STRIP, 1, 1, HO, WO, BLOCK_P // STRIP)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     g = load_strip(g_ptr + node * C, q, h, exists, c, C, OUT_PITCH, HO, WO, BLOCK_C, ACC)
-    at = sums_ptr + tl.program_id(0).to(tl.int64) * ((1 + terms) * C) + c
-    zero = tl.zeros((BLOCK_P // STRIP, BLOCK_C), ACC)
-    tl.store(at, tl.sum(products(g, times(zero + 1, STRIP), tl.zeros((BLOCK_C,), ACC)), 0), mask=c < C)
+    sums = 2 * terms if FACTORS else 1 + terms
+    at = sums_ptr + tl.program_id(0).to(tl.int64) * (sums * C) + c
+    zero, none = tl.zeros((BLOCK_P // STRIP, BLOCK_C), ACC), tl.zeros((BLOCK_C,), ACC)
+    if FACTORS == 0:
+        tl.store(at, tl.sum(products(g, times(zero + 1, STRIP), none), 0), mask=c < C)
     for t in range(terms):
+        g_term = g
+        if FACTORS:
+            index = tl.load(terms_ptr + t * TERM + WEIGHT)
+            factor = edge_factor(factors_ptr, index, q, exists, HO * WO, FACTORS, ACC)
+            g_term = ()
+            for j in tl.static_range(STRIP):
+                g_term = g_term + (g[j] * factor[:, None],)
+            tl.store(at + t * C, tl.sum(products(g_term, times(zero + 1, STRIP), none), 0), mask=c < C)
         norm = tl.load(terms_ptr + t * TERM + TERM_NORM)
         v = term(states, out_ptr, saved_ptr, terms_ptr, t, q, h, w, exists, c, pixels, C, PITCH, OUT_PITCH, STATES,
                  HO, WO, BLOCK_C, ACC)  # fmt: skip
         mean = tl.zeros((BLOCK_C,), ACC)
         if norm >= 0:
-            mean, _ = statistics(stats_ptr, norm, c, C, EPS)
+            mean, _, _ = batch_norm(norms_ptr, norm, c, C, EPS)
         at += C
-        tl.store(at, tl.sum(products(g, v, mean), 0), mask=c < C)
+        to = at
+        if FACTORS:
+            to = at + t * C
+        tl.store(to, tl.sum(products(g_term, v, mean), 0), mask=c < C)
 
 
 @triton.jit
@@ -132,13 +167,15 @@ def products(g, v, mean):
 
 @triton.jit(do_not_specialize=["tiles", "sums", "pixels"])
 def finish_sums_kernel(
-    sums_ptr, stats_ptr, weights_ptr, coefficients_ptr, d_weights_ptr, list_ptr, tiles, sums, pixels,
-    C: tl.constexpr, TRAINING: tl.constexpr, EPS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
-    ACC: tl.constexpr,
+    sums_ptr, stats_ptr, norms_ptr, weights_ptr, coefficients_ptr, d_weights_ptr, d_affine_ptr, list_ptr, tiles, sums,
+    pixels,
+    C: tl.constexpr, TRAINING: tl.constexpr, EPS: tl.constexpr, STATS_EPS: tl.constexpr, BLOCK_T: tl.constexpr,
+    BLOCK_C: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """One program joins a term's sums: the op weight's gradient and the batch norm's coefficients [norms, 3, C].
+    """One program joins a term's sums: the op weight's gradient and the batch norm's coefficients [norms, 4, C].
 
-    dy = c0 * g + c1 * (y - mean) + c2, which is weight * rstd * (g - mean(g) - z * mean(g z)) for normalised y = z.
+    dy = c0 * g + c1 * (y - mean) + c2, which is weight * scale * (g - mean(g) - z * mean(g z)) for normalised y = z;
+    the fourth is the mean. Where batch norms learn (EPS is None), also their gradients d_affine [norms, 2, C].
     """
     at = list_ptr + tl.program_id(0) * NARROW
     g_sum, gt_sum, norm, index = (
@@ -159,12 +196,21 @@ def finish_sums_kernel(
             sum_g += tl.sum(tl.load(here + g_sum * C, mask=mask, other=0.0), 0)
             sum_gt += tl.sum(tl.load(here + gt_sum * C, mask=mask, other=0.0), 0)
         if norm >= 0:
-            _, rstd = statistics(stats_ptr, norm, c, C, EPS)
-            d_weight += sum_gt * rstd
-            to = coefficients_ptr + norm * (3 * C) + c
-            scale = weight * rstd
+            mean, rstd = statistics(stats_ptr, norm, c, C, STATS_EPS)
+            if EPS is None:
+                _, scale, shift = batch_norm(norms_ptr, norm, c, C, EPS)
+                d_weight += sum_gt * scale + sum_g * shift
+                learned = d_affine_ptr + norm * (2 * C) + c
+                tl.store(learned, weight * rstd * sum_gt, mask=c < C)
+                tl.store(learned + C, weight * sum_g, mask=c < C)
+                scale = weight * scale
+            else:
+                d_weight += sum_gt * rstd
+                scale = weight * rstd
+            to = coefficients_ptr + norm * (4 * C) + c
             share = scale / pixels.to(ACC)
             tl.store(to, scale, mask=c < C)
+            tl.store(to + 3 * C, mean, mask=c < C)
             if TRAINING:
                 tl.store(to + C, -share * rstd * rstd * sum_gt, mask=c < C)
                 tl.store(to + 2 * C, -share * sum_g, mask=c < C)

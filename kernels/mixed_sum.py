@@ -24,7 +24,14 @@ from fastdarts.primitives.modules import check_even
 
 
 def mixed_sum(
-    states: list[Tensor], weights: Tensor, params: list[Tensor], running: Tensor | None, plan: Sequence[int], eps: float
+    states: list[Tensor],
+    weights: Tensor,
+    params: list[Tensor],
+    running: Tensor | None,
+    plan: Sequence[int],
+    eps: float,
+    affine: Tensor | None = None,
+    factors: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The nodes of an encoded plan, what the backward needs, and the statistics; see `operators.mixed_sum`."""
     x = states[0]
@@ -38,7 +45,9 @@ def mixed_sum(
     saved = x.new_empty(t.saved * n * height * width * padded_channels(c, x.dtype))
     compute = compute_dtype(x.dtype)
     stats = x.new_empty((t.norms, 2, c), dtype=compute) if running is None else running.to(compute, copy=True)
-    shared = _shared(t, params, saved, stats, out, running is None, eps)
+    shared = _shared(t, params, saved, stats, out, affine, factors, running is None, eps)
+    if running is not None:
+        shared.learn(list(range(t.norms)))
     banks_forward([bank for i in range(t.inputs) for bank in t.banks_of(i)], shared, inputs)
     for node in range(len(t.nodes)):
         mix(t.nodes[node], node, shared, inputs, out, weights.contiguous())
@@ -59,11 +68,18 @@ def mixed_sum_backward(
     eps: float,
     need_states: Sequence[int],
     need_params: bool,
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Gradients of op weights, states and parameters; empty tensors where none is needed."""
+    need_weights: bool = True,
+    affine: Tensor | None = None,
+    factors: Tensor | None = None,
+) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
+    """Gradients of op weights, states, parameters and affine; empty tensors where none is needed.
+
+    Those of op weights fall out of what batch norms need, so `need_weights` changes nothing here.
+    """
     c = states[0].shape[1]
     t = tables(tuple(plan), weights.shape[1])
-    s = _shared(t, params, saved, stats, out, training, eps)
+    s = _shared(t, params, saved, stats, out, affine, factors, training, eps)
+    s.learn(list(range(t.norms)))
     inputs = tuple(channels_last(state) for state in states)
     grads = dense_channels_last(grad_out.to(out.dtype))
     has_banks = any(t.banks_of(t.inputs + node) for node in range(len(t.nodes)))
@@ -75,7 +91,8 @@ def mixed_sum_backward(
         own=own,
         weights=weights.contiguous(),
         d_weights=d_weights,
-        coefficients=stats.new_empty((t.norms, 3, c)),
+        coefficients=stats.new_empty((t.norms, 4, c)),
+        d_affine=torch.empty_like(stats),
         need_params=need_params,
         dw_parts=Parts(s.dw, parts, stats.dtype),
         pw_parts=Parts(s.pw, parts, stats.dtype),
@@ -101,7 +118,12 @@ def mixed_sum_backward(
     d_params = (
         t.split(params, g.dw_parts.total(), g.pw_parts.total()) if need_params else [p.new_empty(0) for p in params]
     )
-    return d_weights.to(weights.dtype), d_states, d_params
+    return d_weights.to(weights.dtype), d_states, d_params, affine_gradient(affine, g.d_affine, need_params)
+
+
+def affine_gradient(affine: Tensor | None, gradient: Tensor, needed: bool) -> Tensor:
+    """The gradient of `affine` as an operator returns it: empty unless it is needed."""
+    return gradient.to(affine.dtype) if affine is not None and needed else gradient.new_empty(0)
 
 
 def _check(states: list[Tensor], weights: Tensor, params: list[Tensor], plan: Sequence[int]) -> None:
@@ -138,14 +160,32 @@ def _check(states: list[Tensor], weights: Tensor, params: list[Tensor], plan: Se
 
 
 def _shared(
-    t: Tables, params: list[Tensor], saved: Tensor, stats: Tensor, out: Tensor, training: bool, eps: float
+    t: Tables,
+    params: list[Tensor],
+    saved: Tensor,
+    stats: Tensor,
+    out: Tensor,
+    affine: Tensor | None,
+    factors: Tensor | None,
+    training: bool,
+    eps: float,
 ) -> Shared:
     n, _, height, width = out.shape
     c = stats.shape[2]
     depthwise = [p.flatten(1).t() for p, is_depthwise in zip(params, t.is_depthwise, strict=True) if is_depthwise]
     pointwise = [p.reshape(-1) for p, is_depthwise in zip(params, t.is_depthwise, strict=True) if not is_depthwise]
     dw, pw = flat(depthwise, stats.dtype, out), flat(pointwise, out.dtype, out)
-    return Shared(dw, pw, saved, stats, n, c, height, width, training, eps)
+    if factors is not None:  # an image's op weights one after another
+        factors = factors.to(stats.dtype).repeat_interleave(t.columns, 0).t().contiguous()
+    learned, norms = learned_norms(stats, affine)
+    return Shared(dw, pw, saved, stats, learned, norms, factors, n, c, height, width, training, eps)
+
+
+def learned_norms(stats: Tensor, affine: Tensor | None) -> tuple[Tensor | None, Tensor]:
+    """`affine` as the kernels read it, and memory for what they normalise by; without it, the statistics."""
+    if affine is None:
+        return None, stats
+    return affine.to(stats.dtype).contiguous(), stats.new_empty((len(stats), 3, stats.shape[2]))
 
 
 def _node(nodes: Tensor, node: int, channels: int) -> Image:

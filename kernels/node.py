@@ -20,11 +20,12 @@ def strip_tiles(s: Shared, tile: Tile) -> int:
 def mix(terms: list[Term], node: int, s: Shared, inputs: States, out: Tensor, weights: Tensor) -> None:
     """The node that these terms make, into its channels of `out`."""
     tile = s.tile(tiles.MIX)
+    factors, op_weights = s.factors_or(weights)
     launch(
         mix_forward_kernel,
         (strip_tiles(s, tile), triton.cdiv(s.channels, tile.channels)),
         tuple(x for x, _ in inputs),
-        *(out, s.saved, s.stats, weights, constant(tuple(terms), out.device), node, len(terms), s.pixels),
+        *(out, s.saved, s.norms, weights, factors, constant(tuple(terms), out.device), node, len(terms), s.pixels),
         **s.constants,
         C=s.channels,
         PITCH=s.pitch,
@@ -32,6 +33,7 @@ def mix(terms: list[Term], node: int, s: Shared, inputs: States, out: Tensor, we
         STATES=tuple((pitch, *x.shape[2:]) for x, pitch in inputs),
         HO=s.height,
         WO=s.width,
+        FACTORS=op_weights,
         BLOCK_P=tile.pixels,
         BLOCK_C=tile.channels,
         num_warps=tile.warps,
@@ -46,12 +48,24 @@ def sum_terms(
     if not terms:
         return
     count = strip_tiles(s, tile)
-    sums = s.stats.new_empty((count, 1 + len(terms), s.channels))
+    factors, op_weights = s.factors_or(g.weights)
+    sums = s.stats.new_empty((count, 2 * len(terms) if op_weights else 1 + len(terms), s.channels))
     launch(
         term_sums_kernel,
         (count, triton.cdiv(s.channels, tile.channels)),
         tuple(x for x, _ in inputs),
-        *(out, s.saved, s.stats, gradient, constant(tuple(terms), out.device), sums, node, len(terms), s.pixels),
+        *(
+            out,
+            s.saved,
+            s.norms,
+            gradient,
+            factors,
+            constant(tuple(terms), out.device),
+            sums,
+            node,
+            len(terms),
+            s.pixels,
+        ),
         **s.constants,
         C=s.channels,
         PITCH=s.pitch,
@@ -59,8 +73,10 @@ def sum_terms(
         STATES=tuple((pitch, *x.shape[2:]) for x, pitch in inputs),
         HO=s.height,
         WO=s.width,
+        FACTORS=op_weights,
         BLOCK_P=tile.pixels,
         BLOCK_C=tile.channels,
         num_warps=tile.warps,
     )
-    finish_sums(s, g, sums, [(0, 1 + i, norm, weight) for i, (_, _, norm, weight, _) in enumerate(terms)])
+    places = [(2 * i, 2 * i + 1) if op_weights else (0, 1 + i) for i in range(len(terms))]
+    finish_sums(s, g, sums, [(*at, norm, weight) for at, (_, _, norm, weight, _) in zip(places, terms, strict=True)])

@@ -72,17 +72,37 @@ def statistics(stats_ptr, norm, c, C: tl.constexpr, EPS: tl.constexpr):
 
 
 @triton.jit
-def normaliser(stats_ptr, norm, c, C: tl.constexpr, EPS: tl.constexpr):
-    """Factor and offset of a batch norm's channels: one multiply-add normalises."""
-    mean, rstd = statistics(stats_ptr, norm, c, C, EPS)
-    return rstd, -mean * rstd
+def batch_norm(norms_ptr, norm, c, C: tl.constexpr, EPS: tl.constexpr):
+    """Mean, scale and shift of a batch norm's channels: it makes (y - mean) * scale + shift.
+
+    norms: statistics [norms, 2, C]; of norms that learn, where EPS is None, means, scales and shifts [norms, 3, C].
+    """
+    if EPS is None:
+        at = norms_ptr + norm * (3 * C) + c
+        mean = tl.load(at, mask=c < C, other=0.0)
+        scale = tl.load(at + C, mask=c < C, other=0.0)
+        shift = tl.load(at + 2 * C, mask=c < C, other=0.0)
+        return mean, scale, shift
+    else:
+        mean, rstd = statistics(norms_ptr, norm, c, C, EPS)
+        return mean, rstd, 0.0
 
 
 @triton.jit
-def activation(stats_ptr, norm, c, C: tl.constexpr, NORMALISED: tl.constexpr, EPS: tl.constexpr):
+def normaliser(norms_ptr, norm, c, C: tl.constexpr, EPS: tl.constexpr):
+    """Factor and offset of a batch norm's channels: one multiply-add normalises."""
+    mean, scale, shift = batch_norm(norms_ptr, norm, c, C, EPS)
+    if EPS is None:
+        return scale, shift - mean * scale
+    else:
+        return scale, -mean * scale
+
+
+@triton.jit
+def activation(norms_ptr, norm, c, C: tl.constexpr, NORMALISED: tl.constexpr, EPS: tl.constexpr):
     """What an input is scaled and shifted by before its relu."""
     if NORMALISED:
-        return normaliser(stats_ptr, norm, c, C, EPS)
+        return normaliser(norms_ptr, norm, c, C, EPS)
     else:
         return 1.0, 0.0
 
@@ -106,8 +126,8 @@ def share(pixels, IMAGES: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr):
 @triton.jit
 def activated(at, mask, scale, shift, NORMALISED: tl.constexpr, RELU: tl.constexpr, ACC: tl.constexpr):
     """What stands at pointers, or with RELU the relu of that or of its normalised values; zero where there is none."""
-    if NORMALISED:  # of minus infinity the relu is zero, whatever the offset
-        return relu(tl.load(at, mask=mask, other=float("-inf")).to(ACC) * scale[None, :] + shift[None, :])
+    if NORMALISED:
+        return tl.where(mask, relu(tl.load(at, mask=mask, other=0.0).to(ACC) * scale[None, :] + shift[None, :]), 0.0)
     elif RELU:
         return relu(tl.load(at, mask=mask, other=0.0).to(ACC))
     else:

@@ -34,12 +34,12 @@ from fastdarts.kernels.tables import (
 
 @triton.jit(do_not_specialize=["pixels", "rows", "parts"])
 def pool_backward_kernel(
-    x_ptr, grad_ptr, own_ptr, parts_ptr, before_ptr, dx_ptr, dd_ptr, largest_ptr, stats_ptr, coefficients_ptr,
-    weights_ptr, rows_ptr, edges_ptr, pixels, rows, parts,
+    x_ptr, grad_ptr, own_ptr, parts_ptr, before_ptr, dx_ptr, dd_ptr, largest_ptr, coefficients_ptr,
+    weights_ptr, factors_ptr, rows_ptr, edges_ptr, pixels, rows, parts,
     C: tl.constexpr, X_PITCH: tl.constexpr, PITCH: tl.constexpr, PARTS_PITCH: tl.constexpr, BEFORE_PITCH: tl.constexpr,
     DX_PITCH: tl.constexpr, G_PITCH: tl.constexpr, H: tl.constexpr, W: tl.constexpr, HO: tl.constexpr,
-    WO: tl.constexpr, STRIDE: tl.constexpr, IMAGES: tl.constexpr, HAS_BEFORE: tl.constexpr, BLOCK_P: tl.constexpr,
-    BLOCK_C: tl.constexpr, ACC: tl.constexpr,
+    WO: tl.constexpr, STRIDE: tl.constexpr, FACTORS: tl.constexpr, IMAGES: tl.constexpr, HAS_BEFORE: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """One program makes BLOCK_C channels of a state's gradient over IMAGES images.
 
@@ -58,14 +58,15 @@ def pool_backward_kernel(
     own_ptr += begin * G_PITCH
     dd_ptr += begin * PITCH
     largest_ptr += begin * PITCH
+    factors_ptr += tl.program_id(0) * (IMAGES * FACTORS)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     for row in range(rows):
         geometry = column(rows_ptr, row, GEOMETRY)
         for step in range((IMAGES * HO * WO + BLOCK_P - 1) // BLOCK_P):
             p, exists, q, h, w = pixels_of(step, count, H, W, HO, WO, STRIDE, BLOCK_P)
-            pool_gradient(x_ptr, grad_ptr, own_ptr, dd_ptr, largest_ptr, stats_ptr, coefficients_ptr, weights_ptr,
+            pool_gradient(x_ptr, grad_ptr, own_ptr, dd_ptr, largest_ptr, coefficients_ptr, weights_ptr, factors_ptr,
                           rows_ptr, edges_ptr, row, geometry, p, q, h, w, exists, c,
-                          C, H, W, X_PITCH, PITCH, G_PITCH, BLOCK_C, ACC)  # fmt: skip
+                          C, H, W, X_PITCH, PITCH, G_PITCH, HO * WO, FACTORS, BLOCK_C, ACC)  # fmt: skip
         tl.debug_barrier()
         for step in range((IMAGES * H * W + BLOCK_P - 1) // BLOCK_P):
             p, exists, _, h, w = pixels_of(step, count // (HO * WO) * (H * W), H, W, H, W, 1, BLOCK_P)
@@ -80,10 +81,10 @@ def pool_backward_kernel(
 
 
 @triton.jit
-def pool_gradient(x_ptr, grad_ptr, own_ptr, dd_ptr, largest_ptr, stats_ptr, coefficients_ptr, weights_ptr,
+def pool_gradient(x_ptr, grad_ptr, own_ptr, dd_ptr, largest_ptr, coefficients_ptr, weights_ptr, factors_ptr,
                   rows_ptr, edges_ptr, row, geometry, p, q, h, w, exists, c, C: tl.constexpr, H: tl.constexpr,
                   W: tl.constexpr, X_PITCH: tl.constexpr, PITCH: tl.constexpr, G_PITCH: tl.constexpr,
-                  BLOCK: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+                  PIXELS: tl.constexpr, FACTORS: tl.constexpr, BLOCK: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
     """What all edges that use a pool give to its values, and where in its window a maximum stood first."""
     mask = mask_of(exists, c, C, BLOCK)
     y = tl.zeros((p.shape[0], BLOCK), ACC)
@@ -103,14 +104,14 @@ def pool_gradient(x_ptr, grad_ptr, own_ptr, dd_ptr, largest_ptr, stats_ptr, coef
     first = column(rows_ptr, row, FIRST_EDGE)
     for e in range(first, first + column(rows_ptr, row, EDGES)):
         edge = edges_ptr + e * NARROW
-        g = node_gradient(
-            grad_ptr, own_ptr, tl.load(edge + EDGE_NODE), tl.load(edge + EDGE_OWN), p, c, mask, C, G_PITCH, ACC
-        )
+        index = tl.load(edge + EDGE_WEIGHT)
+        g = node_gradient(grad_ptr, own_ptr, factors_ptr, tl.load(edge + EDGE_NODE), tl.load(edge + EDGE_OWN), index,
+                          p, exists, c, mask, C, G_PITCH, PIXELS, FACTORS, ACC)  # fmt: skip
         norm = tl.load(edge + EDGE_NORM)
         if norm >= 0:
-            g = norm_backward(g, y, coefficients_ptr, stats_ptr, norm, c, mask, C)
+            g = norm_backward(g, y, coefficients_ptr, norm, c, mask, C)
         else:
-            g = g * op_weight(weights_ptr, tl.load(edge + EDGE_WEIGHT), ACC)
+            g = g * op_weight(weights_ptr, index, ACC)
         d += g
     if geometry == AVG:
         d = d / window_size(h, w, H, W).to(ACC)[:, None]

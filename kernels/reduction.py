@@ -10,11 +10,11 @@ from fastdarts.kernels.tables import PW
 
 @triton.jit(do_not_specialize=["pixels", "pw_size"])
 def reduction_backward_kernel(
-    x_ptr, grad_ptr, own_ptr, saved_ptr, dx_ptr, pw_ptr, stats_ptr, coefficients_ptr, d_pw_ptr, rows_ptr, pixels,
+    x_ptr, grad_ptr, own_ptr, saved_ptr, dx_ptr, pw_ptr, coefficients_ptr, factors_ptr, d_pw_ptr, rows_ptr, pixels,
     pw_size,
     C_IN: tl.constexpr, C_OUT: tl.constexpr, X_PITCH: tl.constexpr, PITCH: tl.constexpr, DX_PITCH: tl.constexpr,
     G_PITCH: tl.constexpr, H: tl.constexpr, W: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr,
-    NEED_X: tl.constexpr, NEED_PARAMS: tl.constexpr, IMAGES: tl.constexpr, BLOCK_P: tl.constexpr,
+    FACTORS: tl.constexpr, NEED_X: tl.constexpr, NEED_PARAMS: tl.constexpr, IMAGES: tl.constexpr, BLOCK_P: tl.constexpr,
     BLOCK_I: tl.constexpr, BLOCK_O: tl.constexpr, ACC: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """One program takes BLOCK_I inputs of a stage without windows backwards over IMAGES images: dx, its share of dW.
@@ -31,6 +31,7 @@ def reduction_backward_kernel(
     grad_ptr += begin * G_PITCH
     own_ptr += begin * G_PITCH
     saved_ptr += begin * PITCH
+    factors_ptr += part * (IMAGES * FACTORS)
     dx_ptr += ((pixels // (HO * WO) * (H * W)).to(tl.int64) * row + begin_in) * DX_PITCH
     d_pw_ptr += part.to(tl.int64) * pw_size
     i = tl.program_id(2) * BLOCK_I + tl.arange(0, BLOCK_I)
@@ -45,12 +46,13 @@ def reduction_backward_kernel(
             tl.debug_barrier()
         for step in range(TILES):
             p, exists, q, h, w = pixels_of(step, count, H, W, HO, WO, STRIDE, BLOCK_P)
-            dy = stage_gradient(rows_ptr, row, grad_ptr, own_ptr, saved_ptr, saved_ptr, coefficients_ptr, stats_ptr, p,
-                                exists, tl.arange(0, BLOCK_O), plane, C_OUT, PITCH, G_PITCH, BLOCK_O, ACC)  # fmt: skip
+            dy = stage_gradient(rows_ptr, row, grad_ptr, own_ptr, saved_ptr, saved_ptr, coefficients_ptr, factors_ptr,
+                                p, exists, tl.arange(0, BLOCK_O), plane, C_OUT, PITCH, G_PITCH, HO * WO, FACTORS,
+                                BLOCK_O, ACC)  # fmt: skip
             for half in range(STRIDE):
-                dd = product(rows_ptr, row, grad_ptr, own_ptr, saved_ptr, saved_ptr, coefficients_ptr, stats_ptr,
-                             pw_ptr, dy, p, exists, i, half, plane, C_IN, C_OUT, PITCH, G_PITCH, STRIDE, BLOCK_O, ACC,
-                             DOT)  # fmt: skip
+                dd = product(rows_ptr, row, grad_ptr, own_ptr, saved_ptr, saved_ptr, coefficients_ptr, factors_ptr,
+                             pw_ptr, dy, p, exists, i, half, plane, C_IN, C_OUT, PITCH, G_PITCH, HO * WO, FACTORS,
+                             STRIDE, BLOCK_O, ACC, DOT)  # fmt: skip
                 at = q + half * (W + 1)
                 mask = mask_of(exists & (h + half < H) & (w + half < W), i, C_IN, BLOCK_I)
                 x = load_tile(x_ptr, at * X_PITCH, i, mask, ACC)
@@ -61,8 +63,9 @@ def reduction_backward_kernel(
             d_pw = tl.zeros((BLOCK_O, BLOCK_I), ACC)
             for step in range(TILES):
                 p, exists, q, h, w = pixels_of(step, count, H, W, HO, WO, STRIDE, BLOCK_P)
-                dy = stage_gradient(rows_ptr, row, grad_ptr, own_ptr, saved_ptr, saved_ptr, coefficients_ptr, stats_ptr,
-                                    p, exists, o, plane, C_OUT, PITCH, G_PITCH, BLOCK_O, ACC)  # fmt: skip
+                dy = stage_gradient(rows_ptr, row, grad_ptr, own_ptr, saved_ptr, saved_ptr, coefficients_ptr,
+                                    factors_ptr, p, exists, o, plane, C_OUT, PITCH, G_PITCH, HO * WO, FACTORS, BLOCK_O,
+                                    ACC)  # fmt: skip
                 for half in range(STRIDE):
                     d = neighbour(x_ptr, q, h, w, half, half, exists, i, 1.0, 0.0,
                                   C_IN, H, W, X_PITCH, False, True, BLOCK_I, ACC)  # fmt: skip

@@ -13,6 +13,7 @@ from fastdarts.kernels.parts import (
     pooled,
     share,
     state_of,
+    statistics,
     store_tile,
 )
 from fastdarts.kernels.tables import AVG, CONV_3, DW, GATHER, GEOMETRY, MAX, PIXEL, PW, X_NORM, X, Y
@@ -21,7 +22,7 @@ from fastdarts.kernels.windows import depthwise
 
 @triton.jit(do_not_specialize=["pixels"])
 def stage_forward_kernel(
-    states, saved_ptr, d_ptr, dw_ptr, pw_ptr, stats_ptr, moments_ptr, rows_ptr, groups_ptr, pixels,
+    states, saved_ptr, d_ptr, dw_ptr, pw_ptr, norms_ptr, moments_ptr, rows_ptr, groups_ptr, pixels,
     C_IN: tl.constexpr, C_OUT: tl.constexpr, X_PITCH: tl.constexpr, PITCH: tl.constexpr,
     H: tl.constexpr, W: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr,
     GEOMETRIES: tl.constexpr, NORMALISED: tl.constexpr, TRAINING: tl.constexpr,
@@ -57,7 +58,7 @@ def stage_forward_kernel(
         if CONV_3 <= GEOMETRIES:
             if geometry >= CONV_3:
                 for first in range(0, C_IN, BLOCK_I):
-                    depthwise(geometry, in_ptr, here_ptr, dw_ptr + column(rows_ptr, row, DW) * C_IN, stats_ptr,
+                    depthwise(geometry, in_ptr, here_ptr, dw_ptr + column(rows_ptr, row, DW) * C_IN, norms_ptr,
                               column(rows_ptr, row, X_NORM), count // (HO * WO), first, C_IN, H, W, HO, WO, STRIDE,
                               X_PITCH, PITCH, GEOMETRIES, NORMALISED, False, EPS, BLOCKS, BLOCK_I, ACC)  # fmt: skip
                 tl.debug_barrier()
@@ -151,6 +152,19 @@ def join_moments_kernel(moments_ptr, stats_ptr, pairs_ptr, pixels, tiles, C: tl.
         variance += tl.sum(tl.where(mask, squares + share[:, None] * delta * delta, 0.0), 0)
     tl.store(stats_ptr + norm * (2 * C) + c, mean, mask=c < C)
     tl.store(stats_ptr + norm * (2 * C) + C + c, variance, mask=c < C)
+
+
+@triton.jit
+def learned_norms_kernel(stats_ptr, affine_ptr, norms_ptr, pairs_ptr, C: tl.constexpr, EPS: tl.constexpr,
+                         BLOCK_C: tl.constexpr):  # fmt: skip
+    """One program makes mean, scale and shift [norms, 3, C] of one batch norm from its statistics, weight and bias."""
+    norm = tl.load(pairs_ptr + tl.program_id(0) * 2 + 1)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    mean, rstd = statistics(stats_ptr, norm, c, C, EPS)
+    at, to = affine_ptr + norm * (2 * C) + c, norms_ptr + norm * (3 * C) + c
+    tl.store(to, mean, mask=c < C)
+    tl.store(to + C, rstd * tl.load(at, mask=c < C, other=0.0), mask=c < C)
+    tl.store(to + 2 * C, tl.load(at + C, mask=c < C, other=0.0), mask=c < C)
 
 
 @triton.jit

@@ -66,7 +66,7 @@ class Stage:
     node: int = -1  # -1: the gradient comes from dz
     own: int = 0
     dz: int = 0
-    weight: int = -1  # of a skip connection
+    weight: int = -1  # op weight of a skip connection or of an op's last stage
     state: int = 0  # which of its launch's states it reads
     edges: list[tuple[int, int, int, int]] = field(default_factory=list)  # pools: the edges that use them; norm or -1
 
@@ -100,6 +100,7 @@ class Tables:
     """A plan's banks in the order of their sources, its nodes, and the sizes of what they share."""
 
     inputs: int
+    columns: int  # of the op weights
     entry: tuple[int, int]  # source and stride of an edge from an input
     banks: list[Bank]
     nodes: list[list[Term]]  # the terms of each
@@ -127,10 +128,11 @@ class _Builder:
     def __init__(self, code: Sequence[int]) -> None:
         self.plan = decode(list(code))
         entry = next((edge.source, edge.stride) for edge in self.plan.edges if edge.source < self.plan.inputs)
-        self.tables = Tables(self.plan.inputs, entry, [], [[] for _ in range(self.plan.nodes)], 0, 0, 0, 0, [])
+        self.tables = Tables(self.plan.inputs, 0, entry, [], [[] for _ in range(self.plan.nodes)], 0, 0, 0, 0, [])
         self.has_bank = {edge.source for edge in self.plan.edges if edge.ops}
 
     def build(self, columns: int) -> Tables:
+        self.tables.columns = columns
         for e, edge in enumerate(self.plan.edges):
             for column, c in edge.ops:
                 self._op(edge, c, e * columns + column)
@@ -182,7 +184,7 @@ class _Builder:
                 together = [b for b in t.banks if b is bank or max(b.source, bank.source) < t.inputs]
                 first.dz = last.dz = sum(len(b.seconds) for b in together)
                 bank.seconds.append(last)
-        last.node, last.own = node, own
+        last.node, last.own, last.weight = node, own, weight
         terms.append((0, last.y, last.norm, weight, 0))
 
     def _stage(self, c: Candidate, node: int, state: int) -> Stage:

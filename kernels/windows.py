@@ -18,7 +18,7 @@ def window(geometry):
 
 
 @triton.jit
-def depthwise(geometry, in_ptr, d_ptr, dw_ptr, stats_ptr, norm, images, first, C: tl.constexpr, H: tl.constexpr,
+def depthwise(geometry, in_ptr, d_ptr, dw_ptr, norms_ptr, norm, images, first, C: tl.constexpr, H: tl.constexpr,
               W: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr, PITCH: tl.constexpr,
               D_PITCH: tl.constexpr, GEOMETRIES: tl.constexpr, NORMALISED: tl.constexpr, AGAIN: tl.constexpr,
               EPS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
@@ -27,13 +27,13 @@ def depthwise(geometry, in_ptr, d_ptr, dw_ptr, stats_ptr, norm, images, first, C
         for n in tl.static_range(WINDOW_KINDS):
             if WINDOWS[n][0] & GEOMETRIES:
                 if geometry == WINDOWS[n][0]:
-                    convolve_images(in_ptr, d_ptr, dw_ptr, stats_ptr, norm, images, first,
+                    convolve_images(in_ptr, d_ptr, dw_ptr, norms_ptr, norm, images, first,
                                     WINDOWS[n][4 if AGAIN else 3], WINDOWS[n][1], WINDOWS[n][2],
                                     C, H, W, PITCH, D_PITCH, NORMALISED, EPS, BLOCK, BLOCK_C, ACC)  # fmt: skip
     else:
         K, D = window(geometry)
         c = first + tl.arange(0, BLOCK_C)
-        scale, shift = activation(stats_ptr, norm, c, C, NORMALISED, EPS)
+        scale, shift = activation(norms_ptr, norm, c, C, NORMALISED, EPS)
         PIXELS: tl.constexpr = 2 * ROWS * BLOCK
         count = images * (HO * WO)
         for step in range(tl.cdiv(count, PIXELS)):
@@ -74,7 +74,7 @@ def seen_from(dd_ptr, dw_ptr, K, D, p, h, w, down, right, exists, c, C: tl.const
 
 @triton.jit
 def depthwise_weight_gradient(
-    geometry, in_ptr, dd_ptr, d_dw_ptr, stats_ptr, norm, images, first, C: tl.constexpr, H: tl.constexpr,
+    geometry, in_ptr, dd_ptr, d_dw_ptr, norms_ptr, norm, images, first, C: tl.constexpr, H: tl.constexpr,
     W: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr, PITCH: tl.constexpr,
     DD_PITCH: tl.constexpr, GEOMETRIES: tl.constexpr, NORMALISED: tl.constexpr, EPS: tl.constexpr, BLOCK: tl.constexpr,
     BLOCK_C: tl.constexpr, ACC: tl.constexpr,
@@ -84,13 +84,13 @@ def depthwise_weight_gradient(
         for n in tl.static_range(WINDOW_KINDS):
             if WINDOWS[n][0] & GEOMETRIES:
                 if geometry == WINDOWS[n][0]:
-                    weight_gradient(in_ptr, dd_ptr, d_dw_ptr, stats_ptr, norm, images, first,
+                    weight_gradient(in_ptr, dd_ptr, d_dw_ptr, norms_ptr, norm, images, first,
                                     WINDOWS[n][4], WINDOWS[n][1], WINDOWS[n][2],
                                     C, H, W, PITCH, DD_PITCH, NORMALISED, EPS, BLOCK, BLOCK_C, ACC)  # fmt: skip
     else:
         K, D = window(geometry)
         c = first + tl.arange(0, BLOCK_C)
-        scale, shift = activation(stats_ptr, norm, c, C, NORMALISED, EPS)
+        scale, shift = activation(norms_ptr, norm, c, C, NORMALISED, EPS)
         PIXELS: tl.constexpr = 2 * ROWS * BLOCK
         count = images * (HO * WO)
         for tap in range(K * K):

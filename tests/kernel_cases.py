@@ -24,6 +24,8 @@ class Case:
     params: list[Tensor]
     running: Tensor | None
     grad: Tensor  # of the output
+    affine: Tensor | None = None
+    factors: Tensor | None = None
 
     def to(self, dtype: torch.dtype, compute: torch.dtype | None = None) -> "Case":
         """Storage in dtype; weights, params and statistics in the type that goes with it."""
@@ -37,12 +39,14 @@ class Case:
             params,
             running,
             self.grad.to(dtype),
+            *(None if t is None else t.to(compute) for t in (self.affine, self.factors)),
         )
 
     def on(self, device: torch.device) -> "Case":
         running = None if self.running is None else self.running.to(device)
         states, params = [s.to(device) for s in self.states], [p.to(device) for p in self.params]
-        return Case(self.plan, states, self.weights.to(device), params, running, self.grad.to(device))
+        learned = (None if t is None else t.to(device) for t in (self.affine, self.factors))
+        return Case(self.plan, states, self.weights.to(device), params, running, self.grad.to(device), *learned)
 
 
 def make_case(
@@ -53,8 +57,12 @@ def make_case(
     C: int = 4,
     size: tuple[int, int, int] = (2, 6, 5),
     training: bool = True,
+    found: bool = False,
 ) -> Case:
-    """A cell of `nodes` nodes with every edge, in float64 but of numbers that every type can hold to its precision."""
+    """A cell of `nodes` nodes with every edge, in float64 but of numbers that every type can hold to its precision.
+
+    found: as in a found network, with batch norms that learn and factors of edges.
+    """
     N, H, W = size
     pairs = [(i, j) for j in range(inputs, inputs + nodes) for i in range(j)]
     plan = MixedPlan(
@@ -74,17 +82,24 @@ def make_case(
     running = None if training else torch.stack([0.1 * torch.randn(norms, C), 0.5 + torch.rand(norms, C)], dim=1)
     grad = torch.randn(N, nodes * C, -(-H // stride), -(-W // stride))
     states = [torch.randn(N, C, H, W) for _ in range(inputs)]
-    return Case(plan, states, torch.randn(len(plan.edges), len(primitives)).softmax(-1), params, running, grad)
+    affine = torch.stack([1 + torch.randn(norms, C) / 3, torch.randn(norms, C) / 2], dim=1) if found else None
+    factors = torch.tensor([0.0, 0.5, 1.25])[torch.randint(3, (len(plan.edges), N))] if found else None
+    weights = torch.randn(len(plan.edges), len(primitives)).softmax(-1)
+    return Case(plan, states, weights, params, running, grad, affine, factors)
 
 
 def plain(case: Case, dtype: torch.dtype) -> dict[str, Tensor]:
     """Output and gradients by the plain formulas, everything in dtype."""
     case = case.to(dtype, dtype)
-    inputs = [t.detach().requires_grad_() for t in (*case.states, case.weights, *case.params)]
-    states, weights, params = inputs[: len(case.states)], inputs[len(case.states)], inputs[len(case.states) + 1 :]
-    out = functional.mixed_sum(states, weights, params, case.running, case.plan, EPS)
+    learned = [] if case.affine is None else [case.affine]
+    inputs = [t.detach().requires_grad_() for t in (*case.states, case.weights, *case.params, *learned)]
+    count, last = len(case.states), len(case.states) + 1 + len(case.params)
+    states, weights, params = inputs[:count], inputs[count], inputs[count + 1 : last]
+    affine = inputs[last] if learned else None
+    out = functional.mixed_sum(states, weights, params, case.running, case.plan, EPS, affine, case.factors)
     grads = torch.autograd.grad(out, inputs, case.grad, allow_unused=True, materialize_grads=True)
-    return _named(out.detach(), list(grads[: len(states)]), grads[len(states)], list(grads[len(states) + 1 :]))
+    named = _named(out.detach(), list(grads[:count]), grads[count], list(grads[count + 1 : last]))
+    return named | ({"d_affine": grads[last]} if learned else {})
 
 
 def fused(case: Case) -> dict[str, Tensor]:
@@ -93,11 +108,13 @@ def fused(case: Case) -> dict[str, Tensor]:
 
     args = case.states, case.weights, case.params
     training, code = case.running is None, case.plan.encoded
-    out, saved, stats = mixed_sum(*args, case.running, code, EPS)
-    d_weights, d_states, d_params = mixed_sum_backward(
-        case.grad, *args, out, saved, stats, code, training, EPS, [1] * len(case.states), True
+    out, saved, stats = mixed_sum(*args, case.running, code, EPS, case.affine, case.factors)
+    needs = ([1] * len(case.states), True, True)
+    d_weights, d_states, d_params, d_affine = mixed_sum_backward(
+        case.grad, *args, out, saved, stats, code, training, EPS, *needs, case.affine, case.factors
     )
-    return _named(out, d_states, d_weights, d_params)
+    named = _named(out, d_states, d_weights, d_params)
+    return named if case.affine is None else named | {"d_affine": d_affine}
 
 
 def _named(out: Tensor, states: list[Tensor], weights: Tensor, params: list[Tensor]) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -16,7 +17,7 @@ if not (ROOT / "benchmarks" / "cases.py").is_file():
     pytest.skip("needs the benchmarks, which are not installed", allow_module_level=True)
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import compare, picture, ranks, scaling  # noqa: E402
+from benchmarks import compare, found, picture, ranks, scaling  # noqa: E402
 from benchmarks.cases import (  # noqa: E402
     AT_PAPERS_SIZE,
     AUTOCAST,
@@ -286,3 +287,12 @@ def test_as_they_are_started(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     capsys.readouterr()
     assert scaling.main(["--small", "--axes", "batch", "--variants", "fused", "--out", str(tmp_path / "s")]) == 0
     assert "| exponent |" in capsys.readouterr().out
+
+
+def test_found_networks_are_compared_with_plain_modules(capsys: pytest.CaptureFixture[str]) -> None:
+    assert found.main(["--small", "--rounds", "1", "--threads", "1", "--cases", "one-image"]) == 0
+    _, plain, fused = capsys.readouterr().out.splitlines()
+    assert plain.startswith("inference, batch 1, plain channels_last: ")
+    assert re.search(
+        r"^inference, batch 1, fused: .* s \(.*\), \d+ MiB; .*x plain channels_last, .* of its memory$", fused
+    )

@@ -15,12 +15,12 @@ FD_INLINE void weight_grad(A* d, int64_t pixels, const A* dy, int64_t cp, int64_
 }
 
 // From the gradient dn of a stage's normalised output to everything before it. `dn(row, column, c)` gives it for one image,
-// `padded` is the stage's input for the tile's rows; dx [stride * rows, w, cp] is added to, or written
+// `factors` [cp] multiply it unless null, `padded` is the stage's input for the tile's rows; dx [stride * rows, w, cp] is added to, or written
 // where not ADD. Asks three times a strip for what lies ahead.
 template <bool ADD, class A, class T, class F>
 FD_INLINE void stage_backward(const Stage<A, T>& stage, const Geometry& g, const Tile& tile, const A* padded,
                               const Padded& of, bool need_params, bool need_x, A* grads, const Scratch<A>& s, Ahead& ahead,
-                              const F& dn, A* dx) {
+                              const A* factors, const F& dn, A* dx) {
   const int64_t cp = g.cp, wo = g.wo, S = stage.stride, strip = strip_rows<A>(g);
   // Input rows of this tile also see outputs of its neighbours; their dd is computed here once more.
   const int64_t reach = stage.kernel && need_x ? (stage.pad + S - 1) / S : 0;
@@ -39,8 +39,9 @@ FD_INLINE void stage_backward(const Stage<A, T>& stage, const Geometry& g, const
   const auto back = [&](int64_t begin, int64_t end, bool own) FD_LAMBDA {
     const int64_t rows = end - begin, pixels = rows * wo;
     for (int64_t c = 0; c < cp; c += kLanes<A>) {
-      const Vec<A> from_g = load<A>(stage.from_g + c), from_y = load<A>(stage.from_y + c), mean = load<A>(stage.mean + c),
-                   offset = load<A>(stage.offset + c);
+      Vec<A> from_g = load<A>(stage.from_g + c);
+      if (factors) from_g *= load<A>(factors + c);
+      const Vec<A> from_y = load<A>(stage.from_y + c), mean = load<A>(stage.norm.mean + c), offset = load<A>(stage.offset + c);
       A* out = s.dy + c;
       for (int64_t r = begin; r < end; ++r)
         for (int64_t column = 0; column < wo; ++column, out += cp)
@@ -116,6 +117,12 @@ FD_INLINE void stage_backward(const Stage<A, T>& stage, const Geometry& g, const
   }
 }
 
+// A branch's factors [cp] for a tile's image, or null.
+template <class A, class T>
+FD_INLINE const A* factors_of(const Branch<A, T>& branch, const Geometry& g, const Tile& tile) {
+  return branch.factors ? branch.factors + tile.image * g.cp : nullptr;
+}
+
 // The second stages of an edge's separable convolutions: weight gradients, and the gradient of the middle with the sums that
 // its batch norm needs.
 template <class A, bool FULL, class T>
@@ -143,6 +150,7 @@ FD_INLINE void second_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t
       A* dz = branch.dz + (tile.image * g.ho + tile.begin) * g.wo * g.cp;
       if (bank.need_params) fill_middle(g, branch.first, branch.first.y, tile, s.middle);
       stage_backward<false>(branch.second, g, tile, s.middle, middle, bank.need_params, true, grads, s, ahead,
+                            factors_of(branch, g, tile),
                             [&](int64_t row, int64_t column, int64_t c) FD_LAMBDA {
                               return load_channels<A, FULL>(gi + row * sh + column * sw, c, channels);
                             },
@@ -150,11 +158,12 @@ FD_INLINE void second_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t
       const T* y = branch.first.y + (tile.image * g.ho + tile.begin) * g.wo * g.cp;
       const int64_t pixels = (tile.end - tile.begin) * g.wo;
       for (int64_t c = 0; c < g.cp; c += kLanes<A>) {
-        const Vec<A> mean = load<A>(branch.first.mean + c);
+        const Norm<A>& norm = branch.first.norm;
+        const Vec<A> mean = load<A>(norm.mean + c), scale = load<A>(norm.scale + c), shift = load<A>(norm.shift + c);
         Vec<A> sum[2] = {}, sum_y[2] = {};
         const auto one = [&](int64_t i, int lane) FD_LAMBDA {
           const Vec<A> centred = load<A>(y + i * g.cp + c) - mean;
-          const Vec<A> v = behind_relu<A>(centred, load<A>(dz + i * g.cp + c));
+          const Vec<A> v = behind_relu<A>(centred * scale + shift, load<A>(dz + i * g.cp + c));
           sum[lane] += v;
           sum_y[lane] += v * centred;
         };
@@ -192,22 +201,22 @@ FD_INLINE void first_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t 
       else if (index + 1 < g.n * g.bands)
         ahead_first(ahead, bank, bank.branches[0], tile_at(g, index + 1), true);
       ahead.over(3 * strips<A>(g, tile));
-      const auto back = [&](const auto& dn) FD_LAMBDA {
-        stage_backward<true>(branch.first, g, tile, s.source, source, bank.need_params, bank.need_x, grads, s, ahead, dn,
-                             dx);
+      const auto back = [&](const A* factors, const auto& dn) FD_LAMBDA {
+        stage_backward<true>(branch.first, g, tile, s.source, source, bank.need_params, bank.need_x, grads, s, ahead,
+                             factors, dn, dx);
       };
       if (branch.separable) {
         const A* dz = branch.dz + tile.image * g.ho * g.wo * g.cp;
         const T* y = branch.first.y + tile.image * g.ho * g.wo * g.cp;
-        const A* mean = branch.first.mean;
-        back([&](int64_t row, int64_t column, int64_t c) FD_LAMBDA {
+        const Norm<A> norm = branch.first.norm;
+        back(nullptr, [&](int64_t row, int64_t column, int64_t c) FD_LAMBDA {
           const int64_t at = (row * g.wo + column) * g.cp + c;
-          return behind_relu<A>(load<A>(y + at) - load<A>(mean + c), load<A>(dz + at));
+          return behind_relu<A>(normalised(norm, load<A>(y + at), c), load<A>(dz + at));
         });
       } else {
         const T* gi = branch.g.data + tile.image * branch.g.sn;
         const int64_t sh = branch.g.sh, sw = branch.g.sw, channels = g.c;
-        back([&](int64_t row, int64_t column, int64_t c) FD_LAMBDA {
+        back(factors_of(branch, g, tile), [&](int64_t row, int64_t column, int64_t c) FD_LAMBDA {
           return load_channels<A, FULL>(gi + row * sh + column * sw, c, channels);
         });
       }
@@ -221,8 +230,9 @@ FD_INLINE void first_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t 
           Vec<A> v = behind_relu<A>(load_channels<A, FULL>(x + row * bank.x.sh + column * bank.x.sw, c, g.c), load<A>(o + c));
           for (int64_t k = 0; k < bank.skips; ++k) {
             const View<T>& gv = bank.skip_g[k];
-            v += bank.skip_weight[k] *
-                 load_channels<A, FULL>(gv.data + tile.image * gv.sn + row * gv.sh + column * gv.sw, c, g.c);
+            Vec<A> more = load_channels<A, FULL>(gv.data + tile.image * gv.sn + row * gv.sh + column * gv.sw, c, g.c);
+            if (bank.skip_factors[k]) more *= load<A>(bank.skip_factors[k] + tile.image * g.cp + c);
+            v += bank.skip_weight[k] * more;
           }
           if (bank.g_before.data) {
             const View<const T>& gv = bank.g_before;

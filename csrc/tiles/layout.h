@@ -85,15 +85,20 @@ FD_INLINE void fill_source(const Bank<A, T>& bank, const Tile& tile, A* padded) 
               });
 }
 
+template <class A>
+FD_INLINE Vec<A> normalised(const Norm<A>& norm, Vec<A> y, int64_t c) {
+  return (y - load<A>(norm.mean + c)) * load<A>(norm.scale + c) + load<A>(norm.shift + c);
+}
+
 // The rows of relu(batch norm(y)) that output rows [begin, end) of a second stage read.
 template <class A, class T>
 FD_INLINE void fill_middle(const Geometry& g, const Stage<A, T>& first, const T* y, const Tile& tile, A* padded) {
   const int64_t wo = g.wo, cp = g.cp;
   const T* image = y + tile.image * g.ho * wo * cp;
-  const A *mean = first.mean, *rstd = first.rstd;
+  const Norm<A> norm = first.norm;
   fill_padded(padded, tile.begin - g.pad, tile.end + g.pad, Padded(g, true), g, [&](int64_t row, int64_t column, int64_t c) FD_LAMBDA {
     const Vec<A> y = load<A>(image + (row * wo + column) * cp + c);
-    return relu<A>((y - load<A>(mean + c)) * load<A>(rstd + c));
+    return relu<A>(normalised(norm, y, c));
   });
 }
 

@@ -19,6 +19,7 @@ FD_INLINE void mix_terms(const Term<A, T>* terms, const Tile& tile, int64_t c, i
     sw[t] = term.t.sw;
     channels[t] = term.channels;
     scale[t] = load<A>(term.scale + c);
+    if (term.factors) scale[t] *= load<A>(term.factors + tile.image * cp + c);
   }
   for (int64_t r = tile.begin; r < tile.end; ++r)
     for (int64_t column = 0; column < columns; ++column, sum += cp) {
@@ -41,7 +42,7 @@ FD_INLINE void mix_tiles(const Mix<A, T>& m, int64_t lo, int64_t hi, A* sum) {
     const Tile tile = tile_at(g, index);
     const int64_t pixels = (tile.end - tile.begin) * g.wo;
     for (int64_t c = 0; c < g.cp; c += kLanes<A>) {
-      const Vec<A> shift = load<A>(m.shift + c);
+      const Vec<A> shift = load<A>(m.shift + tile.image * m.shift_step + c);
       for (int64_t i = 0; i < pixels; ++i) store(sum + i * g.cp + c, shift);
       exact_blocks<8>(m.count, [&](auto size, int64_t t) FD_LAMBDA {
         mix_terms<A, FULL, size.value>(m.terms + t, tile, c, g.wo, g.cp, sum);
@@ -64,6 +65,8 @@ FD_INLINE void sum_terms(const Mix<A, T>& m, int64_t t, const Tile& tile, int64_
   for (int64_t c = 0; c < g.cp; c += kLanes<A>) {
     const T *image[COUNT], *from = m.node.data + tile.image * m.node.sn;
     int64_t sh[COUNT], sw[COUNT], channels[COUNT];
+    const A* factors = m.terms[0].factors;
+    const Vec<A> factor = factors ? load<A>(factors + tile.image * g.cp + c) : Vec<A>{} + A(1);
     Vec<A> mean[COUNT], sum[COUNT][4], total[4] = {};  // four partial sums: less rounding, no waiting for the one before
     FD_UNROLL
     for (int i = 0; i < COUNT; ++i) {
@@ -81,7 +84,7 @@ FD_INLINE void sum_terms(const Mix<A, T>& m, int64_t t, const Tile& tile, int64_
         FD_UNROLL
         for (int j = 0; j < size.value; ++j) {
           const T* here = from + r * m.node.sh + (column + j) * m.node.sw;
-          const Vec<A> v = load_channels<A, FULL>(here, c, g.c);
+          const Vec<A> v = factor * load_channels<A, FULL>(here, c, g.c);
           total[j] += v;
           FD_UNROLL
           for (int i = 0; i < COUNT; ++i) {

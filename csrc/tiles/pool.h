@@ -99,7 +99,8 @@ FD_INLINE void pool_row_gradients(const Geometry& g, const Pools<A, T>& pools, i
       }
       for (int64_t e = 0; e < pools.edges; ++e) {
         const View<T>& v = pools.g[e];
-        const Vec<A> gradient = load_channels<A, FULL>(v.data + image * v.sn + r * v.sh + column * v.sw, c, g.c);
+        Vec<A> gradient = load_channels<A, FULL>(v.data + image * v.sn + r * v.sh + column * v.sw, c, g.c);
+        if (pools.factors[e]) gradient *= load<A>(pools.factors[e] + image * g.cp + c);
         FD_UNROLL
         for (int i = 0; i < 2; ++i)
           if (both[i].y) d[i] += load<A>(both[i].from_g + e * g.cp + c) * gradient;

@@ -49,7 +49,7 @@ FD_INLINE void project_backward_tiles(const Projection<A, T>& p, int64_t lo, int
     const T* y = stage.y + (tile.image * g.ho + tile.begin) * g.wo * g.cp;
     const T* gi = p.g.data + tile.image * p.g.sn + tile.begin * sh;
     for (int64_t c = 0; c < g.cp; c += kLanes<A>) {
-      const Vec<A> from_g = load<A>(stage.from_g + c), from_y = load<A>(stage.from_y + c), mean = load<A>(stage.mean + c),
+      const Vec<A> from_g = load<A>(stage.from_g + c), from_y = load<A>(stage.from_y + c), mean = load<A>(stage.norm.mean + c),
                    offset = load<A>(stage.offset + c);
       for (int64_t r = 0; r < rows; ++r)
         for (int64_t column = 0; column < g.wo; ++column) {

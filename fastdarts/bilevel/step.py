@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -13,11 +13,10 @@ from torch.optim import Optimizer
 
 from fastdarts.bilevel.architect import Architect, check_batch
 from fastdarts.bilevel.flat import FlatSGD, as_scalar
-from fastdarts.data.share import SharedBatch
+from fastdarts.bilevel.graphs import Replay
+from fastdarts.data.share import SharedBatch, like
 from fastdarts.tasks.classification import Loss
 from fastdarts.tasks.task import Batch, Task
-
-_EAGER_STEPS = 3  # of one kind before capture: libraries choose their algorithms, optimizers create their state
 
 
 class StepResult(NamedTuple):
@@ -132,10 +131,7 @@ class SearchStep:
         self.grad_clip = grad_clip
         self.cuda_graphs = cuda_graphs
         self.rules = rules or StepRules()
-        self._stream: torch.cuda.Stream | None = None  # runs eager steps and captures
-        self._captured: _CapturedStep | None = None
-        self._kind: Hashable = None
-        self._seen = 0
+        self._replay = Replay()
 
     def step(self, train: Batch, valid: Batch) -> StepResult:
         """Run one search step and return its measurements.
@@ -152,18 +148,13 @@ class SearchStep:
             return StepResult(*self.run(train, valid, lr).unbind())
         for name, batch in (("train", train), ("valid", valid)):
             check_batch(name, batch, self.architect.flat.buffer.device)
-        kind = self._kind_of(train, valid)
-        seen = self._seen + 1 if kind == self._kind else 1  # consecutive steps of this kind
-        self._kind, self._seen = kind, seen
-        if self._captured is None or self._captured.kind != kind:
-            self._stream = self._stream or torch.cuda.Stream(train[0].device)
-            if seen <= _EAGER_STEPS:
-                with _beside(self._stream):
-                    measured = self.run(train, valid, lr)
-                return StepResult(*measured.unbind())
-            self._captured = None  # free the old graph's memory before the next capture
-            self._captured = _CapturedStep(self, kind, train, valid, self._stream)
-        return StepResult(*self._captured.replay(train, valid, lr).unbind())
+        count, inputs = len(train), (*train, *valid, as_scalar(lr, train[0].device))
+
+        def work(*tensors: Tensor) -> Tensor:
+            return self.run(like(train, tensors[:count]), like(valid, tensors[count:-1]), tensors[-1])
+
+        carried = [*range(2, count), *range(count + 2, len(inputs) - 1)]  # what a step changes in place
+        return StepResult(*self._replay.run(work, self._kind_of(train, valid), inputs, carried).unbind())
 
     def run(self, train: Batch, valid: Batch, lr: float | Tensor) -> Tensor:
         """Run one step eagerly with learning rate `lr`; return the fields of its StepResult as a tensor [5]."""
@@ -271,52 +262,6 @@ class SearchStep:
             *(self.network.training, self.order, self.grad_clip, architect.amp_dtype, id(architect.loss)),
             *(architect.hvp, architect.r, architect.w_momentum, architect.w_weight_decay),
         )
-
-
-class _CapturedStep:
-    """Capture a search step as a CUDA graph, with static tensors for the inputs that change between replays."""
-
-    def __init__(self, step: SearchStep, kind: Hashable, train: Batch, valid: Batch, stream: torch.cuda.Stream) -> None:
-        self.kind = kind
-        self.inputs = [t.clone() for t in (*train, *valid)]
-        self.lr = torch.zeros((), dtype=torch.float64, device=self.inputs[0].device)
-        self.graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.device(stream.device), torch.cuda.graph(self.graph, stream=stream):
-                count = len(train)
-                self.measured = step.run(like(train, self.inputs[:count]), like(valid, self.inputs[count:]), self.lr)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            raise RuntimeError(
-                "the search step could not be captured as a CUDA graph (does the network or the loss synchronise with "
-                "the device?); cuda_graphs=False runs it eagerly"
-            ) from error
-
-    def replay(self, train: Batch, valid: Batch, lr: float | Tensor) -> Tensor:
-        for place, tensor in zip(self.inputs, (*train, *valid), strict=True):
-            place.copy_(tensor)
-        self.lr.copy_(as_scalar(lr, self.lr.device))
-        self.graph.replay()
-        for places, batch in ((self.inputs[: len(train)], train), (self.inputs[len(train) :], valid)):
-            for carried, tensor in zip(places[2:], batch[2:], strict=True):  # changed in place by the step
-                tensor.copy_(carried)
-        return self.measured.clone()
-
-
-def like(batch: Batch, tensors: Sequence[Tensor]) -> Batch:
-    """Return a batch of these tensors that has the share of `batch`, if that is a rank's."""
-    return SharedBatch(tensors[0], tensors[1], batch.share) if isinstance(batch, SharedBatch) else tuple(tensors)
-
-
-@contextmanager
-def _beside(stream: torch.cuda.Stream) -> Iterator[None]:
-    """Run on a side stream: capture forbids the default one, and autograd returns to the stream of first use."""
-    main = torch.cuda.current_stream(stream.device)
-    stream.wait_stream(main)
-    with torch.cuda.stream(stream):
-        yield
-    main.wait_stream(stream)
 
 
 def _norm(gradients: Sequence[Tensor]) -> Tensor:

@@ -1,5 +1,6 @@
 """Divide a global batch among the ranks (processes) that train one network together."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -40,3 +41,8 @@ class SharedBatch(tuple[Tensor, Tensor]):
 def weight_of(batch: tuple[Tensor, ...]) -> float:
     """Return the weight of a batch's share; 1 for plain tensors."""
     return batch.share.weight if isinstance(batch, SharedBatch) else 1.0
+
+
+def like(batch: tuple[Tensor, ...], tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return a batch of these tensors that has the share of `batch`, if that is a rank's."""
+    return SharedBatch(tensors[0], tensors[1], batch.share) if isinstance(batch, SharedBatch) else tuple(tensors)

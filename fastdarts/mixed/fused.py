@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
@@ -30,6 +31,15 @@ class Edge(Protocol):
     _built: tuple[Signature, ...]
     _ops: nn.ModuleList
     _modules: dict[str, nn.Module | None]
+
+
+@dataclass(frozen=True)
+class OneOp:
+    """Describe an edge that has one op, as those of a discrete cell have."""
+
+    stride: int
+    primitives: tuple[str]
+    _ops: tuple[nn.Module]
 
 
 class ReadEdge(NamedTuple):
@@ -89,12 +99,30 @@ def _read(edge: Edge, active: Sequence[int] | None) -> ReadEdge:
         op = ops_of_edge[column]
         if type(op) is Zero:
             continue
-        known = column < len(built) and type(op) in _MODULES.get(CANDIDATES[edge.primitives[column]].kind, ())
-        if known and _as_built(op, built[column]):
+        if column < len(built) and _has_kernel(op, edge.primitives[column], built[column]):
             fused[column] = _contents(op)
         else:
             others.append(column)
     return ReadEdge(edge, fused, others, settings_of(fused))
+
+
+def read_op(op: nn.Module, primitive: str, stride: int, built: Signature) -> ReadEdge:
+    """Read an op of a discrete cell as an edge of its own: column 0 is computed by a kernel or by the module.
+
+    Args:
+        op: the module.
+        primitive: its name as in a search: that of a pool without batch norm begins with "bare_".
+        stride: of its windows.
+        built: the signature that `op` had when the cell was built.
+    """
+    edge = OneOp(stride, (primitive,), (op,))
+    fused = {0: _contents(op)} if _has_kernel(op, primitive, built) else {}
+    others = [] if fused or type(op) is Zero else [0]
+    return ReadEdge(edge, fused, others, settings_of(fused))  # type: ignore[arg-type]
+
+
+def _has_kernel(op: nn.Module, primitive: str, built: Signature) -> bool:
+    return type(op) in _MODULES.get(CANDIDATES[primitive].kind, ()) and _as_built(op, built)
 
 
 def settings_of(fused: Mapping[int, tuple[list[Tensor], list[nn.BatchNorm2d]]]) -> frozenset[Settings]:
@@ -107,6 +135,8 @@ def refusal(edges: Sequence[ReadEdge], x: Tensor) -> str | None:
     # torch has no public name for the second function.
     if torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():  # type: ignore[attr-defined,no-untyped-call]
         return "torch.jit.trace and torch.func see plain modules only"
+    if torch.compiler.is_exporting():
+        return "torch.export sees plain modules only"
     known = x.device.type in ("cpu", "cuda")
     reason = operators.unavailable(x.device, storage_dtype(x) if known else x.dtype)
     if reason is not None:
@@ -114,7 +144,7 @@ def refusal(edges: Sequence[ReadEdge], x: Tensor) -> str | None:
     settings = {one for edge in edges for one in edge.settings}
     if len(settings) > 1:
         return "its batch norms differ in class, mode, eps, momentum, tracking or in having scales and shifts"
-    return next((_unlike_search(*one) for one in settings), None)
+    return next((_refused(*one) for one in settings), None)
 
 
 def storage_dtype(x: Tensor) -> torch.dtype:
@@ -132,6 +162,7 @@ def mixed_nodes(
     active: Sequence[Sequence[int]] | None = None,
     K: int = 1,
     skip_zeros: bool = False,
+    factors: Tensor | None = None,
 ) -> Tensor:
     """Compute the nodes of a graph of mixed edges; return them as [N, nodes * C, H', W'].
 
@@ -143,6 +174,7 @@ def mixed_nodes(
         active: the columns that run on each edge; None runs all.
         K: for partial channels, see `MixedPlan`; above 1 only on a CPU, and if every op has a kernel.
         skip_zeros: if `active` is None, do not run columns whose op weight is a constant 0.
+        factors: a factor for each edge and sample [edges, N]; None for 1.
     """
     dtype = storage_dtype(states[0])
     if not weights.is_floating_point():
@@ -153,8 +185,8 @@ def mixed_nodes(
         active = [_needed(edge, row) for edge, row in zip(edges, values, strict=True)]
     needed = [_only(edge, columns) for edge, columns in zip(edges, active, strict=True)]
     if not any(edge.others for edge in needed):
-        return _run(needed, tuple(ends), inputs, weights, K)
-    return _beside_modules(needed, ends, inputs, weights)
+        return _run(needed, tuple(ends), inputs, weights, K, factors)
+    return _beside_modules(needed, ends, inputs, weights, factors)
 
 
 class _Output(NamedTuple):
@@ -165,7 +197,11 @@ class _Output(NamedTuple):
 
 
 def _beside_modules(
-    edges: Sequence[ReadEdge], ends: Sequence[tuple[int, int]], inputs: list[Tensor], weights: Tensor
+    edges: Sequence[ReadEdge],
+    ends: Sequence[tuple[int, int]],
+    inputs: list[Tensor],
+    weights: Tensor,
+    factors: Tensor | None,
 ) -> Tensor:
     """Compute nodes when some edges have ops without a kernel: the outputs of their modules become additional inputs.
 
@@ -195,8 +231,11 @@ def _beside_modules(
         planned = [edges[e] for e in here]
         planned += [ReadEdge(skip, {column: ([], [])}, [], frozenset()) for _, column in beside]  # type: ignore[arg-type]
         # weights[rows] would copy the list to the GPU and synchronise, which is not allowed in a captured step.
-        rows = torch.stack([weights[e] for e in (*here, *(e for e, _ in beside))])
-        made = _run(planned, tuple(local), [*(known[s] for s in sources), *(outputs[k] for k in beside)], rows)
+        order = [*here, *(e for e, _ in beside)]
+        rows = torch.stack([weights[e] for e in order])
+        own = None if factors is None else torch.stack([factors[e] for e in order])
+        entered = [*(known[s] for s in sources), *(outputs[k] for k in beside)]
+        made = _run(planned, tuple(local), entered, rows, factors=own)
         if len(here) == len(ends):
             return made
         known += made.chunk(last - first, dim=1)
@@ -213,30 +252,36 @@ def preprocess(module: nn.Module, x: Tensor, built: Signature) -> Tensor:
         out: Tensor = module(x)
         return out
     params, (norm,) = _contents(module)
-    if _unlike_search(*_settings(norm)):
+    if _refused(*_settings(norm)):
         return module(x)
     if norm.training:
         _check_values(x, stride=len(params))
     running = None if norm.training else _running([norm])
-    out, stats = operators.project(x.to(storage_dtype(x)), params, running, norm.eps)
+    out, stats = operators.project(x.to(storage_dtype(x)), params, running, norm.eps, _affine([norm]))
     if norm.training and norm.track_running_stats:
         _update_running([norm], stats, out.shape[0] * out.shape[2] * out.shape[3])
     return out
 
 
 def _run(
-    edges: Sequence[ReadEdge], ends: tuple[tuple[int, int], ...], states: list[Tensor], weights: Tensor, K: int = 1
+    edges: Sequence[ReadEdge],
+    ends: tuple[tuple[int, int], ...],
+    states: list[Tensor],
+    weights: Tensor,
+    K: int = 1,
+    factors: Tensor | None = None,
 ) -> Tensor:
     plan = _plan(len(states), ends, tuple((e.edge.stride, e.edge.primitives, tuple(e.fused)) for e in edges), K)
     params = [param for edge in edges for params, _ in edge.fused.values() for param in params]
     norms = [norm for edge in edges for _, norms in edge.fused.values() for norm in norms]
-    training, eps, running = False, 1e-5, None
+    training, eps, running, affine = False, 1e-5, None, None
     if norms:
         training, eps = norms[0].training, norms[0].eps
         running = None if training else _running(norms)
+        affine = _affine(norms)
     if training:
         _check_values(states[0], edges[0].edge.stride)
-    out, stats = operators.mixed_sum(states, weights, params, running, plan, eps)
+    out, stats = operators.mixed_sum(states, weights, params, running, plan, eps, affine, factors)
     if training and norms[0].track_running_stats:
         _update_running(norms, stats, out.shape[0] * out.shape[2] * out.shape[3])
     return out
@@ -394,6 +439,13 @@ def _running(norms: list[nn.BatchNorm2d]) -> Tensor:
     return torch.stack([torch.stack([_buffer(n, "running_mean"), _buffer(n, "running_var")]) for n in norms])
 
 
+def _affine(norms: list[nn.BatchNorm2d]) -> Tensor | None:
+    """Return the weights and biases of batch norms [norms, 2, C], or None for those without."""
+    if not norms[0].affine:
+        return None
+    return torch.stack([norm._parameters[name] for norm in norms for name in ("weight", "bias")]).unflatten(0, (-1, 2))  # type: ignore[misc]
+
+
 def watched(module: nn.Module) -> bool:
     """Return True if the module has hooks, which require that it is called."""
     return bool(
@@ -409,9 +461,9 @@ def _settings(norm: nn.BatchNorm2d) -> Settings:
     return type(norm), norm.affine, norm.training, norm.eps, norm.momentum, norm.track_running_stats
 
 
-def _unlike_search(kind: type, affine: bool, training: bool, eps: float, momentum: float | None, _: bool) -> str | None:
+def _refused(kind: type, affine: bool, training: bool, eps: float, momentum: float | None, _: bool) -> str | None:
     """Return the reason why no kernel computes batch norms with these settings, or None if one does."""
-    if kind is not nn.BatchNorm2d or affine:
+    if kind is not nn.BatchNorm2d:
         return f"its batch norms are {kind.__name__}{' with scales and shifts' * affine}"
     return "its batch norms average without momentum" if momentum is None else None
 

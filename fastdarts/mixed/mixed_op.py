@@ -30,9 +30,19 @@ def read_fused(edges: Sequence["MixedOp"], x: Tensor, active: Active | None) -> 
     if edges[0].backend == "reference":
         return None
     columns = [None] * len(edges) if active is None else active
-    read = [fused.read(edge, own) for edge, own in zip(edges, columns, strict=True)]
+    return usable([fused.read(edge, own) for edge, own in zip(edges, columns, strict=True)], x, edges[0].backend)
+
+
+def usable(read: list[fused.ReadEdge], x: Tensor, backend: Backend) -> list[fused.ReadEdge] | None:
+    """Return edges that have been read, or None if `backend` or the kernels want their modules to run for x.
+
+    Raises:
+        RuntimeError: backend "fused" was requested, but the kernels cannot compute these edges.
+    """
+    if backend == "reference":
+        return None
     reason = fused.refusal(read, x)
-    if reason and edges[0].backend == "fused":
+    if reason and backend == "fused":
         raise RuntimeError(f"backend 'fused' cannot serve here: {reason}; use 'auto' or 'reference'")
     return None if reason else read
 

@@ -22,20 +22,22 @@ from fastdarts.ops.plan import MixedPlan, decode, norm_count, param_count, param
 
 _library = torch.library.Library("fastdarts", "FRAGMENT")
 _library.define(
-    "mixed_sum(Tensor[] states, Tensor weights, Tensor[] params, Tensor? running, int[] plan, float eps) "
+    "mixed_sum(Tensor[] states, Tensor weights, Tensor[] params, Tensor? running, int[] plan, float eps, "
+    "Tensor? affine=None, Tensor? factors=None) -> (Tensor out, Tensor saved, Tensor stats)"
+)
+_library.define(
+    "project(Tensor x, Tensor[] params, Tensor? running, float eps, Tensor? affine=None) "
     "-> (Tensor out, Tensor saved, Tensor stats)"
 )
 _library.define(
-    "project(Tensor x, Tensor[] params, Tensor? running, float eps) -> (Tensor out, Tensor saved, Tensor stats)"
-)
-_library.define(
     "project_backward(Tensor grad_out, Tensor x, Tensor[] params, Tensor saved, Tensor stats, bool training, "
-    "float eps, bool need_x, bool need_params) -> (Tensor x, Tensor[] params)"
+    "float eps, bool need_x, bool need_params, Tensor? affine=None) -> (Tensor x, Tensor[] params, Tensor affine)"
 )
 _library.define(
     "mixed_sum_backward(Tensor grad_out, Tensor[] states, Tensor weights, Tensor[] params, Tensor out, Tensor saved, "
-    "Tensor stats, int[] plan, bool training, float eps, int[] need_states, bool need_params) "
-    "-> (Tensor weights, Tensor[] states, Tensor[] params)"
+    "Tensor stats, int[] plan, bool training, float eps, int[] need_states, bool need_params, "
+    "bool need_weights=True, Tensor? affine=None, Tensor? factors=None) "
+    "-> (Tensor weights, Tensor[] states, Tensor[] params, Tensor affine)"
 )
 
 CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -82,10 +84,12 @@ def mixed_sum(
     running: Tensor | None,
     plan: MixedPlan,
     eps: float = 1e-5,
+    affine: Tensor | None = None,
+    factors: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Compute all nodes of a plan: s_j = sum over edges (i, j) and ops o of weights[edge, o] * op_o(s_i).
+    """Compute all nodes of a plan: s_j = sum over edges e = (i, j) and ops o of factors[e] * weights[e, o] * op_o(s_i).
 
-    Source: Liu et al., DARTS, equation 2.
+    Source: Liu et al., DARTS, equation 2; the factors are drop path's (Larsson et al., FractalNet, section 3).
 
     Args:
         states: the plan's inputs, [N, C, H, W] each, in any layout; float32, float64, bfloat16, on a GPU also float16.
@@ -94,6 +98,9 @@ def mixed_sum(
         running: None to normalise by the batch, or the running statistics [norms, 2 (mean, variance), C / plan.K].
         plan: the edges, and the ops that run on each.
         eps: eps of the batch norms.
+        affine: the batch norms' weights and biases [norms, 2 (weight, bias), C / plan.K]; None for norms without.
+        factors: a factor for each edge and sample [edges, N], which gets no gradient; None for 1. Batch statistics are
+            those of all samples. Not together with partial channels.
     Returns:
         The nodes, [N, nodes * C, H', W'] channels-last in the states' dtype, and the statistics [norms, 2, C / plan.K]
         that were used: means and biased variances.
@@ -101,16 +108,20 @@ def mixed_sum(
         TypeError: dtypes or devices differ, or have no kernel.
         ValueError: wrong shapes.
     """
-    _check(states, params, running, weights)
+    _check(states, params, weights=weights, running=running, affine=affine, factors=factors)
     if torch.compiler.is_compiling():
-        out, _, stats = torch.ops.fastdarts.mixed_sum(states, weights, params, running, plan.encoded, eps)
+        arguments = (states, weights, params, running, plan.encoded, eps, affine, factors)
+        out, _, stats = torch.ops.fastdarts.mixed_sum(*arguments)
     else:
-        out, _, stats = _MixedSum.apply(weights, *states, *params, (len(states), running, plan.encoded, eps))
+        settings = (len(states), running, plan.encoded, eps, factors)
+        out, _, stats = _MixedSum.apply(weights, *states, *params, affine, settings)
     return out, stats
 
 
-def project(x: Tensor, params: list[Tensor], running: Tensor | None, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
-    """Preprocess a cell's input: relu, pointwise convolution, batch norm without affine parameters.
+def project(
+    x: Tensor, params: list[Tensor], running: Tensor | None, eps: float = 1e-5, affine: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Preprocess a cell's input: relu, pointwise convolution, batch norm.
 
     Args:
         x: [N, C_in, H, W], in any layout; float32, float64, bfloat16, on a GPU also float16.
@@ -118,6 +129,7 @@ def project(x: Tensor, params: list[Tensor], running: Tensor | None, eps: float 
             H and W (rounded up; see `fastdarts.primitives.modules.FactorizedReduce`).
         running: None to normalise by the batch, or the running statistics [1, 2 (mean, variance), C].
         eps: eps of the batch norm.
+        affine: the batch norm's weight and bias [1, 2 (weight, bias), C]; None for one without.
     Returns:
         [N, C, H', W'] channels-last in x's dtype, and the statistics [1, 2, C] that were used: mean and biased
         variance.
@@ -125,19 +137,19 @@ def project(x: Tensor, params: list[Tensor], running: Tensor | None, eps: float 
         TypeError: dtypes or devices differ, or have no kernel.
         ValueError: wrong shapes.
     """
-    _check([x], params, running)
+    _check([x], params, running=running, affine=affine)
     if torch.compiler.is_compiling():
-        out, _, stats = torch.ops.fastdarts.project(x, params, running, eps)
+        out, _, stats = torch.ops.fastdarts.project(x, params, running, eps, affine)
     else:
-        out, _, stats = _Project.apply(x, *params, (running, eps))
+        out, _, stats = _Project.apply(x, *params, affine, (running, eps))
     return out, stats
 
 
-def _check(states: list[Tensor], params: list[Tensor], running: Tensor | None, weights: Tensor | None = None) -> None:
+def _check(states: list[Tensor], params: list[Tensor], **others: Tensor | None) -> None:
     """Validate dtypes, devices and the shape of `running`; the operators check all other shapes."""
-    (dtype, device), *others = {(state.dtype, state.device): None for state in states}
-    if others:
-        raise TypeError(f"states must share dtype and device; got {_on(dtype, device)} and {_on(*others[0])}")
+    (dtype, device), *more = {(state.dtype, state.device): None for state in states}
+    if more:
+        raise TypeError(f"states must share dtype and device; got {_on(dtype, device)} and {_on(*more[0])}")
     reason = unavailable(device, dtype)
     if reason is not None:
         raise TypeError(f"no kernel for {_on(dtype, device)}: {reason}")
@@ -145,9 +157,10 @@ def _check(states: list[Tensor], params: list[Tensor], running: Tensor | None, w
     wrong = {(param.dtype, param.device) for param in params} - {(dtype, device), (compute, device)}
     if wrong:
         raise TypeError(f"params must be {_on(compute, device)} to go with x of {dtype}; got {_on(*wrong.pop())}")
-    for name, tensor in (("weights", weights), ("running", running)):
+    for name, tensor in others.items():
         if tensor is not None and (tensor.device != device or not tensor.is_floating_point()):
             raise TypeError(f"{name} must be floating-point on {device}; got {_on(tensor.dtype, tensor.device)}")
+    running = others["running"]
     if running is not None and (running.dim() != 3 or running.shape[1] != 2):
         raise ValueError(f"running must be [norms, 2 (mean, variance), C]; got {tuple(running.shape)}")
 
@@ -211,6 +224,21 @@ def _check_sizes(name: str, argument: str, got: Sequence[int], want: Sequence[in
         raise ValueError(f"{name}: {argument} must be {list(want)}; got {list(got)}")
 
 
+def _check_affine(name: str, x: Tensor, affine: Tensor | None, norms: int, C: int) -> None:
+    if affine is not None:
+        _check_call(name, x, 0, affine=affine)
+        _check_sizes(name, "affine", affine.shape, (norms, 2, C))
+
+
+def _check_factors(x: Tensor, factors: Tensor | None, plan: MixedPlan) -> None:
+    if factors is None:
+        return
+    _check_call("mixed_sum", x, 0, factors=factors)
+    _check_sizes("mixed_sum", "factors", factors.shape, (len(plan.edges), x.shape[0]))
+    if plan.K > 1:
+        raise ValueError(f"mixed_sum: factors and partial channels do not go together; got K = {plan.K}")
+
+
 def _check_most(name: str, sizes: Sequence[int]) -> None:
     elements = math.prod(sizes)
     if isinstance(elements, int) and elements > MOST_ELEMENTS:  # not a size that is only a symbol
@@ -265,10 +293,19 @@ def _read_call(
 
 @torch.library.register_fake("fastdarts::mixed_sum", lib=_library)
 def _(
-    states: list[Tensor], weights: Tensor, params: list[Tensor], running: Tensor | None, plan: list[int], eps: float
+    states: list[Tensor],
+    weights: Tensor,
+    params: list[Tensor],
+    running: Tensor | None,
+    plan: list[int],
+    eps: float,
+    affine: Tensor | None = None,
+    factors: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     decoded, norms, C, H, W = _read_call(plan, states, weights, params, eps)
     x, N = states[0], states[0].shape[0]
+    _check_affine("mixed_sum", x, affine, norms, C)
+    _check_factors(x, factors, decoded)
     if running is not None:
         _check_call("mixed_sum", x, eps, running=running)
         _check_sizes("mixed_sum", "running", running.shape, (norms, 2, C))
@@ -294,7 +331,10 @@ def _(
     eps: float,
     need_states: list[int],
     need_params: bool,
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    need_weights: bool = True,
+    affine: Tensor | None = None,
+    factors: Tensor | None = None,
+) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
     name = "mixed_sum_backward"
     decoded, norms, C, H, W = _read_call(plan, states, weights, params, eps)
     _check_call(name, states[0], eps, grad_out=grad_out, out=out, saved=saved, stats=stats)
@@ -303,6 +343,8 @@ def _(
     _check_sizes(name, "stats", stats.shape, (norms, 2, C))
     if len(need_states) != len(states):
         raise ValueError(f"{name}: need_states must have {len(states)} numbers; got {len(need_states)}")
+    _check_affine("mixed_sum", states[0], affine, norms, C)
+    _check_factors(states[0], factors, decoded)
     return (
         weights.new_empty(weights.shape),
         [
@@ -310,6 +352,7 @@ def _(
             for x, need in zip(states, need_states, strict=True)
         ],
         [_like_param(p, need_params) for p in params],
+        _like_affine(affine, need_params, stats),
     )
 
 
@@ -329,8 +372,11 @@ def _read_project(x: Tensor, params: list[Tensor], eps: float) -> tuple[int, int
 
 
 @torch.library.register_fake("fastdarts::project", lib=_library)
-def _(x: Tensor, params: list[Tensor], running: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def _(
+    x: Tensor, params: list[Tensor], running: Tensor | None, eps: float, affine: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     N, C, H, W = _read_project(x, params, eps)
+    _check_affine("project", x, affine, 1, C)
     if running is not None:
         _check_call("project", x, eps, running=running)
         _check_sizes("project", "running", running.shape, (1, 2, C))
@@ -350,18 +396,24 @@ def _(
     eps: float,
     need_x: bool,
     need_params: bool,
-) -> tuple[Tensor, list[Tensor]]:
+    affine: Tensor | None = None,
+) -> tuple[Tensor, list[Tensor], Tensor]:
     name = "project_backward"
     N, C, H, W = _read_project(x, params, eps)
     _check_call(name, x, eps, grad_out=grad_out, saved=saved, stats=stats)
     _check_sizes(name, "grad_out", grad_out.shape, (N, C, H, W))
     _check_sizes(name, "stats", stats.shape, (1, 2, C))
+    _check_affine("project", x, affine, 1, C)
     dx = _empty_image(x, *x.shape[1:]) if need_x else x.new_empty((0,))
-    return dx, [_like_param(p, need_params) for p in params]
+    return dx, [_like_param(p, need_params) for p in params], _like_affine(affine, need_params, stats)
 
 
 def _like_param(p: Tensor, needed: bool) -> Tensor:
     return torch.empty_like(p, memory_format=torch.contiguous_format) if needed else p.new_empty((0,))
+
+
+def _like_affine(affine: Tensor | None, needed: bool, stats: Tensor) -> Tensor:
+    return stats.new_empty((0,)) if affine is None or not needed else _like_param(affine, True)
 
 
 @lru_cache(maxsize=1024)
@@ -370,34 +422,46 @@ def _reads_nodes(plan: tuple[int, ...]) -> bool:
     return any(edge.source >= decoded.inputs for edge in decoded.edges)
 
 
+def _with_defaults(inputs: tuple[Any, ...], count: int) -> tuple[Any, ...]:
+    """Return `count` inputs: torch leaves out the last ones where they are None, the schema's default."""
+    return (*inputs, *[None] * (count - len(inputs)))
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    states, weights, params, running, plan, eps = inputs
+    states, weights, params, running, plan, eps, affine, factors = _with_defaults(inputs, 8)
     out, saved, stats = output
     ctx.mark_non_differentiable(saved, stats)
     ctx.set_materialize_grads(False)
     # If no edge starts at a node, the backward needs only the output's shape; do not keep its memory alive.
     nodes = out if _reads_nodes(tuple(plan)) else out.new_empty(()).expand(out.shape)
-    ctx.save_for_backward(weights, nodes, saved, stats, *states, *params)
+    ctx.save_for_backward(weights, nodes, saved, stats, affine, factors, *states, *params)
     ctx.inputs, ctx.plan, ctx.eps, ctx.training = len(states), plan, eps, running is None
 
 
 def _backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    need_states, need_weights, need_params, *rest = ctx.needs_input_grad
-    return (*_gradients(ctx, grad_out, need_states, need_weights, need_params), *(None for _ in rest))
+    need_states, need_weights, need_params, _, _, _, need_affine, _ = _with_defaults(ctx.needs_input_grad, 8)
+    gradients = _gradients(ctx, grad_out, need_states, need_weights, need_params, bool(need_affine))
+    states, weights, params, affine = gradients
+    return (states, weights, params, None, None, None, affine, None)[: len(ctx.needs_input_grad)]
 
 
 def _gradients(
-    ctx: Any, grad_out: Tensor | None, need_states: Sequence[bool], need_weights: bool, need_params: Sequence[bool]
-) -> tuple[list[Tensor | None], Tensor | None, list[Tensor | None]]:
-    """Return the gradients of states, op weights and params, None for those that are not needed."""
-    weights, out, saved, stats, *rest = ctx.saved_tensors
+    ctx: Any,
+    grad_out: Tensor | None,
+    need_states: Sequence[bool],
+    need_weights: bool,
+    need_params: Sequence[bool],
+    need_affine: bool,
+) -> tuple[list[Tensor | None], Tensor | None, list[Tensor | None], Tensor | None]:
+    """Return the gradients of states, op weights, params and affine, None for those that are not needed."""
+    weights, out, saved, stats, affine, factors, *rest = ctx.saved_tensors
     states, params = rest[: ctx.inputs], rest[ctx.inputs :]
     if grad_out is None:
-        return [None] * len(states), None, [None] * len(params)
+        return [None] * len(states), None, [None] * len(params), None
     if torch.is_grad_enabled():  # create_graph=True: the gradients must be differentiable
-        d_weights, d_states, d_params = _differentiable_backward(ctx, grad_out, states, weights, params, stats)
+        d_weights, d_states, d_params, d_affine = _differentiable_backward(ctx, grad_out)
     else:
-        d_weights, d_states, d_params = torch.ops.fastdarts.mixed_sum_backward(
+        d_weights, d_states, d_params, d_affine = torch.ops.fastdarts.mixed_sum_backward(
             grad_out,
             states,
             weights,
@@ -409,48 +473,55 @@ def _gradients(
             ctx.training,
             ctx.eps,
             [int(need) for need in need_states],
-            any(need_params),
+            any(need_params) or need_affine,
+            need_weights,
+            affine,
+            factors,
         )
     return (
         [d if need else None for d, need in zip(d_states, need_states, strict=True)],
         d_weights if need_weights else None,
         [d if need else None for d, need in zip(d_params, need_params, strict=True)],
+        d_affine if need_affine else None,
     )
 
 
-def _differentiable_backward(
-    ctx: Any, grad_out: Tensor, states: list[Tensor], weights: Tensor, params: list[Tensor], stats: Tensor
-) -> tuple[Any, list[Any], list[Any]]:
-    """Compute the gradients of op weights, states and params differentiably, through plain torch functions."""
+def _differentiable_backward(ctx: Any, grad_out: Tensor) -> tuple[Any, list[Any], list[Any], Any]:
+    """Compute the gradients of op weights, states, params and affine differentiably, by plain torch functions."""
+    weights, _, _, stats, affine, factors, *rest = ctx.saved_tensors
     compute = stats.dtype  # compute as the kernels do, in a dtype that may be wider than that of the states
-    weights, *rest = inputs = _aliases([weights, *states, *params])
+    weights, affine, *rest = inputs = _aliases([weights, affine, *rest])
     out = functional.mixed_sum(
-        [x.to(compute) for x in rest[: len(states)]],
+        [x.to(compute) for x in rest[: ctx.inputs]],
         weights.to(compute),
-        [p.to(compute) for p in rest[len(states) :]],
+        [p.to(compute) for p in rest[ctx.inputs :]],
         None if ctx.training else stats,
         decode(ctx.plan),
         ctx.eps,
+        None if affine is None else affine.to(compute),
+        factors,
     )
-    grads = _grads(out, inputs, grad_out)
-    return grads[0], grads[1 : 1 + len(states)], grads[1 + len(states) :]
+    d_weights, d_affine, *grads = _grads(out, inputs, grad_out)
+    return d_weights, grads[: ctx.inputs], grads[ctx.inputs :], d_affine
 
 
-def _aliases(inputs: list[Tensor]) -> list[Tensor]:
+def _aliases(inputs: list[Any]) -> list[Any]:
     """Return aliases of an operator's inputs to differentiate by.
 
     A state may depend on the same weights through other paths, which must not enter the operator's gradient.
     """
-    return [t.view_as(t) if t.requires_grad else t for t in inputs]
+    return [t.view_as(t) if t is not None and t.requires_grad else t for t in inputs]
 
 
-def _grads(out: Tensor, inputs: list[Tensor], grad_out: Tensor) -> list[Tensor | None]:
+def _grads(out: Tensor, inputs: list[Tensor | None], grad_out: Tensor) -> list[Tensor | None]:
     """Return grad_out * d out / d inputs, differentiable; None for inputs that need no gradient."""
-    if not out.requires_grad:  # out depends on none of the inputs that require gradients
-        return [torch.zeros_like(t) if t.requires_grad else None for t in inputs]
-    wanted = [t for t in inputs if t.requires_grad]
-    found = iter(torch.autograd.grad(out, wanted, grad_out.to(out.dtype), create_graph=True, materialize_grads=True))
-    return [next(found) if t.requires_grad else None for t in inputs]
+    wanted = [t for t in inputs if t is not None and t.requires_grad]
+    if out.requires_grad:
+        grads = torch.autograd.grad(out, wanted, grad_out.to(out.dtype), create_graph=True, materialize_grads=True)
+    else:  # out depends on none of the inputs that require gradients
+        grads = tuple(map(torch.zeros_like, wanted))
+    found = iter(grads)
+    return [next(found) if t is not None and t.requires_grad else None for t in inputs]
 
 
 torch.library.register_autograd("fastdarts::mixed_sum", _backward, setup_context=_setup_context, lib=_library)
@@ -464,53 +535,58 @@ class _MixedSum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weights: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-        *tensors, (inputs, running, plan, eps) = rest
-        arguments = (tensors[:inputs], weights, tensors[inputs:], running, plan, eps)
+        *tensors, affine, (inputs, running, plan, eps, factors) = rest
+        arguments = (tensors[:inputs], weights, tensors[inputs:], running, plan, eps, affine, factors)
         output = torch.ops.fastdarts.mixed_sum.default(*arguments)
         _setup_context(ctx, arguments, output)
         return output
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        need_weights, *needs = ctx.needs_input_grad[:-1]
-        states, weights, params = _gradients(ctx, grad_out, needs[: ctx.inputs], need_weights, needs[ctx.inputs :])
-        return weights, *states, *params, None
+        need_weights, *needs, need_affine = ctx.needs_input_grad[:-1]
+        need_states, need_params = needs[: ctx.inputs], needs[ctx.inputs :]
+        states, weights, params, affine = _gradients(ctx, grad_out, need_states, need_weights, need_params, need_affine)
+        return weights, *states, *params, affine, None
 
 
 def _setup_project(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, params, running, eps = inputs
+    x, params, running, eps, affine = _with_defaults(inputs, 5)
     _, saved, stats = output
     ctx.mark_non_differentiable(saved, stats)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(saved, stats, x, *params)
+    ctx.save_for_backward(saved, stats, x, affine, *params)
     ctx.eps, ctx.training = eps, running is None
 
 
 def _project_backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    need_x, need_params, *rest = ctx.needs_input_grad
-    return (*_project_gradients(ctx, grad_out, need_x, need_params), *(None for _ in rest))
+    need_x, need_params, _, _, need_affine = _with_defaults(ctx.needs_input_grad, 5)
+    dx, d_params, d_affine = _project_gradients(ctx, grad_out, need_x, need_params, bool(need_affine))
+    return (dx, d_params, None, None, d_affine)[: len(ctx.needs_input_grad)]
 
 
 def _project_gradients(
-    ctx: Any, grad_out: Tensor | None, need_x: bool, need_params: Sequence[bool]
-) -> tuple[Tensor | None, list[Tensor | None]]:
-    """Return the gradients of x and params, None for those that are not needed."""
-    saved, stats, x, *params = ctx.saved_tensors
+    ctx: Any, grad_out: Tensor | None, need_x: bool, need_params: Sequence[bool], need_affine: bool
+) -> tuple[Tensor | None, list[Tensor | None], Tensor | None]:
+    """Return the gradients of x, params and affine, None for those that are not needed."""
+    saved, stats, x, affine, *params = ctx.saved_tensors
     if grad_out is None:
-        return None, [None] * len(params)
+        return None, [None] * len(params), None
     if torch.is_grad_enabled():
         compute = stats.dtype
         running = None if ctx.training else stats
-        inputs = _aliases([x, *params])
-        out = functional.project(inputs[0].to(compute), [p.to(compute) for p in inputs[1:]], running, ctx.eps)
-        dx, *d_params = _grads(out, inputs, grad_out)
+        x, affine, *params = inputs = _aliases([x, affine, *params])
+        learned = None if affine is None else affine.to(compute)
+        out = functional.project(x.to(compute), [p.to(compute) for p in params], running, ctx.eps, learned)
+        dx, d_affine, *d_params = _grads(out, inputs, grad_out)
     else:
-        dx, d_params = torch.ops.fastdarts.project_backward(
-            grad_out, x, params, saved, stats, ctx.training, ctx.eps, need_x, any(need_params)
+        needs = (need_x, any(need_params) or need_affine)
+        dx, d_params, d_affine = torch.ops.fastdarts.project_backward(
+            grad_out, x, params, saved, stats, ctx.training, ctx.eps, *needs, affine
         )
     return (
         dx if need_x else None,
         [d if need else None for d, need in zip(d_params, need_params, strict=True)],
+        d_affine if need_affine else None,
     )
 
 
@@ -522,14 +598,14 @@ class _Project(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-        *params, (running, eps) = rest
-        arguments = (x, params, running, eps)
+        *params, affine, (running, eps) = rest
+        arguments = (x, params, running, eps, affine)
         output = torch.ops.fastdarts.project.default(*arguments)
         _setup_project(ctx, arguments, output)
         return output
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        need_x, *need_params = ctx.needs_input_grad[:-1]
-        dx, d_params = _project_gradients(ctx, grad_out, need_x, need_params)
-        return dx, *d_params, None
+        need_x, *need_params, need_affine = ctx.needs_input_grad[:-1]
+        dx, d_params, d_affine = _project_gradients(ctx, grad_out, need_x, need_params, need_affine)
+        return dx, *d_params, d_affine, None

@@ -190,6 +190,8 @@ class EvalConfig(Config):
         "network", "with several processes, batch norm by the rows of all of them (no kernel does that)", False
     )
 
+    backend: Literal["auto", "fused", "reference"] = option("network", "how cells are computed", "auto")
+
     epochs: int = option("training", "passes over all training images", at_least=1)
     batch_size: int = option("training", "images in a step", at_least=2)
     lr: float = option("training", "learning rate of SGD in epoch 0", above=0)
@@ -211,6 +213,7 @@ class EvalConfig(Config):
     )
     device: str = option("run", "auto (CUDA if available), cpu, cuda or cuda:N", "auto", metavar="DEVICE")
     amp: bool = option("run", "compute in bfloat16 where that is safe (autocast)", False)
+    cuda_graphs: bool = option("run", "on CUDA, capture a step once and replay it", True)
     deterministic: bool = option("run", "the same bits in each run on the same machine", False)
     out: Path | None = option(
         "run", "folder of the results (default: runs/evaluation-DATASET-TIME)", None, metavar="DIR"

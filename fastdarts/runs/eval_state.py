@@ -5,17 +5,19 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from fastdarts.bilevel.flat import FlatSGD
 from fastdarts.bilevel.ranks import ALONE, Ranks
 from fastdarts.bilevel.sync_norm import synchronise
+from fastdarts.bilevel.train_step import TrainStep
 from fastdarts.data import BatchStream, ImageSet
 from fastdarts.data.augment import Augment
 from fastdarts.data.augment_imagenet import ImageNetAugment
 from fastdarts.data.modern import Transform, auto_augment, in_turn, mixing
-from fastdarts.data.share import weight_of
+from fastdarts.data.share import like, weight_of
 from fastdarts.methods.schedules import cosine
 from fastdarts.runs.eval_config import EvalConfig
 from fastdarts.runs.images import outputs_for
@@ -23,7 +25,7 @@ from fastdarts.runs.local_state import own_random_numbers
 from fastdarts.runs.state import RunState
 from fastdarts.spaces.network import DiscreteNetwork
 from fastdarts.spaces.registry import space_of
-from fastdarts.tasks.classification import Loss, count_correct
+from fastdarts.tasks.classification import Loss
 from fastdarts.tasks.task import Batch
 
 _PARTS: dict[str, str | None] = {
@@ -70,7 +72,8 @@ class EvalState(RunState):
             "stem": config.stem,
         }
         """Arguments of `Space.discrete` that describe the network."""
-        network = space_of(genotype).discrete(genotype, drop_path_prob=config.drop_path, **self.options)
+        backend = {} if config.backend == "auto" else {"backend": config.backend}
+        network = space_of(genotype).discrete(genotype, drop_path_prob=config.drop_path, **backend, **self.options)
         if config.sync_batch_norm:
             synchronise(network, ranks)
         network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -86,18 +89,28 @@ class EvalState(RunState):
         own_random_numbers(ranks, config.seed)
         self.genotype = genotype
         self.device = device
-        self.optimizer = torch.optim.SGD(
-            network.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-        )
         self.loss: Loss = loss or cross_entropy
         weights = _class_weights(train).to(device) if config.class_weights else None
-        self.train_loss: Loss = loss or partial(cross_entropy, weight=weights, label_smoothing=config.label_smoothing)
+        train_loss: Loss = loss or partial(cross_entropy, weight=weights, label_smoothing=config.label_smoothing)
         self._mix = mixing(config.mixup, config.cutmix, self.options["num_classes"]) if loss is None else None
         self.average: AveragedModel | None = None
-        if config.ema_epochs:
+        if config.ema_epochs:  # before FlatSGD makes the weights parts of one vector
             decay = 1 - 1 / max(config.ema_epochs * self.steps_per_epoch, 1)
             average = get_ema_multi_avg_fn(decay)
             self.average = AveragedModel(network, multi_avg_fn=average, use_buffers=True).eval()
+        self.optimizer = FlatSGD(
+            network.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+        self._step = TrainStep(
+            network,
+            self.optimizer,
+            train_loss,
+            auxiliary_weight=config.auxiliary_weight,
+            grad_clip=config.grad_clip,
+            amp_dtype=torch.bfloat16 if config.amp else None,
+            cuda_graphs=config.cuda_graphs,
+            ranks=ranks,
+        )
 
     def learning_rate(self) -> float:
         """Return the learning rate of this epoch."""
@@ -114,28 +127,20 @@ class EvalState(RunState):
 
     def train_batches(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         (batch,) = batches
-        images, targets = batch if self._mix is None else self._mix(*batch)
+        mixed = batch if self._mix is None else self._mixed(batch)
         self.optimizer.param_groups[0]["lr"] = self.learning_rate()
         self.network.drop_path_prob = self.drop_path()
-        with self._autocast(images.device):
-            outputs = self.network(images)
-        logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
-        loss = total = self.train_loss(logits.float(), targets)
-        for logits_auxiliary in auxiliary:
-            total = total + self.config.auxiliary_weight * self.train_loss(logits_auxiliary.float(), targets)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.ranks.part(total * weight_of(batch)).backward()
-        moved = [weight for weight in self.network.parameters() if weight.grad is not None]
-        gradients = self.ranks.sum([weight.grad for weight in moved if weight.grad is not None])
-        for weight, gradient in zip(moved, gradients, strict=True):
-            weight.grad = gradient
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.grad_clip)
-        self.optimizer.step()
+        result = self._step.step(mixed)
         if self.average is not None:
             self.average.update_parameters(self.network)
-        accuracy = count_correct(logits.detach().float(), targets) / len(images)
         share = weight_of(batch)
-        return {"train_loss": loss * share, "gradient_norm": norm, "train_accuracy": accuracy * share}
+        accuracy = result.correct / len(batch[0]) * share
+        return {"train_loss": result.loss * share, "gradient_norm": result.gradient_norm, "train_accuracy": accuracy}
+
+    def _mixed(self, batch: Batch) -> Batch:
+        """Return the batch with its images and targets mixed in pairs (mixup or CutMix)."""
+        assert self._mix is not None
+        return like(batch, self._mix(batch[0], batch[1]))
 
     def equal_on_ranks(self) -> dict[str, Any]:
         return super().equal_on_ranks() | {"the optimizer": self.optimizer.state_dict()["state"]}

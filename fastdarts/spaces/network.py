@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 from torch import nn
 
+from fastdarts.mixed.mixed_op import Backend
+
 Stem = Callable[[int, int], nn.Module]
 """make(in_channels, channels) -> a module from images to a tensor with so many channels."""
 Head = Callable[[int, int], nn.Module]
@@ -33,6 +35,8 @@ class DiscreteNetwork(nn.Module):
     """
 
     in_channels: int
+    backend: Backend | None = None
+    """How its ops are computed, see `MixedOp`; None if there are plain modules only."""
     drop_path_prob: float = 0.0
     """Probability of dropping an op for one sample in training; a schedule assigns it. Without effect in networks that
     have no drop path."""

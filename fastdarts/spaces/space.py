@@ -112,7 +112,7 @@ class Space(Protocol):
 
         Args:
             architecture: what a search in this space found.
-            options: C, num_classes, layers, in_channels, auxiliary, drop_path_prob, stem.
+            options: C, num_classes, layers, in_channels, auxiliary, drop_path_prob, stem; backend unless it is "auto".
         """
         ...
 

@@ -2,8 +2,7 @@
 
 import copy
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -11,21 +10,22 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from fake_gpu import NothingFromTheHost, fake_cuda, walk_graph
 from plain_bilevel import PlainSearch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.autograd.graph import Node, get_gradient_edge
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastdarts.bilevel import step as step_module
+from fastdarts.bilevel import graphs
 from fastdarts.bilevel.architect import Architect
 from fastdarts.bilevel.flat import FlatSGD
+from fastdarts.bilevel.graphs import Work
 from fastdarts.bilevel.ranks import Ranks
 from fastdarts.bilevel.step import SearchStep
 from fastdarts.ops import flat_ops
 from fastdarts.spaces.darts.supernet import SearchNetwork
 from fastdarts.tasks.classification import count_correct
+
+__all__ = ["fake_cuda"]
 
 
 def supernet(steps: int = 2, **options: object) -> SearchNetwork:
@@ -192,56 +192,6 @@ def test_refuses_parts_that_do_not_belong_together() -> None:
         SearchStep(network, Architect(network), groups)
 
 
-def walk_graph(
-    output: Tensor,
-    inputs: Sequence[Tensor],
-    grad_outputs: Tensor | None = None,
-    *,
-    create_graph: bool = False,
-    materialize_grads: bool = False,
-    allow_unused: bool = False,
-) -> tuple[Tensor | None, ...]:
-    """`torch.autograd.grad` node by node. Autograd's own engine asks the driver about CUDA, also for fake tensors."""
-    root = get_gradient_edge(output)
-    waits_for: dict[Node, int] = defaultdict(int)
-    stack, met = [root.node], {root.node}
-    while stack:
-        for node, _ in stack.pop().next_functions:
-            if node is not None:
-                waits_for[node] += 1
-                if node not in met:
-                    met.add(node)
-                    stack.append(node)
-    arrived: dict[Node, dict[int, Tensor]] = defaultdict(dict)
-    arrived[root.node][root.output_nr] = torch.ones_like(output) if grad_outputs is None else grad_outputs
-    ready = [root.node]
-    with torch.set_grad_enabled(create_graph):
-        while ready:
-            node = ready.pop()
-            results: Sequence[Tensor | None] = [None] * len(node.next_functions)
-            if arrived[node] and node.next_functions:
-                slots = [arrived[node].get(i) for i in range(len(node._input_metadata))]
-                returned = getattr(node, "apply", node)(*slots)  # nodes written in Python have `apply`
-                results = returned if isinstance(returned, tuple | list) else (returned,)
-            # A Python node also returns None for each argument that is no tensor; ours stand last.
-            for (parent, slot), result in zip(node.next_functions, results, strict=False):
-                if parent is None:
-                    continue
-                if result is not None:
-                    result = result.sum_to_size(parent._input_metadata[slot].shape)
-                    before = arrived[parent].get(slot)
-                    arrived[parent][slot] = result if before is None else before + result
-                waits_for[parent] -= 1
-                if not waits_for[parent]:
-                    ready.append(parent)
-    edges = [get_gradient_edge(tensor) for tensor in inputs]
-    found = [arrived[edge.node].get(edge.output_nr) for edge in edges]
-    assert materialize_grads or allow_unused or all(g is not None for g in found)
-    if not materialize_grads:
-        return tuple(found)
-    return tuple(torch.zeros_like(t) if g is None else g for g, t in zip(found, inputs, strict=True))
-
-
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_walking_the_graph_gives_autograds_gradients(backend: str) -> None:
     network = supernet(backend=backend).double()
@@ -253,14 +203,6 @@ def test_walking_the_graph_gives_autograds_gradients(backend: str) -> None:
         strict=True,
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
-
-
-@pytest.fixture
-def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Tensors made inside are CUDA tensors without contents: shapes are computed, any read by the host raises."""
-    monkeypatch.setattr(torch.autograd, "grad", walk_graph)
-    with FakeTensorMode(), torch.device("cuda"):
-        yield
 
 
 def fake_step(search: SearchStep) -> None:
@@ -298,17 +240,6 @@ def test_a_step_with_ranks_never_waits_for_the_device(order: int, monkeypatch: p
     search = SearchStep(network, Architect(network, ranks=Ranks(group)), optimizer, order=order, cuda_graphs=False)
     for _ in range(2):
         fake_step(search)
-
-
-class NothingFromTheHost(TorchDispatchMode):
-    """Fails where a tensor goes from the CPU to the GPU, which waits for the GPU and which no graph can capture."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if func.overloadpacket in (torch.ops.aten._to_copy, torch.ops.aten.copy_):
-            source = args[1] if func.overloadpacket is torch.ops.aten.copy_ else args[0]
-            assert not (source.device.type == "cpu" and out.device.type == "cuda"), (func, tuple(source.shape))
-        return out
 
 
 @pytest.mark.parametrize("order", [1, 2])
@@ -354,13 +285,13 @@ class CapturedOnTheCpu:
     captures = 0
     replays = 0
 
-    def __init__(self, step: SearchStep, kind: object, train: object, valid: object, stream: object) -> None:
-        self.step, self.kind = step, kind
+    def __init__(self, work: Work, kind: object, inputs: object, stream: object) -> None:
+        self.work, self.kind = work, kind
         type(self).captures += 1
 
-    def replay(self, *arguments: object) -> Tensor:
+    def replay(self, inputs: Sequence[Tensor], carried: Sequence[int]) -> Tensor:
         type(self).replays += 1
-        return self.step.run(*arguments)
+        return self.work(*inputs)
 
 
 def test_steps_are_captured_once_shapes_are_steady_and_anew_when_something_fixed_changes(
@@ -369,9 +300,9 @@ def test_steps_are_captured_once_shapes_are_steady_and_anew_when_something_fixed
     class Captured(CapturedOnTheCpu):
         pass
 
-    monkeypatch.setattr(step_module, "_CapturedStep", Captured)
+    monkeypatch.setattr(graphs, "CapturedStep", Captured)
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: device)
-    monkeypatch.setattr(step_module, "_beside", lambda stream: nullcontext())
+    monkeypatch.setattr(graphs, "_beside", lambda stream: nullcontext())
     monkeypatch.setattr(SearchStep, "_capturable", lambda self: True)
     network = supernet(steps=1, primitives=["none", "skip_connect"])
     twin = copy.deepcopy(network)
@@ -419,9 +350,8 @@ def test_why_a_capture_fails(
 
     for name in ("CUDAGraph", "graph", "device"):
         monkeypatch.setattr(torch.cuda, name, lambda *_, **__: nullcontext())
-    step, stream = SimpleNamespace(run=run), SimpleNamespace(device=None)
     with pytest.raises(seen, match=message):
-        step_module._CapturedStep(step, None, batch(0), batch(1), stream)
+        graphs.CapturedStep(run, None, batch(0), SimpleNamespace(device=None))
 
 
 @pytest.mark.gpu
@@ -436,6 +366,6 @@ def test_graphs_make_the_eager_steps_on_the_gpu(order: int) -> None:
             optimizer.param_groups[0]["lr"] = 0.05 * 0.9**seed
         for ours, theirs in zip(search.step(train, valid), plain.step(train, valid), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10)
-    assert search._captured is not None
+    assert search._replay.captured is not None
     for ours, theirs in zip(network.arch_parameters(), twin.arch_parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-8)

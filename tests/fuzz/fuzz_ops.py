@@ -65,6 +65,7 @@ def mixed_sum_call(draw: random.Random) -> Call:
     norms = sum(norm_count(c, edge.stride) for edge in plan.edges for _, c in edge.ops)
     running = draw.choice((None, torch.rand(norms, 2, C, dtype=compute) + 0.5))
     weights = torch.randn(len(plan.edges), columns + (K > 1), dtype=compute)
+    factors = None if K > 1 else draw.choice((None, torch.rand(len(plan.edges), N, dtype=compute).round()))
     return {
         "states": states,
         "weights": weights,
@@ -72,6 +73,8 @@ def mixed_sum_call(draw: random.Random) -> Call:
         "running": running,
         "plan": plan.encoded,
         "eps": 1e-5,
+        "affine": draw.choice((None, torch.randn(norms, 2, C, dtype=compute))),
+        "factors": factors,
     }
 
 
@@ -82,7 +85,8 @@ def project_call(draw: random.Random) -> Call:
     x = torch.randn(draw.randint(1, 3), C_in, draw.randint(1, 6), draw.randint(1, 6)).to(dtype)
     params = [torch.randn(C, C_in, 1, 1, dtype=compute) for _ in range(parts)]
     running = draw.choice((None, torch.rand(1, 2, C * parts, dtype=compute) + 0.5))
-    return {"x": x, "params": params, "running": running, "eps": 1e-5}
+    affine = draw.choice((None, torch.randn(1, 2, C * parts, dtype=compute)))
+    return {"x": x, "params": params, "running": running, "eps": 1e-5, "affine": affine}
 
 
 def spoiled_tensor(t: Tensor, draw: random.Random) -> Tensor:
@@ -185,7 +189,8 @@ def run(calls: int, seed: int) -> Counter[str]:
         training = call.pop("running") is None
         needs: Call = {"need_states": [draw.randint(0, 1) for _ in call["states"]]} if mixed else {"need_x": True}
         back = {"grad_out": torch.randn(out.shape).to(out.dtype), **call, "saved": saved, "stats": stats} | needs
-        back |= {"training": training, "need_params": draw.random() < 0.7} | ({"out": out} if mixed else {})
+        back |= {"training": training, "need_params": draw.random() < 0.7}
+        back |= {"out": out, "need_weights": draw.random() < 0.7} if mixed else {}
         for _ in range(spoils if later else 0):
             spoil(back, draw)
         grads = attempt(getattr(torch.ops.fastdarts, f"{name}_backward"), back, spoils == 0, told)

@@ -47,6 +47,21 @@ def test_an_edge_with_every_op(dtype: torch.dtype, stride: int) -> None:
     check(make_case(stride=stride), dtype)
 
 
+@pytest.mark.parametrize("training", [True, False], ids=["batch", "running"])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_norms_that_learn_and_factors_of_samples(dtype: torch.dtype, stride: int, training: bool) -> None:
+    """As in found networks; scales may be negative, and some samples are dropped."""
+    case = make_case((*SMALL, *BARE), stride=stride, training=training, size=(3, 5, 6), found=True)
+    case.affine[:, 0, 1] *= -1
+    check(case, dtype)
+
+
+def test_a_found_cell() -> None:
+    ops = ("sep_conv_3x3", "bare_max_pool_3x3", "skip_connect")
+    check(make_case(ops, inputs=2, nodes=2, C=3, size=(3, 5, 4), found=True), torch.float64)
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 def test_programs_that_take_one_image_each(stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many as there are, where a GPU has more multiprocessors than a batch has images."""
@@ -171,12 +186,12 @@ def test_only_what_is_needed() -> None:
     out, saved, stats = mixed_sum(case.states, case.weights, case.params, None, case.plan.encoded, EPS)
     rest = case.states, case.weights, case.params, out, saved, stats, case.plan.encoded, True, EPS
     true = plain(case, torch.float64)
-    d_weights, d_states, d_params = mixed_sum_backward(case.grad, *rest, [0, 1], False)
+    d_weights, d_states, d_params, _ = mixed_sum_backward(case.grad, *rest, [0, 1], False)
     assert [d.numel() for d in d_states] == [0, case.states[1].numel()]
     assert not any(d.numel() for d in d_params)
     torch.testing.assert_close(d_weights, true["d_weights"])
     torch.testing.assert_close(d_states[1], true["d_state_1"])
-    _, d_states, d_params = mixed_sum_backward(case.grad, *rest, [0, 0], True)
+    _, d_states, d_params, _ = mixed_sum_backward(case.grad, *rest, [0, 0], True)
     assert not any(d.numel() for d in d_states)
     torch.testing.assert_close(d_params, [true[f"d_param_{i}"] for i in range(len(d_params))])
 
@@ -253,7 +268,8 @@ def plain_projection(x: Tensor, params: list[Tensor], running: Tensor | None) ->
 @pytest.mark.parametrize(("stride", "C_in", "C"), [(1, 6, 4), (2, 3, 8), (1, 70, 66), (2, 20, 70)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 def test_project(dtype: torch.dtype, stride: int, C_in: int, C: int, training: bool) -> None:
-    check_projection(torch.randn(2, C_in, 5, 7).to(dtype), stride, C, training)
+    for found in (False, True):
+        check_projection(torch.randn(2, C_in, 5, 7).to(dtype), stride, C, training, found)
 
 
 @pytest.mark.parametrize("spread", [0.0, 1e-2])
@@ -263,24 +279,28 @@ def test_project_of_channels_that_are_constant_over_the_batch(dtype: torch.dtype
     check_projection((0.7 + spread * torch.randn(2, 6, 6, 8)).to(dtype), stride, 16, True)
 
 
-def check_projection(x: Tensor, stride: int, C: int, training: bool) -> None:
+def check_projection(x: Tensor, stride: int, C: int, training: bool, found: bool = False) -> None:
     dtype, C_in = x.dtype, x.shape[1]
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     params = [(torch.randn(C // stride, C_in, 1, 1) / C_in**0.5).to(compute) for _ in range(stride)]
     running = None if training else torch.stack([0.1 * torch.randn(1, C), 0.5 + torch.rand(1, C)], dim=1).to(compute)
     size = [-(-n // stride) for n in x.shape[2:]]
     grad = torch.randn(2, C, *size).to(dtype)
+    affine = torch.randn(1, 2, C).to(compute) if found else None
 
     def plain_in(kind: torch.dtype) -> dict[str, Tensor]:
-        inputs = [t.to(kind).requires_grad_() for t in (x, *params)]
-        out = plain_projection(inputs[0], inputs[1:], None if running is None else running.to(kind))
+        learned = [] if affine is None else [affine]
+        inputs = [t.to(kind).requires_grad_() for t in (x, *params, *learned)]
+        out = plain_projection(inputs[0], inputs[1 : 1 + stride], None if running is None else running.to(kind))
+        if learned:
+            out = out * inputs[-1][0, 0, :, None, None] + inputs[-1][0, 1, :, None, None]
         return dict(enumerate([out.detach(), *torch.autograd.grad(out, inputs, grad.to(kind))]))
 
-    out, saved, stats = project(x, params, running, EPS)
-    dx, d_params = project_backward(grad, x, params, saved, stats, training, EPS, True, True)
-    assert_no_worse(
-        dict(enumerate([out, dx, *d_params])), plain_in(dtype), plain_in(torch.float64), torch.finfo(dtype).eps
-    )
+    out, saved, stats = project(x, params, running, EPS, affine)
+    dx, d_params, d_affine = project_backward(grad, x, params, saved, stats, training, EPS, True, True, affine)
+    learned = [] if affine is None else [d_affine]
+    ours = dict(enumerate([out, dx, *d_params, *learned]))
+    assert_no_worse(ours, plain_in(dtype), plain_in(torch.float64), torch.finfo(dtype).eps)
 
 
 @pytest.mark.slow

@@ -122,7 +122,7 @@ def projected(stride: int, buffers: Buffers | None = None) -> dict[str, Tensor]:
     if buffers is not None:
         x, grad, weights = buffers.copy(x), buffers.copy(grad), [buffers.copy(w) for w in weights]
     out, saved, stats = project(x, weights, None, EPS)
-    dx, d_weights = project_backward(grad, x, weights, saved, stats, True, EPS, True, True)
+    dx, d_weights, _ = project_backward(grad, x, weights, saved, stats, True, EPS, True, True)
     return {"out": out, "d_x": dx} | {f"d_weight_{i}": d for i, d in enumerate(d_weights)}
 
 

@@ -65,6 +65,15 @@ def test_every_kernel_of_every_type_becomes_machine_code(oldest: dict[str, str])
     assert [row for row in rows if int(row[-1]) > SPILLED] == []
 
 
+@pytest.mark.slow
+def test_kernels_of_found_networks_become_machine_code(oldest: dict[str, str]) -> None:
+    usual = ["max_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3"]
+    rows = compile_all(oldest, "--found", "--types", "bfloat16", "--shapes", "32/1", "--ops", *usual)
+    kernels = {(target, name) for target, _, _, name, _, _ in rows}
+    assert kernels == {(t, f"{k}_kernel") for t in ("sm_80", "sm_90") for k in {*KERNELS, "learned_norms"}}
+    assert [row for row in rows if int(row[-1]) > SPILLED] == []
+
+
 def test_windows_of_every_size_keep_functions_of_their_own(oldest: dict[str, str]) -> None:
     """A cell with sep_conv_3x3, 5x5 and 7x7, through the part of the compiler that names functions."""
     rows = compile_all(oldest, "--front-end", "--targets", "sm_90", "--types", "bfloat16", "--shapes", "16/1", "64/2")

@@ -59,6 +59,16 @@ def arguments(
     return states, weights, params, None if training else running
 
 
+def learned_norms(plan: MixedPlan, C: int, dtype: torch.dtype, N: int = 2) -> tuple[Tensor, Tensor | None]:
+    """affine and, unless channels are partial, factors of a plan: 0 for some samples."""
+    compute = torch.promote_types(dtype, torch.float32)
+    norms = sum(norm_count(c, edge.stride) for edge in plan.edges for _, c in edge.ops)
+    affine = torch.stack([1 + torch.randn(norms, C) / 3, torch.randn(norms, C)], dim=1).to(compute)
+    if plan.K > 1:
+        return affine, None
+    return affine, torch.tensor([0.0, 1.25, 0.5])[torch.randint(3, (len(plan.edges), N))].to(compute)
+
+
 def learned(tensors: list[Tensor]) -> list[Tensor]:
     return [t.clone().requires_grad_() for t in tensors]
 
@@ -72,15 +82,16 @@ def learned(tensors: list[Tensor]) -> list[Tensor]:
 )
 def test_opcheck_mixed_sum(plan: MixedPlan, training: bool, dtype: torch.dtype) -> None:
     states, weights, params, running = arguments(plan, 6, (5, 4), dtype, training)
-    call = (learned(states), weights.requires_grad_(), learned(params), running, plan.encoded, 1e-5)
-    torch.library.opcheck(torch.ops.fastdarts.mixed_sum.default, call, test_utils=CHECKS)
-    with torch.no_grad():
-        out, saved, stats = torch.ops.fastdarts.mixed_sum(*call)
-        for need, need_params in (([1] * len(states), True), ([1] + [0] * (len(states) - 1), False)):
-            back = (torch.randn_like(out), states, weights.detach(), params, out, saved, stats, plan.encoded, training)
-            torch.library.opcheck(
-                torch.ops.fastdarts.mixed_sum_backward.default, (*back, 1e-5, need, need_params), test_utils=CHECKS
-            )
+    affine, factors = learned_norms(plan, 6 // plan.K, dtype)
+    for more in ((), (affine.requires_grad_(), factors)):
+        call = (learned(states), weights.requires_grad_(), learned(params), running, plan.encoded, 1e-5, *more)
+        torch.library.opcheck(torch.ops.fastdarts.mixed_sum.default, call, test_utils=CHECKS)
+        with torch.no_grad():
+            out, saved, stats = torch.ops.fastdarts.mixed_sum(*call)
+            for need, need_params in (([1] * len(states), True), ([1] + [0] * (len(states) - 1), False)):
+                back = (torch.randn_like(out), states, weights.detach(), params, out, saved, stats, plan.encoded)
+                rest = (training, 1e-5, need, need_params, need_params, *(t if t is None else t.detach() for t in more))
+                torch.library.opcheck(torch.ops.fastdarts.mixed_sum_backward.default, (*back, *rest), test_utils=CHECKS)
 
 
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
@@ -95,6 +106,10 @@ def test_opcheck_compiled() -> None:
     torch.library.opcheck(torch.ops.fastdarts.mixed_sum.default, call, test_utils=traced)
     x, w = torch.randn(2, 3, 5, 4, requires_grad=True), torch.randn(4, 3, 1, 1, requires_grad=True)
     torch.library.opcheck(torch.ops.fastdarts.project.default, (x, [w], None, 1e-5), test_utils=traced)
+    affine, factors = learned_norms(plan, 4, torch.float32)
+    torch.library.opcheck(
+        torch.ops.fastdarts.mixed_sum.default, (*call, affine.requires_grad_(), factors), test_utils=traced
+    )
 
 
 def projection(C_in: int, parts: int, dtype: torch.dtype, training: bool) -> tuple[Tensor, list[Tensor], Tensor | None]:
@@ -110,13 +125,16 @@ def projection(C_in: int, parts: int, dtype: torch.dtype, training: bool) -> tup
 @pytest.mark.parametrize("parts", [1, 2])
 def test_opcheck_project(parts: int, training: bool, dtype: torch.dtype) -> None:
     x, params, running = projection(5, parts, dtype, training)
-    call = (x.clone().requires_grad_(), learned(params), running, 1e-5)
-    torch.library.opcheck(torch.ops.fastdarts.project.default, call, test_utils=CHECKS)
-    with torch.no_grad():
-        out, saved, stats = torch.ops.fastdarts.project(*call)
-        for need_x, need_params in ((True, True), (True, False), (False, True)):
-            back = (torch.randn_like(out), x, params, saved, stats, training, 1e-5, need_x, need_params)
-            torch.library.opcheck(torch.ops.fastdarts.project_backward.default, back, test_utils=CHECKS)
+    affine = torch.randn(1, 2, 6, dtype=torch.promote_types(dtype, torch.float32))
+    for more in ((), (affine.requires_grad_(),)):
+        call = (x.clone().requires_grad_(), learned(params), running, 1e-5, *more)
+        torch.library.opcheck(torch.ops.fastdarts.project.default, call, test_utils=CHECKS)
+        with torch.no_grad():
+            out, saved, stats = torch.ops.fastdarts.project(*call)
+            for need_x, need_params in ((True, True), (True, False), (False, True)):
+                back = (torch.randn_like(out), x, params, saved, stats, training, 1e-5, need_x, need_params)
+                last = [t.detach() for t in more]
+                torch.library.opcheck(torch.ops.fastdarts.project_backward.default, (*back, *last), test_utils=CHECKS)
 
 
 def test_gradients_own_their_memory() -> None:
@@ -147,13 +165,19 @@ def test_gradients_own_their_memory() -> None:
 def test_gradcheck_mixed_sum(primitives: tuple[str, ...], stride: int, training: bool) -> None:
     plan = one_edge(stride, primitives)
     states, weights, params, running = arguments(plan, 2, (3, 3), torch.float64, training, columns=2)
+    affine, factors = learned_norms(plan, 2, torch.float64)
 
     def call(x: Tensor, w: Tensor, *p: Tensor) -> Tensor:
         return operators.mixed_sum([x], w, list(p), running, plan)[0]
 
+    def with_learned_norms(x: Tensor, w: Tensor, a: Tensor, *p: Tensor) -> Tensor:
+        return operators.mixed_sum([x], w, list(p), running, plan, affine=a, factors=factors)[0]
+
     inputs = (*learned(states), weights.requires_grad_(), *learned(params))
-    assert gradcheck(call, inputs, fast_mode=True)
-    assert gradgradcheck(call, inputs, fast_mode=True)
+    more = (*inputs[:2], affine.requires_grad_(), *inputs[2:])
+    for function, given in ((call, inputs), (with_learned_norms, more)):
+        assert gradcheck(function, given, fast_mode=True)
+        assert gradgradcheck(function, given, fast_mode=True)
 
 
 @pytest.mark.parametrize("K", [1, 2])
@@ -174,11 +198,12 @@ def test_gradcheck_of_a_cell(K: int) -> None:
 def test_gradcheck_project(parts: int, training: bool) -> None:
     x, params, running = projection(3, parts, torch.float64, training)
 
-    def call(x: Tensor, *p: Tensor) -> Tensor:
-        return operators.project(x, list(p), running)[0]
+    def call(x: Tensor, affine: Tensor | None, *p: Tensor) -> Tensor:
+        return operators.project(x, list(p), running, affine=affine)[0]
 
-    assert gradcheck(call, (x.requires_grad_(), *learned(params)), fast_mode=True)
-    assert gradgradcheck(call, (x.requires_grad_(), *learned(params)), fast_mode=True)
+    for affine in (None, torch.randn(1, 2, 6, dtype=torch.float64, requires_grad=True)):
+        assert gradcheck(call, (x.requires_grad_(), affine, *learned(params)), fast_mode=True)
+        assert gradgradcheck(call, (x.requires_grad_(), affine, *learned(params)), fast_mode=True)
 
 
 @DTYPES
@@ -254,13 +279,17 @@ def test_images_that_share_the_lanes(C: int, N: int, images: int, K: int, traini
     tensors = pools + sum(norm_count(c, edge.stride) for edge in plan.edges for _, c in edge.ops if not c.is_pool)
     _, saved, _ = torch.ops.fastdarts.mixed_sum(states, weights, params, running, plan.encoded, 1e-5)
     assert saved.numel() == tensors * N // images * 3 * 2 * 8
-    leaves = [*learned(states), weights.requires_grad_(), *learned(params)]
-    out, _ = operators.mixed_sum(leaves[:2], leaves[2], leaves[3:], running, plan)
-    want = functional.mixed_sum(leaves[:2], leaves[2], leaves[3:], running, plan, 1e-5)
-    torch.testing.assert_close(out, want, rtol=1e-10, atol=1e-10)
-    g = torch.randn_like(out)
-    for a, b in zip(torch.autograd.grad(out, leaves, g), torch.autograd.grad(want, leaves, g), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-7 if C == 1 else 1e-9)  # one channel: gradients cancel
+    affine, factors = learned_norms(plan, C, torch.float64, N)
+    leaves = [*learned(states), weights.requires_grad_(), affine.requires_grad_(), *learned(params)]
+    for last in ((), (leaves[3], factors)):
+        call = (leaves[:2], leaves[2], leaves[4:], running, plan, 1e-5, *last)
+        out, _ = operators.mixed_sum(*call)
+        want = functional.mixed_sum(*call)
+        torch.testing.assert_close(out, want, rtol=1e-10, atol=1e-10)
+        g = torch.randn_like(out)
+        ours, true = (torch.autograd.grad(y, leaves, g, allow_unused=True, materialize_grads=True) for y in (out, want))
+        for a, b in zip(ours, true, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-7 if C == 1 else 1e-9)  # one channel: gradients cancel
 
 
 @DTYPES

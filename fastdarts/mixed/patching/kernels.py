@@ -46,6 +46,8 @@ class Shift:
     sum of the biases.
     """
 
+    affine = False
+
     def __init__(self, norm: nn.BatchNorm2d, convolutions: Sequence[nn.Conv2d]) -> None:
         self.norm = norm
         self.biases = [one.bias for one in convolutions if one.bias is not None]

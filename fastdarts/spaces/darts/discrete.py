@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastdarts.mixed.mixed_op import check_input
+from fastdarts.mixed import fused
+from fastdarts.mixed.mixed_op import Backend, check_backend, check_input, usable
 from fastdarts.primitives.modules import FactorizedReduce, ReLUConvBN, build, check_even
+from fastdarts.primitives.table import candidate
 from fastdarts.spaces.darts.genotype import Genotype
 from fastdarts.spaces.network import DiscreteNetwork, Head, Stem
 
@@ -28,16 +30,20 @@ class EvalNetwork(DiscreteNetwork):
         layers: number of cells. The paper uses 20 for CIFAR-10 and 14 for ImageNet.
         auxiliary: attach a second classifier after cell 2L//3, used in train mode only.
         drop_path_prob: in train mode, the probability of dropping an op's output for one sample; identities are never
-            dropped. A schedule may assign the attribute of the same name.
+            dropped. A schedule may assign the attribute of the same name: it is a tensor on the network's device, so
+            that a new value neither recompiles nor recaptures anything.
         in_channels: channels of the images.
         stem: "cifar" keeps the image size; "imagenet" divides it by eight before the second input of the first cell;
             a function make(in_channels, 3 * C) builds other first layers.
         head: make(channels, num_classes) builds other last layers instead of global pooling and a linear classifier.
             Pass auxiliary=False if the output is not logits [N, num_classes].
+        backend: how cells are computed, see `MixedOp`.
 
     Raises:
         ValueError: an argument or the genotype does not describe a network.
     """
+
+    _drop_path_prob: Tensor
 
     def __init__(
         self,
@@ -50,21 +56,23 @@ class EvalNetwork(DiscreteNetwork):
         in_channels: int = 3,
         stem: str | Stem = "cifar",
         head: Head | None = None,
+        backend: Backend = "auto",
     ) -> None:
         super().__init__()
+        check_backend(backend)
         if not callable(stem) and stem not in STEMS:
             raise ValueError(f"stem must be one of {', '.join(STEMS)}, or make(in_channels, channels); got {stem!r}")
         for name, value in {"C": C, "num_classes": num_classes, "layers": layers, "in_channels": in_channels}.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
         check_even(C, "C")
-        if not 0 <= drop_path_prob < 1:
-            raise ValueError(f"drop_path_prob must be in [0, 1); got {drop_path_prob}")
 
         genotype = Genotype.of(genotype)
 
+        self.register_buffer("_drop_path_prob", torch.zeros(()), persistent=False)
         self.drop_path_prob = drop_path_prob
         self.in_channels = in_channels
+        self.backend = backend
         reduction_prev = stem == "imagenet"
         if callable(stem):
             self.stem = stem(in_channels, 3 * C)
@@ -90,7 +98,7 @@ class EvalNetwork(DiscreteNetwork):
             reduction = index in (layers // 3, 2 * layers // 3)
             if reduction:
                 C *= 2
-            cell = EvalCell(genotype, C_prev_prev, C_prev, C, reduction, reduction_prev)
+            cell = EvalCell(genotype, C_prev_prev, C_prev, C, reduction, reduction_prev, backend)
             self.cells.append(cell)
             reduction_prev = reduction
             C_prev_prev, C_prev = C_prev, cell.out_channels
@@ -108,6 +116,8 @@ class EvalNetwork(DiscreteNetwork):
         Returns: the logits; in train mode with `auxiliary`, a tuple of them and the auxiliary head's logits.
         """
         check_input(x, self.in_channels)
+        if self.backend != "reference":
+            x = x.contiguous(memory_format=torch.channels_last)  # the kernels' layout, once for the whole network
         if hasattr(self, "stem"):
             s0 = s1 = self.stem(x)
         else:
@@ -115,7 +125,7 @@ class EvalNetwork(DiscreteNetwork):
             s1 = self.stem1(s0)
         auxiliary_logits = None
         for index, cell in enumerate(self.cells):
-            s0, s1 = s1, cell(s0, s1, self.drop_path_prob)
+            s0, s1 = s1, cell(s0, s1, self._drop_path_prob)
             if self.training and index == self._auxiliary_index and hasattr(self, "auxiliary_head"):
                 auxiliary_logits = self.auxiliary_head(s1)
         logits: Tensor
@@ -125,46 +135,111 @@ class EvalNetwork(DiscreteNetwork):
             logits = self.classifier(self.global_pooling(s1).flatten(1))
         return logits if auxiliary_logits is None else (logits, auxiliary_logits)
 
+    @property  # type: ignore[override]
+    def drop_path_prob(self) -> Tensor:
+        """Return the probability of dropping an op's output for one sample, a scalar on the network's device."""
+        return self._drop_path_prob
+
+    @drop_path_prob.setter
+    def drop_path_prob(self, probability: float | Tensor) -> None:
+        if isinstance(probability, Tensor):
+            self._drop_path_prob.copy_(probability)
+        elif 0 <= probability < 1:
+            self._drop_path_prob.fill_(probability)
+        else:
+            raise ValueError(f"drop_path_prob must be in [0, 1); got {probability}")
+
 
 class EvalCell(nn.Module):
     """Compute a discrete cell: each node sums its ops in the genotype, the output concatenates the concat's states."""
 
+    _droppable: Tensor
+    _weights: Tensor
+
     def __init__(
-        self, genotype: Genotype, C_prev_prev: int, C_prev: int, C: int, reduction: bool, reduction_prev: bool
+        self,
+        genotype: Genotype,
+        C_prev_prev: int,
+        C_prev: int,
+        C: int,
+        reduction: bool,
+        reduction_prev: bool,
+        backend: Backend = "auto",
     ) -> None:
         super().__init__()
+        self.backend = backend
         self.preprocess0: nn.Module = FactorizedReduce(C_prev_prev, C) if reduction_prev else ReLUConvBN(C_prev_prev, C)
         self.preprocess1 = ReLUConvBN(C_prev, C)
         nodes = genotype.nodes("reduce" if reduction else "normal")
-        self._concat = tuple(genotype.reduce_concat if reduction else genotype.normal_concat)
-        self.out_channels = len(self._concat) * C
-        self._predecessors: list[list[int]] = [[predecessor for _, predecessor in node] for node in nodes]
-        self._ops = nn.ModuleList(
-            build(name, C, stride=2 if reduction and predecessor < 2 else 1)
-            for node in nodes
-            for name, predecessor in node
+        concat = genotype.reduce_concat if reduction else genotype.normal_concat
+        self.out_channels = len(concat) * C
+        existing = [0, 1, *(state for state, node in enumerate(nodes, start=2) if node)]
+        number = {state: i for i, state in enumerate(existing)}  # a node without ops does not exist
+        self._nodes = len(existing) - 2
+        self._concat = tuple(number[state] for state in concat)
+        self._ends = tuple(
+            (number[source], number[state]) for state, node in enumerate(nodes, start=2) for _, source in node
         )
+        names = [name for node in nodes for name, _ in node]
+        self._strides = tuple(2 if reduction and source < 2 else 1 for source, _ in self._ends)
+        self._ops = nn.ModuleList(map(build, names, [C] * len(names), self._strides))
+        # In a search, where the kernels' names come from, a pool has a batch norm unless it is "bare".
+        self._primitives = tuple(f"bare_{name}" if candidate(name).is_pool else name for name in names)
+        self._built = tuple(map(fused.signature, self._ops))
+        self._preprocessing_built = fused.signature(self.preprocess0), fused.signature(self.preprocess1)
+        droppable = torch.tensor([float(not isinstance(op, nn.Identity)) for op in self._ops])
+        self.register_buffer("_droppable", droppable[:, None], persistent=False)
+        self.register_buffer("_weights", torch.ones(len(names), 1), persistent=False)
 
-    def forward(self, s0: Tensor, s1: Tensor, drop_path_prob: float) -> Tensor:
-        states = [self.preprocess0(s0), self.preprocess1(s1)]
-        ops = iter(self._ops)
-        for predecessors in self._predecessors:
-            terms = []
-            for predecessor in predecessors:
-                op = next(ops)
-                term = op(states[predecessor])
-                if self.training and drop_path_prob > 0 and not isinstance(op, nn.Identity):
-                    term = drop_path(term, drop_path_prob)
-                terms.append(term)
-            states.append(sum(terms[1:], start=terms[0]) if terms else states[0])  # a node without ops is not used
+    def forward(self, s0: Tensor, s1: Tensor, drop_path_prob: float | Tensor = 0.0) -> Tensor:
+        """Compute the output from those of the two cells before; ops are dropped in train mode only."""
+        edges = [
+            fused.read_op(*one) for one in zip(self._ops, self._primitives, self._strides, self._built, strict=True)
+        ]
+        read = usable(edges, s0, self.backend)
+        before = (self.preprocess0, s0), (self.preprocess1, s1)
+        if read is None:
+            inputs = [module(x) for module, x in before]
+        else:
+            inputs = [
+                fused.preprocess(*one, built) for one, built in zip(before, self._preprocessing_built, strict=True)
+            ]
+        factors = drop_path(drop_path_prob * self._droppable, len(s0)) if self.training else None
+        if read is None:
+            states = self._plain_states(inputs, factors)
+        else:
+            nodes = fused.mixed_nodes(read, self._ends, inputs, self._weights, factors=factors)
+            if self._concat == tuple(range(2, 2 + self._nodes)):
+                return nodes
+            states = [*inputs, *nodes.chunk(self._nodes, dim=1)]
         return torch.cat([states[index] for index in self._concat], dim=1)
 
+    def _plain_states(self, inputs: list[Tensor], factors: Tensor | None) -> list[Tensor]:
+        """Compute all states by the plain modules."""
+        states = list(inputs)
+        for state in range(2, 2 + self._nodes):
+            terms = []
+            for e in [e for e, (_, target) in enumerate(self._ends) if target == state]:
+                term = self._ops[e](states[self._ends[e][0]])
+                if factors is not None and not isinstance(self._ops[e], nn.Identity):
+                    term = term * factors[e].to(term.dtype)[:, None, None, None]
+                terms.append(term)
+            states.append(sum(terms[1:], start=terms[0]))
+        return states
 
-def drop_path(x: Tensor, probability: float) -> Tensor:
-    """Zero each sample of x [N, ...] with `probability` and scale the others, so that the expectation is unchanged."""
-    keep = 1 - probability
-    mask = x.new_empty(x.shape[0], *[1] * (x.dim() - 1)).bernoulli_(keep)
-    return x / keep * mask
+
+def drop_path(probability: Tensor, N: int) -> Tensor:
+    """Draw factors for the outputs of ops: 0 with a probability, else what leaves the expectation unchanged.
+
+    Source: Larsson et al., FractalNet, ICLR 2017, section 3. The draws depend on the generator alone.
+
+    Args:
+        probability: of dropping each op for one sample, [ops, 1].
+        N: samples.
+    Returns: [ops, N].
+    """
+    drawn = torch.rand(len(probability), N, device=probability.device, dtype=torch.float32)
+    return (drawn >= probability) / (1 - probability)
 
 
 class AuxiliaryHead(nn.Module):

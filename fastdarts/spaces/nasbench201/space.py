@@ -67,9 +67,9 @@ class NasBench201:
     def discrete(self, architecture: NasBench201Cell, **options: Any) -> EvalNetwork201:
         """Build the benchmark's network.
 
-        Raises: ValueError for an auxiliary head, drop path or the stem of ImageNet, which it has not.
+        Raises: ValueError for an auxiliary head, drop path, the stem of ImageNet or a backend, which it has not.
         """
-        for name, value in (("auxiliary", False), ("drop_path_prob", 0)):
+        for name, value in (("auxiliary", False), ("drop_path_prob", 0), ("backend", "auto")):
             if options.pop(name, value) != value:
                 raise ValueError(f"{name.removesuffix('_prob')} has no meaning in space {self.name!r}; leave it out")
         stem = options.pop("stem", "cifar")

@@ -20,6 +20,8 @@ class RecurrentNetwork(LanguageLayers, DiscreteNetwork):
         backend: "reference" for plain modules, "fused" for the kernels, "auto" for these where they are available.
     """
 
+    backend: Backend
+
     def __init__(
         self, architecture: RecurrentCell, vocabulary: int, width: int = 850, backend: Backend = "auto"
     ) -> None:
