@@ -211,7 +211,7 @@ def test_evaluation_writes_its_folder_and_is_tested_again(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="genotype is of a language model"):
         evaluate(V1, config)
     pytest.importorskip("onnxscript", reason="export needs the package onnxscript")
-    with pytest.raises(ValueError, match="holds a language model; only networks for images are exported"):
+    with pytest.raises(ValueError, match="holds a language model; only networks for images are loaded and exported"):
         export_run(tmp_path / "run", tmp_path / "network")
 
 
