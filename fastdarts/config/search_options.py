@@ -62,7 +62,7 @@ _TEXT = _PAPER | {  # Liu et al., section A.1.2
     "arch_lr": 3e-3,
     "arch_beta1": 0.9,
 }
-_SMALL_TEXT = _TEXT | {"epochs": 4, "batch_size": 32, "lr": 5.0, "arch_lr": 1e-2}
+_SMALL_TEXT = _TEXT | {"epochs": 4, "batch_size": 32, "lr": 5.0, "lr_min": 0.5, "arch_lr": 1e-2}
 
 Dataset = Literal["digits", "mnist", "fashionmnist", "cifar10", "cifar100", "svhn", "imagefolder", "custom"]
 TextDataset = Literal["pydoc", "ptb", "wikitext2", "textfolder"]

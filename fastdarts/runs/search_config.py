@@ -44,7 +44,7 @@ class SearchConfig(SearchOptions):
         small = SMALL_DATA if self.small_data else {}
         found = {**super().preset(), **space.search_defaults(self.dataset), **method.settings, **published, **small}
         if text and self.lr is not FROM_PRESET:
-            found["lr_min"] = self.lr  # the rate is constant unless asked otherwise
+            found["lr_min"] = self.lr * found["lr_min"] / found["lr"]  # the same share of a rate that was given
         return found
 
     def help_notes(self) -> str:
