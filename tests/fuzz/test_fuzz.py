@@ -51,7 +51,7 @@ def test_killed_runs_end_as_undisturbed_ones(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_long_search_does_not_grow(tmp_path: Path) -> None:
-    seen = fuzz_soak.soak(4 * fuzz_soak.STEPS_PER_EPOCH, tmp_path / "out", order=1, layers=1)
+    seen = fuzz_soak.soak(4 * fuzz_soak.STEPS_PER_EPOCH, tmp_path / "out", order=1)
     assert not fuzz_soak.growth(seen), seen
 
 
