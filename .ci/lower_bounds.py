@@ -8,7 +8,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-EXTRAS = ("tensorboard", "export", "completion", "benchmark")
+EXTRAS = ("tensorboard", "export", "completion", "benchmark", "dask")
 """The extras that users choose."""
 
 

@@ -1,7 +1,8 @@
 """Measure a search step on several ranks, and model it on many GPUs: `python -m benchmarks.ranks`.
 
 Measured: processes of one thread each, which share a batch over gloo, against one process with as many threads; rounds
-alternate, and the bytes that a rank gives to all-reduces are counted. Modelled: an H100 by the parts of its step in
+alternate, and the bytes that a rank gives to all-reduces are counted. CPU seconds are those of all processes and
+threads, which other load on the machine changes less than time. Modelled: an H100 by the parts of its step in
 benchmarks/traffic.md, and ring all-reduces by the constants of LINKS. The model's figures are estimates.
 """
 
@@ -110,7 +111,7 @@ def model_table(parts: dict[str, float]) -> str:
 
 
 def measured(setting: Setting, ranks: int, rounds: int) -> dict[str, float]:
-    """Return median seconds of a step of `ranks` processes and of one of as many threads, and the bytes sent."""
+    """Return medians of a step of `ranks` processes and of one of as many threads: seconds, CPU seconds; bytes sent."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         port = listening.getsockname()[1]
@@ -127,20 +128,24 @@ def _measure(rank: int, size: int, port: int, setting: Setting, rounds: int, res
     together = Counting(dist.group.WORLD)
     shared, whole = _step(setting, together), _step(setting, ALONE)
     own, everything = _batches(setting.batch // size), _batches(setting.batch)
-    seconds: dict[str, list[float]] = {"ranks": [], "threads": []}
+    seconds: dict[str, list[float]] = {name: [] for name in ("ranks", "ranks_cpu", "threads", "threads_cpu")}
     for _ in range(rounds + 1):
         dist.barrier()
         before = together.sent
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         shared.step(*own)
         seconds["ranks"].append(time.perf_counter() - start)
+        used = torch.tensor(time.process_time() - cpu)
+        dist.all_reduce(used)
+        seconds["ranks_cpu"].append(float(used))
         sent = together.sent - before
         dist.barrier()
         if rank == 0:  # the others wait at the next barrier
             torch.set_num_threads(size)
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), time.process_time()
             whole.step(*everything)
             seconds["threads"].append(time.perf_counter() - start)
+            seconds["threads_cpu"].append(time.process_time() - cpu)
             torch.set_num_threads(1)
     if rank == 0:  # the first round prepares what later ones find
         results.put({name: statistics.median(values[1:]) for name, values in seconds.items()} | {"bytes": sent})
@@ -168,12 +173,13 @@ def main(argv: list[str] | None = None) -> int:
     name = device_name(torch.device("cpu"))
     print(f"Measured: C={base[0]}, {base[1]} cells, global batch {base[2]}, 32x32, float32, on {name}.\n")
     n = arguments.ranks
-    print(f"| step | {n} ranks of a thread, s | one process of {n} threads, s | ratio | MB to all-reduces |")
+    print(f"| step | {n} ranks of a thread, s (CPU s) | one process of {n} threads | ratio | MB to all-reduces |")
     print("| --- | --- | --- | --- | --- |")
     for order, words in ((1, "first order"), (2, "second order")):
         found = measured(Setting(*base, order), n, arguments.rounds)
-        ratio = found["threads"] / found["ranks"]
-        numbers = f"{found['ranks']:.3f} | {found['threads']:.3f} | {ratio:.2f} | {found['bytes'] / 1e6:.3f}"
+        times = [f"{found[name]:.3f} ({found[f'{name}_cpu']:.3f})" for name in ("ranks", "threads")]
+        ratios = [found[f"threads{kind}"] / found[f"ranks{kind}"] for kind in ("", "_cpu")]
+        numbers = f"{' | '.join(times)} | {ratios[0]:.2f} ({ratios[1]:.2f}) | {found['bytes'] / 1e6:.3f}"
         print(f"| search step, {words} | {numbers} |", flush=True)
     print("\nEstimated, by nobody measured: a second-order search step, and how much faster than on one H100.\n")
     print(model_table(h100_parts()))

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fastdarts.mixed.patching import PatchReport, patch, unpatch
     from fastdarts.primitives.registry import register_primitive
     from fastdarts.primitives.table import PRIMITIVES
+    from fastdarts.runs.trained import TrainedNetwork, load
     from fastdarts.spaces.darts.discrete import EvalNetwork
     from fastdarts.spaces.darts.genotype import DARTS_V1, DARTS_V2, Genotype
     from fastdarts.spaces.darts.supernet import SearchNetwork
@@ -28,7 +29,9 @@ __all__ = [
     "MixedOp",
     "PatchReport",
     "SearchNetwork",
+    "TrainedNetwork",
     "__version__",
+    "load",
     "patch",
     "register_primitive",
     "unpatch",
@@ -42,6 +45,8 @@ _MODULES = {
     "unpatch": "fastdarts.mixed.patching",
     "PRIMITIVES": "fastdarts.primitives.table",
     "register_primitive": "fastdarts.primitives.registry",
+    "TrainedNetwork": "fastdarts.runs.trained",
+    "load": "fastdarts.runs.trained",
     "EvalNetwork": "fastdarts.spaces.darts.discrete",
     "DARTS_V1": "fastdarts.spaces.darts.genotype",
     "DARTS_V2": "fastdarts.spaces.darts.genotype",

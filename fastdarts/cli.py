@@ -22,7 +22,8 @@ COMMANDS = {
     "compare": "search by several methods and seeds, and rank what they find",
     "latency": "measure how long each op of a space takes on this machine",
     "draw": "draw the cells of a genotype as SVG and PNG",
-    "export": "write a trained network as a torch.export program and as ONNX",
+    "predict": "classify images with a trained network",
+    "export": "write a trained network as a torch.export program, as ONNX or as PyTorch code",
     "list": "list methods, spaces, data sets and published genotypes",
     "env": "show versions and kernels in use, for bug reports",
 }

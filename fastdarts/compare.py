@@ -33,7 +33,7 @@ from fastdarts.config.options import Config, check_names, differences, option, r
 from fastdarts.config.plugins import plugin_flags
 from fastdarts.config.reading import read_object
 from fastdarts.config.search_options import Dataset
-from fastdarts.data import ImageData
+from fastdarts.data import ImageData, StreamedImages, Streaming
 from fastdarts.evaluate import evaluate
 from fastdarts.methods import NAMES, find
 from fastdarts.report.records import Record, check_record, summaries
@@ -355,10 +355,16 @@ def _words_of(method: str, seed: int) -> str:
     return f"{method}, seed {seed}"
 
 
-def _images(config: CompareConfig) -> ImageData:
+def _images(config: CompareConfig) -> ImageData | StreamedImages:
     """The images that searches and trainings share; those of a test part are not among them."""
-    portion = config.search.get("test_portion", 0.2)
-    return data.load(config.dataset, config.data, "train", config.image_size, test_portion=portion)
+    return data.open_images(
+        config.dataset,
+        config.data,
+        "train",
+        config.image_size,
+        test_portion=config.search.get("test_portion", 0.2),
+        streaming=Streaming(config.search.get("stream", "auto"), config.search.get("workers")),
+    )
 
 
 def _folder(out: Path, method: str, seed: int) -> Path:

@@ -10,30 +10,34 @@ if __name__ == "__main__":  # before the imports, so that a signal while they ru
 import argparse
 import dataclasses
 import json
+import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastdarts import data
 from fastdarts.config.command_line import build_parser
 from fastdarts.config.files import write_atomically
 from fastdarts.config.options import option
-from fastdarts.data import ImageData
+from fastdarts.data import ImageSet
+from fastdarts.data.images import first_images
+from fastdarts.data.modern import Transform
+from fastdarts.data.pixels import FULL_RANGE
 from fastdarts.evaluate_text import TextEvalResult, evaluate_text
-from fastdarts.export import check_export_packages, export
-from fastdarts.runs import resources
+from fastdarts.export import check_export_packages, export_trained
+from fastdarts.runs import measures, resources
+from fastdarts.runs.begin_from import begin_from
 from fastdarts.runs.console import LOGGER
 from fastdarts.runs.device import determinism
 from fastdarts.runs.eval_config import EvalConfig
 from fastdarts.runs.eval_state import EvalState
 from fastdarts.runs.folder import check_out, check_writable, run_folder, taken_up
 from fastdarts.runs.forecast import forecast_line, out_of_memory_explained
-from fastdarts.runs.images import Images, outputs_for, read_images, read_second_images
+from fastdarts.runs.images import Images, open_images, outputs_for, read_images, read_second_images
 from fastdarts.runs.interrupt import stop_requests, stops_at_once
 from fastdarts.runs.keeper import Keeper, asked_to_end, how_to_continue, train_epoch
 from fastdarts.runs.launch import Team, joined, rank_of_process
@@ -43,6 +47,7 @@ from fastdarts.runs.program import run_cli
 from fastdarts.runs.progress import Progress, json_number
 from fastdarts.runs.resuming import resume
 from fastdarts.runs.state import Metrics, check_divides
+from fastdarts.runs.trained import TrainedNetwork
 from fastdarts.runs.weights import load_weights
 from fastdarts.spaces.darts.discrete import count_multiply_adds, count_parameters
 from fastdarts.spaces.network import DiscreteNetwork
@@ -52,10 +57,10 @@ from fastdarts.tasks.classification import Loss
 
 __all__ = ["EvalConfig", "EvalResult", "evaluate"]
 
-Callback = Callable[[Metrics, DiscreteNetwork], object]
+_LATENCY_BATCHES = 1, 64
+_CONFUSION_CLASSES = 100  # of larger matrices nothing can be seen
 
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
+Callback = Callable[[Metrics, DiscreteNetwork], object]
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,11 @@ class EvalResult:
         metrics: a dict per epoch, as the lines of metrics.jsonl.
         network: in eval mode; takes normalised images.
         exported: the files of config.export.
+        confusion: [classes, classes] counts of the test images by their class and the one they are taken for; None
+            without classes.
+        balanced_accuracy: mean of the classes' accuracies on the test images; NaN without classes.
+        latency: seconds of a forward pass for batches of 1 and of 64 images, on the run's device; empty if the network
+            was only tested.
     """
 
     test_error: float
@@ -87,6 +97,9 @@ class EvalResult:
     metrics: list[Metrics]
     network: DiscreteNetwork
     exported: tuple[Path, ...] = ()
+    confusion: Tensor | None = None
+    balanced_accuracy: float = math.nan
+    latency: Mapping[int, float] = field(default_factory=dict)
 
 
 @releases_folders
@@ -98,6 +111,7 @@ def evaluate(
     loss: Loss | None = None,
     callbacks: Sequence[Callback] = (),
     loggers: Sequence[Logger] = (),
+    transform: Transform | None = None,
 ) -> EvalResult:
     """Train the genotype's network on all training images and measure it on the test images (Liu et al., section 3.2).
 
@@ -110,6 +124,8 @@ def evaluate(
         train, test: your own images instead of those of config.dataset: map-style Datasets of (image, target), or
             ImageData.
         loss: loss(logits [N, classes], targets) -> scalar; cross entropy if left out.
+        transform: called with each batch of training images [N, C, H, W] before they are augmented; returns images of
+            the same shape and dtype. Its random choices are repeatable if they come from torch's global generator.
         callbacks, loggers: as of `search`; a callback that returns True ends the training there.
 
     Raises:
@@ -121,7 +137,7 @@ def evaluate(
         RankLostError: another process of this training has died or raised; the last checkpoint stays.
     """
     if config.export is not None:
-        check_export_packages()
+        check_export_packages(config.export)
         check_writable("export", config.export.parent)
     if train is not None:
         config = dataclasses.replace(config, dataset="custom")
@@ -129,7 +145,7 @@ def evaluate(
     if material_of(space_of(genotype)) == "text":
         raise ValueError("genotype is of a language model: evaluate_text(genotype, config) trains it")
     with joined(config.device) as team:
-        return _evaluate(genotype, taken_up(config, team), team, train, test, loss, callbacks, loggers)
+        return _evaluate(genotype, taken_up(config, team), team, train, test, loss, callbacks, loggers, transform)
 
 
 def _evaluate(
@@ -141,6 +157,7 @@ def _evaluate(
     loss: Loss | None,
     callbacks: Sequence[Callback],
     loggers: Sequence[Logger],
+    transform: Transform | None,
 ) -> EvalResult:
     device, ranks = team.device, team.ranks
     check_divides(config.batch_size, ranks)
@@ -148,10 +165,12 @@ def _evaluate(
         check_out(config)
     LOGGER.info("kernels: %s", _kernels_used(device))
     with determinism(config.deterministic):
-        train_images, test_images = (part.to(device) for part in _images(config, train, test, loss))
+        train_images, test_images = (part.to(device) for part in _images(config, train, test, loss, device))
         outputs_for(train_images)  # says what is wrong with the classes before the run's folder is made
         out = None if config.test_only else run_folder(config, "evaluation", team)
-        state = EvalState(genotype, config, train_images, loss, device, ranks)
+        state = EvalState(genotype, config, train_images, loss, device, ranks, transform)
+        if line := config.recipe_line():
+            LOGGER.info(line)
         if out is None:
             assert config.checkpoint is not None  # EvalConfig checks it
             _load_weights(state.network, config.checkpoint)
@@ -161,8 +180,9 @@ def _evaluate(
         how = f"while results were measured and written; {again}"
         with stops_at_once(how):
             test_loss, accuracy = state.measure(test_images, lambda: None)
-    network = state.network.eval()
-    image_shape = state.augment.normalise(test_images.images[:1]).shape[1:]
+            counts = measures.confusion(state, test_images, lambda: None)
+    network = state.measured.eval()
+    image_shape = state.augment.normalise(first_images(test_images, 1)[0]).shape[1:]
     result = EvalResult(
         test_error=100 * (1 - accuracy),
         test_accuracy=accuracy,
@@ -174,26 +194,32 @@ def _evaluate(
         out_dir=out,
         metrics=state.metrics,
         network=network,
+        confusion=counts,
+        balanced_accuracy=math.nan if counts is None else measures.balanced_accuracy(counts),
     )
     if not ranks.first:
         return result
     with stops_at_once(how):
         if out is not None:
+            latencies = {size: measures.latency(network, image_shape, size) for size in _LATENCY_BATCHES}
+            result = dataclasses.replace(result, latency=latencies)
             _write_numbers(result, train_images, image_shape, out)
         if config.export is not None:
-            result = dataclasses.replace(result, exported=export(network, image_shape[1:], config.export))
+            result = dataclasses.replace(result, exported=export_trained(_trained(state, train_images), config.export))
         if out is not None:  # pictures last: the numbers and the network are worth more
             _write_pages(out)
     return result
 
 
 def _train(
-    state: EvalState, test_images: ImageData, out: Path, callbacks: Sequence[Callback], loggers: Sequence[Logger]
+    state: EvalState, test_images: ImageSet, out: Path, callbacks: Sequence[Callback], loggers: Sequence[Logger]
 ) -> None:
     """Train for the epochs that are left."""
-    config, device = state.config, test_images.images.device
+    config, device = state.config, state.device
     if config.resume:
         resume(state, out)
+    elif config.init_from is not None:
+        LOGGER.info(begin_from(state, config.init_from))
     with stop_requests() as stop:
         ranks = state.ranks
         forecast = resources.forecast(state.trial_step, config.batch_size // ranks.size, device, ranks.size)
@@ -217,7 +243,7 @@ def _kernels_used(device: torch.device) -> str:
     return f"plain PyTorch modules, as for any discrete network, on {device}"
 
 
-def _epoch_metrics(state: EvalState, test_images: ImageData, keeper: Keeper) -> Metrics:
+def _epoch_metrics(state: EvalState, test_images: ImageSet, keeper: Keeper) -> Metrics:
     training = state.read()
     start = time.monotonic()
     test_loss, test_accuracy = state.measure(test_images, keeper.stop_if_asked)
@@ -251,8 +277,8 @@ def _epoch_line(metrics: Metrics) -> str:
 
 
 def _images(
-    config: EvalConfig, train: Images | None, test: Images | None, loss: Loss | None
-) -> tuple[ImageData, ImageData]:
+    config: EvalConfig, train: Images | None, test: Images | None, loss: Loss | None, device: torch.device
+) -> tuple[ImageSet, ImageSet]:
     """All training images and the test images."""
     if (train is None) != (test is None):
         raise ValueError("train and test must be given together, or neither of them")
@@ -260,17 +286,13 @@ def _images(
         train_images = read_images(train, loss)
         test_images = read_second_images("test", test, train_images, loss)
         for name, part in (("train", train_images), ("test", test_images)):
-            if config.augment == "imagenet" and part.images.dtype != torch.uint8:
-                raise ValueError(f"{name} must be uint8 images with augment 'imagenet'; got {part.images.dtype}")
+            if config.augment == "imagenet" and part.dtype != torch.uint8:
+                raise ValueError(f"{name} must be uint8 images with augment 'imagenet'; got {part.dtype}")
         return train_images, test_images
     if config.dataset == "custom":
         raise ValueError("dataset 'custom' is for images given from Python: evaluate(genotype, config, train, test)")
-    dataset = "imagefolder" if config.dataset == "imagenet" else config.dataset
-    portion = config.test_portion
-    images = data.load(dataset, config.data, "train", config.image_size, test_portion=portion)
-    if config.dataset == "imagenet":
-        images = dataclasses.replace(images, mean=_IMAGENET_MEAN, std=_IMAGENET_STD)
-    return images, data.load(dataset, config.data, "test", config.image_size, train=images, test_portion=portion)
+    images = open_images(config, "train", device)
+    return images, open_images(config, "test", device, images)
 
 
 def _load_weights(network: DiscreteNetwork, path: Path) -> None:
@@ -300,6 +322,21 @@ def _used(weights: dict[str, Tensor]) -> set[str]:
     return {name for name in weights if not name.startswith("auxiliary_head.")}
 
 
+def _trained(state: EvalState, train_images: ImageSet) -> TrainedNetwork:
+    return TrainedNetwork(
+        network=state.measured,
+        architecture=state.genotype,
+        options=state.options,
+        classes=train_images.classes,
+        mean=train_images.mean,
+        std=train_images.std,
+        image_size=train_images.shape[1:],
+        takes_bytes=train_images.dtype == torch.uint8,
+        crops=state.config.augment == "imagenet",
+        grey_range=train_images.grey_range or FULL_RANGE,
+    )
+
+
 def _write_pages(out: Path) -> None:
     from fastdarts.report import run_report  # imports matplotlib and jinja2, which takes a second
     from fastdarts.report.pictures import write_picture
@@ -308,7 +345,7 @@ def _write_pages(out: Path) -> None:
     run_report.write_report(out)
 
 
-def _write_numbers(result: EvalResult, train_images: ImageData, image_shape: Sequence[int], out: Path) -> None:
+def _write_numbers(result: EvalResult, train_images: ImageSet, image_shape: Sequence[int], out: Path) -> None:
     numbers = {
         "test_accuracy": json_number(result.test_accuracy),
         "test_error_percent": json_number(result.test_error),
@@ -318,10 +355,18 @@ def _write_numbers(result: EvalResult, train_images: ImageData, image_shape: Seq
         "parameters_with_auxiliary": result.parameters_with_auxiliary,
         "multiply_adds": result.multiply_adds,
         "image_shape": list(image_shape),
+        "image_size": list(train_images.shape[1:]),
+        "image_dtype": str(train_images.dtype).removeprefix("torch."),
+        "grey_range": train_images.grey_range,
         "mean": train_images.mean,
         "std": train_images.std,
         "classes": train_images.classes,
+        "balanced_accuracy": json_number(result.balanced_accuracy),
+        "latency_seconds": {str(size): seconds for size, seconds in result.latency.items()},
+        "confusion": None,
     }
+    if result.confusion is not None and len(result.confusion) <= _CONFUSION_CLASSES:
+        numbers["confusion"] = result.confusion.tolist()
     write_atomically(out / "result.json", json.dumps(numbers, indent=2) + "\n")
 
 
@@ -360,6 +405,8 @@ def _run(command: _Command) -> int:
         genotype = load_architecture(command.genotype)
     elif config.resume and config.out is not None:
         genotype = load_architecture(str(config.out / "genotype.json"))
+    elif config.init_from is not None:
+        genotype = load_architecture(str(config.init_from))
     else:
         raise ValueError(
             "--genotype is needed: a published cell (DARTS_V2, PC_DARTS_CIFAR, ...), a search's folder or a file such "

@@ -11,7 +11,8 @@ from fastdarts.runs.eval_config import EvalConfig
 from fastdarts.runs.program import run_parsed
 from fastdarts.spaces import registry
 from fastdarts.spaces.darts.published import CELLS, SIZES
-from fastdarts.spaces.recurrent.architecture import PUBLISHED
+from fastdarts.spaces.layerwise import published as chains
+from fastdarts.spaces.recurrent import architecture as cells
 
 _PROGRAM = "fastdarts list"
 
@@ -49,13 +50,18 @@ def list_datasets() -> dict[str, str]:
 
 
 def list_genotypes() -> dict[str, str]:
-    """Return a line about each published genotype: the size of its CIFAR-10 network (C=36, 20 cells) and its source, or
-    the nodes of a recurrent cell."""
-    cells = {
+    """Return a line about each published genotype: the size of its CIFAR-10 network (C=36, 20 cells) and its source,
+    the nodes of a recurrent cell, or the layers of a chain."""
+    convolutional = {
         name: f"{SIZES[name][0] / 1e6:.2f}M parameters, {SIZES[name][1] / 1e6:.0f}M multiply-adds; {cell.source}"
         for name, cell in CELLS.items()
     }
-    return cells | {name: f"recurrent cell: {cell}" for name, cell in PUBLISHED.items()}
+    recurrent = {name: f"recurrent cell: {cell}" for name, cell in cells.PUBLISHED.items()}
+    layers = {
+        name: f"{len(chain.layers)} layers of space {chain.space}, {chain.skips()} left out"
+        for name, chain in chains.PUBLISHED.items()
+    }
+    return convolutional | recurrent | layers
 
 
 KINDS: dict[str, Callable[[], dict[str, str]]] = {

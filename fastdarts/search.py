@@ -22,11 +22,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fastdarts import data
-from fastdarts.bilevel.ranks import Ranks
 from fastdarts.config import quoting
 from fastdarts.config.command_line import build_parser
 from fastdarts.config.files import write_atomically
-from fastdarts.data import ImageData
+from fastdarts.data import ImageSet
+from fastdarts.data.images import fraction_of
 from fastdarts.data.text import load_corpus
 from fastdarts.methods import find
 from fastdarts.runs import movement, resources
@@ -34,7 +34,7 @@ from fastdarts.runs.console import LOGGER
 from fastdarts.runs.device import determinism
 from fastdarts.runs.folder import check_out, run_folder, taken_up
 from fastdarts.runs.forecast import forecast_line, out_of_memory_explained
-from fastdarts.runs.images import Images, outputs_for, read_images, read_second_images
+from fastdarts.runs.images import Images, open_images, outputs_for, read_images, read_second_images
 from fastdarts.runs.interrupt import stop_requests, stops_at_once
 from fastdarts.runs.keeper import Keeper, asked_to_end, how_to_continue, train_epoch
 from fastdarts.runs.kernels import cell_kernels_used, kernels_used
@@ -158,7 +158,7 @@ def _search(
             raise ValueError("backend 'fused' cannot go with sync_batch_norm: no kernel sums moments over processes")
         kernels = f"plain PyTorch modules on {device}: no kernel sums the moments of batch norm over processes"
     LOGGER.info("kernels: %s", kernels)
-    make_state = _on_text(config) if text else _on_images(config, train, valid, loss, ranks)
+    make_state = _on_text(config) if text else _on_images(config, team, train, valid, loss)
     with determinism(config.deterministic), stop_requests() as stop:
         out = run_folder(config, "search", team)
         state = make_state(device)
@@ -192,15 +192,15 @@ def _search(
 
 
 def _on_images(
-    config: SearchConfig, train: Images | None, valid: Images | None, loss: Loss | None, ranks: Ranks
+    config: SearchConfig, team: Team, train: Images | None, valid: Images | None, loss: Loss | None
 ) -> Callable[[torch.device], SearchState]:
     """Read the images; return what makes the state of a search on them, on a device."""
-    weights_half, alphas_half = _halves(config, train, valid, loss)
+    weights_half, alphas_half = _halves(config, train, valid, loss, team.device)
     outputs_for(weights_half)  # says what is wrong with the classes before the run's folder is made
 
     def make(device: torch.device) -> SearchState:
         alphas = None if alphas_half is None else alphas_half.to(device)
-        return SearchState(config, weights_half.to(device), alphas, loss or cross_entropy, device, ranks)
+        return SearchState(config, weights_half.to(device), alphas, loss or cross_entropy, device, team.ranks)
 
     return make
 
@@ -267,17 +267,19 @@ def _histograms(state: SearchState) -> dict[str, Tensor]:
 
 
 def _halves(
-    config: SearchConfig, train: Images | None, valid: Images | None, loss: Loss | None
-) -> tuple[ImageData, ImageData | None]:
+    config: SearchConfig, train: Images | None, valid: Images | None, loss: Loss | None, device: torch.device
+) -> tuple[ImageSet, ImageSet | None]:
     """The images of the weight steps and of the alpha steps; all and none where the alphas learn from the first."""
     if train is None:
         if valid is not None:
             raise ValueError("valid was given without train")
         if config.dataset == "custom":
             raise ValueError("dataset 'custom' is for images given from Python: search(config, train=...)")
-        images = data.load(config.dataset, config.data, "train", config.image_size, test_portion=config.test_portion)
+        images = open_images(config, "train", device)
     else:
         images = read_images(train, loss)
+    if config.search_fraction < 1:
+        images = fraction_of(images, config.search_fraction, config.seed)
     if valid is None and find(config.method).level in ("single", "coordinate"):
         return images, None
     if valid is None:

@@ -16,10 +16,12 @@ import torch
 import fastdarts
 from fastdarts import DARTS_V2, cli, data, env, methods
 from fastdarts import list as list_module
-from fastdarts.config.search_options import Dataset
+from fastdarts.config.search_options import Dataset, TextDataset
 from fastdarts.runs.kernels import describe_kernels
 from fastdarts.spaces import registry
 from fastdarts.spaces.darts.genotype import PUBLISHED
+from fastdarts.spaces.layerwise import published as chains
+from fastdarts.spaces.recurrent import architecture as cells
 
 ROOT = Path(__file__).resolve().parents[1]
 LIGHT = """
@@ -129,9 +131,13 @@ def test_list_has_everything_with_a_line_each(capsys):
     names = {kind: [entry["name"] for entry in entries] for kind, entries in tables.items()}
     assert names["methods"] == list(methods.NAMES)
     assert names["spaces"] == list(registry.names())
-    assert set(names["datasets"]) == {*typing.get_args(Dataset), "imagenet"} == set(list_module.DATASETS)
+    assert (
+        set(names["datasets"])
+        == {*typing.get_args(Dataset), *typing.get_args(TextDataset), "imagenet"}
+        == set(list_module.DATASETS)
+    )
     assert set(names["datasets"]) >= set(data.DATASETS)
-    assert names["genotypes"] == list(PUBLISHED)
+    assert names["genotypes"] == [*PUBLISHED, *cells.PUBLISHED, *chains.PUBLISHED]
     assert all(len(entry["summary"]) > 10 for entries in tables.values() for entry in entries)
 
     said = ends_with(0, ["list"], capsys).out

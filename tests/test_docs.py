@@ -3,6 +3,7 @@
 import re
 import shlex
 import shutil
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from fastdarts import DARTS_V2
 from fastdarts.cli import SHELLS
 from fastdarts.compare import CompareConfig
 from fastdarts.config.command_line import parse_cli
+from fastdarts.evaluate import EvalConfig
 from fastdarts.evaluate import _Command as EvalCommand
 from fastdarts.search import SearchConfig
 
@@ -47,6 +49,8 @@ def test_commands_parse(
     run = tmp_path / "runs" / "RUN"  # the run that the pages speak of
     run.mkdir(parents=True)
     SearchConfig().save(run / "config.json")
+    (tmp_path / "runs" / "trees").mkdir()
+    EvalConfig().save(tmp_path / "runs" / "trees" / "config.json")
     for example in (ROOT / "examples").glob("*.py"):  # plugins are imported from the working folder
         shutil.copy(example, tmp_path)
     (tmp_path / "search.yaml").write_text(blocks(ROOT / "docs" / "command-line.md", "yaml")[0])
@@ -56,7 +60,9 @@ def test_commands_parse(
         (tmp_path / found).write_text(DARTS_V2.to_json())
     if name in CONFIGS:
         config = parse_cli(CONFIGS[name], arguments)
-        assert config.dataset in ("digits", "cifar10", "imagefolder")
+        assert config.dataset in ("digits", "cifar10", "imagefolder", "imagenet", "pydoc")
+    elif name in ("predict", "export"):
+        import_module(f"fastdarts.{name}").parser().parse_args(arguments)
     else:
         assert name == "--print-completion"
         assert arguments[0] in SHELLS

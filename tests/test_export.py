@@ -88,8 +88,10 @@ def test_the_network_of_a_run_from_the_command_line(tmp_path: Path, capsys: pyte
     assert said[:2] == [str(run / "network.pt2"), str(run / "network.onnx")]
     assert "result.json" in said[2]
     program = torch.export.load(run / "network.pt2")
-    batch = torch.randn(3, 2, 8, 6)
-    assert_no_worse(program.module()(batch), network(batch), copy.deepcopy(network).double()(batch.double()))
+    batch = torch.randint(256, (3, 2, 8, 6), dtype=torch.uint8)
+    plain = network((batch.float() / 255 - 0.5) / 0.3)
+    truth = copy.deepcopy(network).double()((batch.double() / 255 - 0.5) / 0.3)
+    assert_no_worse(program.module()(batch), plain, truth)
 
     (run / "result.json").unlink()
     assert main(["export", str(run), "--out", str(tmp_path / "x")]) == 2

@@ -14,6 +14,7 @@ from fastdarts import search as search_program
 from fastdarts.data.text import Corpus, load_corpus
 from fastdarts.evaluate import EvalConfig, evaluate
 from fastdarts.evaluate_text import evaluate_text
+from fastdarts.export import export_run
 from fastdarts.runs.search_config import SearchConfig
 from fastdarts.runs.text_eval_state import TextEvalState
 from fastdarts.runs.text_search_state import TextSearchState
@@ -209,6 +210,9 @@ def test_evaluation_writes_its_folder_and_is_tested_again(tmp_path: Path) -> Non
     assert evaluate_text(V1, again).test_loss == pytest.approx(result.test_loss, rel=1e-6)
     with pytest.raises(ValueError, match="genotype is of a language model"):
         evaluate(V1, config)
+    pytest.importorskip("onnxscript", reason="export needs the package onnxscript")
+    with pytest.raises(ValueError, match="holds a language model; only networks for images are loaded and exported"):
+        export_run(tmp_path / "run", tmp_path / "network")
 
 
 def test_the_last_row_counts_once(tmp_path: Path) -> None:
@@ -230,6 +234,8 @@ def test_command_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     argv = [*common, "--space", "recurrent", "--epochs", "1", "--out", str(found), "--space-options", *small]
     assert search_program.main(argv) == 0
     assert "genotype: " in capsys.readouterr().out
+    assert search_program.main(["--resume", "--out", str(found), "--epochs", "2"]) == 0
+    assert "epochs have become 2" in capsys.readouterr().out
     argv = [*common, "--genotype", str(found), "--epochs", "1", "--out", str(trained), "--space-options", *small]
     assert evaluate_program.main(argv) == 0
     assert "test perplexity" in capsys.readouterr().out
@@ -237,4 +243,4 @@ def test_command_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "test perplexity" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         search_program.main(["--space", "recurrent", "--help"])
-    assert "width=64: size of embedding" in capsys.readouterr().out
+    assert "width=32: size of embedding" in capsys.readouterr().out

@@ -62,6 +62,8 @@ class Architect:
             `fastdarts.bilevel.ranks` keeps this process by itself.
         task: computes losses in place of `loss`, for batches of more than inputs and targets.
         clip: clips the gradients of the weights inside the second order; None for no clipping.
+        train_weight: weight of the training loss beside the validation loss in a gradient of order 1 (MiLeNAS: He et
+            al., CVPR 2020, equation 4).
 
     Raises:
         ValueError: unknown `hvp`, `r` not positive, no alphas, or alphas that are not leaves.
@@ -90,6 +92,7 @@ class Architect:
         ranks: Ranks | None = None,
         task: Task | None = None,
         clip: VirtualClip | None = None,
+        train_weight: float = 0.0,
     ) -> None:
         if hvp not in ("finite-difference", "exact"):
             raise ValueError(f'hvp must be "finite-difference" or "exact"; got {hvp!r}')
@@ -102,6 +105,7 @@ class Architect:
         self.r = r
         self.loss = loss
         self.clip = clip
+        self.train_weight = train_weight
         self._task = task
         self._advances = False  # True if the pass over the validation batch moves its stream on
         self.amp_dtype = amp_dtype
@@ -128,7 +132,8 @@ class Architect:
     ) -> list[Tensor]:
         """Return the architecture gradient, one tensor per tensor of `arch_parameters()`; change nothing.
 
-        Order 1 is d/dalpha L_valid(w, alpha). Order 2 (eq. 7 and 8) takes the virtual step
+        Order 1 is d/dalpha (L_valid(w, alpha) + train_weight L_train(w, alpha)).
+        Order 2 (eq. 7 and 8) takes the virtual step
         w' = w - xi (momentum * buffer + g + weight_decay * w) with g = d/dw L_train and the optimizer's momentum
         buffer, and returns d/dalpha L_valid(w', alpha) - xi * H, where H is the product of L_train's mixed second
         derivative at w with v = d/dw' L_valid(w', alpha). A weight that a pass does not use has gradient zero; v = 0
@@ -147,7 +152,11 @@ class Architect:
         with frozen_buffers(self.network), fused.reading_once():
             if order == 1:
                 with without_gradients(self.flat.weights):
-                    return self.ranks.sum(dense(self._validation_gradients(valid, self.alphas)))
+                    gradients = dense(self._validation_gradients(valid, self.alphas))
+                    if self.train_weight:
+                        more = self._gradients(train, self.alphas)
+                        gradients = [a + self.train_weight * b for a, b in zip(gradients, more, strict=True)]
+                return self.ranks.sum(gradients)
             return self._second_order(
                 train, valid, as_scalar(xi, self.flat.buffer.device), momentum_of(w_optimizer, self.flat)
             )

@@ -62,7 +62,7 @@ _TEXT = _PAPER | {  # Liu et al., section A.1.2
     "arch_lr": 3e-3,
     "arch_beta1": 0.9,
 }
-_SMALL_TEXT = _TEXT | {"epochs": 4, "batch_size": 32, "arch_lr": 1e-2}
+_SMALL_TEXT = _TEXT | {"epochs": 4, "batch_size": 32, "lr": 5.0, "arch_lr": 1e-2}
 
 Dataset = Literal["digits", "mnist", "fashionmnist", "cifar10", "cifar100", "svhn", "imagefolder", "custom"]
 TextDataset = Literal["pydoc", "ptb", "wikitext2", "textfolder"]
@@ -162,6 +162,21 @@ class SearchOptions(Config):
         at_least=0,
         below=1,
     )
+    stream: Literal["auto", "always", "never"] = option(
+        "data",
+        "of an image folder: decode images when they are needed; auto: where memory cannot hold them all",
+        "auto",
+    )
+    workers: int | None = option(
+        "data",
+        "processes that decode, for each stream of images (default: one a CPU, at most 16)",
+        None,
+        metavar="N",
+        at_least=1,
+    )
+    search_fraction: float = option(
+        "data", "share of the training images of each class that the search reads at all", 1.0, above=0, at_most=1
+    )
     train_portion: float = option(
         "data", "share of the training images that trains weights; the rest trains alphas", 0.5, above=0, below=1
     )
@@ -169,6 +184,9 @@ class SearchOptions(Config):
     flip: bool = option("data", "mirror half of the images")
     cutout: int = option("data", "side of the square that is blanked in each image, in pixels", 0, at_least=0)
 
+    stem: Literal["cifar", "imagenet"] = option(
+        "network", "first layers; imagenet divides the image's sides by 8", "cifar"
+    )
     init_channels: int = option("network", "channels C of the first cells", at_least=1)
     layers: int = option("network", "number of cells", at_least=1)
     backend: Literal["auto", "fused", "reference"] = option("network", "how mixed operations are computed", "auto")

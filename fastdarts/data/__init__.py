@@ -1,8 +1,22 @@
-"""Images as one uint8 tensor on the device, from known data sets, folders or anyone's Dataset, and batches of them."""
+"""Images in memory or streamed from files, of known data sets, folders or anyone's Dataset, and batches of them."""
 
 from fastdarts.data.dataset import from_dataset
-from fastdarts.data.images import ImageData, split
-from fastdarts.data.sources import DATASETS, load
+from fastdarts.data.images import ImageData, ImageSet, split
+from fastdarts.data.opening import Streaming, open_images
+from fastdarts.data.sources import DATASETS, Split, load
 from fastdarts.data.stream import BatchStream
+from fastdarts.data.streamed import StreamedImages
 
-__all__ = ["DATASETS", "BatchStream", "ImageData", "from_dataset", "load", "split"]
+__all__ = [
+    "DATASETS",
+    "BatchStream",
+    "ImageData",
+    "ImageSet",
+    "Split",
+    "StreamedImages",
+    "Streaming",
+    "from_dataset",
+    "load",
+    "open_images",
+    "split",
+]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastdarts.data.modern import Transform
 from fastdarts.data.share import Share
 
 
@@ -64,6 +65,8 @@ class Augment:
         self.cutout = cutout
         self.cutout_share = 1.0
         """Share of the images to which cutout is applied; may be set at any time."""
+        self.before: Transform | None = None
+        """Transform that a call applies first; may be set at any time."""
         self.generator = torch.Generator(device)
         self.generator.manual_seed(generator_seed)
         self._mean = torch.tensor(mean, device=device)
@@ -74,6 +77,8 @@ class Augment:
 
         With a share, they are its rows of a global batch, for all of which random choices are made.
         """
+        if self.before is not None:
+            images = self.before(images)
         if share is None:
             return self.apply(images, self.draw(images))
         whole = self.draw(images[:1].expand(share.total, *images.shape[1:]))

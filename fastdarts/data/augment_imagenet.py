@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
+from fastdarts.data.modern import Transform
 from fastdarts.data.share import Share
 
 _SCALE = (0.08, 1.0)  # area of a crop as a share of the image's area
@@ -67,6 +68,8 @@ class ImageNetAugment:
         height, width = image_size
         self.size = height * 7 // 8, width * 7 // 8
         self.flip = flip
+        self.before: Transform | None = None
+        """Transform that a call applies first; may be set at any time."""
         self.generator = torch.Generator(device)
         self.generator.manual_seed(generator_seed)
         self._mean = torch.tensor(mean, device=device)[:, None, None]
@@ -77,6 +80,8 @@ class ImageNetAugment:
 
         With a share, they are its rows of a global batch, for all of which random choices are made.
         """
+        if self.before is not None:
+            images = self.before(images)
         if share is None:
             return self.apply(images, self.draw(images))
         whole = self.draw(images[:1].expand(share.total, *images.shape[1:]))

@@ -8,14 +8,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fastdarts.data.images import ImageData, channel_statistics, check_alike
+from fastdarts.data.images import ImageData, ImageSet, channel_statistics, check_alike
 from fastdarts.data.pixels import is_grey, pixels
 from fastdarts.data.rows import Pairs, Rows
 
 
 def from_dataset(
     dataset: Dataset[Any] | Rows,
-    train: ImageData | None = None,
+    train: ImageSet | None = None,
     *,
     image_column: str | None = None,
     label_column: str | None = None,

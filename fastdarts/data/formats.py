@@ -1,5 +1,6 @@
 """Image files: which are opened, and by which decoders. The contents decide, not the name."""
 
+import io
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -35,13 +36,18 @@ def suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in allowed)
 
 
-def open_image(path: Path, use: Callable[[Image.Image], Result]) -> Result:
+def open_image(path: Path, use: Callable[[Image.Image], Result], content: bytes | None = None) -> Result:
     """Open an image file, look at its size and give it to `use`.
+
+    Args:
+        path: the file, or its name where `content` is given.
+        use: called with the image, of which only the header is read.
+        content: the file's bytes.
 
     Raises: ValueError that names the file, for anything that is wrong with it; MemoryError.
     """
     try:
-        with Image.open(path, formats=formats()) as image:
+        with Image.open(path if content is None else io.BytesIO(content), formats=formats()) as image:
             if image.width * image.height > PIXEL_LIMIT:
                 raise ValueError(
                     f"it has {image.width}x{image.height} pixels, {image.width * image.height / 1e6:,.0f} million; "

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,17 @@ def check_room(count: int, shape: tuple[int, ...]) -> None:
             f"{count:,} images of {channels}x{height}x{width} take {needed / 2**30:,.1f} GiB of memory, "
             f"{free / 2**30:,.1f} GiB are free: give a smaller image_size or fewer images"
         )
+
+
+def shared_bytes() -> float:
+    """Return the free shared memory, through which processes pass images; infinity where the system does not tell."""
+    folder = Path("/dev/shm")
+    return float(shutil.disk_usage(folder).free) if folder.is_dir() else float("inf")
+
+
+def usable_cpus() -> int:
+    """Return the number of CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Budget:

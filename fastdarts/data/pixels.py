@@ -3,7 +3,9 @@
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 _DEEP = frozenset({"I;16", "I;16L", "I;16B", "I"})
 _GREY = frozenset({"1", "L"}) | _DEEP
@@ -89,10 +91,8 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     return sides if orientation(image) < 5 else sides[::-1]
 
 
-def pixels(
-    image: Image.Image, grey: bool, size: tuple[int, int] | None = None, grey_range: GreyRange = FULL_RANGE
-) -> np.ndarray:
-    """Return the pixels of `image` as uint8 [1 or 3, H, W], grey or RGB, resized to `size` (H, W) if given.
+def pixels(image: Image.Image, grey: bool, grey_range: GreyRange = FULL_RANGE) -> np.ndarray:
+    """Return the pixels of `image` as uint8 [1 or 3, H, W], grey or RGB.
 
     Transparent images are composed over white, as viewers show them. For 16-bit grey images `grey_range` is mapped to
     0..255 (for the full range, by taking the upper 8 bits).
@@ -108,8 +108,13 @@ def pixels(
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("L" if grey else "RGB")
-    if size is not None and image.size != (size[1], size[0]):
-        image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    array = np.asarray(image)
+    mode = "L" if grey else "RGB"
+    array = np.array(image if image.mode == mode else image.convert(mode))  # convert copies even to the same mode
     return array[None] if grey else array.transpose(2, 0, 1)
+
+
+def resized(image: Tensor, size: tuple[int, int] | None) -> Tensor:
+    """Return uint8 channels [C, H, W] resized to `size` (H, W) if given: bilinear, antialiased, within 1 of Pillow."""
+    if size is None or image.shape[1:] == size:
+        return image
+    return torch.nn.functional.interpolate(image[None], size, mode="bilinear", antialias=True)[0]

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from fastdarts.config.importing import importing
-from fastdarts.data.folder import load_folder
-from fastdarts.data.images import ImageData, channel_statistics, check_alike
+from fastdarts.data.folder import decode_all
+from fastdarts.data.images import ImageData, ImageSet, channel_statistics, check_alike
+from fastdarts.data.listing import list_images
 
 Split = Literal["train", "test"]
 
@@ -34,7 +35,7 @@ def load(
     split: Split = "train",
     image_size: tuple[int, int] | None = None,
     *,
-    train: ImageData | None = None,
+    train: ImageSet | None = None,
     test_portion: float = 0.0,
 ) -> ImageData:
     """Read one part of a data set into memory, as uint8.
@@ -42,7 +43,7 @@ def load(
     Args:
         dataset: one of DATASETS.
         data_dir: the folder with the data (not for digits): torchvision's standard layout, downloaded when missing and
-            possible; for imagefolder `train/<class>/*` and `test/<class>/*`, or `<class>/*` alone (see `load_folder`).
+            possible; for imagefolder `train/<class>/*` and `test/<class>/*`, or `<class>/*` alone (see `list_images`).
         split: "train" or "test". Of digits, every fifth image of each class is a test image.
         image_size: (H, W) in pixels; every image is resized to it (bilinear, antialiased; the aspect ratio may change).
         train: for a test part, the training part if it is in memory already; else it is read too. The test images take
@@ -55,6 +56,26 @@ def load(
     Raises: ValueError for a name, split or size that is not allowed and for images that cannot be used;
         FileNotFoundError, saying which files go where, when the data are missing.
     """
+    check_source(dataset, data_dir, split, image_size)
+    folder = Path() if data_dir is None else Path(data_dir)
+    if split == "test" and train is None:
+        train = load(dataset, data_dir, "train", image_size, test_portion=test_portion)
+    if dataset == "imagefolder":
+        listing = list_images(folder, split, test_portion)
+        decoded = decode_all(listing, image_size, train)
+        print(listing.line, flush=True)
+        return decoded
+    images, targets, classes = _read(dataset, folder, split, image_size)
+    if train is not None:
+        check_alike(images, train)
+        mean, std = train.mean, train.std
+    else:
+        mean, std = (_CIFAR10_MEAN, _CIFAR10_STD) if dataset == "cifar10" else channel_statistics(images)
+    return ImageData(images, targets, classes, mean, std, published_order=dataset in _TORCHVISION)
+
+
+def check_source(dataset: str, data_dir: Path | None, split: str, image_size: tuple[int, int] | None) -> None:
+    """Raise a ValueError for arguments of `load` that are not allowed."""
     if dataset not in DATASETS:
         raise ValueError(f"dataset must be one of {', '.join(DATASETS)}; got {dataset!r}")
     if split not in ("train", "test"):
@@ -63,26 +84,6 @@ def load(
         raise ValueError(f"image_size must be (height, width), both at least 1; got {image_size}")
     if dataset != "digits" and data_dir is None:
         raise ValueError(f"data set {dataset} needs data_dir (--data DIR), the folder it is in")
-
-    folder = Path() if data_dir is None else Path(data_dir)
-    if split == "test" and train is None:
-        train = load(dataset, data_dir, "train", image_size, test_portion=test_portion)
-    grey_range = None
-    if dataset == "imagefolder":
-        found = load_folder(folder, split, image_size, test_portion, train.grey_range if train else None)
-        images, targets, classes, grey_range, line = found
-        print(line, flush=True)
-    else:
-        images, targets, classes = _read(dataset, folder, split, image_size)
-    if train is not None:
-        if len(train.mean) == 3 and images.shape[1] == 1:  # a folder of grey images beside a coloured one
-            images = images.expand(-1, 3, -1, -1).contiguous()
-        check_alike(images, train)
-        mean, std = train.mean, train.std
-    else:
-        mean, std = (_CIFAR10_MEAN, _CIFAR10_STD) if dataset == "cifar10" else channel_statistics(images)
-    published = dataset in _TORCHVISION
-    return ImageData(images, targets, classes, mean, std, published_order=published, grey_range=grey_range)
 
 
 def _read(

@@ -7,14 +7,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fastdarts.data.images import ImageData
+from fastdarts.data.images import ImageData, ImageSet
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 _TRIALS = 8
 
 
-def settled(data: ImageData, loss: Loss | None, train: ImageData | None = None) -> ImageData:
+def settled(data: ImageData, loss: Loss | None, train: ImageSet | None = None) -> ImageData:
     """Return the data with targets that the loss reads as they are meant.
 
     Without a loss (cross entropy) [y], one-hot rows and whole numbers as floats become class indices; rows that sum to

@@ -26,6 +26,7 @@ _CLASSES = {
     "sdarts-adv": "sdarts_adv:SdartsAdv",
     "p-darts": "p_darts:PDarts",
     "robustdarts": "robustdarts:RobustDarts",
+    "milenas": "milenas:MiLeNAS",
     "proxyless": "proxyless:Proxyless",
     "fbnet": "fbnet:FBNet",
 }

@@ -58,6 +58,8 @@ class Method(StepRules):
     """True if the passes of one step use different op weights, sampled at random."""
     varies: ClassVar[bool] = False
     """True if relaxation or penalty depend on the epoch."""
+    train_weight: float = 0.0
+    """Weight of the training loss beside the validation loss in the alphas' gradient; order 1 only."""
     competes: ClassVar[bool] = True
     """True if an edge's op weights are a softmax of its alphas."""
     alpha_grad_clip: ClassVar[float | None] = None

@@ -1,5 +1,4 @@
-"""ProxylessNAS: one sampled path, whose alphas learn from what the other ops would have done (Cai et al., ICLR 2019,
-arXiv:1812.00332).
+"""ProxylessNAS: one sampled path, and alphas that learn from a pair of ops (Cai et al., ICLR 2019, arXiv:1812.00332).
 
 A weight step samples one op for each row and runs no other. An alpha step, every fifth step, samples again and gives
 the alphas the straight-through gradient of their gates, dL/dalpha_i = sum_j G_j p_j (delta_ij - p_i), where
@@ -9,7 +8,8 @@ G_j = <dL/dy, op_j(x)> is computed for
   that the pair's share of the whole softmax is what it was.
 * `full_v2` (the released code's default): all ops; only the sampled one has a graph, the others run again in the
   backward pass.
-* `full`: all ops, all with a graph. The same gradient; for spaces of cells, whose kernels compute all ops at once.
+* `full`: all ops, all with a graph. The same gradient; for spaces of cells, whose kernels compute all ops at once, and
+  there the default.
 
 Differences from the authors' code: the choice to leave a layer out takes part like any other op, with output 0 (theirs
 gives its row no gradient where it is the sampled one, not even the latency's); alpha steps see augmented images; labels
@@ -39,7 +39,9 @@ from fastdarts.tasks.task import Batch
 class ProxylessOptions(MethodOptions):
     """Define the hyper-parameters of ProxylessNAS; defaults are the authors'."""
 
-    gradient: Literal["two", "full_v2", "full"] = hyper("ops from which alphas learn: a pair, or all", "two")
+    gradient: Literal["auto", "two", "full_v2", "full"] = hyper(
+        "ops from which alphas learn: a pair, or all; auto: two, in spaces of cells full", "auto"
+    )
     every: int = hyper("weight steps for each alpha step", 5, at_least=1)
 
 
@@ -55,6 +57,9 @@ class Proxyless(Method):
 
     def __init__(self, config: SearchOptions) -> None:
         super().__init__(config)
+        self.gradient = self.options.gradient
+        if self.gradient == "auto":
+            self.gradient = "two" if "probed ops" in self.space.features else "full"
         self._steps = 0
         self._for_alphas = False
         self._pairs: dict[str, Tensor] = {}
@@ -64,7 +69,7 @@ class Proxyless(Method):
     def check(cls, config: SearchOptions) -> None:
         super().check(config)
         gradient = config.method_options["gradient"]
-        if gradient != "full" and "probed ops" not in cls.space_of(config).features:
+        if gradient in ("two", "full_v2") and "probed ops" not in cls.space_of(config).features:
             raise ValueError(
                 f"gradient {gradient!r} needs layers that can run ops without a graph, which space {config.space!r} "
                 "does not have; take gradient=full"
@@ -104,12 +109,12 @@ class Proxyless(Method):
         if not self._for_alphas:
             shares = alpha.detach().softmax(dim=-1)
             return _gates(_draw(shares, 1, self.generator)[:, 0], alpha.detach())
-        if self.options.gradient == "two":
+        if self.gradient == "two":
             return self._pair(group, alpha)
         shares = alpha.softmax(dim=-1)
         chosen = _draw(shares.detach(), 1, self.generator)[:, 0]
         gates = gumbel.straight_through(chosen, shares)
-        if self.options.gradient == "full":
+        if self.gradient == "full":
             return Mix(gates)
         columns = range(alpha.shape[1])
         return Mix(

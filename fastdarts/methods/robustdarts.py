@@ -23,6 +23,7 @@ from torch import Tensor
 
 from fastdarts.bilevel.architect import frozen_buffers, without_gradients
 from fastdarts.config.search_options import SearchOptions
+from fastdarts.data.images import first_images
 from fastdarts.data.share import Share, SharedBatch
 from fastdarts.methods.lanczos import largest_eigenvalue
 from fastdarts.methods.method import Method, MethodOptions, hyper
@@ -168,12 +169,12 @@ class RobustDarts(Method):
         """
         network, images = state.network, state.validation
         assert images is not None  # level "bilevel" always has validation images
-        part = images.subset(torch.arange(min(self.options.images or state.config.batch_size, len(images))))
+        batch, targets = first_images(images, self.options.images or state.config.batch_size)
         network.train()
         alphas = network.arch_parameters()
         with frozen_buffers(network), without_gradients(state.architect.flat.weights):
-            whole = Share(0, len(part), len(part), weight=1)  # every rank computes all of the images
-            loss, _ = state.architect.forward(SharedBatch(state.augment.normalise(part.images), part.targets, whole))
+            whole = Share(0, len(batch), len(batch), weight=1)  # every rank computes all of the images
+            loss, _ = state.architect.forward(SharedBatch(state.augment.normalise(batch), targets, whole))
             # a network of one or two cells has no normal cell; its alphas get zero gradients
             gradients = torch.autograd.grad(loss, alphas, create_graph=True, materialize_grads=True)
             gradient = torch.cat([g.flatten() for g in gradients])

@@ -145,7 +145,7 @@ def _line_styles(primitives: Sequence[str]) -> list[dict[str, Any]]:
     return styles
 
 
-class _Panel(NamedTuple):
+class Panel(NamedTuple):
     """Hold the position of a row's panel in its group's grid."""
 
     row: int
@@ -156,17 +156,17 @@ class _Panel(NamedTuple):
     labels_below: bool
 
 
-def _panels(group: GroupHistory) -> list[_Panel]:
+def panels(group: GroupHistory) -> list[Panel]:
     """Place edges by target and source, other rows in lines of six."""
     rows = group.weights.shape[1]
     if not group.ends:
         return [
-            _Panel(row, str(row), row % _WRAP, row // _WRAP, row % _WRAP == 0, row + _WRAP >= rows)
+            Panel(row, str(row), row % _WRAP, row // _WRAP, row % _WRAP == 0, row + _WRAP >= rows)
             for row in range(rows)
         ]
     first = min(target for _, target in group.ends)
     return [
-        _Panel(
+        Panel(
             row,
             f"{source} → {target}",
             target - first,
@@ -183,7 +183,7 @@ def alphas_png(groups: Sequence[GroupHistory], primitives: Sequence[str]) -> byt
     drawn = [value for group in groups for value in (group.weights, group.row_weights) if value is not None]
     known = np.concatenate([value[np.isfinite(value)] for value in drawn])
     styles = _line_styles(primitives)
-    grids = [_panels(group) for group in groups]
+    grids = [panels(group) for group in groups]
 
     width = 0.6 + PANEL_WIDTH * max(2, *(panel.across + 1 for grid in grids for panel in grid))
     legend_rows = math.ceil(len(primitives) / int((width - 0.6) / 1.7))

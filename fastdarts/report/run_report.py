@@ -1,6 +1,5 @@
 """Write report.html, a self-contained page about a run, from the files in its folder."""
 
-import base64
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -17,9 +16,15 @@ from fastdarts.config import quoting
 from fastdarts.config.files import write_atomically
 from fastdarts.config.named_code import flags_naming_code
 from fastdarts.config.reading import parse_json, read_text
-from fastdarts.report.alphas import alphas_png, read_alphas
+from fastdarts.report.alphas import GroupHistory, read_alphas
+from fastdarts.report.alphas_svg import group_svg, largest, legend, margins
 from fastdarts.report.chart import Chart
+from fastdarts.report.heat import confusion_map
+from fastdarts.report.notes import note
 from fastdarts.runs.progress import duration
+from fastdarts.spaces.darts.genotype import Genotype
+from fastdarts.spaces.darts.published import SIZES
+from fastdarts.spaces.darts.sizes import Size, size_of
 from fastdarts.spaces.registry import read_architecture, space_of
 
 Record = dict[str, Any]
@@ -52,7 +57,7 @@ class Run:
         given_up: the "epoch" lines of epochs discarded by a rollback.
         genotype: the architecture that the search found or the evaluation trained.
         result: contents of result.json; None for a search.
-        alphas: bytes of `alphas.png`; None for an evaluation.
+        alphas: the groups of alphas.npz and the names of the ops; None for an evaluation.
     """
 
     folder: Path
@@ -62,7 +67,7 @@ class Run:
     given_up: list[Record]
     genotype: Any
     result: Record | None
-    alphas: bytes | None
+    alphas: tuple[list[GroupHistory], list[str]] | None
 
 
 def write_report(out_dir: Path) -> Path:
@@ -102,16 +107,8 @@ def _read(folder: Path) -> Run:
         given_up=given_up,
         genotype=_read_genotype(folder / "genotype.json"),
         result=_read_result(folder / "result.json") if evaluation else None,
-        alphas=None if evaluation else _alphas(folder / "alphas.npz"),
+        alphas=None if evaluation else read_alphas(folder / "alphas.npz"),
     )
-
-
-def _alphas(path: Path) -> bytes:
-    """Return the picture of the alphas in `path`: the file beside it if that is not older, or else a new drawing."""
-    drawn = path.with_suffix(".png")
-    if drawn.is_file() and path.is_file() and drawn.stat().st_mtime_ns >= path.stat().st_mtime_ns:
-        return drawn.read_bytes()
-    return alphas_png(*read_alphas(path))
 
 
 def _read_text(path: Path) -> str:
@@ -190,9 +187,13 @@ def _page(run: Run) -> dict[str, Any]:
         "cells": Markup(space_of(run.genotype).svg(run.genotype)),
         "genotype": run.genotype.to_json(),
         "charts": _charts(run),
-        "alphas": base64.b64encode(run.alphas).decode() if run.alphas else None,
+        "note": note,
+        "alphas": _alphas(run),
+        "margins": [margins(group, run.alphas[1]) for group in run.alphas[0]] if run.alphas else [],
+        "confusion": _confusion(run.result) if run.result else None,
+        "published": _published(run),
         "tables": {
-            **({"Result": _rows(run.result)} if run.result else {}),
+            **({"Result": _rows(_plain(run.result))} if run.result else {}),
             **({"Tabulated accuracy (%)": rows} if (rows := _benchmark_rows(run)) else {}),
             **({"Method, in the last epoch": rows} if (rows := _method_rows(run)) else {}),
             "Time": _time_rows(run),
@@ -200,6 +201,58 @@ def _page(run: Run) -> dict[str, Any]:
             "Environment": _rows(run.environment),
         },
     }
+
+
+def _alphas(run: Run) -> dict[str, Any] | None:
+    """Return the legend of the op weights, and of each group the title and the picture."""
+    if run.alphas is None:
+        return None
+    groups, primitives = run.alphas
+    top = largest(groups)
+    return {
+        "legend": legend(primitives),
+        "groups": [(group.title, group_svg(group, primitives, top)) for group in groups],
+        "weighted": any(group.row_weights is not None for group in groups),
+    }
+
+
+def _plain(result: Record) -> Record:
+    """Return the numbers of a result that a table can show."""
+    return {name: value for name, value in result.items() if name != "confusion"}
+
+
+def _confusion(result: Record) -> dict[str, Any] | None:
+    """Return the confusion matrix as a map, and the accuracy of each class, the worst first."""
+    counts, classes = result.get("confusion"), result.get("classes")
+    if not counts or not classes or len(counts) != len(classes):
+        return None
+    shares: list[tuple[str, float | None]] = []
+    for place, (name, row) in enumerate(zip(classes, counts, strict=True)):
+        shares.append((name, row[place] / sum(row) if sum(row) else None))
+    shares.sort(key=lambda pair: 2.0 if pair[1] is None else pair[1])
+    return {"map": confusion_map(counts, classes), "classes": [(name, _percent(share)) for name, share in shares]}
+
+
+_NEIGHBOURS = 5  # published cells beside the run's
+
+
+def _published(run: Run) -> list[tuple[str, str, str]]:
+    """Return the published cells whose networks are nearest in size to the run's, and the run's, by size.
+
+    All are sizes of the papers' CIFAR-10 network (36 channels, 20 cells). Empty for other spaces.
+    """
+    if not isinstance(run.genotype, Genotype):
+        return []
+    ours = _size(run.genotype.to_json())
+    nearest = sorted(SIZES.items(), key=lambda item: abs(item[1][0] - ours.parameters))[:_NEIGHBOURS]
+    rows = sorted([*nearest, ("this cell", tuple(ours))], key=lambda item: item[1][0])
+    return [(name, f"{size[0] / 1e6:.2f} million", f"{size[1] / 1e6:.0f} million") for name, size in rows]
+
+
+@cache
+def _size(genotype: str) -> Size:
+    """Return the size of a genotype's CIFAR-10 network; it takes a second to count."""
+    return size_of(Genotype.from_json(genotype))
 
 
 def _search_words(run: Run) -> str:
@@ -254,8 +307,11 @@ def _titles(run: Run) -> dict[str, str]:
 
 def _evaluation_tiles(run: Run, result: Record) -> list[tuple[str, str]]:
     accuracy = run.epochs[-1]["test_accuracy"]
+    balanced, latency = result.get("balanced_accuracy"), result.get("latency_seconds") or {}
     measured = [("test error", _percent(None if accuracy is None else 1 - accuracy))]
     measured.append(("test accuracy", _percent(accuracy)))
+    if balanced is not None:
+        measured.append(("balanced accuracy", _percent(balanced)))
     if "test_perplexity" in result:
         parts = {"test": result["test_perplexity"], "validation": result.get("valid_perplexity")}
         measured = [(f"{name} perplexity", _shown(value)) for name, value in parts.items()]
@@ -263,6 +319,7 @@ def _evaluation_tiles(run: Run, result: Record) -> list[tuple[str, str]]:
     return [
         *measured,
         *((name, "–" if result[key] is None else f"{result[key]:,}") for name, key in counts.items()),
+        *((f"latency, {size} image{'s' * (size != '1')}", f"{1000 * value:.3g} ms") for size, value in latency.items()),
         ("epochs", f"{len(run.epochs)} of {_shown(run.config.get('epochs'))}"),
         ("time", duration(_seconds(run))),
     ]

@@ -2,17 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fastdarts.bilevel.ranks import ALONE, Ranks
 from fastdarts.bilevel.sync_norm import synchronise
-from fastdarts.data import BatchStream, ImageData
+from fastdarts.data import BatchStream, ImageSet
 from fastdarts.data.augment import Augment
 from fastdarts.data.augment_imagenet import ImageNetAugment
+from fastdarts.data.modern import Transform, auto_augment, in_turn, mixing
 from fastdarts.data.share import weight_of
 from fastdarts.methods.schedules import cosine
 from fastdarts.runs.eval_config import EvalConfig
@@ -41,6 +43,7 @@ class EvalState(RunState):
         loss: loss(logits, targets) -> scalar; None for cross entropy, in training with the config's label smoothing.
         device: device of network and images.
         ranks: the processes that run this training together.
+        transform: the user's own, applied to each batch of training images before all other augmentation.
     """
 
     kind = "evaluation"
@@ -51,26 +54,28 @@ class EvalState(RunState):
         self,
         genotype: Any,
         config: EvalConfig,
-        train: ImageData,
+        train: ImageSet,
         loss: Loss | None,
         device: torch.device,
         ranks: Ranks = ALONE,
+        transform: Transform | None = None,
     ) -> None:
         torch.manual_seed(config.seed)
-        network = space_of(genotype).discrete(
-            genotype,
-            C=config.init_channels,
-            num_classes=outputs_for(train),
-            layers=config.layers,
-            auxiliary=config.auxiliary,
-            drop_path_prob=config.drop_path,
-            in_channels=train.images.shape[1],
-            stem=config.stem,
-        )
+        self.options: dict[str, Any] = {
+            "C": config.init_channels,
+            "num_classes": outputs_for(train),
+            "layers": config.layers,
+            "auxiliary": config.auxiliary,
+            "in_channels": train.shape[0],
+            "stem": config.stem,
+        }
+        """Arguments of `Space.discrete` that describe the network."""
+        network = space_of(genotype).discrete(genotype, drop_path_prob=config.drop_path, **self.options)
         if config.sync_batch_norm:
             synchronise(network, ranks)
         network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         augment = _augment(config, train, device)
+        augment.before = in_turn(transform, auto_augment(config.auto_augment))
         # the auxiliary head's last batch norm sees one pixel per image, so a rank's batch of one has no variance
         single = 0 < len(train) % config.batch_size < 2 * ranks.size
         stream = BatchStream(
@@ -80,17 +85,28 @@ class EvalState(RunState):
         ranks.spread(network.parameters())
         own_random_numbers(ranks, config.seed)
         self.genotype = genotype
+        self.device = device
         self.optimizer = torch.optim.SGD(
             network.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
         )
         self.loss: Loss = loss or cross_entropy
-        self.train_loss: Loss = loss or partial(cross_entropy, label_smoothing=config.label_smoothing)
+        weights = _class_weights(train).to(device) if config.class_weights else None
+        self.train_loss: Loss = loss or partial(cross_entropy, weight=weights, label_smoothing=config.label_smoothing)
+        self._mix = mixing(config.mixup, config.cutmix, self.options["num_classes"]) if loss is None else None
+        self.average: AveragedModel | None = None
+        if config.ema_epochs:
+            decay = 1 - 1 / max(config.ema_epochs * self.steps_per_epoch, 1)
+            average = get_ema_multi_avg_fn(decay)
+            self.average = AveragedModel(network, multi_avg_fn=average, use_buffers=True).eval()
 
     def learning_rate(self) -> float:
         """Return the learning rate of this epoch."""
-        if self.config.schedule == "cosine":
-            return cosine(self.config.lr, 0.0, self.epoch, self.config.epochs)
-        return float(self.config.lr * self.config.lr_decay**self.epoch)
+        config, warm = self.config, self.config.warmup_epochs
+        if self.epoch < warm:
+            return float(config.lr * (self.epoch + 1) / (warm + 1))
+        if config.schedule == "cosine":
+            return cosine(config.lr, 0.0, self.epoch - warm, config.epochs - warm)
+        return float(config.lr * config.lr_decay ** (self.epoch - warm))
 
     def drop_path(self) -> float:
         """Return the drop-path probability of this epoch, which grows linearly from 0."""
@@ -98,7 +114,7 @@ class EvalState(RunState):
 
     def train_batches(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         (batch,) = batches
-        images, targets = batch
+        images, targets = batch if self._mix is None else self._mix(*batch)
         self.optimizer.param_groups[0]["lr"] = self.learning_rate()
         self.network.drop_path_prob = self.drop_path()
         with self._autocast(images.device):
@@ -115,6 +131,8 @@ class EvalState(RunState):
             weight.grad = gradient
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.grad_clip)
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.network)
         accuracy = count_correct(logits.detach().float(), targets) / len(images)
         share = weight_of(batch)
         return {"train_loss": loss * share, "gradient_norm": norm, "train_accuracy": accuracy * share}
@@ -122,17 +140,28 @@ class EvalState(RunState):
     def equal_on_ranks(self) -> dict[str, Any]:
         return super().equal_on_ranks() | {"the optimizer": self.optimizer.state_dict()["state"]}
 
+    @property
+    def measured(self) -> DiscreteNetwork:
+        """Return the network that is measured and kept: the weights' average if there is one."""
+        return self.network if self.average is None else cast(DiscreteNetwork, self.average.module)
+
     def test_batch(self, batch: Batch) -> tuple[Tensor, Tensor]:
         images, targets = batch
         with self._autocast(images.device):
-            logits = self.network(images)
+            logits = self.measured(images)
         return self.loss(logits.float(), targets), logits.float()
 
     def _autocast(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.config.amp)
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"genotype": self.genotype.to_json(), "optimizer": self.optimizer.state_dict()}
+        average = None if self.average is None else self.average.module.state_dict()
+        return super().state_dict() | {
+            "genotype": self.genotype.to_json(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": average,
+            "averaged": 0 if self.average is None else int(self.average.n_averaged),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the training that `state` holds. Raises: ValueError if it trained another genotype."""
@@ -140,10 +169,20 @@ class EvalState(RunState):
             raise ValueError("resume: another genotype was trained there; pass that one, or none to read it from `out`")
         super().load_state_dict(state)
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.module.load_state_dict(state["average"])
+            self.average.n_averaged.fill_(state["averaged"])
 
 
-def _augment(config: EvalConfig, train: ImageData, device: torch.device) -> Augment | ImageNetAugment:
+def _class_weights(train: ImageSet) -> Tensor:
+    """Return the inverse of each class's number of images, scaled to a mean of 1 over the images: [classes]."""
+    if not train.classes or train.targets.is_floating_point() or train.targets.dim() != 1:
+        raise ValueError("class_weights needs targets that are class indices")
+    counts = torch.bincount(train.targets.cpu(), minlength=len(train.classes)).clamp_min(1)
+    return len(train) / (len(train.classes) * counts.float())
+
+
+def _augment(config: EvalConfig, train: ImageSet, device: torch.device) -> Augment | ImageNetAugment:
     if config.augment == "imagenet":
-        size = train.images.shape[2:]
-        return ImageNetAugment(train.mean, train.std, size, config.flip, config.seed, device)
+        return ImageNetAugment(train.mean, train.std, train.shape[1:], config.flip, config.seed, device)
     return Augment(train.mean, train.std, config.crop_padding, config.flip, config.cutout, config.seed, device)

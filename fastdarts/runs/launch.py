@@ -21,7 +21,7 @@ from torch.distributed import PrefixStore, Store, rendezvous  # type: ignore[att
 from fastdarts.bilevel.ranks import ALONE, RankLostError, Ranks, RanksError
 from fastdarts.runs.console import LOGGER
 from fastdarts.runs.device import choose_device
-from fastdarts.runs.interrupt import Interrupted
+from fastdarts.runs.interrupt import Interrupted, stop_requests
 from fastdarts.runs.lock import started, this_process
 
 _SECONDS = 10.0  # in which the ranks of a machine find one of theirs gone
@@ -169,7 +169,9 @@ def joined(device_name: str) -> Iterator[Team]:
         try:
             yield Team(ranks, device, board)
         except RankLostError as error:  # its process group may wait for the lost rank without end
-            raise board.explain() from error
+            with stop_requests():  # torchrun, too, has seen it and sends SIGTERM
+                explained = board.explain()
+            raise explained from error
         except Interrupted:
             _leave(ranks)
             raise

@@ -49,5 +49,6 @@ def _largest(change: torch.Tensor) -> float:
 
 def _cure(state: SearchState, reach: float) -> str:
     rate = min(state.config.arch_lr * _PAPER / max(reach, 1e-9), _HIGHEST_RATE)
-    preset = "" if state.config.small_data else "--small-data has defaults for few images; or "
+    offered = state.unit == "images" and not state.config.small_data
+    preset = "--small-data has defaults for few images; or " if offered else ""
     return f"{preset}give more epochs, smaller batches or --arch-lr {rate:.1g}"

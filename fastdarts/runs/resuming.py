@@ -28,6 +28,8 @@ MAY_DIFFER = (
     "out",
     "resume",
     "save_every_steps",
+    "stream",
+    "workers",
 )
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "config": dict,

@@ -14,7 +14,7 @@ from fastdarts.spaces.space import material_of, search_options_of
 
 IMAGE_ONLY = (
     *("image_size", "test_portion", "train_portion", "crop_padding", "flip", "cutout", "small_data"),
-    *("init_channels", "layers", "max_skips"),
+    *("init_channels", "layers", "max_skips", "stream", "workers", "search_fraction", "stem"),
 )
 """Options without a meaning for texts."""
 
@@ -67,5 +67,7 @@ class SearchConfig(SearchOptions):
             raise ValueError(f"lr_min must be at most lr = {self.lr}; got {self.lr_min}")
         if self.init_channels % 2:
             raise ValueError(f"init_channels must be even (factorised reductions halve it); got {self.init_channels}")
+        if self.stem != "cifar" and "stem" not in registry.find(self.space).features:
+            raise ValueError(f"stem {self.stem!r} is not offered by space {self.space!r}; leave it out")
         if self.resume and self.out is None:
             raise ValueError("resume needs out, the folder of the search to continue")

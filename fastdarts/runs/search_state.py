@@ -14,7 +14,7 @@ from fastdarts.bilevel.clipping import VirtualClip
 from fastdarts.bilevel.ranks import ALONE, Ranks
 from fastdarts.bilevel.step import SearchStep
 from fastdarts.bilevel.sync_norm import synchronise
-from fastdarts.data import BatchStream, ImageData
+from fastdarts.data import BatchStream, ImageSet
 from fastdarts.data.augment import Augment
 from fastdarts.methods import find
 from fastdarts.methods.cost import CostTerm
@@ -27,6 +27,7 @@ from fastdarts.runs.local_state import own_random_numbers
 from fastdarts.runs.search_config import SearchConfig
 from fastdarts.runs.state import Draws, Metrics, RunState, Stream
 from fastdarts.spaces.cost import CostTable
+from fastdarts.spaces.network import imagenet_stem
 from fastdarts.spaces.supernet import Supernet
 from fastdarts.tasks.classification import Classification, Loss
 from fastdarts.tasks.task import Batch, Task
@@ -65,22 +66,23 @@ class SearchState(RunState):
     def __init__(
         self,
         config: SearchConfig,
-        weights_half: ImageData,
-        alphas_half: ImageData | None,
+        weights_half: ImageSet,
+        alphas_half: ImageSet | None,
         loss: Loss,
         device: torch.device,
         ranks: Ranks = ALONE,
     ) -> None:
         self.method = find(config.method)(config)
         self.method.ranks = ranks
-        self._sizes = {
+        self._sizes: dict[str, Any] = {
             "C": config.init_channels,
             "num_classes": outputs_for(weights_half),
-            "in_channels": weights_half.images.shape[1],
+            "in_channels": weights_half.shape[0],
+            **({"stem": imagenet_stem} if config.stem == "imagenet" else {}),
         }
         self.validation = alphas_half
         if config.cost is not None:
-            self.costs = cost_table(config, self._sizes["num_classes"], tuple(weights_half.images.shape[1:]))
+            self.costs = cost_table(config, self._sizes["num_classes"], weights_half.shape)
         augment = Augment(
             weights_half.mean,
             weights_half.std,
@@ -150,6 +152,7 @@ class SearchState(RunState):
             ranks=self.ranks,
             task=self._task,
             clip=self.virtual_clip(),
+            train_weight=method.train_weight,
         )
         self.w_optimizer = method.weight_optimizer(self.network)
         self.search_step = SearchStep(

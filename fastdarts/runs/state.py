@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from fastdarts.bilevel.ranks import ALONE, Ranks
 from fastdarts.config.plain import plain
-from fastdarts.data import ImageData
+from fastdarts.data import ImageSet
+from fastdarts.data.images import first_images, in_order
 from fastdarts.data.share import Share, SharedBatch, share_of
 from fastdarts.runs import checkpoint
 from fastdarts.runs.local_state import average_buffers, check_equal, load_local_state, local_state
@@ -149,9 +150,10 @@ class RunState:
         finally:
             self.load_state_dict(before)
 
-    def _first_batch(self, data: ImageData, images: int) -> SharedBatch:
-        share = Share(self.ranks.rank * images, (self.ranks.rank + 1) * images, self.ranks.size * images, weight=1)
-        return SharedBatch(self.augment.normalise(data.images[:images]), data.targets[:images], share)
+    def _first_batch(self, data: ImageSet, size: int) -> SharedBatch:
+        share = Share(self.ranks.rank * size, (self.ranks.rank + 1) * size, self.ranks.size * size, weight=1)
+        images, targets = first_images(data, size)
+        return SharedBatch(self.augment.normalise(images), targets, share)
 
     def equal_on_ranks(self) -> dict[str, Any]:
         """Return the tensors that must have the same bits on all ranks between two steps, by name."""
@@ -184,19 +186,17 @@ class RunState:
         Raises: FloatingPointError if the mean loss is not finite.
         """
         self.network.eval()
-        device = data.images.device
-        loss = correct = torch.zeros((), device=device)
-        size = self.config.batch_size
-        for batch, (images, targets) in enumerate(zip(data.images.split(size), data.targets.split(size), strict=True)):
+        loss = correct = torch.zeros(())
+        for batch, (images, targets) in enumerate(in_order(data, self.config.batch_size)):
             between_batches()
             share = share_of(len(images), self.ranks.rank, self.ranks.size)
             mine = slice(share.start, max(share.stop, share.start + 1))  # a rank without a row computes one in vain
             count = share.stop - share.start
-            with torch.inference_mode(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            with torch.inference_mode(), torch.random.fork_rng([images.device] if images.is_cuda else []):
                 torch.manual_seed(batch)
                 batch_loss, outputs = self.test_batch((self.augment.normalise(images[mine]), targets[mine]))
-                loss = loss + batch_loss * count
-                correct = correct + count_correct(outputs, targets[mine]) * min(count, 1)
+                loss = batch_loss * count + loss
+                correct = count_correct(outputs, targets[mine]) * min(count, 1) + correct
         loss, correct = self.ranks.sum([loss, correct.to(loss.dtype)])
         mean_loss = float(loss) / len(data)
         if not math.isfinite(mean_loss):
@@ -258,4 +258,5 @@ class RunState:
             load_local_state(self.network, self._images_device(), saved or [first], self.ranks, seed)
 
     def _images_device(self) -> torch.device:
-        return self.streams[0].data.images.device
+        device: torch.device = self.augment.generator.device
+        return device

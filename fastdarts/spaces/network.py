@@ -10,6 +10,21 @@ Head = Callable[[int, int], nn.Module]
 """make(channels, num_classes) -> a module from the last cell's output to the network's output."""
 
 
+def imagenet_stem(in_channels: int, channels: int) -> nn.Module:
+    """Build first layers of a search network for large images: three strided convolutions divide the sides by 8."""
+    half = channels // 2
+    return nn.Sequential(
+        nn.Conv2d(in_channels, half, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(half),
+        nn.ReLU(),
+        nn.Conv2d(half, channels, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(),
+        nn.Conv2d(channels, channels, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(channels),
+    )
+
+
 class DiscreteNetwork(nn.Module):
     """Base of the networks that architectures describe.
 

@@ -10,10 +10,12 @@ from fastdarts.spaces.group import Group
 from fastdarts.spaces.network import DiscreteNetwork
 from fastdarts.spaces.supernet import Supernet
 
-Feature = Literal["edges", "skip connections", "auxiliary ops", "partial channels", "drop path", "depth", "probed ops"]
+Feature = Literal[
+    "edges", "skip connections", "auxiliary ops", "partial channels", "drop path", "depth", "probed ops", "stem"
+]
 """Properties of a space that a method may need: rows that are edges of cells; `skip_connect` among the ops; ops without
 an alpha; ops on some of the channels; edges that drop samples; a number of cells to choose; ops that run in the
-backward pass only."""
+backward pass only; first layers to choose."""
 
 
 Material = Literal["images", "text"]

@@ -3,7 +3,8 @@
     PYTHONPATH=tests python tests/fuzz/fuzz_differential.py --cases 5000 --seed 0
 
 Shapes are odd, memory layouts of every kind, ops any list with repetitions, some of them inactive; cells also with
-partial channels. FASTDARTS_CPU chooses the instruction set.
+partial channels. FASTDARTS_CPU chooses the instruction set. In bfloat16 all ops have kernels: dense convolutions of
+torch 2.14 read uninitialised memory there, where images are one or two pixels wide.
 """
 
 import argparse
@@ -119,7 +120,10 @@ def cell_case(draw: random.Random) -> tuple[Part, list[Tensor]]:
 def make_case(draw: random.Random) -> Case:
     """Draw a case in which every batch norm sees more than one value a channel, or uses running statistics."""
     part, inputs = cell_case(draw) if draw.random() < 0.25 else edge_case(draw)
-    dtype = draw.choice(DTYPES)
+    dense = any(
+        isinstance(layer, nn.Conv2d) and layer.groups == 1 and max(layer.kernel_size) > 1 for layer in part.modules()
+    )
+    dtype = draw.choice([dtype for dtype in DTYPES if not (dense and dtype == torch.bfloat16)])
     compute = torch.promote_types(dtype, torch.float32)
     part.to(compute)
     for norm in part.modules():

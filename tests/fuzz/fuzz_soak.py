@@ -36,7 +36,7 @@ def measured() -> dict[str, int]:
 def soak(steps: int, folder: Path, **options: Any) -> list[dict[str, int]]:
     """Search for so many steps and return what was measured after each epoch; `options` are a SearchConfig's."""
     seen: list[dict[str, int]] = []
-    small = {"init_channels": 2, "layers": 3, "batch_size": 8, "device": "cpu", "order": 2, "out": folder}
+    small = {"init_channels": 2, "layers": 1, "batch_size": 8, "device": "cpu", "order": 2, "out": folder}
     config = SearchConfig(**{"epochs": -(-steps // STEPS_PER_EPOCH), **small, **options})
     search(config, callbacks=[lambda *_: seen.append(measured())])
     return seen

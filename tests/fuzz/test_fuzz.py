@@ -25,9 +25,9 @@ def test_random_calls_of_the_operators() -> None:
 
 
 def test_random_edges_and_cells_are_as_good_as_plain_modules(capsys: pytest.CaptureFixture[str]) -> None:
-    told = fuzz_differential.run_cases(40, seed=1)
+    told = fuzz_differential.run_cases(20, seed=1)
     assert not told["worse"], capsys.readouterr().out
-    assert min(told["MixedOp"], told["Cell"]) > 3
+    assert min(told["MixedOp"], told["Cell"]) > 2
 
 
 KILLS = """
@@ -51,7 +51,7 @@ def test_killed_runs_end_as_undisturbed_ones(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_long_search_does_not_grow(tmp_path: Path) -> None:
-    seen = fuzz_soak.soak(4 * fuzz_soak.STEPS_PER_EPOCH, tmp_path / "out", order=1, layers=1)
+    seen = fuzz_soak.soak(4 * fuzz_soak.STEPS_PER_EPOCH, tmp_path / "out", order=1)
     assert not fuzz_soak.growth(seen), seen
 
 

@@ -111,8 +111,9 @@ def test_alphas_move_in_every_fifth_step() -> None:
 
 def test_cells_need_the_full_gradient() -> None:
     with pytest.raises(ValueError, match="take gradient=full"):
-        SearchConfig(method="proxyless", order=1)
-    state = tiny_state("proxyless", method_options={"gradient": "full", "every": 1}, alpha_warmup=0.0)
+        SearchConfig(method="proxyless", order=1, method_options={"gradient": "two"})
+    state = tiny_state("proxyless", method_options={"every": 1}, alpha_warmup=0.0)
+    assert state.method.gradient == "full"
     state.train_step()
 
 

@@ -29,6 +29,8 @@ class Starter:
         self.program = program
         self.folder = folder
         self.runs = 0
+        self.seconds = 0.0
+        """Length of a run that nothing disturbed, which a test may note here."""
 
     def run(self, size: int, arguments: list[str], acts: dict[str, Any] | None = None) -> Ended:
         """Return how a run on `size` ranks ended.

@@ -36,7 +36,7 @@ class DartsSpace:
 
     @property
     def features(self) -> frozenset[Feature]:
-        common: set[Feature] = {"edges", "auxiliary ops", "partial channels", "drop path", "depth"}
+        common: set[Feature] = {"edges", "auxiliary ops", "partial channels", "drop path", "depth", "stem"}
         skip: set[Feature] = {"skip connections"} if "skip_connect" in self._arguments["primitives"] else set()
         return frozenset(common | skip)
 

@@ -54,9 +54,9 @@ class RecurrentEvaluationOptions(LanguageOptions):
     )
 
 
-_SMALL = {"width": 64, "dropout": 0.2, "dropouth": 0.1, "dropoutx": 0.2, "dropouti": 0.1}
+_SMALL = {"width": 32, "dropout": 0.2, "dropouth": 0.1, "dropoutx": 0.2, "dropouti": 0.1}
 
-SEARCH: Mapping[str, Mapping[str, Any]] = {"pydoc": _SMALL | {"window": 20}}
+SEARCH: Mapping[str, Mapping[str, Any]] = {"pydoc": _SMALL | {"window": 10}}
 """Defaults of a data set that differ from those of `RecurrentSearchOptions`."""
 
 EVALUATION: Mapping[str, Mapping[str, Any]] = {
