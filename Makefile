@@ -137,7 +137,7 @@ $(OLDEST)/installed: pyproject.toml setup.py .ci/lower_bounds.py
 
 # Plain modules serve there, so that what the extension computes is not tried again.
 lower-bounds: $(OLDEST)/installed
-	$(OLDEST)/bin/python -m pytest -m "not slow" --ignore=tests/kernels --ignore=tests/mixed --ignore=tests/ops --ignore=tests/fuzz $(ARGS)
+	$(OLDEST)/bin/python -m pytest -m "not slow and not long" --ignore=tests/kernels --ignore=tests/mixed --ignore=tests/ops --ignore=tests/fuzz $(ARGS)
 
 OLDEST_TESTS = tests/kernels -k "not smallest_and_the_largest and not oldest_triton"
 

@@ -12,7 +12,7 @@ from fastdarts.evaluate_text import evaluate_text
 from fastdarts.runs.search_config import SearchConfig
 from fastdarts.search import search
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def unigram_perplexity(corpus: Corpus) -> float:

@@ -231,7 +231,7 @@ def rss() -> int:
     return int(memory._lines("/proc/self/statm")[0].split()[1]) * 4096
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_hundred_thousand_images_in_flat_memory(tmp_path: Path) -> None:
     """The parent's memory after 100,000 images is what it was after 10,000."""
     part = tmp_path / "train"

@@ -39,7 +39,7 @@ sys.exit(f"{told}" if told["different"] or told["kills"] < 4 else 0)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_runs_end_as_undisturbed_ones(tmp_path: Path) -> None:
     """In a process of its own, since forks of one that has computed would wait for its threads."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
@@ -49,7 +49,7 @@ def test_killed_runs_end_as_undisturbed_ones(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_long_search_does_not_grow(tmp_path: Path) -> None:
     seen = fuzz_soak.soak(4 * fuzz_soak.STEPS_PER_EPOCH, tmp_path / "out", order=1)
     assert not fuzz_soak.growth(seen), seen

@@ -53,7 +53,7 @@ def test_reductions_with_products_of_warp_groups() -> None:
     check(cells("sm_90", "bfloat16", "64", "2", "4,8,8", "skip_connect,nor_conv_1x1", "--exact"), "reduction_backward")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("stride", ["1", "2"])
 @pytest.mark.parametrize("C", [16, 32, 64])
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
@@ -62,13 +62,13 @@ def test_every_shape_of_a_search(target: str, C: int, stride: str) -> None:
     check(cells(target, "bfloat16", str(C), stride, SIZES[C], ops, "--nodes", "2"), "pool_backward")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_other_types(dtype: str) -> None:
     check(cells("sm_90", dtype, "16", "1", "2,8,8", ",".join(EVERY)), "pool_backward")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_any_order_of_programs_and_warps_gives_the_same_bits() -> None:
     check(cells("sm_90", "bfloat16", "16", "1", "4,8,8", ",".join(QUICK), "--exact", "--seeds", "0", "1", "2", "3"))
 
@@ -78,7 +78,7 @@ def test_any_order_of_programs_and_warps_gives_the_same_bits() -> None:
 COVERED = ("y overwrites d, which all threads have read by now", "the next stage overwrites dd and adds to dx")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_barrier_that_the_kernels_ask_for_is_needed() -> None:
     ops = "sep_conv_3x3,sep_conv_3x3,max_pool_3x3,avg_pool_3x3"  # two stages and two pools to a program
     report = cells("sm_90", "bfloat16", "16", "1", "4,8,8", ops, "--exact", "--barriers")

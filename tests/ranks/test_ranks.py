@@ -111,7 +111,7 @@ def test_a_step_sends_weights_once_a_pass_and_alphas_once(order: int, tmp_path: 
         assert sizes == [*[weights] * (2 if order == 2 else 0), alphas, weights]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("method", methods.NAMES)
 def test_all_methods(method: str, size: int, tmp_path: Path) -> None:

@@ -174,7 +174,7 @@ def test_torchrun_restarts_a_run_that_goes_on_by_itself(named: bool, whole: dict
     assert (out / "report.html").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("moment", range(20))
 def test_a_rank_killed_at_any_moment(moment: int, whole: dict[int, Path], started: Starter, tmp_path: Path) -> None:
     """Resumed on 2 ranks bit for bit, and to the end on 1."""
