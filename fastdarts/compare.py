@@ -251,8 +251,8 @@ def compare(config: CompareConfig, executor: Executor | None = None) -> Comparis
         _run(config, out, [task for task in tasks if _result(out, *task) is None], executor, ended)
     finally:  # of an interrupted comparison, too
         runs = results()
-        names = [_words_of(*task) for task in tasks]
-        failures = {name: failures[name] for name in names if name in failures}  # in their order, not that of ends
+        order = [_words_of(*task) for task in tasks]
+        failures = {task: failures[task] for task in order if task in failures}  # not in the order in which they ended
         write_comparison(out, runs, failures)
     return Comparison(summaries(runs), runs, failures, out)
 
