@@ -13,7 +13,7 @@ NOTES = {
     "Loss": "training loss includes the noise of augmentation and drop path, so it may be above the test loss",
     "Accuracy": "",
     "Entropy of the op weights (nats)": "starts at the logarithm of the ops' number, 2.08 for 8; falls as edges choose",
-    "Skip connections": "in the cells derived so far; a normal cell full of them is DARTS' known collapse",
+    "Skip connections": "in the cells derived so far; an architecture full of them is DARTS' known collapse",
     "Learning rate": "",
     "Images per second": "the first epoch may be slower: it prepares kernels",
     "Discretisation error": (
