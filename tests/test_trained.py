@@ -296,7 +296,7 @@ def test_class_weights_are_inverse_to_counts(tmp_path: Path) -> None:
     logits = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
     weights = 10 / (2 * torch.tensor([6.0, 4.0]))
     wanted = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1]), weight=weights)
-    assert torch.equal(state.train_loss(logits, torch.tensor([0, 1])), wanted)
+    assert torch.equal(state._step.loss(logits, torch.tensor([0, 1])), wanted)
 
 
 def test_own_transform_sees_every_batch(run: Path, tmp_path: Path) -> None:

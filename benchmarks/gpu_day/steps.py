@@ -11,7 +11,7 @@ from benchmarks.traffic import Planning
 from fastdarts import Architect, SearchNetwork
 from fastdarts.bilevel.flat import FlatSGD
 from fastdarts.bilevel.step import SearchStep, StepResult
-from fastdarts.kernels import launch as launching
+from fastdarts.kernels import bank
 
 Run = Callable[[], object]
 
@@ -65,7 +65,7 @@ class Steps:
 
 def by_kernels(day: Day, run: Run) -> None:
     """Run a step by the Triton kernels; on a CPU in Triton's interpreter, in place of the C++ ones."""
-    with Planning(launching.launch) if day.stand_in else nullcontext():
+    with Planning(bank.launch) if day.stand_in else nullcontext():
         run()
 
 
