@@ -49,7 +49,7 @@ from fastdarts.runs.search_state import SearchState
 from fastdarts.runs.state import Metrics, check_divides
 from fastdarts.runs.text_search_state import TextSearchState
 from fastdarts.spaces import registry as spaces
-from fastdarts.spaces.space import material_of
+from fastdarts.spaces.space import has_kernels, material_of
 from fastdarts.spaces.supernet import Supernet
 from fastdarts.tasks.classification import Loss
 
@@ -147,12 +147,15 @@ def _search(
     if config.benchmark is not None:
         space = spaces.find(config.space, config.primitives, config.space_options)
         table = space.table(config.benchmark)
-    text = material_of(spaces.find(config.space)) == "text"
+    space = spaces.find(config.space)
+    text = material_of(space) == "text"
     if text and not ranks.alone:
         raise ValueError(f"space {config.space!r} is searched by one process; got {ranks.size}")
     if text and config.cost is not None:
         raise ValueError("cost is that of networks that read images; leave it out for texts")
     kernels = (cell_kernels_used if text else kernels_used)(device, config.backend)
+    if not has_kernels(space):
+        kernels = f"plain PyTorch modules on {device}: the ops of space {config.space!r} have no kernels"
     if config.sync_batch_norm and not ranks.alone:
         if config.backend == "fused":
             raise ValueError("backend 'fused' cannot go with sync_batch_norm: no kernel sums moments over processes")

@@ -33,6 +33,12 @@ def material_of(space: "Space") -> Material:
     return material
 
 
+def has_kernels(space: "Space") -> bool:
+    """Return False if the ops of a space are torch's own modules on every device: its attribute `has_kernels`."""
+    known: bool = getattr(space, "has_kernels", True)
+    return known
+
+
 def search_options_of(space: "Space") -> type[SpaceOptions]:
     """Return the class of the options that a space has in a search: its attribute `SearchOptions`, or none."""
     options: type[SpaceOptions] = getattr(space, "SearchOptions", SpaceOptions)

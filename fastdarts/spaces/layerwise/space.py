@@ -42,6 +42,7 @@ class LayerwiseSpace:
     """
 
     SearchOptions = LayerwiseOptions
+    has_kernels = False
     features = frozenset[Feature]({"probed ops"})
 
     def __init__(self, name: str, primitives: Sequence[str] | None = None) -> None:

@@ -76,3 +76,9 @@ def test_the_found_network_is_trained_and_exported(tmp_path: Path) -> None:
     )
     assert trained.parameters == sum(weight.numel() for weight in trained.network.parameters())
     assert (tmp_path / "net.onnx").is_file()
+
+
+def test_the_first_line_says_that_chains_have_no_kernels(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    search(config(tmp_path, epochs=1), tiny_images())
+    assert "kernels: plain PyTorch modules on cpu: the ops of space 'proxyless' have no kernels" in caplog.messages
