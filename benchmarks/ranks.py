@@ -181,7 +181,7 @@ def main(argv: list[str] | None = None) -> int:
         ratios = [found[f"threads{kind}"] / found[f"ranks{kind}"] for kind in ("", "_cpu")]
         numbers = f"{' | '.join(times)} | {ratios[0]:.2f} ({ratios[1]:.2f}) | {found['bytes'] / 1e6:.3f}"
         print(f"| search step, {words} | {numbers} |", flush=True)
-    print("\nEstimated, by nobody measured: a second-order search step, and how much faster than on one H100.\n")
+    print("\nEstimated, not measured: a second-order search step, and how much faster than on one H100.\n")
     print(model_table(h100_parts()))
     return 0
 

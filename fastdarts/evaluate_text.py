@@ -36,7 +36,7 @@ Callback = Callable[[Metrics, RecurrentNetwork], object]
 
 @dataclass(frozen=True)
 class TextEvalResult:
-    """What an evaluation on texts measured.
+    """Hold the result of an evaluation on texts.
 
     Attributes:
         test_perplexity, valid_perplexity: of the best epoch by validation, with averaged weights if it had any.

@@ -32,7 +32,7 @@ _DESCRIPTION = (__doc__ or "").replace("`", "'")
 
 @dataclass(frozen=True)
 class Latencies:
-    """What a measurement found.
+    """Hold the result of a measurement.
 
     Attributes:
         table: milliseconds of each choice.
@@ -71,7 +71,8 @@ def measure(config: LatencyConfig) -> Latencies:
         network = _supernet(space, config)
     found = places(network, shape)
     distinct = {place.key: place for _, place in found}
-    architectures = _architectures(space, config)
+    with_alphas = _supernet(space, config)
+    architectures = _architectures(with_alphas, config)
     LOGGER.info(
         "measuring %d ops and %d networks %d times on %s", len(distinct), len(architectures), config.rounds, device
     )
@@ -84,7 +85,6 @@ def measure(config: LatencyConfig) -> Latencies:
     for (group, row, column), place in found:
         rows[group][row, column] += times[place.key]
     table = CostTable("ms", names_of(network), rows, 0.0, _about(config, device))
-    with_alphas = _supernet(space, config)
     sums = [table.of(with_alphas, architecture) for architecture in architectures]
     wholes = [times[index] for index in range(len(architectures))]
     half = config.networks
@@ -104,10 +104,8 @@ def _supernet(space: Space, config: LatencyConfig) -> Supernet:
     )
 
 
-def _architectures(space: Space, config: LatencyConfig) -> list[Any]:
+def _architectures(network: Supernet, config: LatencyConfig) -> list[Any]:
     generator = torch.Generator().manual_seed(config.seed)
-    with torch.device("meta"):
-        network = _supernet(space, config)
     return [network.random(generator) for _ in range(2 * config.networks)]
 
 

@@ -143,11 +143,8 @@ def _search(
     check_divides(config.batch_size, ranks)
     if ranks.first:
         check_out(config)
-    table = None
-    if config.benchmark is not None:
-        space = spaces.find(config.space, config.primitives, config.space_options)
-        table = space.table(config.benchmark)
-    space = spaces.find(config.space)
+    space = spaces.find(config.space, config.primitives, config.space_options)
+    table = None if config.benchmark is None else space.table(config.benchmark)
     text = material_of(space) == "text"
     if text and not ranks.alone:
         raise ValueError(f"space {config.space!r} is searched by one process; got {ranks.size}")

@@ -81,7 +81,7 @@ def device_name() -> str:
 
 @cache
 def multiprocessors() -> int:
-    """Of the GPU at hand; without one those of an H100, for which kernels are then compiled."""
+    """Count the multiprocessors of the GPU at hand; without one, those of an H100: kernels are then compiled for it."""
     return torch.cuda.get_device_properties().multi_processor_count if torch.cuda.is_available() else 132
 
 

@@ -11,10 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from tiny_search import write_classes
 
 from fastdarts import compare as module
 from fastdarts.compare import CompareConfig, compare, run_one
@@ -92,12 +91,7 @@ def wait_for(holds: Any, seconds: float = 120) -> None:
 @pytest.fixture
 def small(tmp_path: Path) -> dict[str, Any]:
     """Fields of a comparison whose runs take a second: 30 images of 8x8, three classes of different brightness."""
-    rng = np.random.default_rng(0)
-    for label in range(3):
-        (tmp_path / "images" / f"c{label}").mkdir(parents=True)
-        for index in range(10):
-            pixels = rng.integers(80 * label, 80 * label + 80, (8, 8), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "images" / f"c{label}" / f"{index}.png")
+    write_classes(tmp_path / "images")
     return {
         "dataset": "imagefolder",
         "data": tmp_path / "images",

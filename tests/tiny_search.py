@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
 from fastdarts.data import ImageData
 from fastdarts.runs.search_config import SearchConfig
@@ -21,3 +23,13 @@ def tiny_config(out: Path, **fields: Any) -> SearchConfig:
     """Three steps an epoch."""
     small = {"epochs": 2, "batch_size": 9, "init_channels": 2, "layers": 1, "order": 1, "lr": 0.05, "arch_lr": 0.03}
     return SearchConfig(**({"dataset": "custom", "out": out, "device": "cpu", "crop_padding": 1} | small | fields))
+
+
+def write_classes(folder: Path) -> None:
+    """Write 30 images of 8x8, in a folder for each of three classes of different brightness."""
+    rng = np.random.default_rng(0)
+    for label in range(3):
+        (folder / f"c{label}").mkdir(parents=True)
+        for index in range(10):
+            pixels = rng.integers(80 * label, 80 * label + 80, (8, 8), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"c{label}" / f"{index}.png")

@@ -1,4 +1,4 @@
-"""What a part is given, and how it hands over its results."""
+"""Give a part its settings, and take its results."""
 
 import json
 import time

@@ -85,7 +85,7 @@ def distinct_launches(step: Callable[[], object]) -> tuple[dict[str, Launch], di
 
 @contextmanager
 def nan_in_new_memory() -> Iterator[None]:
-    """Fill what torch.empty and its kin return with NaN, so that a result that nobody wrote is seen."""
+    """Fill what torch.empty and its kin return with NaN, so that unwritten results are seen."""
 
     def filled(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
         @wraps(allocate)

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastdarts.data.modern import Transform
-from fastdarts.data.share import Share
+from fastdarts.data.drawn import DrawnAugment
 
 
 class Draw(NamedTuple):
@@ -25,12 +24,12 @@ class Draw(NamedTuple):
     """Column of the centre of the cut-out square."""
 
 
-class Augment:
+class Augment(DrawnAugment):
     """Apply the original's training transform to a whole batch.
 
     It consists of RandomCrop with black padding, RandomHorizontalFlip, Normalize and Cutout (DeVries and Taylor 2017,
-    arXiv:1708.04552). Float images are cropped, flipped and cut out, but not normalised. A call does not synchronise
-    with the device and computes nothing whose shape depends on values.
+    arXiv:1708.04552), of uint8 or float32 images. Float images are cropped, flipped and cut out, but not normalised. A
+    call does not synchronise with the device and computes nothing whose shape depends on values.
 
     Args:
         mean, std: per channel, of images scaled to 0..1 (as in ImageData).
@@ -65,24 +64,9 @@ class Augment:
         self.cutout = cutout
         self.cutout_share = 1.0
         """Share of the images to which cutout is applied; may be set at any time."""
-        self.before: Transform | None = None
-        """Transform that a call applies first; may be set at any time."""
-        self.generator = torch.Generator(device)
-        self.generator.manual_seed(generator_seed)
+        super().__init__(generator_seed, device)
         self._mean = torch.tensor(mean, device=device)
         self._std = torch.tensor(std, device=device)
-
-    def __call__(self, images: Tensor, share: Share | None = None) -> Tensor:
-        """Augment images [N, C, H, W], uint8 or float32; return float32 of the same shape, channels-last.
-
-        With a share, they are its rows of a global batch, for all of which random choices are made.
-        """
-        if self.before is not None:
-            images = self.before(images)
-        if share is None:
-            return self.apply(images, self.draw(images))
-        whole = self.draw(images[:1].expand(share.total, *images.shape[1:]))
-        return self.apply(images, Draw(*map(share.of, whole)))
 
     def draw(self, images: Tensor) -> Draw:
         """Sample the random choices for `images`, of which only shape and device are used."""
@@ -125,10 +109,3 @@ class Augment:
         if images.dtype != torch.uint8:
             return images
         return images.float().div_(255).sub_(self._mean).div_(self._std)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"generator": self.generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue the random choices from where `state` was taken, on the same kind of device."""
-        self.generator.set_state(state["generator"])

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from fastdarts.data.modern import Transform
-from fastdarts.data.share import Share
+from fastdarts.data.drawn import DrawnAugment
 
 _SCALE = (0.08, 1.0)  # area of a crop as a share of the image's area
 _RATIO = (3 / 4, 4 / 3)  # width of a crop divided by its height
@@ -32,10 +31,11 @@ class Draw(NamedTuple):
     hue: Tensor
 
 
-class ImageNetAugment:
+class ImageNetAugment(DrawnAugment):
     """Apply RandomResizedCrop, RandomHorizontalFlip, ColorJitter(0.4, 0.4, 0.4, 0.2) and Normalize to uint8 RGB images.
 
-    Input images are a seventh larger than the network's: 256 pixels a side for 224. A crop that would cross the border
+    Input images [N, 3, H, W] are a seventh larger than the network's, [N, 3, H * 7 // 8, W * 7 // 8]: 256 pixels a side
+    for 224. A crop that would cross the border
     is cut there (torchvision samples again), and the jitters are applied in the order of the fields of `Draw`
     (torchvision: in random order). A call does not synchronise with the device and computes nothing whose shape depends
     on values.
@@ -68,24 +68,9 @@ class ImageNetAugment:
         height, width = image_size
         self.size = height * 7 // 8, width * 7 // 8
         self.flip = flip
-        self.before: Transform | None = None
-        """Transform that a call applies first; may be set at any time."""
-        self.generator = torch.Generator(device)
-        self.generator.manual_seed(generator_seed)
+        super().__init__(generator_seed, device)
         self._mean = torch.tensor(mean, device=device)[:, None, None]
         self._std = torch.tensor(std, device=device)[:, None, None]
-
-    def __call__(self, images: Tensor, share: Share | None = None) -> Tensor:
-        """Augment images [N, 3, H, W] uint8; return float32 [N, 3, H * 7 // 8, W * 7 // 8], channels-last.
-
-        With a share, they are its rows of a global batch, for all of which random choices are made.
-        """
-        if self.before is not None:
-            images = self.before(images)
-        if share is None:
-            return self.apply(images, self.draw(images))
-        whole = self.draw(images[:1].expand(share.total, *images.shape[1:]))
-        return self.apply(images, Draw(*map(share.of, whole)))
 
     def draw(self, images: Tensor) -> Draw:
         """Sample the random choices for `images`, of which only shape and device are used."""
@@ -126,13 +111,6 @@ class ImageNetAugment:
         centre = images[:, :, top : top + self.size[0], left : left + self.size[1]]
         out = (centre.float() / 255).sub_(self._mean).div_(self._std)
         return out.contiguous(memory_format=torch.channels_last)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"generator": self.generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue the random choices from where `state` was taken, on the same kind of device."""
-        self.generator.set_state(state["generator"])
 
 
 def _between(uniform: Tensor, limits: tuple[float, float]) -> Tensor:

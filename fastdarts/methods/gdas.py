@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 
 from fastdarts.methods import gumbel
 from fastdarts.methods.method import Method, MethodOptions, Settings, hyper
@@ -52,14 +52,7 @@ class Gdas(Method):
         return gumbel.temperature(self.options.tau_max, self.options.tau_min, self.epoch, self.config.epochs)
 
     def weight_optimizer(self, network: Supernet) -> Optimizer:
-        config = self.config
-        return SGD(
-            network.parameters(),
-            config.lr,
-            config.momentum,
-            weight_decay=config.weight_decay,
-            nesterov=config.momentum > 0,
-        )
+        return self.nesterov(network)
 
     def relax(self, network: Supernet, group: str, alpha: Tensor) -> Mix:
         if network.training:

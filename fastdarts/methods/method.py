@@ -145,6 +145,17 @@ class Method(StepRules):
             return SGD(network.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay)
         return FlatSGD(network.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
 
+    def nesterov(self, network: Supernet) -> Optimizer:
+        """Return SGD with Nesterov momentum over the weights, which skips those without a gradient."""
+        config = self.config
+        return SGD(
+            network.parameters(),
+            config.lr,
+            config.momentum,
+            weight_decay=config.weight_decay,
+            nesterov=config.momentum > 0,
+        )
+
     # Schedules.
 
     def begin_epoch(self, epoch: int) -> None:

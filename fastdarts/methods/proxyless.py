@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 
 from fastdarts.bilevel.step import Level, SearchStep
 from fastdarts.config.search_options import SearchOptions
@@ -83,14 +83,7 @@ class Proxyless(Method):
         return optimizer
 
     def weight_optimizer(self, network: Supernet) -> Optimizer:
-        config = self.config
-        return SGD(
-            network.parameters(),
-            config.lr,
-            config.momentum,
-            weight_decay=config.weight_decay,
-            nesterov=config.momentum > 0,
-        )
+        return self.nesterov(network)
 
     def alphas_move_each_step(self) -> bool:
         return self.options.every == 1 and self.alphas_move()

@@ -1,4 +1,4 @@
-"""What decides a measurement of latencies; defaults are those of the networks that `evaluate` trains."""
+"""Configure a measurement of latencies; defaults are those of the networks that `evaluate` trains."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass

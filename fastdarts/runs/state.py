@@ -73,7 +73,7 @@ class RunState:
     program: ClassVar[str]
     """Command line that starts such a run."""
     unit: ClassVar[str] = "images"
-    """What means and rates are counted in."""
+    """Unit of means and rates: images or words."""
 
     def __init__(
         self,

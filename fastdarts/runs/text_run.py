@@ -1,4 +1,4 @@
-"""What runs on texts have in common: windows as batches, dropout masks, hidden states, perplexity."""
+"""Share among runs on texts: windows as batches, dropout masks, hidden states, perplexity."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

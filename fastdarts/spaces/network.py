@@ -36,7 +36,7 @@ class DiscreteNetwork(nn.Module):
 
     in_channels: int
     backend: Backend | None = None
-    """How its ops are computed, see `MixedOp`; None if there are plain modules only."""
+    """Backend of its ops, see `MixedOp`; None if there are plain modules only."""
     drop_path_prob: float = 0.0
     """Probability of dropping an op for one sample in training; a schedule assigns it. Without effect in networks that
     have no drop path."""

@@ -19,7 +19,7 @@ backward pass only; first layers to choose."""
 
 
 Material = Literal["images", "text"]
-"""What networks of a space read."""
+"""Kind of data that networks of a space read."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from batch to batch. All on the network's device."""
 
 
 class Task(Protocol):
-    """How a pass over a batch becomes a loss."""
+    """Turn passes over batches into losses."""
 
     def forward(self, network: nn.Module, batch: Batch, amp_dtype: torch.dtype | None) -> tuple[Tensor, Any]:
         """Return the loss, a scalar, and the outputs of a pass, in which the network autocasts to `amp_dtype`."""

@@ -61,7 +61,7 @@ def test_the_constant_is_what_the_ops_leave_of_whole_networks(monkeypatch) -> No
         rows[group][row, column] += costs[place.key]
     table = CostTable("ms", latency.names_of(network), rows, 0.0, {})
     on_cpu = latency._supernet(space, config)
-    sums.update({i: table.of(on_cpu, a) for i, a in enumerate(latency._architectures(space, config))})
+    sums.update({i: table.of(on_cpu, a) for i, a in enumerate(latency._architectures(on_cpu, config))})
     monkeypatch.setattr(latency, "milliseconds", exact)
     measured = measure(config)
     assert measured.table.constant == pytest.approx(7.0)

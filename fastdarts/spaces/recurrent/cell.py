@@ -25,9 +25,9 @@ class CellMasks(NamedTuple):
     """Hold dropout masks [B, d], scaled, the same at each step of a window."""
 
     inputs: Tensor
-    """Of the cell's input."""
+    """Dropout mask of the cell's input."""
     hidden: Tensor
-    """Of the previous hidden state and of every state that enters a node."""
+    """Dropout mask of the previous hidden state and of every state that enters a node."""
 
 
 class RecurrentCore(nn.Module):
