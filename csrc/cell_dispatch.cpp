@@ -14,12 +14,6 @@ FASTDARTS_DECLARE(portable)
 #if defined(__x86_64__)
 FASTDARTS_DECLARE(avx2)
 FASTDARTS_DECLARE(avx512)
-#define FASTDARTS_PICK(name)                              \
-  if (instruction_set() == "avx512") return avx512::name; \
-  if (instruction_set() == "avx2") return avx2::name;     \
-  return portable::name;
-#else
-#define FASTDARTS_PICK(name) return portable::name;
 #endif
 
 template <>

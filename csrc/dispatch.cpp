@@ -62,15 +62,6 @@ const std::string& instruction_set() {
   return chosen;
 }
 
-#if defined(__x86_64__)
-#define FASTDARTS_PICK(name)                                     \
-  if (instruction_set() == "avx512") return avx512::name;        \
-  if (instruction_set() == "avx2") return avx2::name;            \
-  return portable::name;
-#else
-#define FASTDARTS_PICK(name) return portable::name;
-#endif
-
 template <>
 const Kernels<float, float>& kernels<float, float>() {
   FASTDARTS_PICK(kernels_f32)

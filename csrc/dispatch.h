@@ -7,3 +7,13 @@ namespace fastdarts {
 const std::string& instruction_set();
 
 }  // namespace fastdarts
+
+// Returns `name` of the namespace of the instruction set.
+#if defined(__x86_64__)
+#define FASTDARTS_PICK(name)                              \
+  if (instruction_set() == "avx512") return avx512::name; \
+  if (instruction_set() == "avx2") return avx2::name;     \
+  return portable::name;
+#else
+#define FASTDARTS_PICK(name) return portable::name;
+#endif
