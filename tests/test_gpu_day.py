@@ -118,7 +118,7 @@ def test_every_part_runs_as_a_stand_in(tmp_path: Path) -> None:
 
     results["versions"]["status"] = "failed"
     (tmp_path / "before.json").write_text(json.dumps(results))
-    after = ["--after", str(tmp_path / "before.json"), "--parts", "versions", "steps", str(tmp_path / "second")]
+    after = [str(tmp_path / "second"), "--after", str(tmp_path / "before.json"), "--parts", "versions", "steps"]
     done = subprocess.run([*command, *after], cwd=ROOT, check=True, capture_output=True, text=True)
     assert done.stdout.startswith("versions: ended")  # and steps, which had ended, are not run again
     assert "steps: ended" not in done.stdout.partition("# Measured")[0]

@@ -91,14 +91,18 @@ def test_targets_that_cannot_be_met_are_refused() -> None:
         CostTerm(state.method, state.network, table, "multiply")
 
 
-def test_a_larger_weight_finds_a_cheaper_network(tmp_path: Path) -> None:
-    costs = []
-    for weight in (0.0, 3.0):
-        fields = CHAIN | {"layers": 1, "arch_lr": 0.3, "epochs": 4}
-        result = search(tiny_config(tmp_path / str(weight), cost="flops", cost_weight=weight, **fields), tiny_images())
-        costs.append(result.metrics[-1]["expected_cost"])
-        assert result.metrics[-1]["cost"] > 0
-    assert costs[1] < 0.8 * costs[0]
+@pytest.mark.parametrize("space", ["darts", "proxyless"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_larger_weight_finds_a_cheaper_network(space: str, seed: int, tmp_path: Path) -> None:
+    fields = {"seed": seed, "arch_lr": 0.3, "epochs": 4, "cost": "flops"}
+    if space != "darts":
+        fields |= CHAIN | {"layers": 1}
+    free, cheap = (
+        search(tiny_config(tmp_path / str(weight), cost_weight=weight, **fields), tiny_images()).metrics[-1]
+        for weight in (0.0, 30.0)
+    )
+    assert 0 < cheap["cost"] < free["cost"]
+    assert cheap["expected_cost"] < free["expected_cost"]
 
 
 @pytest.mark.parametrize(

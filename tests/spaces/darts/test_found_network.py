@@ -33,7 +33,10 @@ class Scaled(nn.Module):
         return self.factor.view(-1, 1, 1) * x[:, :, :: self.stride, :: self.stride]
 
 
-register_primitive("scaled_of_found", lambda C, stride, affine: Scaled(C, stride))
+@pytest.fixture(autouse=True)
+def scaled_is_registered(registrations_undone: None) -> None:
+    register_primitive("scaled_of_found", lambda C, stride, affine: Scaled(C, stride))
+
 
 EVERY_OP = (
     Genotype(  # any number of ops a node, ops without kernels, an op twice, an input and no last node in the concat
