@@ -719,34 +719,54 @@ def test_left_with_a_reason(module: nn.Module, reason: str) -> None:
     assert type(module) is kind
 
 
-def affine(norm: type[nn.Module] = nn.BatchNorm2d) -> nn.Module:
-    module = Sum(candidates()[:5])
-    for part in list(module.modules()):
+def with_norms(norm: Callable[[], nn.Module]) -> list[nn.Module]:
+    """Candidates whose norms are others; scales and shifts are random."""
+    ops = candidates()
+    for part in list(nn.ModuleList(ops).modules()):
         for name, child in part._modules.items():
             if isinstance(child, nn.BatchNorm2d):
-                part._modules[name] = nn.GroupNorm(1, C) if norm is nn.GroupNorm else norm(C)
-    return module
+                part._modules[name] = made = norm()
+                for parameter in made.parameters():
+                    nn.init.normal_(parameter, 1.0, 0.5)
+    return ops
+
+
+def affine() -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(C)
+
+
+def group_norm() -> nn.GroupNorm:
+    return nn.GroupNorm(1, C)
 
 
 def test_what_came_nearest() -> None:
     """Where nothing is replaced, the report says what was looked for and what sets the ops apart."""
     report = fastdarts.patch(
-        nn.ModuleList([affine(), affine(nn.GroupNorm), Sum([nn.AvgPool2d(3, 1, 1), nn.Identity()])])
+        nn.ModuleList([Sum(with_norms(group_norm)[:5]), Sum([nn.AvgPool2d(3, 1, 1), nn.Identity()])])
     )
     assert report == fastdarts.PatchReport()
     lines = str(report).splitlines()
     assert lines[0] == "0 mixed operations replaced, 0 left"
     assert lines[1].startswith("looked for modules whose forward adds up the weighted outputs of candidate operations")
-    assert "sep_conv_3x3 but for the batch norms' scales and shifts (affine=False has kernels)" in report.nearest["0"]
-    assert "_ops.4: dil_conv_3x3 but for GroupNorm in place of BatchNorm2d" in report.nearest["1"]
-    assert "avg_pool_3x3 without the batch norm that follows it" in report.nearest["2"]
+    assert "_ops.4: dil_conv_3x3 but for GroupNorm in place of BatchNorm2d" in report.nearest["0"]
+    assert "avg_pool_3x3 without the batch norm that follows it" in report.nearest["1"]
     assert lines[2].startswith("nearest: 0: ")
 
 
-def test_affine_ops_run_beside_fused_ones() -> None:
-    edge = Sum([*affine()._ops[:2], *candidates()[2:]])
-    report = assert_trains_alike(edge)
-    assert report.replaced["edge"] == ("-", "-", "skip_connect", "none", "dil_conv_3x3", "sep_conv_5x5")
+@pytest.mark.parametrize("style", [Sum, SkipsZeros])
+@pytest.mark.parametrize("without", [0, 2], ids=["all", "beside ops without scales and shifts"])
+def test_affine_norms_run_fused(style: type[Sum], without: int) -> None:
+    ops = [*candidates()[:without], *with_norms(affine)[without:]]
+    ops[4].op[2] = nn.Conv2d(C, C, 1)  # a bias before the norm
+    report = assert_trains_alike(style(ops))
+    assert report.replaced["edge"] == (
+        "sep_conv_3x3",
+        "avg_pool_3x3",
+        "skip_connect",
+        "none",
+        "dil_conv_3x3",
+        "sep_conv_5x5",
+    )
 
 
 def test_a_relu_in_place_inside_an_op_does_no_harm() -> None:

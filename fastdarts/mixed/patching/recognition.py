@@ -136,7 +136,8 @@ def _demanded(op: nn.Module) -> int:
 def twin(op: nn.Module, name: str, C: int, stride: int) -> nn.Module:
     """Build the plain module of a primitive around an op's own tensors: it computes what the kernels do."""
     made = build_for_search(name, max(C, 1), stride).double().train(op.training)
-    norm_attributes = ("running_mean", "running_var", "num_batches_tracked", "track_running_stats", "eps", "momentum")
+    norm_tensors = ("affine", "weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    norm_attributes = (*norm_tensors, "track_running_stats", "eps", "momentum")
     for mine, theirs in zip(leaves(made), leaves(op), strict=False):  # an op without layers has a leaf of its own
         if isinstance(theirs, nn.Conv2d):
             mine.weight = theirs.weight
@@ -253,10 +254,10 @@ _LAYERS: dict[type, Callable[[dict[str, Any]], tuple[object, ...]]] = {
 
 def _signature(layer: nn.Module) -> tuple[object, ...]:
     """Describe a layer; equal for layers that compute the same, whether their sizes are numbers or pairs."""
-    # That a relu works in place is part of its state, not of its signature: inside an op it does no harm.
+    # That a relu works in place is part of its state, not of its signature: inside an op it does no harm. Nor is it
+    # part of a signature that a batch norm is affine: kernels take both.
     values = _LAYERS[type(layer)](layer.__dict__) if type(layer) in _LAYERS and type(layer) is not nn.ReLU else ()
-    affine = isinstance(layer, nn.BatchNorm2d) and layer.affine
-    return type(layer), affine, *((v, v) if type(v) is int else v for v in values)
+    return type(layer), *((v, v) if type(v) is int else v for v in values)
 
 
 def _has_bias(layer: nn.Module) -> bool:
