@@ -29,6 +29,7 @@ from fastdarts.data import ImageSet
 from fastdarts.data.images import fraction_of
 from fastdarts.data.text import load_corpus
 from fastdarts.methods import find
+from fastdarts.methods.scored import pareto_front
 from fastdarts.runs import movement, resources
 from fastdarts.runs.console import LOGGER
 from fastdarts.runs.device import determinism
@@ -151,7 +152,7 @@ def _search(
     if text and config.cost is not None:
         raise ValueError("cost is that of networks that read images; leave it out for texts")
     kernels = (cell_kernels_used if text else kernels_used)(device, config.backend)
-    if not has_kernels(space):
+    if not has_kernels(space, device.type):
         kernels = f"plain PyTorch modules on {device}: the ops of space {config.space!r} have no kernels"
     if config.sync_batch_norm and not ranks.alone:
         if config.backend == "fused":
@@ -306,12 +307,32 @@ def _write_results(state: SearchState, genotype: Any, tabulated: dict[str, float
     from fastdarts.report.pictures import write_picture
 
     write_atomically(out / "genotype.json", genotype.to_json() + "\n")
+    if state.method.compared:
+        write_atomically(out / "candidates.json", json.dumps(_candidates(state, genotype), indent=1) + "\n")
     if tabulated:
         write_atomically(out / "benchmark.json", json.dumps(tabulated, indent=2) + "\n")
     _write_alphas(state, out)
     write_picture(genotype, out)
     draw_alphas(out / "alphas.npz")
     run_report.write_report(out)
+
+
+def _candidates(state: SearchState, genotype: Any) -> dict[str, Any]:
+    """Return the architectures that the method compared: their scores and costs, and which are on the Pareto front."""
+    front = {one.architecture.to_json() for one in pareto_front(state.method.compared)}
+    return {
+        "unit": None if state.costs is None else state.costs.unit,
+        "found": json.loads(genotype.to_json()),
+        "candidates": [
+            {
+                "architecture": json.loads(text := one.architecture.to_json()),
+                "score": one.score,
+                "cost": one.cost,
+                "front": text in front,
+            }
+            for one in state.method.compared
+        ],
+    }
 
 
 def _epoch_line(metrics: Metrics) -> str:

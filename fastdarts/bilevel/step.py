@@ -63,12 +63,20 @@ class StepRules:
         """Return the context manager in which the forward pass of the weight step runs."""
         return nullcontext()
 
+    def weight_passes(self) -> int:
+        """Return the number of passes over the training batch whose gradients a weight step sums (FairNAS)."""
+        return 1
+
     def level_now(self) -> Level:
         """Return the level of this step: the loss that its alpha step minimises."""
         return "bilevel"
 
     def before_alpha_step(self, step: SearchStep) -> None:
         """Prepare the alpha step; called before the alphas' gradient is computed."""
+
+    def alpha_step(self, step: SearchStep, train: Batch, valid: Batch, lr: Tensor) -> Sequence[Tensor]:
+        """Move the alphas and return their gradients; sets the architect's `valid_loss`."""
+        return step.architect.step(train, valid, lr, step.w_optimizer, step.order)
 
     def after_alpha_step(self, step: SearchStep) -> None:
         """Finish the alpha step; called after the alphas have been updated."""
@@ -168,10 +176,8 @@ class SearchStep:
             valid = train
         if level != "weights" and not self.rules.weights_first:
             valid_loss, alpha_norm = self._alpha_step(train, valid, lr)
-        with self.rules.weight_pass(self, train):
-            loss, outputs = self.architect.forward(train)
-        total = self._regularised(loss, outputs)
-        norm = self._move_weights(self._gradients(total, self.architect.flat.weights), lr)
+        loss, outputs, gradients = self._weight_gradients(train)
+        norm = self._move_weights(gradients, lr)
         self.architect.task.advance(train, outputs)
         if level != "weights" and self.rules.weights_first:
             valid_loss, alpha_norm = self._alpha_step(train, valid, lr)
@@ -180,7 +186,7 @@ class SearchStep:
     def _alpha_step(self, train: Batch, valid: Batch, lr: Tensor) -> tuple[Tensor, Tensor]:
         """Run the alpha step with xi = `lr`; return its loss and the norm of the alphas' gradient."""
         self.rules.before_alpha_step(self)
-        gradients = self.architect.step(train, valid, lr, self.w_optimizer, self.order)
+        gradients = self.rules.alpha_step(self, train, valid, lr)
         self.rules.after_alpha_step(self)
         return self.architect.valid_loss, _norm(gradients)
 
@@ -201,6 +207,18 @@ class SearchStep:
         architect.task.advance(train, outputs)
         self.rules.after_alpha_step(self)
         return _measured(architect.task, loss, loss.detach(), outputs, train, norm, _norm(of_alphas))
+
+    def _weight_gradients(self, train: Batch) -> tuple[Tensor, Any, Sequence[Tensor | None]]:
+        """Return the mean loss of the weight step's passes, the outputs of the last, and the sum of their gradients."""
+        losses: list[Tensor] = []
+        sums: Sequence[Tensor | None] = ()
+        for _ in range(self.rules.weight_passes()):
+            with self.rules.weight_pass(self, train):
+                loss, outputs = self.architect.forward(train)
+            gradients = self._gradients(self._regularised(loss, outputs), self.architect.flat.weights)
+            sums = [_sum(pair) for pair in zip(sums, gradients, strict=True)] if losses else gradients
+            losses.append(loss.detach())
+        return torch.stack(losses).mean(), outputs, sums
 
     def _regularised(self, loss: Tensor, outputs: Any) -> Tensor:
         """Return the loss of the weight step: with what the task adds to it there."""
@@ -262,6 +280,13 @@ class SearchStep:
             *(self.network.training, self.order, self.grad_clip, architect.amp_dtype, id(architect.loss)),
             *(architect.hvp, architect.r, architect.w_momentum, architect.w_weight_decay),
         )
+
+
+def _sum(terms: tuple[Tensor | None, Tensor | None]) -> Tensor | None:
+    first, second = terms
+    if first is None or second is None:
+        return second if first is None else first
+    return first + second
 
 
 def _norm(gradients: Sequence[Tensor]) -> Tensor:

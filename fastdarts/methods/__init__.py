@@ -29,6 +29,7 @@ _CLASSES = {
     "milenas": "milenas:MiLeNAS",
     "proxyless": "proxyless:Proxyless",
     "fbnet": "fbnet:FBNet",
+    "fairnas": "fairnas:FairNAS",
 }
 NAMES = tuple(_CLASSES)
 

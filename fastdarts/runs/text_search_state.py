@@ -52,6 +52,9 @@ class TextSearchState(TextRun, SearchState):
         words: Text = self.validation.first(batches * self.config.batch_size * self._options.window)
         return words
 
+    def recalibrate(self, batches: int) -> None:
+        """Do nothing: the cell's one batch norm sees all its nodes, whatever the architecture."""
+
     def virtual_clip(self) -> VirtualClip:
         held = [self.network.encoder.weight] if self._options.compat else []
         return VirtualClip(self.config.grad_clip, self._options.compat, held)
