@@ -105,7 +105,7 @@ sanitized: dev
 	  $(PY) setup.py --quiet build --build-lib $(SANITIZED)/lib --build-temp $(SANITIZED)/temp
 
 sanitize: sanitized
-	$(SANITIZED_PYTEST) tests/ops/test_operators.py tests/mixed/test_mixed_op.py tests/ops/test_flat.py tests/mixed/test_fused.py::test_cell \
+	$(SANITIZED_PYTEST) tests/ops/test_operators.py tests/mixed/test_mixed_op.py tests/ops/test_flat.py tests/ops/test_mbconv.py tests/mixed/test_fused.py::test_cell \
 	  -k "not compiled and not papers_size and not instruction and not cuda_sources"
 	FASTDARTS_CPU=portable $(SANITIZED_PYTEST) $(CELLS_AND_EDGES)
 	! grep -qw avx2 /proc/cpuinfo || FASTDARTS_CPU=avx2 $(SANITIZED_PYTEST) $(CELLS_AND_EDGES)
