@@ -36,7 +36,8 @@ def assert_as_good(ours: Results, plain: nn.Module, inputs: list[Tensor], g: Ten
         ours: the results with the kernels.
         plain: the module with backend "reference".
         inputs, g: the arguments of `run`.
-        roundings: how often all inputs, parameters, statistics and g are rounded at random, which shows the error that no computation can avoid.
+        roundings: how often all inputs, parameters, statistics and g are rounded at random, which shows the error that
+            no computation can avoid.
     """
     eps, generator = torch.finfo(g.dtype).eps, torch.Generator().manual_seed(1)
     exact, moved = copy.deepcopy(plain).double(), []
