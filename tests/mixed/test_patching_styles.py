@@ -770,7 +770,7 @@ def test_affine_norms_run_fused(style: type[Sum], without: int) -> None:
 
 
 class Adapted(nn.Module):
-    """A convolution with an adapter that is off: a second name of its weight, a function, a state that follows the mode."""
+    """A convolution with an adapter that is off: a second name of its weight, a function, a state by its mode."""
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
