@@ -153,6 +153,7 @@ class SearchState(RunState):
             task=self._task,
             clip=self.virtual_clip(),
             train_weight=method.train_weight,
+            keep_weight_gradients=method.keep_weight_gradients,
         )
         self.w_optimizer = method.weight_optimizer(self.network)
         self.search_step = SearchStep(

@@ -38,7 +38,7 @@ class DartsSpace:
     def features(self) -> frozenset[Feature]:
         common: set[Feature] = {"edges", "auxiliary ops", "partial channels", "drop path", "depth", "stem"}
         skip: set[Feature] = {"skip connections"} if "skip_connect" in self._arguments["primitives"] else set()
-        return frozenset(common | skip)
+        return frozenset(common | skip | {"weights by cell"})
 
     def search_defaults(self, dataset: str) -> Mapping[str, Any]:
         return {}

@@ -156,9 +156,12 @@ class SearchNetwork(Supernet):
             x = x.contiguous(memory_format=torch.channels_last)  # the kernels' layout, once for the whole network
         mixes = self.op_weights()
         s0 = s1 = self.stem(x)
+        seen = dict.fromkeys(self.groups, 0)
         for cell in self.cells:
             assert isinstance(cell, Cell)
-            mix = mixes[_group(cell.reduction)]
+            group = _group(cell.reduction)
+            mix = mixes[group].of_cell(seen[group])
+            seen[group] += 1
             s0, s1 = s1, cell(s0, s1, mix.weights, mix.active, mix.passing, mix.added, mix.drop_path)
         if hasattr(self, "head"):
             return self.head(s1)
