@@ -81,8 +81,6 @@ class SearchConfig(SearchOptions):
         self._settle_selection(method)
         if self.lr_min > self.lr:
             raise ValueError(f"lr_min must be at most lr = {self.lr}; got {self.lr_min}")
-        if self.init_channels % 2:
-            raise ValueError(f"init_channels must be even (factorised reductions halve it); got {self.init_channels}")
         if self.stem != "cifar" and "stem" not in registry.find(self.space).features:
             raise ValueError(f"stem {self.stem!r} is not offered by space {self.space!r}; leave it out")
         if self.resume and self.out is None:
