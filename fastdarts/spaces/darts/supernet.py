@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from fastdarts.mixed.mix import Mix
 from fastdarts.mixed.mixed_op import Backend, MixedOp, check_backend, check_input
-from fastdarts.primitives.modules import check_even
 from fastdarts.primitives.table import PRIMITIVES, EdgeOps, check_primitives, per_edge
 from fastdarts.spaces.darts.cell import Cell
 from fastdarts.spaces.darts.derivation import derive, random_genotype
@@ -43,7 +42,7 @@ class SearchNetwork(Supernet):
     of the original code.
 
     Args:
-        C: channels of the first cells' nodes, even.
+        C: channels of the first cells' nodes. Odd ones go with every op, since reduction cells double them.
         num_classes: size of the logits.
         layers: number of cells.
         steps, multiplier: nodes of a cell, and how many of the last ones it puts out.
@@ -91,7 +90,6 @@ class SearchNetwork(Supernet):
         ):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
-        check_even(C, "C")
         check_backend(backend)
         if multiplier > steps:
             raise ValueError(f"multiplier must be at most steps = {steps}; got {multiplier}")
