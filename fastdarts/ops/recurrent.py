@@ -19,11 +19,11 @@ _library = torch.library.Library("fastdarts", "FRAGMENT")
 _library.define(
     "recurrent(Tensor x, Tensor hidden, Tensor? mask_x, Tensor? mask_h, Tensor W0, Tensor[] Ws, Tensor weights, "
     "Tensor? running, int[] plan, float eps, bool half, bool keep) "
-    "-> (Tensor out, Tensor states, Tensor[] products, Tensor gates, Tensor stats)"
+    "-> (Tensor out, Tensor states, Tensor products, Tensor gates, Tensor stats)"
 )
 _library.define(
     "recurrent_backward(Tensor grad_out, Tensor x, Tensor hidden, Tensor? mask_x, Tensor? mask_h, Tensor W0, "
-    "Tensor[] Ws, Tensor weights, Tensor out, Tensor states, Tensor[] products, Tensor gates, Tensor stats, "
+    "Tensor[] Ws, Tensor weights, Tensor out, Tensor states, Tensor products, Tensor gates, Tensor stats, "
     "int[] plan, bool training, float eps, bool half, bool need_x, bool need_matrices) "
     "-> (Tensor x, Tensor hidden, Tensor W0, Tensor[] Ws, Tensor weights)"
 )
@@ -125,19 +125,16 @@ def _recurrent_fake(
     eps: float,
     half: bool,
     keep: bool,
-) -> tuple[Tensor, Tensor, list[Tensor], Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     steps, rows, width = x.shape
     decoded = CellPlan.decode(plan)
     kept, states = steps if keep else 1, len(decoded.nodes) + 1
     dtype = torch.bfloat16 if half else x.dtype
-    readers = [0] * states
-    for terms in decoded.nodes:
-        for source in {term.source for term in terms if term.reads}:
-            readers[source] += 1
+    edges = 0 if not keep or decoded.makes_products_again else sum(decoded.readers)
     return (
         torch.empty_like(x),
         x.new_empty(kept, states, rows, width),
-        [x.new_empty(kept, rows, 2 * width * count, dtype=dtype) for count in readers],
+        x.new_empty(kept * rows * edges * 2 * width, dtype=dtype),
         x.new_empty(kept, rows, 2 * width, dtype=dtype),
         x.new_empty(steps if decoded.norm else 0, states, 2, width),
     )
@@ -170,16 +167,14 @@ def _setup_recurrent(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...])
     x, hidden, mask_x, mask_h, W0, Ws, weights, running, plan, eps, half, _ = inputs
     out, states, products, gates, stats = output
     masks = [mask for mask in (mask_x, mask_h) if mask is not None]
-    ctx.save_for_backward(x, hidden, W0, weights, out, states, gates, stats, *masks, *Ws, *products)
-    ctx.counts = (len(masks), len(Ws))
+    ctx.save_for_backward(x, hidden, W0, weights, out, states, products, gates, stats, *masks, *Ws)
+    ctx.masked = bool(masks)
     ctx.settings = (plan, running is None, eps, half)
 
 
 def _recurrent_backward(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Any, ...]:
-    x, hidden, W0, weights, out, states, gates, stats, *rest = ctx.saved_tensors
-    masks_count, matrices = ctx.counts
-    mask_x, mask_h = rest[:2] if masks_count else (None, None)
-    Ws, products = rest[masks_count : masks_count + matrices], rest[masks_count + matrices :]
+    x, hidden, W0, weights, out, states, products, gates, stats, *Ws = ctx.saved_tensors
+    mask_x, mask_h, *Ws = Ws if ctx.masked else (None, None, *Ws)
     needs = ctx.needs_input_grad
     need_matrices = bool(needs[4] or (any(needs[5]) if isinstance(needs[5], list | tuple) else needs[5]))
     found = torch.ops.fastdarts.recurrent_backward(
@@ -193,7 +188,7 @@ def _recurrent_backward(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Any, ...]:
         None,
         None,
         of_W0 if need_matrices else None,
-        of_Ws if need_matrices else [None] * matrices,
+        of_Ws if need_matrices else [None] * len(Ws),
         of_weights if needs[6] else None,
         *[None] * 5,
     )
