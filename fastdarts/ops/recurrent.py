@@ -1,7 +1,8 @@
 """Define `fastdarts::recurrent`, a recurrent cell over a window, and `fastdarts::linear_nll`, the loss of its words.
 
-The CPU kernels are in csrc/recurrent.cpp and csrc/linear_nll.cpp. The plain modules that they equal are
-`fastdarts.spaces.recurrent.cell.RecurrentCore`, and a linear layer followed by cross entropy.
+The CPU kernels are in csrc/recurrent.cpp and csrc/linear_nll.cpp, the GPU kernels in kernels/recurrent.py and
+kernels/linear_nll.py. The plain modules that they equal are `fastdarts.spaces.recurrent.cell.RecurrentCore`, and a
+linear layer followed by cross entropy.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from fastdarts.ops import extension
 from fastdarts.ops.cell_plan import CellPlan
+from fastdarts.ops.gpu import TRITON, in_module
 
 _library = torch.library.Library("fastdarts", "FRAGMENT")
 _library.define(
@@ -28,16 +30,28 @@ _library.define(
     "-> (Tensor x, Tensor hidden, Tensor W0, Tensor[] Ws, Tensor weights)"
 )
 _library.define(
-    "linear_nll(Tensor h, Tensor weight, Tensor bias, Tensor targets, bool half, bool need_h, bool need_weight) "
+    "linear_nll(Tensor h, Tensor weight, Tensor bias, Tensor targets, Tensor shares, bool half, bool need_h, "
+    "bool need_weight) "
     "-> (Tensor loss, Tensor h, Tensor weight, Tensor bias)"
 )
 
 
+if TRITON:
+    for _module, _name in (
+        ("recurrent", "recurrent"),
+        ("recurrent", "recurrent_backward"),
+        ("linear_nll", "linear_nll"),
+    ):
+        _library.impl(_name, in_module(_module, _name), "CUDA")
+
+
 def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
     """Return the reason why no kernel takes tensors of this device and dtype, or None if one does."""
-    if device.type != "cpu":
+    if device.type not in ("cpu", "cuda"):
         return f"the recurrent cell has no kernels for {device.type}"
-    if extension.UNAVAILABLE is not None:
+    if device.type == "cuda" and not TRITON:
+        return "Triton is not installed"
+    if device.type == "cpu" and extension.UNAVAILABLE is not None:
         return extension.UNAVAILABLE
     if dtype not in (torch.float32, torch.float64):
         return f"the recurrent cell's kernels take float32 and float64, not {dtype}"
@@ -89,7 +103,9 @@ def recurrent(
     return found[0], found[4]
 
 
-def linear_nll(h: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, half: bool = False) -> Tensor:
+def linear_nll(
+    h: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, shares: Tensor | None = None, half: bool = False
+) -> Tensor:
     """Return the mean negative log-likelihood of `targets` under softmax(h weight' + bias), a scalar.
 
     The logits of all rows never exist at once. Gradients are computed with the loss, so a second derivative is not
@@ -100,6 +116,7 @@ def linear_nll(h: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, half: b
         weight: [words, d].
         bias: [words].
         targets: [rows] int64, from 0 to words - 1.
+        shares: [rows], factors of the rows, without a gradient, for another sum than the mean; None for 1 / rows.
         half: True for products in bfloat16.
 
     Raises:
@@ -108,8 +125,11 @@ def linear_nll(h: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, half: b
     """
     need = torch.is_grad_enabled()
     need_weight = need and (weight.requires_grad or bias.requires_grad)
-    h, weight, bias, targets = (tensor.contiguous() for tensor in (h, weight, bias, targets))
-    return torch.ops.fastdarts.linear_nll(h, weight, bias, targets, half, need and h.requires_grad, need_weight)[0]
+    if shares is None:
+        shares = h.new_full((len(h),), 1 / max(len(h), 1))
+    tensors = [tensor.contiguous() for tensor in (h, weight, bias, targets, shares)]
+    loss: Tensor = torch.ops.fastdarts.linear_nll(*tensors, half, need and h.requires_grad, need_weight)[0]
+    return loss
 
 
 def _recurrent_fake(
@@ -153,7 +173,14 @@ def _recurrent_backward_fake(grad_out: Tensor, x: Tensor, hidden: Tensor, *rest:
 
 
 def _linear_nll_fake(
-    h: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, half: bool, need_h: bool, need_weight: bool
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    targets: Tensor,
+    shares: Tensor,
+    half: bool,
+    need_h: bool,
+    need_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return (
         h.new_empty(()),
@@ -201,9 +228,9 @@ def _setup_linear_nll(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]
 
 def _linear_nll_backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
     if grad_loss is None:  # only the gradients themselves were used, which are constants
-        return (None,) * 7
+        return (None,) * 8
     scaled = [g * grad_loss if need else None for g, need in zip(ctx.saved_tensors, ctx.needs_input_grad, strict=False)]
-    return (*scaled, None, None, None, None)
+    return (*scaled, *[None] * 5)
 
 
 torch.library.register_fake("fastdarts::recurrent", _recurrent_fake, lib=_library)
