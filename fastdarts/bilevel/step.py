@@ -39,6 +39,16 @@ class StepResult(NamedTuple):
     """Euclidean norm of the alphas' gradient."""
 
 
+class TrainPass(NamedTuple):
+    """Hold the results of the weight step's pass forward and backward."""
+
+    loss: Tensor
+    outputs: Any
+    gradients: list[Tensor | None]
+    """This rank's part of the gradients of the weights; None for a weight that keeps its value if the rules are
+    sparse."""
+
+
 Level = Literal["bilevel", "single", "coordinate", "weights"]
 """The loss that the alpha step minimises. "bilevel": the validation loss; "single": the training loss, in one pass with
 the weights; "coordinate": the training loss, in a separate pass; "weights": none, only the weights are updated."""
@@ -63,9 +73,9 @@ class StepRules:
         """Return the context manager in which the forward pass of the weight step runs."""
         return nullcontext()
 
-    def weight_passes(self) -> int:
-        """Return the number of passes over the training batch whose gradients a weight step sums (FairNAS)."""
-        return 1
+    def weight_gradients(self, step: SearchStep, train: Batch) -> TrainPass:
+        """Return the pass whose gradients move the weights; a method may change them or add passes of its own."""
+        return step.train_pass(train)
 
     def level_now(self) -> Level:
         """Return the level of this step: the loss that its alpha step minimises."""
@@ -102,6 +112,7 @@ class SearchStep:
         amp_dtype: autocast dtype of both steps; set on the architect. None keeps the architect's.
         cuda_graphs: False runs every step eagerly.
         rules: differences from DARTS; None for DARTS.
+        kinds: number of kinds of batches, such as the lengths of a text's windows, that keep a CUDA graph.
 
     Raises:
         ValueError: wrong order or grad_clip, an architect of another network, several parameter groups.
@@ -119,6 +130,7 @@ class SearchStep:
         amp_dtype: torch.dtype | None = None,
         cuda_graphs: bool = True,
         rules: StepRules | None = None,
+        kinds: int = 1,
     ) -> None:
         if architect.network is not network:
             raise ValueError("architect was made for another network; give Architect and SearchStep the same one")
@@ -139,7 +151,7 @@ class SearchStep:
         self.grad_clip = grad_clip
         self.cuda_graphs = cuda_graphs
         self.rules = rules or StepRules()
-        self._replay = Replay()
+        self._replay = Replay(kinds)
 
     def step(self, train: Batch, valid: Batch) -> StepResult:
         """Run one search step and return its measurements.
@@ -176,12 +188,24 @@ class SearchStep:
             valid = train
         if level != "weights" and not self.rules.weights_first:
             valid_loss, alpha_norm = self._alpha_step(train, valid, lr)
-        loss, outputs, gradients = self._weight_gradients(train)
+        loss, outputs, gradients = self.rules.weight_gradients(self, train)
         norm = self._move_weights(gradients, lr)
         self.architect.task.advance(train, outputs)
         if level != "weights" and self.rules.weights_first:
             valid_loss, alpha_norm = self._alpha_step(train, valid, lr)
         return _measured(self.architect.task, loss, valid_loss, outputs, train, norm, alpha_norm)
+
+    def train_pass(self, train: Batch, further: Sequence[Tensor] = ()) -> TrainPass:
+        """Run the training batch forward and backward, as the weight step does.
+
+        Args:
+            train: the batch.
+            further: tensors whose gradients are to follow those of the weights.
+        """
+        with self.rules.weight_pass(self, train):
+            loss, outputs = self.architect.forward(train)
+        inputs = [*self.architect.flat.weights, *further]
+        return TrainPass(loss, outputs, self._gradients(self._regularised(loss, outputs), inputs))
 
     def _alpha_step(self, train: Batch, valid: Batch, lr: Tensor) -> tuple[Tensor, Tensor]:
         """Run the alpha step with xi = `lr`; return its loss and the norm of the alphas' gradient."""
@@ -207,18 +231,6 @@ class SearchStep:
         architect.task.advance(train, outputs)
         self.rules.after_alpha_step(self)
         return _measured(architect.task, loss, loss.detach(), outputs, train, norm, _norm(of_alphas))
-
-    def _weight_gradients(self, train: Batch) -> tuple[Tensor, Any, Sequence[Tensor | None]]:
-        """Return the mean loss of the weight step's passes, the outputs of the last, and the sum of their gradients."""
-        losses: list[Tensor] = []
-        sums: Sequence[Tensor | None] = ()
-        for _ in range(self.rules.weight_passes()):
-            with self.rules.weight_pass(self, train):
-                loss, outputs = self.architect.forward(train)
-            gradients = self._gradients(self._regularised(loss, outputs), self.architect.flat.weights)
-            sums = [_sum(pair) for pair in zip(sums, gradients, strict=True)] if losses else gradients
-            losses.append(loss.detach())
-        return torch.stack(losses).mean(), outputs, sums
 
     def _regularised(self, loss: Tensor, outputs: Any) -> Tensor:
         """Return the loss of the weight step: with what the task adds to it there."""
@@ -280,13 +292,6 @@ class SearchStep:
             *(self.network.training, self.order, self.grad_clip, architect.amp_dtype, id(architect.loss)),
             *(architect.hvp, architect.r, architect.w_momentum, architect.w_weight_decay),
         )
-
-
-def _sum(terms: tuple[Tensor | None, Tensor | None]) -> Tensor | None:
-    first, second = terms
-    if first is None or second is None:
-        return second if first is None else first
-    return first + second
 
 
 def _norm(gradients: Sequence[Tensor]) -> Tensor:

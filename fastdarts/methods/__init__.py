@@ -30,6 +30,12 @@ _CLASSES = {
     "proxyless": "proxyless:Proxyless",
     "fbnet": "fbnet:FBNet",
     "fairnas": "fairnas:FairNAS",
+    "drnas": "drnas:Drnas",
+    "sgas": "sgas:Sgas",
+    "oles": "oles:Oles",
+    "beta-darts": "beta_darts:BetaDarts",
+    "lambda-darts": "lambda_darts:LambdaDarts",
+    "reinmax": "reinmax:ReinMax",
 }
 NAMES = tuple(_CLASSES)
 

@@ -7,7 +7,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fastdarts.methods.masks import MASKED
 from fastdarts.methods.method import Method
 from fastdarts.spaces.cost import Cost
 from fastdarts.spaces.group import Choice, Group
@@ -93,7 +92,10 @@ class CostTerm:
     def expected(self, network: Supernet) -> Tensor:
         """Return the expected cost of the present alphas, differentiable in them."""
         return self._cost(
-            {name: self.method.strength(network, name, self._alpha(network, name)) for name in self._kept}
+            {
+                name: self.method.strength(network, name, self.method.masked(name, network.alphas[name]))
+                for name in self._kept
+            }
         )
 
     def __call__(self, network: Supernet, loss: Tensor) -> Tensor:
@@ -113,11 +115,6 @@ class CostTerm:
         excess = self.weight * (ratio - 1)
         return reward - (max(excess, 0.0) if self.form == "limit" else excess)
 
-    def _alpha(self, network: Supernet, group: str) -> Tensor:
-        alpha = network.alphas[group]
-        kept = self.method.kept
-        return alpha if kept is None else alpha.masked_fill(~kept[group].to(alpha.device), MASKED)
-
     def _cost(self, strengths: Mapping[str, Tensor]) -> Tensor:
         shares = {}
         for name, strength in strengths.items():
@@ -130,8 +127,6 @@ class CostTerm:
 def _kept(group: Group, choice: Choice) -> Tensor:
     """Return the share [rows, 1] of a row's ops in the derived architecture: k / n where k of n edges are kept."""
     kept = torch.ones(len(group.ops), 1, dtype=torch.float64)
-    if group.ends and choice.edges_per_node is not None:
-        for rows in group.entering():
-            entering = rows.stop - rows.start
-            kept[rows] = min(choice.edges_per_node, entering) / entering
+    for rows, count in group.kept_edges(choice.edges_per_node):
+        kept[rows] = count / (rows.stop - rows.start)
     return kept

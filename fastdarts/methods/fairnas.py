@@ -10,19 +10,21 @@ and the shorter rows go on through permutations from step to step, so that count
 In cells all edges run, each with one op, and derived cells keep two edges a node.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from fastdarts.bilevel.step import SearchStep, TrainPass
 from fastdarts.config.search_options import SearchOptions
 from fastdarts.methods import nsga2
 from fastdarts.methods.method import Settings, hyper
 from fastdarts.methods.one_shot import OneShot, OneShotOptions
 from fastdarts.mixed.mix import Mix
 from fastdarts.spaces.supernet import Supernet
+from fastdarts.tasks.task import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +48,8 @@ class FairNAS(OneShot):
 
     def __init__(self, config: SearchOptions) -> None:
         super().__init__(config)
-        self._passes = 1
+        self.passes = 1
+        """Number of models of a step: the ops of the longest row."""
         self._ahead: dict[str, list[list[int]]] = {}
 
     @classmethod
@@ -58,10 +61,14 @@ class FairNAS(OneShot):
 
     def attach(self, network: Supernet) -> None:
         super().attach(network)
-        self._passes = max(group.shape[1] for group in network.groups.values())
+        self.passes = max(group.shape[1] for group in network.groups.values())
 
-    def weight_passes(self) -> int:
-        return self._passes
+    def weight_gradients(self, step: SearchStep, train: Batch) -> TrainPass:
+        passes = [step.train_pass(train) for _ in range(self.passes)]
+        loss = torch.stack([one.loss.detach() for one in passes]).mean()
+        return TrainPass(
+            loss, passes[-1].outputs, [_sum(terms) for terms in zip(*(p.gradients for p in passes), strict=True)]
+        )
 
     def relax(self, network: Supernet, group: str, alpha: Tensor) -> Mix:
         if not network.training:
@@ -83,3 +90,9 @@ class FairNAS(OneShot):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self._ahead = {name: [list(row) for row in rows] for name, rows in state["ahead"].items()}
+
+
+def _sum(terms: Sequence[Tensor | None]) -> Tensor | None:
+    """Return the sum of a weight's gradients; None if no pass used it."""
+    known = [term for term in terms if term is not None]
+    return torch.stack(known).sum(0) if known else None

@@ -39,6 +39,10 @@ class RunningSearch(Protocol):
         """Average the running statistics of the batch norms in use over so many training batches."""
         ...
 
+    def measure_by_batch(self, data: Any, between_batches: Callable[[], object]) -> tuple[float, float]:
+        """Return the same with the statistics of each batch in place of the running ones."""
+        ...
+
     def state_dict(self) -> dict[str, Any]:
         """Return all that changes during the search; its tensors are not copies."""
         ...

@@ -1,6 +1,7 @@
 """Hold all that changes during a search on texts."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -54,6 +55,9 @@ class TextSearchState(TextRun, SearchState):
 
     def recalibrate(self, batches: int) -> None:
         """Do nothing: the cell's one batch norm sees all its nodes, whatever the architecture."""
+
+    def measuring(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._options.compat else self.network.normalised_by_batch()
 
     def virtual_clip(self) -> VirtualClip:
         held = [self.network.encoder.weight] if self._options.compat else []

@@ -49,7 +49,7 @@ def count_calls(state: Any) -> dict[tuple[str, int, int], int]:
 
 def test_each_op_is_in_exactly_one_of_the_models_of_a_step() -> None:
     state = tiny_state("fairnas", **CHAIN)
-    assert state.method.weight_passes() == 6
+    assert state.method.passes == 6
     calls = count_calls(state)
     state.network.train()
     for step in range(1, 4):
@@ -76,12 +76,12 @@ def test_the_gradient_of_a_step_is_the_sum_of_separate_passes(space: dict[str, A
     state = tiny_state("fairnas", backend="reference", **space)
     network, method, batch = state.network.train(), state.method, batch_of(state)
     before = copy.deepcopy(method.state_dict())
-    loss, _, gradients = state.search_step._weight_gradients(batch)
+    loss, _, gradients = method.weight_gradients(state.search_step, batch)
     method.load_state_dict(before)
     weights = state.architect.flat.weights
     expected = [torch.zeros_like(weight) for weight in weights]
     losses = []
-    for mixes in [network.op_weights() for _ in range(method.weight_passes())]:
+    for mixes in [network.op_weights() for _ in range(method.passes)]:
         with network.mixing(mixes):
             one, _ = state.architect.forward(batch)
         losses.append(one.detach())
