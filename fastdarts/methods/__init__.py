@@ -30,6 +30,7 @@ _CLASSES = {
     "proxyless": "proxyless:Proxyless",
     "fbnet": "fbnet:FBNet",
     "drnas": "drnas:Drnas",
+    "drnas-progressive": "drnas_progressive:DrnasProgressive",
     "sgas": "sgas:Sgas",
     "oles": "oles:Oles",
     "beta-darts": "beta_darts:BetaDarts",

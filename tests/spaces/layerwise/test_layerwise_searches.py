@@ -12,7 +12,7 @@ from fastdarts.runs.search_config import SearchConfig
 from fastdarts.search import search
 from fastdarts.spaces.layerwise.architecture import LayerChoices
 
-NEEDS_MORE = {"pc-darts", "p-darts", "daas", "darts-minus"}
+NEEDS_MORE = {"pc-darts", "p-darts", "daas", "darts-minus", "lambda-darts", "drnas-progressive"}
 OPTIONS = {
     "darts-plus": {"rule": "ranking"},
     "random": {"cells": 3, "finalists": 2},
