@@ -108,6 +108,7 @@ class SearchStep:
         amp_dtype: autocast dtype of both steps; set on the architect. None keeps the architect's.
         cuda_graphs: False runs every step eagerly.
         rules: differences from DARTS; None for DARTS.
+        kinds: number of kinds of batches, such as the lengths of a text's windows, that keep a CUDA graph.
 
     Raises:
         ValueError: wrong order or grad_clip, an architect of another network, several parameter groups.
@@ -125,6 +126,7 @@ class SearchStep:
         amp_dtype: torch.dtype | None = None,
         cuda_graphs: bool = True,
         rules: StepRules | None = None,
+        kinds: int = 1,
     ) -> None:
         if architect.network is not network:
             raise ValueError("architect was made for another network; give Architect and SearchStep the same one")
@@ -145,7 +147,7 @@ class SearchStep:
         self.grad_clip = grad_clip
         self.cuda_graphs = cuda_graphs
         self.rules = rules or StepRules()
-        self._replay = Replay()
+        self._replay = Replay(kinds)
 
     def step(self, train: Batch, valid: Batch) -> StepResult:
         """Run one search step and return its measurements.

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -58,6 +58,8 @@ class SearchState(RunState):
 
     kind = "search"
     program = "python -m fastdarts.search"
+    graph_kinds: ClassVar[int] = 1
+    """Number of kinds of batches that keep a CUDA graph."""
 
     network: Supernet
     costs: CostTable | None = None
@@ -166,6 +168,7 @@ class SearchState(RunState):
             grad_clip=config.grad_clip,
             cuda_graphs=config.cuda_graphs,
             rules=method,
+            kinds=self.graph_kinds,
         )
 
     def virtual_clip(self) -> VirtualClip | None:
