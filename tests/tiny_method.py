@@ -23,6 +23,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "darts-plus": {"min_epoch": 2},
     "p-darts": {"depth": (1.0, 1.0, 1.4)},
     "sdarts-adv": {"steps": 2},
+    "drnas-progressive": {"k": (2, 1), "left": 2},
 }
 
 

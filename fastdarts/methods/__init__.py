@@ -31,6 +31,7 @@ _CLASSES = {
     "fbnet": "fbnet:FBNet",
     "fairnas": "fairnas:FairNAS",
     "drnas": "drnas:Drnas",
+    "drnas-progressive": "drnas_progressive:DrnasProgressive",
     "sgas": "sgas:Sgas",
     "oles": "oles:Oles",
     "beta-darts": "beta_darts:BetaDarts",

@@ -61,6 +61,8 @@ class Method(StepRules):
     """True if relaxation or penalty depend on the epoch."""
     train_weight: float = 0.0
     """Weight of the training loss beside the validation loss in the alphas' gradient; order 1 only."""
+    keeps_weights: ClassVar[bool] = False
+    """True if a network that is built anew between epochs begins with the weights of the one before, widened."""
     keep_weight_gradients: ClassVar[bool] = False
     """True if the architect keeps the weights' gradients of the validation loss for the method; order 1 only."""
     competes: ClassVar[bool] = True

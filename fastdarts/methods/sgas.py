@@ -9,6 +9,7 @@ Differences from the authors' code: the size of a batch stays the same (theirs g
 that is the same for all edges, such as the importance in a space without `none`, does not count (theirs becomes 0).
 """
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -44,9 +45,9 @@ class Sgas(Method):
 
     def __init__(self, config: SearchOptions) -> None:
         super().__init__(config)
-        self.decided: dict[str, dict[int, int]] = {name: {} for name in self.space.groups}
+        self.decided: defaultdict[str, dict[int, int]] = defaultdict(dict)
         """The column of each decided row of each group."""
-        self._past: dict[str, list[Tensor]] = {name: [] for name in self.space.groups}
+        self._past: defaultdict[str, list[Tensor]] = defaultdict(list)
         self._before: dict[str, Tensor] = {}
 
     @classmethod
@@ -61,9 +62,12 @@ class Sgas(Method):
 
     def end_epoch(self, state: RunningSearch, metrics: dict[str, Any]) -> None:
         super().end_epoch(state, metrics)
-        for name, group in state.network.groups.items():
+        groups = state.network.groups
+        if self.kept is None:
+            self.kept = {name: torch.ones(group.shape, dtype=torch.bool) for name, group in groups.items()}
+        for name, group in groups.items():
             importance, known = shares(state.network.alphas[name].detach().cpu(), group)
-            score = self.score(name, importance, known)
+            score = self.score(name, group, importance, known)
             for _ in range(self._due(group) - len(self.decided[name])):
                 self._decide(name, group, score, known)
             self._past[name] = [*self._past[name], known][-_REMEMBERED:]
@@ -75,22 +79,22 @@ class Sgas(Method):
         shares = [first + (last - first) * i / max(total - 1, 1) for i in range(total)]
         return sum(round(share * self.config.epochs) <= self.epoch + 1 for share in shares)
 
-    def score(self, name: str, importance: Tensor, known: Tensor) -> Tensor:
+    def score(self, name: str, group: Group, importance: Tensor, known: Tensor) -> Tensor:
         """Return the score [rows] of the edges of a group, decided ones included.
 
         Args:
             name: the group's name.
+            group: the group.
             importance, known: see `shares`.
         """
-        factors = [importance, -entropy(known, self.space.groups[name])]
+        factors = [importance, -entropy(known, group)]
         if self.options.criterion == 2 and self._past[name]:
             factors.append(torch.stack([torch.minimum(before, known).sum(1) for before in self._past[name]]).mean(0))
         return torch.stack([spread(factor) for factor in factors]).prod(0)
 
     def _decide(self, name: str, group: Group, score: Tensor, known: Tensor) -> None:
         """Decide the edge of the best score; remove the other edges of a node that is complete."""
-        if self.kept is None:
-            self.kept = {other: torch.ones(g.shape, dtype=torch.bool) for other, g in self.space.groups.items()}
+        assert self.kept is not None
         kept, decided = self.kept[name], self.decided[name]
         undecided = [row for row in range(len(score)) if row not in decided and kept[row].any()]
         row = max(undecided, key=score.tolist().__getitem__)
@@ -114,16 +118,16 @@ class Sgas(Method):
                 alpha[rows] = self._before[name][rows]
 
     def metrics(self, network: Supernet) -> dict[str, Any]:
-        return super().metrics(network) | {f"decided_{name}": len(rows) for name, rows in self.decided.items()}
+        return super().metrics(network) | {f"decided_{name}": len(self.decided[name]) for name in network.groups}
 
     def state_dict(self) -> dict[str, Any]:
         decided = {name: list(rows.items()) for name, rows in self.decided.items()}
-        return super().state_dict() | {"decided": decided, "past": self._past}
+        return super().state_dict() | {"decided": decided, "past": dict(self._past)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
-        self.decided = {name: dict(rows) for name, rows in state["decided"].items()}
-        self._past = {name: list(past) for name, past in state["past"].items()}
+        self.decided = defaultdict(dict, {name: dict(rows) for name, rows in state["decided"].items()})
+        self._past = defaultdict(list, {name: list(past) for name, past in state["past"].items()})
 
 
 def shares(alpha: Tensor, group: Group) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ from fastdarts.methods import find
 from fastdarts.methods.cost import CostTerm
 from fastdarts.methods.darts_pt import DartsPt
 from fastdarts.methods.method import Method
+from fastdarts.methods.widening import carry_over
 from fastdarts.mixed.mix import Mix
 from fastdarts.primitives.table import EdgeOps
 from fastdarts.runs.costs import cost_table
@@ -181,11 +182,17 @@ class SearchState(RunState):
         """Return the learning rate of the weights in the next step."""
         return self.learning_rate()
 
-    def _begin_epoch(self) -> None:
-        """Let the method set all that depends on the epoch; rebuild the network if its arguments have changed."""
+    def _begin_epoch(self, goes_on: bool = False) -> None:
+        """Let the method set all that depends on the epoch; rebuild the network if its arguments have changed.
+
+        `goes_on` tells that the epoch before has just ended: the new network may take over weights.
+        """
         self.method.begin_epoch(self.epoch)
         if self.method.network_arguments() != self._arguments:
+            before, optimizer = self.network, self.w_optimizer
             self._build()
+            if goes_on and self.method.keeps_weights:
+                carry_over(before, self.network, optimizer, self.w_optimizer, self.method.generator)
         self.augment.cutout_share = self.method.cutout_share()
         finite = self.method.alphas_move_each_step()  # else there are steps without an alpha step to measure
         for part in ("valid_loss", "alpha_gradient_norm"):
@@ -315,7 +322,7 @@ class SearchState(RunState):
     def next_epoch(self, metrics: Metrics) -> None:
         super().next_epoch(metrics)
         self.history.append(self.architecture())
-        self._begin_epoch()
+        self._begin_epoch(goes_on=True)
         self.method.between_epochs(self)
 
     def state_dict(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ def test_scores_of_equal_alphas() -> None:
     assert importance[0].item() == pytest.approx(7 / 8)
     torch.testing.assert_close(entropy(known, group), torch.ones(14, dtype=torch.float64))
     assert -torch.xlogy(known, known).sum(1)[0].item() == pytest.approx(math.log(7))
-    assert method.score("normal", importance, known).argmax() == 0
+    assert method.score("normal", method.space.groups["normal"], importance, known).argmax() == 0
 
 
 SHARE = 0.5 * (1 - math.log(2) / math.log(7))
@@ -36,7 +36,7 @@ def test_scores_by_hand(criterion: int, expected: list[float]) -> None:
     before = known.clone()
     before[1, 3:5] = 0.5
     method._past["normal"] = [before]
-    score = method.score("normal", importance, known)
+    score = method.score("normal", method.space.groups["normal"], importance, known)
     torch.testing.assert_close(score[:3], torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12)
     assert score[2:].unique().numel() == 1
 

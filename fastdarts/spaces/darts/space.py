@@ -24,7 +24,7 @@ class DartsOptions(SpaceOptions):
 
     steps: int = option("space", "nodes of a cell", 4, at_least=1)
     multiplier: int = option("space", "last nodes of a cell that it puts out", 4, at_least=1)
-    without: tuple[str, ...] | None = option("space", "candidate ops to leave out (default: none)", None)
+    without: str = option("space", "candidate ops to leave out, with commas between", "", metavar="OP,...")
 
 
 class DartsSpace:
@@ -58,7 +58,7 @@ class DartsSpace:
             raise ValueError(
                 f"space_options: multiplier must be at most steps = {wanted.steps}; got {wanted.multiplier}"
             )
-        without = wanted.without or ()
+        without = [name.strip() for name in wanted.without.split(",") if name.strip()]
         if self._subset and (without or wanted.steps != 4):
             raise ValueError(f"space_options: the ops of space {self.name!r} are those of cells of four nodes")
         ops = self._arguments["primitives"]

@@ -14,7 +14,7 @@ from fastdarts.spaces.darts.discrete import EvalNetwork, count_parameters
 from fastdarts.spaces.darts.genotype import DARTS_V2
 
 WIDE, DEEP, SINGLE = {"C": 18, "layers": 4}, {"C": 7, "layers": 18}, {"C": 26, "layers": 1}
-SKIP, AUXILIARY = {"without": ["skip_connect"]}, {"auxiliary": ("skip_connect",)}
+SKIP, AUXILIARY = {"without": "skip_connect"}, {"auxiliary": ("skip_connect",)}
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_fused_and_plain_passes_are_equal_for_odd_channels() -> None:
 
 
 def test_a_single_cell_of_eight_nodes_is_searched_and_trained(tmp_path: Path) -> None:
-    options = {"steps": 5, "multiplier": 2, "without": ["none", "skip_connect"]}
+    options = {"steps": 5, "multiplier": 2, "without": "none,skip_connect"}
     found = search(tiny_config(tmp_path, space_options=options, epochs=1), tiny_images())
     cell = found.genotype
     assert cell.reduce_concat == [5, 6]
@@ -79,7 +79,7 @@ def test_a_single_cell_of_eight_nodes_is_searched_and_trained(tmp_path: Path) ->
     ("space", "options", "reason"),
     [
         ("darts", {"steps": 2}, "multiplier must be at most steps = 2; got 4"),
-        ("darts", {"without": ["skip"]}, "without must name ops among none, .*; got 'skip'"),
+        ("darts", {"without": "skip"}, "without must name ops among none, .*; got 'skip'"),
         ("darts", {"nodes": 2}, "space_options sets 'nodes', which is unknown"),
         ("s2", {"steps": 5}, "the ops of space 's2' are those of cells of four nodes"),
     ],
