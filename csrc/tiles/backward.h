@@ -4,9 +4,11 @@
 
 namespace fastdarts::FASTDARTS_ISA {
 
+constexpr int64_t kAsks = 6;
+
 // From the gradient dn of a stage's normalised output to everything before it. `dn(row, column, c)` gives it for one image,
 // `factors` [cp] multiply it unless null, `padded` is the stage's input for the tile's rows; dx [stride * rows, w, cp] is added to, or written
-// where not ADD. Asks three times a strip for what lies ahead.
+// where not ADD. Asks up to kAsks times a strip for what lies ahead.
 template <bool ADD, class A, class T, class F>
 FD_INLINE void stage_backward(const Stage<A, T>& stage, const Geometry& g, const Tile& tile, const A* padded,
                               const Padded& of, bool need_params, bool need_x, A* grads, const Scratch<A>& s, Ahead& ahead,
@@ -39,9 +41,12 @@ FD_INLINE void stage_backward(const Stage<A, T>& stage, const Geometry& g, const
           store_factor<T>(s.dy, at, from_g * dn(r, column, c) + of_y);
         }
     }
+    if (own) ahead.ask();
     if (need_params && own) {
       depthwise_forward(stage, g, padded + (begin - tile.begin) * S * of.row, of, rows, s.d);
+      ahead.ask();
       weight_grad<A, T>(s.d, pixels, s.dy, cp, stage.k, grads + stage.grad, s.dd);
+      ahead.ask();
     }
     // From here on dy is only multiplied by the pointwise weights.
     if (!need_x && !(need_params && stage.kernel)) return;
@@ -126,7 +131,7 @@ FD_INLINE void second_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t
         ahead_second(ahead, bank.branches[next], g, tile, false);
       else if (index + 1 < g.n * g.bands)
         ahead_second(ahead, bank.branches[separable_from(0)], g, tile_at(g, index + 1), true);
-      ahead.over(3 * strips<A>(g, tile));
+      ahead.over(kAsks * strips<A>(g, tile));
       T* dz = branch.dz + (tile.image * g.ho + tile.begin) * g.wo * g.cp;
       A* of_relu = s.d + g.rows * g.wo * g.cp;  // behind this stage's d, as inner products are of cp
       if (bank.need_params) fill_middle(g, branch.first, branch.first.y, tile, s.middle);
@@ -182,7 +187,7 @@ FD_INLINE void first_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t 
         ahead_first(ahead, bank, bank.branches[b + 1], tile, false);
       else if (index + 1 < g.n * g.bands)
         ahead_first(ahead, bank, bank.branches[0], tile_at(g, index + 1), true);
-      ahead.over(3 * strips<A>(g, tile));
+      ahead.over(kAsks * strips<A>(g, tile));
       const auto back = [&](const A* factors, const auto& dn) FD_LAMBDA {
         stage_backward<true>(branch.first, g, tile, s.source, source, bank.need_params, bank.need_x, grads, s, ahead,
                              factors, dn, dx);

@@ -49,6 +49,7 @@ FD_INLINE void stage_forward(const Stage<A, T>& stage, const Geometry& g, const 
   over_strips<A>(g, tile, [&](const Tile& strip) FD_LAMBDA {
     const int64_t before_it = strip.begin - tile.begin;
     depthwise_forward(stage, g, padded + before_it * stage.stride * of.row, of, strip.end - strip.begin, s.d);
+    ahead.ask();
     pointwise_forward(stage, g, strip, before_it == 0, s.d, s.dy, s.sums);
     ahead.ask();
   });
@@ -67,7 +68,7 @@ FD_INLINE void first_forward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t h
     if (bank.count) fill_source<A, FULL>(bank, tile, s.source);
     Ahead ahead;
     if (index + 1 < g.n * g.bands) ahead_source(ahead, bank, tile_at(g, index + 1));
-    ahead.over(bank.count * strips<A>(g, tile));
+    ahead.over(2 * bank.count * strips<A>(g, tile));
     for (int64_t b = 0; b < bank.count; ++b)
       stage_forward(bank.branches[b].first, g, tile, chunk, before, s.source, source, s, ahead);
     if (bank.starts && (bank.pools.max_y || bank.pools.avg_y)) pool_forward<A, FULL>(bank, tile, chunk, before, s);
@@ -91,7 +92,7 @@ void second_forward(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t chun
       fill_middle(g, branch.first, branch.first.soon, tile, s.middle);
       Ahead ahead;
       if (index + 1 < g.n * g.bands) ahead_output(ahead, branch.first.soon, g, tile_at(g, index + 1));
-      ahead.over(strips<A>(g, tile));
+      ahead.over(2 * strips<A>(g, tile));
       stage_forward(branch.second, g, tile, chunk, before, s.middle, middle, s, ahead);
       before += (tile.end - tile.begin) * g.wo;
     }
