@@ -8,7 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
-from fastdarts.kernels import tiles
+from fastdarts.kernels import planes, tiles
 from fastdarts.kernels.backward import stage_backward_kernel
 from fastdarts.kernels.joins import join_gradients_kernel, sum_parts_kernel
 from fastdarts.kernels.launch import (
@@ -96,10 +96,20 @@ def flat(params: list[Tensor], dtype: torch.dtype, like: Tensor) -> Tensor:
 
 def banks_forward(banks: list[Bank], s: Shared, states: States) -> None:
     """First stages and pools, then second stages: y into `saved`, moments into `stats`."""
+    seconds: list[Stage] = []  # of banks that csrc/cuda does not serve
+    served: list[tuple[list[Bank], list[Stage]]] = []
     for together in alike(banks, states):
-        firsts = [stage for bank in together for stage in bank.firsts]
-        _stages_forward(firsts, s, states, together[0], len(together) > 1)
-    _stages_forward([second for bank in banks for second in bank.seconds], s, states, None, False)
+        stages, paired = [stage for bank in together for stage in bank.firsts], len(together) > 1
+        if planes.serve(s, [states[bank.state] for bank in together], together[0].stride):
+            convolutions, stages = planes.split(stages)
+            _planes_forward(convolutions, [], s, states, paired)
+            served.append((together, convolutions))
+        else:
+            seconds += [second for bank in together for second in bank.seconds]
+        _stages_forward(stages, s, states, together[0], paired)
+    for together, firsts in served:
+        _planes_forward([second for bank in together for second in bank.seconds], firsts, s, states, len(together) > 1)
+    _stages_forward(seconds, s, states, None, False)
 
 
 def alike(banks: list[Bank], states: States) -> list[list[Bank]]:
@@ -147,21 +157,53 @@ def _stages_forward(stages: list[Stage], s: Shared, states: States, bank: Bank |
         DOT=dot_type(s.saved.dtype),
         num_warps=tile.warps,
     )
-    if s.training:  # every edge of a pool has a batch norm of its own, with the same statistics
-        pairs = [(i, n) for i, st in enumerate(stages) for n in ([e[2] for e in st.edges if e[2] >= 0] or [st.norm])]
-        launch(
-            join_moments_kernel,
-            (len(pairs), triton.cdiv(s.channels, tile.channels)),
-            *(moments, s.stats, constant(tuple(pairs), device), s.pixels, parts),
-            C=s.channels,
-            CHUNK=chunk,
-            BLOCK_P=tile.pixels,
-            BLOCK_T=tiles.PARTIAL_SUMS // tile.channels,
-            BLOCK_C=tile.channels,
-            ACC=s.constants["ACC"],
-            num_warps=4,
-        )
-        s.learn([norm for _, norm in pairs])
+    _join_moments(stages, s, moments, chunk, tile.pixels)
+
+
+def _planes_forward(stages: list[Stage], firsts: list[Stage], s: Shared, states: States, paired: bool) -> None:
+    """The same of convolutions by csrc/cuda: first stages, or the second ones that continue `firsts`."""
+    if not stages:
+        return
+    images = planes.images_of_program(s)
+    rows, groups = planes.tables(stages, firsts, paired, s.saved.device)
+    count = triton.cdiv(s.images, images)
+    moments = s.stats.new_empty((len(stages) if s.training else 0, count, 2, s.channels))
+    launch(
+        planes.forward_kernel,
+        (count, len(groups)),
+        [x for x, _ in states],
+        *(s.saved, s.dw, s.pw, s.stats, moments, rows, groups),
+        images=s.images,
+        channels=s.channels,
+        width=s.width,
+        x_pitch=states[stages[0].state][1],
+        images_of_program=images,
+        eps=s.eps,
+        num_warps=planes.WARPS,
+    )
+    _join_moments(stages, s, moments, images * s.height * s.width, images * s.height * s.width)
+
+
+def _join_moments(stages: list[Stage], s: Shared, moments: Tensor, chunk: int, tile: int) -> None:
+    """Statistics of stages' batch norms from moments of programs over `chunk` pixels, each in tiles."""
+    if not s.training:
+        return
+    # every edge of a pool has a batch norm of its own, with the same statistics
+    pairs = [(i, n) for i, st in enumerate(stages) for n in ([e[2] for e in st.edges if e[2] >= 0] or [st.norm])]
+    block = tiles.channel_block(s.channels)
+    launch(
+        join_moments_kernel,
+        (len(pairs), triton.cdiv(s.channels, block)),
+        *(moments, s.stats, constant(tuple(pairs), s.stats.device), s.pixels, moments.shape[1]),
+        C=s.channels,
+        CHUNK=chunk,
+        BLOCK_P=tile,
+        BLOCK_T=tiles.PARTIAL_SUMS // block,
+        BLOCK_C=block,
+        ACC=s.constants["ACC"],
+        num_warps=4,
+    )
+    s.learn([norm for _, norm in pairs])
 
 
 def _input_shape(s: Shared, x: Image | None) -> dict[str, int]:

@@ -29,6 +29,12 @@ _CLASSES = {
     "milenas": "milenas:MiLeNAS",
     "proxyless": "proxyless:Proxyless",
     "fbnet": "fbnet:FBNet",
+    "drnas": "drnas:Drnas",
+    "sgas": "sgas:Sgas",
+    "oles": "oles:Oles",
+    "beta-darts": "beta_darts:BetaDarts",
+    "lambda-darts": "lambda_darts:LambdaDarts",
+    "reinmax": "reinmax:ReinMax",
 }
 NAMES = tuple(_CLASSES)
 

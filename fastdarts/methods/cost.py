@@ -7,7 +7,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fastdarts.methods.masks import MASKED
 from fastdarts.methods.method import Method
 from fastdarts.spaces.cost import CostTable
 from fastdarts.spaces.group import Choice, Group
@@ -92,17 +91,15 @@ class CostTerm:
     def expected(self, network: Supernet) -> Tensor:
         """Return the expected cost of the present alphas, differentiable in them."""
         return self._cost(
-            {name: self.method.strength(network, name, self._alpha(network, name)) for name in self._costs}
+            {
+                name: self.method.strength(network, name, self.method.masked(name, network.alphas[name]))
+                for name in self._costs
+            }
         )
 
     def __call__(self, network: Supernet, loss: Tensor) -> Tensor:
         """Return what the cost adds to a loss."""
         return with_cost(loss, self.expected(network).to(loss), self.form, self.weight, self.target) - loss
-
-    def _alpha(self, network: Supernet, group: str) -> Tensor:
-        alpha = network.alphas[group]
-        kept = self.method.kept
-        return alpha if kept is None else alpha.masked_fill(~kept[group].to(alpha.device), MASKED)
 
     def _cost(self, strengths: Mapping[str, Tensor]) -> Tensor:
         sums = []
@@ -122,8 +119,6 @@ class CostTerm:
 def _kept(group: Group, choice: Choice) -> Tensor:
     """Return the share [rows, 1] of a row's ops in the derived architecture: k / n where k of n edges are kept."""
     kept = torch.ones(len(group.ops), 1, dtype=torch.float64)
-    if group.ends and choice.edges_per_node is not None:
-        for rows in group.entering():
-            entering = rows.stop - rows.start
-            kept[rows] = min(choice.edges_per_node, entering) / entering
+    for rows, count in group.kept_edges(choice.edges_per_node):
+        kept[rows] = count / (rows.stop - rows.start)
     return kept

@@ -60,6 +60,8 @@ class Method(StepRules):
     """True if relaxation or penalty depend on the epoch."""
     train_weight: float = 0.0
     """Weight of the training loss beside the validation loss in the alphas' gradient; order 1 only."""
+    keep_weight_gradients: ClassVar[bool] = False
+    """True if the architect keeps the weights' gradients of the validation loss for the method; order 1 only."""
     competes: ClassVar[bool] = True
     """True if an edge's op weights are a softmax of its alphas."""
     alpha_grad_clip: ClassVar[float | None] = None
@@ -235,9 +237,13 @@ class Method(StepRules):
         found = {}
         for group, alpha in network.alphas.items():
             alpha = alpha.cpu()
-            masked = alpha if self.kept is None else alpha.masked_fill(~self.kept[group], MASKED)
-            found[group] = self.strength(network, group, masked)
+            score = self.strength(network, group, self.masked(group, alpha))
+            found[group] = score if self.kept is None else score.masked_fill(~self.kept[group], 0)
         return found
+
+    def masked(self, group: str, alpha: Tensor) -> Tensor:
+        """Return the alphas of a group with MASKED for pruned ops."""
+        return alpha if self.kept is None else alpha.masked_fill(~self.kept[group].to(alpha.device), MASKED)
 
     def strength(self, network: Supernet, group: str, alpha: Tensor) -> Tensor:
         """Return the `scores` of one group, from its alphas on the CPU."""

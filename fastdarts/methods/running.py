@@ -32,6 +32,10 @@ class RunningSearch(Protocol):
         """Return the network's mean loss and accuracy on `data`; call `between_batches` between batches."""
         ...
 
+    def measure_by_batch(self, data: Any, between_batches: Callable[[], object]) -> tuple[float, float]:
+        """Return the same with the statistics of each batch in place of the running ones."""
+        ...
+
     def state_dict(self) -> dict[str, Any]:
         """Return all that changes during the search; its tensors are not copies."""
         ...

@@ -256,8 +256,6 @@ class EvalConfig(Config):
         choose_dataset(self, self.presets)
         super().__post_init__()
         settle_space_options(self, evaluation_options_of(registry.find(self.space)), IMAGE_ONLY)
-        if self.init_channels % 2:
-            raise ValueError(f"init_channels must be even (factorised reductions halve it); got {self.init_channels}")
         if self.augment == "imagenet" and (self.crop_padding or self.cutout):
             raise ValueError("crop_padding and cutout must be 0 with augment 'imagenet'; they belong to 'cifar'")
         if self.test_only and self.resume:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from fastdarts.data import BatchStream, ImageSet
 from fastdarts.data.augment import Augment
 from fastdarts.methods import find
 from fastdarts.methods.cost import CostTerm
+from fastdarts.methods.darts_pt import DartsPt
 from fastdarts.methods.method import Method
 from fastdarts.mixed.mix import Mix
 from fastdarts.primitives.table import EdgeOps
@@ -56,6 +57,8 @@ class SearchState(RunState):
 
     kind = "search"
     program = "python -m fastdarts.search"
+    graph_kinds: ClassVar[int] = 1
+    """Number of kinds of batches that keep a CUDA graph."""
 
     network: Supernet
     costs: CostTable | None = None
@@ -153,6 +156,7 @@ class SearchState(RunState):
             task=self._task,
             clip=self.virtual_clip(),
             train_weight=method.train_weight,
+            keep_weight_gradients=method.keep_weight_gradients,
         )
         self.w_optimizer = method.weight_optimizer(self.network)
         self.search_step = SearchStep(
@@ -163,6 +167,7 @@ class SearchState(RunState):
             grad_clip=config.grad_clip,
             cuda_graphs=config.cuda_graphs,
             rules=method,
+            kinds=self.graph_kinds,
         )
 
     def virtual_clip(self) -> VirtualClip | None:
@@ -258,6 +263,27 @@ class SearchState(RunState):
         with nullcontext() if mixes is None else self.network.mixing(mixes):
             return self.measure(self.validation, between_batches)
 
+    def measure_by_batch(self, data: Any, between_batches: Callable[[], object]) -> tuple[float, float]:
+        """Return mean loss and accuracy on `data` as `measure` does, with batch norm by the statistics of each batch.
+
+        Running statistics stay as they are.
+        """
+        self.network.train()
+        with self.network.frozen_statistics():
+            return self._means(data, between_batches)
+
+    def take_over(self, saved: Mapping[str, Any]) -> None:
+        """Begin with the network and alphas of a search that has ended, given its checkpoint; the method is DARTS-PT.
+
+        Optimizers begin anew.
+        """
+        assert isinstance(self.method, DartsPt)
+        self.method.take_over(saved["method"], saved["epoch"] - 1)
+        self._begin_epoch()  # the method may have ended with another network than it began with
+        self.network.load_state_dict(saved["network"])
+        self._load_alphas(saved)
+        self.history = [self.architecture()]
+
     def equal_on_ranks(self) -> dict[str, Any]:
         return super().equal_on_ranks() | {
             "alphas": self.network.arch_parameters(),
@@ -290,12 +316,15 @@ class SearchState(RunState):
         self.epoch = state["epoch"]
         self._begin_epoch()  # rebuilds the network if `state` was taken in a stage with another one
         super().load_state_dict(state)
-        with torch.no_grad():
-            for alpha, value in zip(self.network.arch_parameters(), state["alphas"], strict=True):
-                alpha.copy_(value)
+        self._load_alphas(state)
         self.architect.load_state_dict(state["architect"])
         self.w_optimizer.load_state_dict(state["w_optimizer"])
         self.history = list(state["history"])
+
+    @torch.no_grad()
+    def _load_alphas(self, state: Mapping[str, Any]) -> None:
+        for alpha, value in zip(self.network.arch_parameters(), state["alphas"], strict=True):
+            alpha.copy_(value)
 
 
 def _penalty(method: Method, network: Supernet, cost: CostTerm | None, loss: Tensor) -> Tensor | None:

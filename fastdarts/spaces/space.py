@@ -11,11 +11,19 @@ from fastdarts.spaces.network import DiscreteNetwork
 from fastdarts.spaces.supernet import Supernet
 
 Feature = Literal[
-    "edges", "skip connections", "auxiliary ops", "partial channels", "drop path", "depth", "probed ops", "stem"
+    "edges",
+    "skip connections",
+    "auxiliary ops",
+    "partial channels",
+    "drop path",
+    "depth",
+    "probed ops",
+    "stem",
+    "weights by cell",
 ]
 """Properties of a space that a method may need: rows that are edges of cells; `skip_connect` among the ops; ops without
 an alpha; ops on some of the channels; edges that drop samples; a number of cells to choose; ops that run in the
-backward pass only; first layers to choose."""
+backward pass only; first layers to choose; op weights that differ from cell to cell of a type."""
 
 
 Material = Literal["images", "text"]

@@ -47,7 +47,7 @@ def test_a_wrong_instruction_set_is_told_not_raised(monkeypatch):
     ("built", "words"), [(True, "CUDA"), (False, "plain PyTorch (fastdarts._C was built without CUDA)")]
 )
 def test_on_a_gpu(monkeypatch, built, words):
-    monkeypatch.setattr(operators, "_TRITON", True)
+    monkeypatch.setattr(operators, "TRITON", True)
     monkeypatch.setattr(kernels, "has_cuda_part", lambda: built)
     monkeypatch.setattr(kernels.metadata, "version", lambda name: "3.8.0")
     assert kernels_used(CUDA, "fused") == f"fused Triton 3.8.0; alpha steps: {words}, on cuda"
