@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <string>
 #if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -55,7 +56,9 @@ bool multiplies_bf16() {
 bool has_amx() {
 #if defined(__x86_64__) && defined(__linux__)
   constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-  return has_avx512() && multiplies_bf16() && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
+  constexpr unsigned kTiles = 1u << 24, kBf16 = 1u << 22;  // of leaf 7's edx; older compilers do not know their names
+  unsigned eax, ebx, ecx, edx;
+  return has_avx512() && multiplies_bf16() && __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx & kTiles) && (edx & kBf16) &&
          syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #else
   return false;
