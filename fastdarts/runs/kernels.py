@@ -41,7 +41,7 @@ def describe_kernels(device: torch.device) -> str:
 
 
 def instruction_set() -> str | None:
-    """Return avx512, avx2 or portable, or what is wrong with FASTDARTS_CPU; None without the extension."""
+    """Return amx, avx512, avx2 or portable, or what is wrong with FASTDARTS_CPU; None without the extension."""
     if extension.UNAVAILABLE is not None:
         return None
     try:
