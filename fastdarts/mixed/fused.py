@@ -127,7 +127,7 @@ def _has_kernel(op: nn.Module, primitive: str, built: Signature) -> bool:
 
 def settings_of(fused: Mapping[int, tuple[list[Tensor], list[nn.BatchNorm2d]]]) -> frozenset[Settings]:
     """Return the settings of all batch norms of an edge, given the `fused` of its ReadEdge."""
-    return frozenset(_settings(norm) for _, norms in fused.values() for norm in norms)
+    return frozenset(norm_settings(norm) for _, norms in fused.values() for norm in norms)
 
 
 def refusal(edges: Sequence[ReadEdge], x: Tensor) -> str | None:
@@ -144,7 +144,7 @@ def refusal(edges: Sequence[ReadEdge], x: Tensor) -> str | None:
     settings = {one for edge in edges for one in edge.settings}
     if len(settings) > 1:
         return "its batch norms differ in class, mode, eps, momentum or tracking"
-    return next((_refused(*one) for one in settings), None)
+    return next((norm_refusal(*one) for one in settings), None)
 
 
 def storage_dtype(x: Tensor) -> torch.dtype:
@@ -248,19 +248,24 @@ def preprocess(module: nn.Module, x: Tensor, built: Signature) -> Tensor:
 
     `built` is the signature that `module` had when the cell was built.
     """
-    if type(module) not in (FactorizedReduce, ReLUConvBN) or not _as_built(module, built):
+    params, norms = preprocessing(module, built)
+    if not params or norm_refusal(*norm_settings(norms[0])):
         out: Tensor = module(x)
         return out
-    params, (norm,) = _contents(module)
-    if _refused(*_settings(norm)):
-        return module(x)
+    (norm,) = norms
     if norm.training:
         _check_values(x, stride=len(params))
-    running = None if norm.training else _running([norm])
-    out, stats = operators.project(x.to(storage_dtype(x)), params, running, norm.eps, _affine([norm]))
+    running = None if norm.training else running_statistics([norm])
+    out, stats = operators.project(x.to(storage_dtype(x)), params, running, norm.eps, affine_numbers([norm]))
     if norm.training and norm.track_running_stats:
         _update_running([norm], stats, out.shape[0] * out.shape[2] * out.shape[3])
     return out
+
+
+def preprocessing(module: nn.Module, built: Signature) -> tuple[list[Tensor], list[nn.BatchNorm2d]]:
+    """Return the weights and the batch norm of what preprocesses an input, empty lists where no kernel computes it."""
+    has_kernel = type(module) in (FactorizedReduce, ReLUConvBN) and _as_built(module, built)
+    return _contents(module) if has_kernel else ([], [])
 
 
 def _run(
@@ -271,14 +276,14 @@ def _run(
     K: int = 1,
     factors: Tensor | None = None,
 ) -> Tensor:
-    plan = _plan(len(states), ends, tuple((e.edge.stride, e.edge.primitives, tuple(e.fused)) for e in edges), K)
+    plan = plan_of(len(states), ends, edges, K)
     params = [param for edge in edges for params, _ in edge.fused.values() for param in params]
     norms = [norm for edge in edges for _, norms in edge.fused.values() for norm in norms]
     training, eps, running, affine = False, 1e-5, None, None
     if norms:
         training, eps = norms[0].training, norms[0].eps
-        running = None if training else _running(norms)
-        affine = _affine(norms)
+        running = None if training else running_statistics(norms)
+        affine = affine_numbers(norms)
     if training:
         _check_values(states[0], edges[0].edge.stride)
     out, stats = operators.mixed_sum(states, weights, params, running, plan, eps, affine, factors)
@@ -291,6 +296,11 @@ def _check_values(x: Tensor, stride: int) -> None:
     """Raise batch norm's own ValueError if x has one value per channel at `stride` and hence no variance."""
     if x.shape[0] == 1 and max(x.shape[2:]) <= stride:
         raise ValueError(f"batch norm needs more than one value per channel when training; got x {tuple(x.shape)}")
+
+
+def plan_of(inputs: int, ends: tuple[tuple[int, int], ...], edges: Sequence[ReadEdge], K: int = 1) -> MixedPlan:
+    """Return the plan of `edges` with the ops that kernels compute; see `mixed_nodes`."""
+    return _plan(inputs, ends, tuple((e.edge.stride, e.edge.primitives, tuple(e.fused)) for e in edges), K)
 
 
 @lru_cache(maxsize=1024)
@@ -435,11 +445,12 @@ def _weight(module: nn.Module | None) -> Tensor:
     return module.weight if weight is None else weight  # type: ignore[union-attr,return-value]
 
 
-def _running(norms: list[nn.BatchNorm2d]) -> Tensor:
+def running_statistics(norms: list[nn.BatchNorm2d]) -> Tensor:
+    """Return the running statistics of batch norms, [norms, 2 (mean, variance), C]."""
     return torch.stack([torch.stack([_buffer(n, "running_mean"), _buffer(n, "running_var")]) for n in norms])
 
 
-def _affine(norms: list[nn.BatchNorm2d]) -> Tensor | None:
+def affine_numbers(norms: list[nn.BatchNorm2d]) -> Tensor | None:
     """Return the weights and biases of batch norms [norms, 2, C], 1 and 0 for one without; None if none has them."""
     learned = next((norm._parameters["weight"] for norm in norms if norm.affine), None)
     if learned is None:
@@ -461,11 +472,12 @@ def _buffer(norm: nn.BatchNorm2d, name: str) -> Tensor:
     return norm._buffers[name]  # type: ignore[return-value]
 
 
-def _settings(norm: nn.BatchNorm2d) -> Settings:
+def norm_settings(norm: nn.BatchNorm2d) -> Settings:
+    """Return the settings of a batch norm."""
     return type(norm), norm.training, norm.eps, norm.momentum, norm.track_running_stats
 
 
-def _refused(kind: type, training: bool, eps: float, momentum: float | None, _: bool) -> str | None:
+def norm_refusal(kind: type, training: bool, eps: float, momentum: float | None, _: bool) -> str | None:
     """Return the reason why no kernel computes batch norms with these settings, or None if one does."""
     if kind is not nn.BatchNorm2d:
         return f"its batch norms are {kind.__name__}"

@@ -769,6 +769,62 @@ def test_affine_norms_run_fused(style: type[Sum], without: int) -> None:
     )
 
 
+class Adapted(nn.Module):
+    """A convolution with an adapter that is off: a second name of its weight, a function, a state by its mode."""
+
+    def __init__(self, convolution: nn.Conv2d) -> None:
+        super().__init__()
+        self.convolution = convolution
+        self.weight = convolution.weight
+        self.dropout = lambda x: x
+        self.merged = False
+
+    def train(self, mode: bool = True) -> "Adapted":
+        self.merged = not mode
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.convolution(x))
+
+
+class CountsFirst(Sum):
+    """Measures its ops before the first sum, in eval mode and by hooks."""
+
+    calls = 0
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        for op in self._ops:
+            training, handles = op.training, [part.register_forward_hook(self.count) for part in op.modules()]
+            op.eval()
+            with torch.no_grad():
+                op(torch.randn_like(x))
+            op.train(training)
+            for handle in handles:
+                handle.remove()
+        return super().forward(x, weights)
+
+    def count(self, *_: Any) -> None:
+        self.calls += 1
+
+
+def test_wrapped_convolutions_in_an_edge_that_counts_its_operations() -> None:
+    edge = CountsFirst()
+    for place in (1, 2):
+        edge._ops[4].op[place] = Adapted(edge._ops[4].op[place])
+    report = assert_trains_alike(edge)
+    assert report.replaced["edge"][4] == "dil_conv_3x3"
+    (calls,) = report.calls().values()
+    assert calls.fused == calls.total
+    assert edge.calls == 10 * sum(1 for op in edge._ops for _ in op.modules())
+
+
+def test_functions_that_read_more_than_their_arguments_are_no_state() -> None:
+    edge, factor = Sum(), 1.0
+    edge._ops[4].op[1] = Adapted(edge._ops[4].op[1])
+    edge._ops[4].op[1].dropout = lambda x: factor * x
+    assert assert_trains_alike(edge).replaced["edge"][4] == "-"
+
+
 def test_a_relu_in_place_inside_an_op_does_no_harm() -> None:
     edge = Sum()
     edge._ops[0].op[4] = nn.ReLU(inplace=True)

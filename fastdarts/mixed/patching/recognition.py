@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -69,7 +70,7 @@ def recognise(op: nn.Module, C: int) -> Op:
             stride, name = next(
                 ((stride, name) for stride in (1, 2) if (name := _primitive(op, C, stride)) != OWN), (0, OWN)
             )
-            if name != OWN and not _computes(op, name, C, stride, state):
+            if name != OWN and not _computes(op, name, C, stride):
                 stride, name = 0, OWN
         biased = name != OWN and any(map(_has_bias, leaves(op)))
         _recognised[state, C] = Op(name, C, stride, state, biased, _demanded(op))
@@ -108,18 +109,19 @@ def _without_layers(op: nn.Module, C: int, stride: int) -> str:
     return OWN if out.any() else "none"
 
 
-def _computes(op: nn.Module, name: str, C: int, stride: int, state: State) -> bool:
+def _computes(op: nn.Module, name: str, C: int, stride: int) -> bool:
     """True if an op's outputs, gradients and buffers are those of a primitive's module with its numbers."""
     C = max(C, 1)
     g = torch.randn(2, C, 6 // stride, 6 // stride, dtype=torch.float64)
     for training in (True, False):
         theirs, copied = (unwatched_copy(op).train(training) for _ in range(2))
         x = torch.randn(2, C, 6, 6, dtype=torch.float64)
+        before = state_of(theirs)
         try:
             found = results(theirs, theirs, (x, *[None] * _demanded(op)), g)
         except Exception:
             return False
-        if state_of(theirs) != state:  # it counts its calls, or says what it saw
+        if state_of(theirs) != before:  # it counts its calls, or says what it saw
             return False
         if not agree(found, results(copied, twin(copied, name, C, stride), (x,), g)):
             return False
@@ -289,7 +291,9 @@ _PLAIN = int | float | str | torch.dtype | torch.device | None
 
 
 def own_state(module: nn.Module) -> State | None:
-    """Return the attributes that a class of someone's own gave its module; None if they are not all plain values."""
+    """Return the attributes that a class of someone's own gave its module; None if not all are plain values.
+
+    A function of its arguments alone is one."""
     own = module.__dict__
     names = [name for name in own if name not in _MODULE_ATTRIBUTES and not name.startswith("_fastdarts")]
     if not names:
@@ -304,6 +308,8 @@ def _is_plain(value: object) -> bool:
         return all(map(_is_plain, value))
     if isinstance(value, dict):
         return all(_is_plain(k) and _is_plain(v) for k, v in value.items())
+    if isinstance(value, FunctionType):  # that reads its arguments alone, such as an identity in place of a dropout
+        return not (value.__closure__ or value.__code__.co_names or value.__defaults__ or value.__kwdefaults__)
     return isinstance(value, _PLAIN)
 
 
@@ -312,4 +318,4 @@ def _frozen(value: object) -> object:
         return tuple(map(_frozen, value))
     if isinstance(value, dict):
         return tuple((_frozen(k), _frozen(v)) for k, v in value.items())
-    return value
+    return value.__code__ if isinstance(value, FunctionType) else value

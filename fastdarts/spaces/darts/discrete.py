@@ -5,14 +5,15 @@ Structure and `state_dict` names are those of the original evaluation code, so i
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastdarts.mixed import fused
+from fastdarts.mixed import eval_cell, fused
 from fastdarts.mixed.mixed_op import Backend, check_backend, check_input, usable
-from fastdarts.primitives.modules import FactorizedReduce, ReLUConvBN, build, check_even
+from fastdarts.primitives.modules import FactorizedReduce, ReLUConvBN, build
 from fastdarts.primitives.table import candidate
 from fastdarts.spaces.darts.genotype import Genotype
 from fastdarts.spaces.network import DiscreteNetwork, Head, Stem
@@ -25,7 +26,8 @@ class EvalNetwork(DiscreteNetwork):
 
     Args:
         genotype: the two cells, with any number of ops per node and any concat.
-        C: channels of the first cell's nodes, even. The paper uses 36 for CIFAR-10 and 48 for ImageNet.
+        C: channels of the first cell's nodes, even with stem "imagenet", which halves them. The paper uses 36 for
+            CIFAR-10 and 48 for ImageNet.
         num_classes: number of outputs of the classifiers.
         layers: number of cells. The paper uses 20 for CIFAR-10 and 14 for ImageNet.
         auxiliary: attach a second classifier after cell 2L//3, used in train mode only.
@@ -65,8 +67,6 @@ class EvalNetwork(DiscreteNetwork):
         for name, value in {"C": C, "num_classes": num_classes, "layers": layers, "in_channels": in_channels}.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
-        check_even(C, "C")
-
         genotype = Genotype.of(genotype)
 
         self.register_buffer("_drop_path_prob", torch.zeros(()), persistent=False)
@@ -187,6 +187,7 @@ class EvalCell(nn.Module):
         self._primitives = tuple(f"bare_{name}" if candidate(name).is_pool else name for name in names)
         self._built = tuple(map(fused.signature, self._ops))
         self._preprocessing_built = fused.signature(self.preprocess0), fused.signature(self.preprocess1)
+        self._packed: eval_cell.Packed | None = None
         droppable = torch.tensor([float(not isinstance(op, nn.Identity)) for op in self._ops])
         self.register_buffer("_droppable", droppable[:, None], persistent=False)
         self.register_buffer("_weights", torch.ones(len(names), 1), persistent=False)
@@ -197,6 +198,12 @@ class EvalCell(nn.Module):
             fused.read_op(*one) for one in zip(self._ops, self._primitives, self._strides, self._built, strict=True)
         ]
         read = usable(edges, s0, self.backend)
+        if read is not None and not self.training:
+            preprocessing = eval_cell.Preprocessing((self.preprocess0, self.preprocess1), self._preprocessing_built)
+            made = eval_cell.run(read, self._ends, preprocessing, (s0, s1), self._concat, self._packed)
+            if made is not None:
+                out, self._packed = made
+                return out
         before = (self.preprocess0, s0), (self.preprocess1, s1)
         if read is None:
             inputs = [module(x) for module, x in before]
@@ -213,6 +220,14 @@ class EvalCell(nn.Module):
                 return nodes
             states = [*inputs, *nodes.chunk(self._nodes, dim=1)]
         return torch.cat([states[index] for index in self._concat], dim=1)
+
+    def train(self, mode: bool = True) -> "EvalCell":
+        """Set the mode; weights packed for eval mode are let go, since steps will change them."""
+        self._packed = None
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_packed": None}
 
     def _plain_states(self, inputs: list[Tensor], factors: Tensor | None) -> list[Tensor]:
         """Compute all states by the plain modules."""
