@@ -29,10 +29,12 @@ from triton.compiler.compiler import make_backend
 from triton.language import core
 
 from benchmarks.compiled_kernels import TARGETS, compiled, machine_code, source_of
-from benchmarks.kernel_launches import SHAPES, Launch, launches, more_launches
+from benchmarks.kernel_launches import SHAPES, Launch, cell_launches, launches, more_launches
 from fastdarts.primitives.table import PRIMITIVES
 
 TYPES = ("bfloat16", "float32", "float16")
+RECURRENT = "recurrent"
+"""In place of a shape: the recurrent cell and its loss."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Case:
 
     target: str
     dtype: str
-    shape: str  # channels/stride
+    shape: str  # channels/stride, or RECURRENT
     ops: tuple[str, ...]
     brief: bool  # compile only the kernels that a weight step needs for edges from a cell's inputs
     front_end: bool  # stop before machine code, for a tenth of the time
@@ -58,6 +60,8 @@ class Case:
         return list(lines.values())
 
     def launches(self) -> list[Launch]:
+        if self.shape == RECURRENT:
+            return cell_launches(getattr(torch, self.dtype))
         C, stride = map(int, self.shape.split("/"))
         args = C, stride, getattr(torch, self.dtype), self.ops
         return launches(*args, self.found) + ([] if self.brief or self.found else more_launches(*args))
@@ -149,7 +153,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=["sm_80", "sm_90"])
     parser.add_argument("--types", nargs="+", choices=TYPES, default=TYPES)
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=SHAPES, metavar="C/STRIDE")
+    shapes = [*SHAPES, RECURRENT]
+    parser.add_argument("--shapes", nargs="+", choices=shapes, default=shapes, metavar="C/STRIDE")
     parser.add_argument("--ops", nargs="+", default=[*PRIMITIVES, "sep_conv_7x7"], help="ops of each edge")
     parser.add_argument("--brief", action="store_true", help="only a weight step's edges from inputs: most kernels")
     parser.add_argument("--front-end", action="store_true", help="generate no machine code: a tenth of the time")

@@ -31,7 +31,7 @@ from fastdarts.kernels.launch import OPTIONS
 
 TARGETS = {f"sm_{cc}": GPUTarget("cuda", cc, 32) for cc in (80, 90, 100)} | {"gfx942": GPUTarget("hip", "gfx942", 64)}
 TYPES = {torch.float64: "*fp64", torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
-TYPES |= {torch.int32: "*i32", torch.int8: "*i8"}
+TYPES |= {torch.int64: "*i64", torch.int32: "*i32", torch.int8: "*i8"}
 
 
 def compiled(launch: Launch, target: GPUTarget) -> Any:

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdarts.kernels import bank, node
+from fastdarts.kernels import bank, linear_nll, node, recurrent
 from fastdarts.kernels.launch import compute_dtype
 from fastdarts.kernels.mixed_sum import mixed_sum, mixed_sum_backward
 from fastdarts.kernels.project import project, project_backward
+from fastdarts.ops.cell_plan import derived_plan, search_plan
 from fastdarts.ops.plan import MixedPlan, PlannedEdge, edge_ops, norm_count
 from fastdarts.primitives.table import PRIMITIVES
 
@@ -61,12 +62,45 @@ def more_launches(C: int, stride: int, dtype: torch.dtype, ops: Ops) -> list[Lau
 def recorded() -> Iterator[list[Launch]]:
     """Collect the launches made inside without starting them."""
     found: list[Launch] = []
+    rooms: list[Any] = [bank, node, recurrent, linear_nll]
     before = bank.launch
-    bank.launch = node.launch = lambda kernel, grid, *args, **constants: found.append((kernel, args, constants))
+    for room in rooms:
+        room.launch = lambda kernel, grid, *args, **constants: found.append((kernel, args, constants))
     try:
         yield found
     finally:
-        bank.launch = node.launch = before
+        for room in rooms:
+            room.launch = before
+
+
+def cell_launches(dtype: torch.dtype) -> list[Launch]:
+    """Return the launches of a recurrent cell and its loss, in a search and found, in training and evaluation.
+
+    Args:
+        dtype: of the products; states are float32, or float64 with it. None are launched for float16.
+    """
+    if dtype == torch.float16:
+        return []
+    half, states = dtype == torch.bfloat16, torch.float64 if dtype == torch.float64 else torch.float32
+    width, rows, steps = 32, 4, 2
+    ends = [(source, target) for target in (1, 2) for source in range(target)]
+    search = search_plan([("none", "tanh", "relu", "sigmoid", "identity")] * 3, ends, None, added=False)
+    found = derived_plan([("tanh", 0), ("relu", 1)], [1, 2])
+    x, hidden = torch.zeros(steps, rows, width, dtype=states), torch.zeros(rows, width, dtype=states)
+    W0, Ws = x.new_zeros(2 * width, 2 * width), [x.new_zeros(width, 2 * width)] * 2
+    with recorded() as made:
+        for plan in (search, found):
+            weights, codes = x.new_zeros(15), plan.encoded
+            for masks in ((hidden, hidden), (None, None)):
+                for running in (None, x.new_zeros(2, width)) if plan.norm else (None,):
+                    cell = (x, hidden, *masks, W0, Ws, weights)
+                    kept = recurrent.recurrent(*cell, running, codes, 1e-5, half, True)
+                    rest = (*kept, codes, running is None, 1e-5, half, True, True)
+                    recurrent.recurrent_backward(x, *cell, *rest)
+        targets = torch.zeros(rows, dtype=torch.int64)
+        for gradients in (True, False):
+            linear_nll.linear_nll(hidden, W0[:, :width], W0[0], targets, W0[0, :rows], half, gradients, gradients)
+    return made
 
 
 def cell(

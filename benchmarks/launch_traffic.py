@@ -54,6 +54,13 @@ TAP_FORWARD, TAP_BACK, TAP_WEIGHTS = 5.6, 5.1, 7.2
 PIXELS_BACK = 35
 # Issue slots of a pool's window: for its moments, for a node or its sums, and in the backward.
 POOLED, POOL_MIXED, POOL_BACK = 45, 19, 102
+# Instructions per output element of csrc/cuda/planes_forward.cuh, by channels: to read a group's state; of a first
+# stage with 3x3 and with 5x5 windows; of a second stage, with the first made again. Unlike those above they are all
+# that a program executes, counted in PTX by the machine in tests/ptx; machine code has a quarter to a third fewer.
+PLANES = {
+    16: (6.6, (38.6, 45.0), (65.4, 72.9)),
+    32: (8.4, (65.6, 79.9), (104.6, 123.3)),
+}
 
 
 @dataclass
@@ -284,10 +291,27 @@ def sum_parts(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, float, int
     return sum(length * (parts + 1) for _, _, length, parts in table.tolist()) * a["parts_ptr"].element_size(), 0, 0
 
 
+def planes_forward(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, float, int]:
+    elements, element = a["images"] * a["width"] ** 2 * a["channels"], a["saved"].element_size()
+    compute = a["stats"].element_size()
+    size, slots, products = a["moments"].numel() * compute, 0.0, 0
+    loaded, firsts, seconds = PLANES[a["channels"]]
+    for first, last in a["groups"].tolist():
+        size += elements * element * (1 + last - first)
+        slots += elements * loaded
+    for kernel, _, _, _, _, _, again, *_ in a["stages"].tolist():
+        of_3, of_5 = seconds if again else firsts
+        slots += elements * (of_3 + (kernel**2 - 9) / 16 * (of_5 - of_3))
+        products += elements * a["channels"] * (2 if again else 1)
+        weights = a["channels"] * (kernel**2 + again**2) * compute + a["channels"] ** 2 * element * (2 if again else 1)
+        size += grid[0] * weights
+    return size, slots, products
+
+
 COUNTS = {
     f"{count.__name__}_kernel": count
     for count in (
         stage_forward, join_moments, learned_norms, mix_forward, term_sums, finish_sums, stage_backward,
         reduction_backward, pool_backward, join_gradients, sum_parts,
     )
-}  # fmt: skip
+} | {"planes_forward": planes_forward}  # fmt: skip

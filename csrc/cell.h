@@ -67,8 +67,8 @@ struct CellKernels {
   // out = a * mask
   void (*unmasked)(const T* a, const A* mask, int64_t mask_rows, int64_t width, A* out, int64_t lo, int64_t hi);
   // Of each row of logits + bias: losses[row] = logsumexp - that of the target; with `gradients`, logits become
-  // (softmax - onehot) * scale
-  void (*softmax)(T* logits, const A* bias, const int64_t* targets, int64_t columns, bool gradients, A scale, A* losses,
+  // (softmax - onehot) * shares[row]
+  void (*softmax)(T* logits, const A* bias, const int64_t* targets, int64_t columns, bool gradients, const A* shares, A* losses,
                   int64_t lo, int64_t hi);
 };
 

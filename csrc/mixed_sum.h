@@ -519,8 +519,8 @@ class MixedSum {
     bank.skips = skip_g.size();
 
     const int64_t plane = n_ * ho_ * wo_ * cp_, size = ScratchLayout(bank.geo).total();
-    Block<T> again(args_.recompute ? site.most_separables() * plane : 0);
-    Block<A> dz(site.most_separables() * plane), dx_partial(need_x ? n_ * bank.geo.h * bank.geo.w * cp_ : 0);
+    Block<T> again(args_.recompute ? site.most_separables() * plane : 0), dz(site.most_separables() * plane);
+    Block<A> dx_partial(need_x ? n_ * bank.geo.h * bank.geo.w * cp_ : 0);
     Block<A> scratch(size * threads_), grads(need_params ? grads_size * chunks_ : 0);
     clear_borders(bank.geo, scratch.data());
     bank.dx_partial = dx_partial.data();
@@ -536,7 +536,7 @@ class MixedSum {
       }
       if (!need_x && !need_params) return;
 
-      A* next_dz = dz.data();
+      T* next_dz = dz.data();
       for (const OpSite<A, T>* o = begin; o != end; ++o) {
         if (o->branch < 0) continue;
         Branch<A, T>& b = site.branches[o->branch];

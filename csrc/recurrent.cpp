@@ -1,8 +1,9 @@
 // fastdarts::recurrent and its backward on CPUs: a recurrent cell over a window. Schema, fakes and autograd: fastdarts/ops/recurrent.py.
 //
 // The inputs' products of all steps are one matrix product. Within a step, when state j exists, its products for all nodes that
-// read it are one more; everything between products is a few passes over rows (tiles/cell.h). The backward computes activations
-// anew from the products that the forward kept, and the matrices' gradients from many steps at once.
+// read it are one more; everything between products is a few passes over rows (tiles/cell.h). The backward goes by groups of steps:
+// it computes activations anew, from the products that the forward kept or, in a cell of many edges, from products made again of all
+// the group's states at once, and the matrices' gradients of the group by one product for each state.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/addmm.h>
@@ -16,6 +17,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <optional>
 #include <vector>
 
@@ -24,7 +26,7 @@
 namespace fastdarts {
 namespace {
 
-constexpr int64_t kRowsOfProduct = 2048;  // of matrix gradients: as many rows make a product as fast as it gets
+constexpr int64_t kRowsOfProduct = 1024;  // of a group of steps: as many rows make a product as fast as it gets
 
 struct Term {
   int64_t source, code, weight;
@@ -53,6 +55,29 @@ struct Plan {
       }
     }
     TORCH_CHECK_VALUE(at == numbers.size(), "recurrent: the plan has ", numbers.size() - at, " numbers too many");
+  }
+
+  int64_t states() const { return nodes.size() + 1; }
+
+  // The number of nodes that read each state.
+  std::vector<int64_t> readers() const {
+    std::vector<int64_t> count(states(), 0);
+    for (const auto& terms : nodes) {
+      std::vector<bool> seen(states(), false);
+      for (const Term& term : terms)
+        if (term.code <= kActivations && !seen[term.source]) {
+          seen[term.source] = true;
+          ++count[term.source];
+        }
+    }
+    return count;
+  }
+
+  // The products of an edge take the memory of two states. Where they are so many that they would be most of what the forward
+  // keeps, as in a search, the backward makes them again: a fifth more time for a quarter of the memory.
+  bool makes_products_again() const {
+    const std::vector<int64_t> count = readers();
+    return std::accumulate(count.begin(), count.end(), int64_t(0)) > 2 * states();
   }
 };
 
@@ -108,8 +133,10 @@ class Window {
   }
 
   void forward(const at::Tensor& x, const at::Tensor& hidden, const std::optional<at::Tensor>& running, double eps, bool keep,
-               const at::Tensor& out, const at::Tensor& states, at::TensorList products, const at::Tensor& gates,
+               const at::Tensor& out, const at::Tensor& states, const at::Tensor& kept_products, const at::Tensor& gates,
                const at::Tensor& stats) {
+    const bool keep_products = kept_products.numel() > 0;
+    const Parts products = parts_of(keep_products ? kept_products : new_products(1));
     const at::Tensor entering = masked(x.view({steps_ * rows_, width_}), mask_x_);
     at::Tensor inputs = at::mm(entering, input_matrix_).view({steps_, rows_, 2 * width_});
     at::Tensor carried = masked(hidden, mask_h_);
@@ -118,16 +145,16 @@ class Window {
     std::vector<A> mean(width_), rstd(width_);
     const A* before = hidden.const_data_ptr<A>();
     for (int64_t t = 0; t < steps_; ++t) {
-      const int64_t kept = keep ? t : 0;
+      const int64_t kept = keep ? t : 0, made = keep_products ? t : 0;
       at::Tensor gate = gates[kept], input = inputs[t];
       at::addmm_out(gate, input, carried, hidden_matrix_);
       for (int64_t j = 0; j < states_; ++j) {
-        point_forward(j, before, states[kept], products, kept, gate);
+        point_forward(j, before, states[kept], products, made, gate);
         CellNode<A, T> node = node_of(j, states[kept]);
         node.masked = reinterpret_cast<T*>(masks[j].data_ptr());
         normalise(node, running, eps, plan_.norm ? stats[kept][j] : stats, mean, rstd);
         if (readers_[j].empty()) continue;
-        at::Tensor product = products[j][kept];
+        at::Tensor product = products[j][made];
         at::mm_out(product, masks[j], matrices_[j]);
       }
       std::vector<const A*> read;
@@ -147,16 +174,20 @@ class Window {
   };
 
   Gradients backward(const at::Tensor& grad_out, const at::Tensor& x, const at::Tensor& hidden, const at::Tensor& weights,
-                     const at::Tensor& out, const at::Tensor& states, at::TensorList products, const at::Tensor& gates,
+                     const at::Tensor& out, const at::Tensor& states, const at::Tensor& kept_products, const at::Tensor& gates,
                      const at::Tensor& stats, bool training, double eps, bool need_x, bool need_matrices) {
-    const int64_t group = need_matrices ? std::min(steps_, (kRowsOfProduct + rows_ - 1) / rows_) : 1;
-    std::vector<at::Tensor> grad_products(states_), state_grads(states_), masked_grads(states_), matrix_grads(states_);
+    const bool again = kept_products.numel() == 0;
+    const int64_t group = std::min(steps_, (kRowsOfProduct + rows_ - 1) / rows_);
+    // Gradients of products made again take their place; those of kept ones need their own memory, of one step where they are
+    // not used again.
+    const int64_t slots = again || need_matrices ? group : 1;
+    const Parts grad_products = parts_of(new_products(slots)), products = again ? grad_products : parts_of(kept_products);
+    std::vector<at::Tensor> state_grads(states_), masked_grads(states_), matrix_grads(states_), read(states_);
     std::vector<A*> grads;
     for (int64_t j = 0; j < states_; ++j) {
       state_grads[j] = at::empty({rows_, width_}, options_);
       grads.push_back(state_grads[j].data_ptr<A>());
       if (readers_[j].empty()) continue;
-      grad_products[j] = at::empty({group, rows_, matrices_[j].size(1)}, product_options_);
       masked_grads[j] = at::empty({rows_, width_}, product_options_);
       if (need_matrices) matrix_grads[j] = at::zeros({width_, matrices_[j].size(1)}, options_);
     }
@@ -168,40 +199,66 @@ class Window {
     std::vector<A> scale(states_, A(0));
     for (const int64_t state : plan_.outputs) scale[state] = A(1) / A(plan_.outputs.size());
 
-    for (int64_t t = steps_ - 1; t >= 0; --t) {
-      const int64_t slot = t % group;
-      const at::Tensor previous = t ? out[t - 1] : hidden, from_out = grad_out[t], grad_gate = grad_gates[all_gates ? t : 0];
-      over_chunks([&](int64_t, int64_t lo, int64_t hi) {
-        kernels_.spread(from_out.const_data_ptr<A>(), carried.const_data_ptr<A>(), product_data(grad_carried), mask_h_, grads.data(),
-                        scale.data(), states_, width_, lo, hi);
-      });
-      carried.zero_();
-      for (int64_t j = states_ - 1; j >= 0; --j) {
-        CellNode<A, T> node = node_of(j, states[t]);
-        node.grad = grads[j];
-        if (!readers_[j].empty()) {
-          at::mm_out(masked_grads[j], grad_products[j][slot], matrices_[j].t());
-          node.grad_masked = product_data(masked_grads[j]);
-        }
-        point_forward(j, previous.const_data_ptr<A>(), states[t], products, t, gates[t]);
-        point_backward(j, grads, carried, grad_products, slot, grad_gate);
-        node_backward(node, plan_.norm ? stats[t][j] : stats, training, eps);
-        if (has_added_[j]) added_sums_[j] += state_grads[j].sum(at::kDouble).template item<double>();
+    for (int64_t first = (steps_ - 1) / group * group; first >= 0; first -= group) {
+      const int64_t count = std::min(group, steps_ - first);
+      for (int64_t j = 0; j < states_ && (again || need_matrices); ++j) {
+        if (readers_[j].empty()) continue;
+        read[j] = masked(states.narrow(0, first, count).select(1, j).contiguous().view({count * rows_, width_}), mask_h_);
+        if (!again) continue;
+        at::Tensor product = products[j].narrow(0, 0, count).flatten(0, 1);
+        at::mm_out(product, read[j], matrices_[j]);
       }
-      at::mm_out(grad_carried, grad_gate, hidden_matrix_.t());
-      if (need_matrices && slot == 0) {
-        const int64_t count = std::min(group, steps_ - t);
-        for (int64_t j = 0; j < states_; ++j) {
-          if (readers_[j].empty()) continue;
-          const at::Tensor read = states.narrow(0, t, count).select(1, j).contiguous().view({count * rows_, width_});
-          add_product(matrix_grads[j], masked(read, mask_h_), grad_products[j].narrow(0, 0, count).flatten(0, 1));
+      for (int64_t t = first + count - 1; t >= first; --t) {
+        const int64_t slot = slots > 1 ? t - first : 0;
+        const at::Tensor previous = t ? out[t - 1] : hidden, from_out = grad_out[t], grad_gate = grad_gates[all_gates ? t : 0];
+        over_chunks([&](int64_t, int64_t lo, int64_t hi) {
+          kernels_.spread(from_out.const_data_ptr<A>(), carried.const_data_ptr<A>(), product_data(grad_carried), mask_h_, grads.data(),
+                          scale.data(), states_, width_, lo, hi);
+        });
+        carried.zero_();
+        for (int64_t j = states_ - 1; j >= 0; --j) {
+          CellNode<A, T> node = node_of(j, states[t]);
+          node.grad = grads[j];
+          if (!readers_[j].empty()) {
+            at::mm_out(masked_grads[j], grad_products[j][slot], matrices_[j].t());
+            node.grad_masked = product_data(masked_grads[j]);
+          }
+          point_forward(j, previous.const_data_ptr<A>(), states[t], products, again ? slot : t, gates[t]);
+          point_backward(j, grads, carried, grad_products, slot, grad_gate);
+          node_backward(node, plan_.norm ? stats[t][j] : stats, training, eps);
+          if (has_added_[j]) added_sums_[j] += state_grads[j].sum(at::kDouble).template item<double>();
         }
+        at::mm_out(grad_carried, grad_gate, hidden_matrix_.t());
       }
+      for (int64_t j = 0; j < states_ && need_matrices; ++j)
+        if (!readers_[j].empty()) add_product(matrix_grads[j], read[j], grad_products[j].narrow(0, 0, count).flatten(0, 1));
     }
     return collect(x, hidden, weights, out, carried, grad_carried, grad_gates, matrix_grads, need_x, need_matrices);
   }
 
  private:
+  using Parts = std::vector<at::Tensor>;  // of each state [steps, rows, columns]: its products for all nodes that read it
+
+  int64_t columns() const {
+    int64_t count = 0;
+    for (const auto& readers : readers_) count += readers.size() * 2 * width_;
+    return count;
+  }
+
+  at::Tensor new_products(int64_t steps) const { return at::empty({steps * rows_ * columns()}, product_options_); }
+
+  // Views of products that follow each other in one tensor.
+  Parts parts_of(const at::Tensor& products) const {
+    Parts parts;
+    int64_t at = 0;
+    for (const auto& readers : readers_) {
+      const int64_t steps = columns() ? products.numel() / (rows_ * columns()) : 0, own = readers.size() * 2 * width_;
+      parts.push_back(products.narrow(0, at, steps * rows_ * own).view({steps, rows_, own}));
+      at += steps * rows_ * own;
+    }
+    return parts;
+  }
+
   template <class F>
   void over_chunks(const F& body) const {
     at::parallel_for(0, chunks_, 1, [&](int64_t begin, int64_t end) {
@@ -272,7 +329,7 @@ class Window {
   }
 
   // Lets the edges into state j point to what they read at a step.
-  void point_forward(int64_t j, const A* before, const at::Tensor& states, at::TensorList products, int64_t t,
+  void point_forward(int64_t j, const A* before, const at::Tensor& states, const Parts& products, int64_t t,
                      const at::Tensor& gate) {
     if (j == 0) {
       edges_[0][0].state = before;
@@ -288,8 +345,8 @@ class Window {
     }
   }
 
-  void point_backward(int64_t j, const std::vector<A*>& grads, const at::Tensor& carried, const std::vector<at::Tensor>& grad_products,
-                      int64_t slot, const at::Tensor& grad_gate) {
+  void point_backward(int64_t j, const std::vector<A*>& grads, const at::Tensor& carried, const Parts& grad_products, int64_t slot,
+                      const at::Tensor& grad_gate) {
     for (size_t i = 0; i < edges_[j].size(); ++i) {
       CellEdge<A, T>& e = edges_[j][i];
       if (j == 0) {
@@ -442,33 +499,20 @@ void check(const at::Tensor& x, const at::Tensor& hidden, const std::optional<at
                         "recurrent: node ", node, " has a term (", term.source, ", ", term.code, ", ", term.weight, ")");
 }
 
-// The columns of the products that each state's readers need.
-std::vector<int64_t> product_columns(const Plan& plan, int64_t width) {
-  std::vector<int64_t> columns(plan.nodes.size() + 1, 0);
-  for (const auto& terms : plan.nodes) {
-    std::vector<int64_t> seen;
-    for (const Term& term : terms)
-      if (term.code <= kActivations && std::find(seen.begin(), seen.end(), term.source) == seen.end()) {
-        seen.push_back(term.source);
-        columns[term.source] += 2 * width;
-      }
-  }
-  return columns;
-}
-
-using Saved = std::tuple<at::Tensor, at::Tensor, std::vector<at::Tensor>, at::Tensor, at::Tensor>;
+using Saved = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 Saved recurrent(const at::Tensor& x, const at::Tensor& hidden, const std::optional<at::Tensor>& mask_x,
                 const std::optional<at::Tensor>& mask_h, const at::Tensor& W0, at::TensorList Ws, const at::Tensor& weights,
                 const std::optional<at::Tensor>& running, at::IntArrayRef numbers, double eps, bool half, bool keep) {
   const Plan plan(numbers);
   check(x, hidden, mask_x, mask_h, W0, Ws, weights, plan);
-  const int64_t rows = x.size(1), width = x.size(2), states = plan.nodes.size() + 1, kept = keep ? x.size(0) : 1;
+  const int64_t rows = x.size(1), width = x.size(2), states = plan.states(), kept = keep ? x.size(0) : 1;
   const at::TensorOptions products = half ? x.options().dtype(at::kBFloat16) : x.options();
-  Saved saved{at::empty_like(x), at::empty({kept, states, rows, width}, x.options()), {}, at::empty({kept, rows, 2 * width}, products),
-              at::empty({plan.norm ? x.size(0) : 0, states, 2, width}, x.options())};
+  const std::vector<int64_t> readers = plan.readers();
+  const int64_t edges = keep && !plan.makes_products_again() ? std::accumulate(readers.begin(), readers.end(), int64_t(0)) : 0;
+  Saved saved{at::empty_like(x), at::empty({kept, states, rows, width}, x.options()), at::empty({kept * rows * edges * 2 * width}, products),
+              at::empty({kept, rows, 2 * width}, products), at::empty({plan.norm ? x.size(0) : 0, states, 2, width}, x.options())};
   auto& [out, values, parts, gates, stats] = saved;
-  for (const int64_t columns : product_columns(plan, width)) parts.push_back(at::empty({kept, rows, columns}, products));
   dispatch_cell(x, half, [&](auto a, auto t) {
     Window<decltype(a), decltype(t)>(x, mask_x, mask_h, W0, Ws, weights, plan, half)
         .forward(x, hidden, running, eps, keep, out, values, parts, gates, stats);
@@ -479,7 +523,7 @@ Saved recurrent(const at::Tensor& x, const at::Tensor& hidden, const std::option
 std::tuple<at::Tensor, at::Tensor, at::Tensor, std::vector<at::Tensor>, at::Tensor> recurrent_backward(
     const at::Tensor& grad_out, const at::Tensor& x, const at::Tensor& hidden, const std::optional<at::Tensor>& mask_x,
     const std::optional<at::Tensor>& mask_h, const at::Tensor& W0, at::TensorList Ws, const at::Tensor& weights, const at::Tensor& out,
-    const at::Tensor& states, at::TensorList products, const at::Tensor& gates, const at::Tensor& stats, at::IntArrayRef numbers,
+    const at::Tensor& states, const at::Tensor& products, const at::Tensor& gates, const at::Tensor& stats, at::IntArrayRef numbers,
     bool training, double eps, bool half, bool need_x, bool need_matrices) {
   const Plan plan(numbers);
   check(x, hidden, mask_x, mask_h, W0, Ws, weights, plan);

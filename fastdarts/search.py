@@ -29,7 +29,9 @@ from fastdarts.data import ImageSet
 from fastdarts.data.images import fraction_of
 from fastdarts.data.text import load_corpus
 from fastdarts.methods import find
-from fastdarts.runs import movement, resources
+from fastdarts.methods.darts_pt import DartsPt
+from fastdarts.methods.scored import pareto_front
+from fastdarts.runs import checkpoint, movement, resources
 from fastdarts.runs.console import LOGGER
 from fastdarts.runs.device import determinism
 from fastdarts.runs.folder import check_out, run_folder, taken_up
@@ -127,7 +129,15 @@ def search(
     if train is not None:
         config = dataclasses.replace(config, dataset="custom")
     with joined(config.device) as team:
-        return _search(taken_up(config, team), team, train, valid, loss, callbacks, loggers)
+        config = taken_up(config, team)
+        found = _search(config, team, train, valid, loss, callbacks, loggers)
+        if config.select == "derive":
+            return found
+        chosen = _search(selection_of(config, found.out_dir), team, train, valid, loss, callbacks, loggers)
+        if team.ranks.first:
+            _write_architecture(chosen.genotype, chosen.tabulated, found.out_dir)
+    seconds, metrics = found.seconds + chosen.seconds, [*found.metrics, *chosen.metrics]
+    return dataclasses.replace(chosen, out_dir=found.out_dir, seconds=seconds, metrics=metrics)
 
 
 def _search(
@@ -151,7 +161,7 @@ def _search(
     if text and config.cost is not None:
         raise ValueError("cost is that of networks that read images; leave it out for texts")
     kernels = (cell_kernels_used if text else kernels_used)(device, config.backend)
-    if not has_kernels(space):
+    if not has_kernels(space, device.type):
         kernels = f"plain PyTorch modules on {device}: the ops of space {config.space!r} have no kernels"
     if config.sync_batch_norm and not ranks.alone:
         if config.backend == "fused":
@@ -164,6 +174,8 @@ def _search(
         state = make_state(device)
         if config.resume:
             resume(state, out)
+        elif isinstance(state.method, DartsPt):
+            state.take_over(checkpoint.load(out.parent / "checkpoint.pt", state.kind))
         if device.type == "cuda" and not text:
             LOGGER.info("preparing the kernels; those new to this GPU are compiled, which may take minutes")
         share = config.batch_size // ranks.size
@@ -189,6 +201,30 @@ def _search(
         if ranks.first:
             _write_results(state, genotype, tabulated, out)
     return SearchResult(genotype, state.alphas(), out, state.metrics, seconds, peak, state.method.stopped, tabulated)
+
+
+def selection_of(config: SearchConfig, out: Path) -> SearchConfig:
+    """Return the config of the selection that follows a search, in the folder `selection` of that search's `out`.
+
+    The learning rate begins at a tenth of the search's.
+    """
+    before = dataclasses.replace(config, select="derive", resume=False, out=None)
+    search_values = json.dumps(dataclasses.asdict(before), default=str)
+    folder = out / "selection"
+    return dataclasses.replace(
+        before,
+        method=f"{DartsPt.__module__}:{DartsPt.__name__}",
+        method_options=config.select_options | {"search": search_values},
+        epochs=config.select_options["epochs"],
+        order=1,
+        lr=config.lr / 10,
+        lr_min=min(config.lr_min, config.lr / 10),
+        alpha_warmup=0.0,
+        op_dropout=0.0,
+        prune_below=0.0,
+        out=folder,
+        resume=(folder / "config.json").is_file(),
+    )
 
 
 def _on_images(
@@ -301,17 +337,43 @@ def _write_alphas(state: SearchState, out: Path) -> None:
 
 
 def _write_results(state: SearchState, genotype: Any, tabulated: dict[str, float], out: Path) -> None:
-    from fastdarts.report import run_report  # imports matplotlib and jinja2, which takes a second
-    from fastdarts.report.alphas import draw_alphas
+    from fastdarts.report.alphas import draw_alphas  # imports matplotlib, which takes a second
+
+    _write_alphas(state, out)
+    draw_alphas(out / "alphas.npz")
+    if state.method.compared:
+        write_atomically(out / "candidates.json", json.dumps(_candidates(state, genotype), indent=1) + "\n")
+    _write_architecture(genotype, tabulated, out)
+
+
+def _write_architecture(genotype: Any, tabulated: dict[str, float], out: Path) -> None:
+    """Write the architecture of a run, its picture, its tabulated accuracies and the report."""
+    from fastdarts.report import run_report
     from fastdarts.report.pictures import write_picture
 
     write_atomically(out / "genotype.json", genotype.to_json() + "\n")
     if tabulated:
         write_atomically(out / "benchmark.json", json.dumps(tabulated, indent=2) + "\n")
-    _write_alphas(state, out)
     write_picture(genotype, out)
-    draw_alphas(out / "alphas.npz")
     run_report.write_report(out)
+
+
+def _candidates(state: SearchState, genotype: Any) -> dict[str, Any]:
+    """Return the architectures that the method compared: their scores and costs, and which are on the Pareto front."""
+    front = {one.architecture.to_json() for one in pareto_front(state.method.compared)}
+    return {
+        "unit": None if state.costs is None else state.costs.unit,
+        "found": json.loads(genotype.to_json()),
+        "candidates": [
+            {
+                "architecture": json.loads(text := one.architecture.to_json()),
+                "score": one.score,
+                "cost": one.cost,
+                "front": text in front,
+            }
+            for one in state.method.compared
+        ],
+    }
 
 
 def _epoch_line(metrics: Metrics) -> str:

@@ -1,6 +1,7 @@
 """Launches over a bank: everything that leaves one state at one stride, forward and backward."""
 
 import itertools
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
-from fastdarts.kernels import tiles
+from fastdarts.kernels import planes, tiles
 from fastdarts.kernels.backward import stage_backward_kernel
 from fastdarts.kernels.joins import join_gradients_kernel, sum_parts_kernel
 from fastdarts.kernels.launch import (
@@ -21,7 +22,7 @@ from fastdarts.kernels.mix import finish_sums_kernel
 from fastdarts.kernels.pools import pool_backward_kernel
 from fastdarts.kernels.reduction import reduction_backward_kernel
 from fastdarts.kernels.stage import join_moments_kernel, learned_norms_kernel, stage_forward_kernel
-from fastdarts.kernels.tables import PIXEL, TAPS, Bank, Stage, constant, geometries, group_of, stage_rows
+from fastdarts.kernels.tables import PIXEL, TAPS, Bank, Stage, constant, geometries, grouped, stage_rows
 
 Image = tuple[Tensor, int]  # [N, C, H, W] and the elements from pixel to pixel
 States = tuple[Image, ...]  # the inputs, or one node
@@ -96,10 +97,34 @@ def flat(params: list[Tensor], dtype: torch.dtype, like: Tensor) -> Tensor:
 
 def banks_forward(banks: list[Bank], s: Shared, states: States) -> None:
     """First stages and pools, then second stages: y into `saved`, moments into `stats`."""
+    seconds: list[Stage] = []  # of banks that csrc/cuda does not serve
+    served: list[tuple[list[Bank], list[Stage]]] = []
     for together in alike(banks, states):
-        firsts = [stage for bank in together for stage in bank.firsts]
-        _stages_forward(firsts, s, states, together[0], len(together) > 1)
-    _stages_forward([second for bank in banks for second in bank.seconds], s, states, None, False)
+        stages, paired = [stage for bank in together for stage in bank.firsts], len(together) > 1
+        if planes.serve(s, [states[bank.state] for bank in together], together[0].stride):
+            convolutions, stages = planes.split(stages)
+            _planes_forward(convolutions, [], s, states, paired)
+            served.append((together, convolutions))
+        else:
+            seconds += [second for bank in together for second in bank.seconds]
+        _stages_forward(stages, s, states, together[0], paired)
+    for together, firsts in served:
+        _planes_forward([second for bank in together for second in bank.seconds], firsts, s, states, len(together) > 1)
+    _stages_forward(seconds, s, states, None, False)
+
+
+def programs(stages: list[Stage], parts: int, paired: bool) -> list[list[Stage]]:
+    """The stages of each of the programs that share the images in so many parts.
+
+    Two edges of an input, or one, unless the GPU would stay half empty: then a half or a quarter of an edge, for which
+    the state is read and its gradient left once more.
+    """
+    enough = tiles.PROGRAMS * tiles.multiprocessors() * tiles.FULL
+    for together, pieces in ((paired, 1), (False, 1), (False, 2)):
+        groups = grouped(stages, together, pieces)
+        if parts * len(groups) >= enough:
+            return groups
+    return grouped(stages, False, 4)
 
 
 def alike(banks: list[Bank], states: States) -> list[list[Bank]]:
@@ -120,7 +145,7 @@ def _stages_forward(stages: list[Stage], s: Shared, states: States, bank: Bank |
     tile = s.tile(tiles.STAGE_FORWARD)
     images = s.chunk(tiles.FORWARD_CHUNK, tile)
     count = triton.cdiv(s.images, images)
-    rows, _, groups = stage_rows(stages, device, paired)
+    rows, _, groups = stage_rows(programs(stages, count, paired), device)
     chunk = images * s.height * s.width
     parts = count * triton.cdiv(chunk, tile.pixels)
     moments = s.stats.new_empty((len(stages) if s.training else 0, parts, 2, s.channels))
@@ -147,21 +172,53 @@ def _stages_forward(stages: list[Stage], s: Shared, states: States, bank: Bank |
         DOT=dot_type(s.saved.dtype),
         num_warps=tile.warps,
     )
-    if s.training:  # every edge of a pool has a batch norm of its own, with the same statistics
-        pairs = [(i, n) for i, st in enumerate(stages) for n in ([e[2] for e in st.edges if e[2] >= 0] or [st.norm])]
-        launch(
-            join_moments_kernel,
-            (len(pairs), triton.cdiv(s.channels, tile.channels)),
-            *(moments, s.stats, constant(tuple(pairs), device), s.pixels, parts),
-            C=s.channels,
-            CHUNK=chunk,
-            BLOCK_P=tile.pixels,
-            BLOCK_T=tiles.PARTIAL_SUMS // tile.channels,
-            BLOCK_C=tile.channels,
-            ACC=s.constants["ACC"],
-            num_warps=4,
-        )
-        s.learn([norm for _, norm in pairs])
+    _join_moments(stages, s, moments, chunk, tile.pixels)
+
+
+def _planes_forward(stages: list[Stage], firsts: list[Stage], s: Shared, states: States, paired: bool) -> None:
+    """The same of convolutions by csrc/cuda: first stages, or the second ones that continue `firsts`."""
+    if not stages:
+        return
+    images = planes.images_of_program(s)
+    count = triton.cdiv(s.images, images)
+    rows, groups = planes.tables(programs(stages, count, paired), firsts, s.saved.device)
+    moments = s.stats.new_empty((len(stages) if s.training else 0, count, 2, s.channels))
+    launch(
+        planes.forward_kernel,
+        (count, len(groups)),
+        [x for x, _ in states],
+        *(s.saved, s.dw, s.pw, s.stats, moments, rows, groups),
+        images=s.images,
+        channels=s.channels,
+        width=s.width,
+        x_pitch=states[stages[0].state][1],
+        images_of_program=images,
+        eps=s.eps,
+        num_warps=planes.WARPS,
+    )
+    _join_moments(stages, s, moments, images * s.height * s.width, images * s.height * s.width)
+
+
+def _join_moments(stages: list[Stage], s: Shared, moments: Tensor, chunk: int, tile: int) -> None:
+    """Statistics of stages' batch norms from moments of programs over `chunk` pixels, each in tiles."""
+    if not s.training:
+        return
+    # every edge of a pool has a batch norm of its own, with the same statistics
+    pairs = [(i, n) for i, st in enumerate(stages) for n in ([e[2] for e in st.edges if e[2] >= 0] or [st.norm])]
+    block = tiles.channel_block(s.channels)
+    launch(
+        join_moments_kernel,
+        (len(pairs), triton.cdiv(s.channels, block)),
+        *(moments, s.stats, constant(tuple(pairs), s.stats.device), s.pixels, moments.shape[1]),
+        C=s.channels,
+        CHUNK=chunk,
+        BLOCK_P=tile,
+        BLOCK_T=tiles.PARTIAL_SUMS // block,
+        BLOCK_C=block,
+        ACC=s.constants["ACC"],
+        num_warps=tiles.SUM_WARPS,
+    )
+    s.learn([norm for _, norm in pairs])
 
 
 def _input_shape(s: Shared, x: Image | None) -> dict[str, int]:
@@ -254,7 +311,9 @@ def _states_backward(leaving: list[Leaving], s: Shared, g: Gradients, states: St
             _reductions_backward(a.bank, s, g, states[a.bank.state], dz, s.pitch, need_x=False)
         return
     n, c, h, w = states[first.state][0].shape
-    groups = [len({group_of(stage, paired) for stage in a.bank.edges}) for a in leaving]
+    edges = [stage for a in leaving for stage in a.bank.edges]
+    of_states = Counter(group[0].state for group in programs(edges, backward_parts(s, c), paired))
+    groups = [of_states[a.bank.state] for a in leaving]
     counts = [count + len(a.bank.reductions) for count, a in zip(groups, leaving, strict=True)]
     assert leaving[0].dx is not None
     parts, pitch = leaving[0].dx
@@ -262,7 +321,6 @@ def _states_backward(leaving: list[Leaving], s: Shared, g: Gradients, states: St
         pitch = padded_channels(c, s.saved.dtype)
         parts = s.saved.new_empty((sum(counts), n * h * w, pitch))
     begins = dict(zip((a.bank.state for a in leaving), itertools.accumulate(counts, initial=0), strict=False))
-    edges = [stage for a in leaving for stage in a.bank.edges]
     _stages_backward(edges, s, g, states, first, dz, parts, pitch, None, True, paired, begins)
     for a, count, own in zip(leaving, counts, groups, strict=True):
         begin, x = begins[a.bank.state], states[a.bank.state]
@@ -302,7 +360,7 @@ def _pools_backward(leaving: Leaving, s: Shared, g: Gradients, x: Image, parts: 
     (_, c, h, w), x_pitch = x[0].shape, x[1]
     tile = s.tile(tiles.POOL_BACKWARD)
     images = s.chunk(tiles.BACKWARD_CHUNK, tile)
-    rows, edges, _ = stage_rows(bank.pools, x[0].device)
+    rows, edges, _ = stage_rows([bank.pools], x[0].device)
     dd = s.saved.new_empty((s.pixels, s.pitch))
     largest = torch.empty(dd.shape, dtype=torch.int8, device=dd.device)
     factors, op_weights = s.factors_or(g.weights)
@@ -356,7 +414,7 @@ def _stages_backward(
     block_i = tiles.channel_block(channels_in)
     tile = _backward_tile(s, channels_in)
     parts = backward_parts(s, channels_in)
-    rows, _, groups = stage_rows(stages, s.saved.device, paired, begins)
+    rows, _, groups = stage_rows(programs(stages, parts, paired), s.saved.device, begins)
     dd_pitch = padded_channels(channels_in, s.saved.dtype)
     dd = s.saved.new_empty((len(groups), s.pixels, dd_pitch))
     factors, op_weights = s.factors_or(g.weights)
@@ -411,7 +469,7 @@ def _reductions_backward(
         reduction_backward_kernel,
         (parts, len(stages), triton.cdiv(channels_in, block_i)),
         *(x[0], g.nodes[0], g.own, s.saved, dx, s.pw, g.coefficients, factors, g.pw_parts.buffer),
-        *(stage_rows(stages, x[0].device)[0], s.pixels, s.pw.numel()),
+        *(stage_rows([stages], x[0].device)[0], s.pixels, s.pw.numel()),
         **shape,
         ACC=s.constants["ACC"],
         DX_PITCH=dx_pitch,
@@ -463,5 +521,5 @@ def finish_sums(s: Shared, g: Gradients, sums: Tensor, entries: list[tuple[int, 
         TRAINING=s.training,
         BLOCK_T=tiles.PARTIAL_SUMS // block,
         BLOCK_C=block,
-        num_warps=4,
+        num_warps=tiles.SUM_WARPS,
     )

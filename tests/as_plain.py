@@ -36,21 +36,22 @@ def assert_as_good(ours: Results, plain: nn.Module, inputs: list[Tensor], g: Ten
         ours: the results with the kernels.
         plain: the module with backend "reference".
         inputs, g: the arguments of `run`.
-        roundings: how often all inputs are rounded at random, which shows the error that no computation can avoid.
+        roundings: how often all inputs, parameters, statistics and g are rounded at random, which shows the error that
+            no computation can avoid.
     """
     eps, generator = torch.finfo(g.dtype).eps, torch.Generator().manual_seed(1)
     exact, moved = copy.deepcopy(plain).double(), []
     for _ in range(roundings):
         other = copy.deepcopy(exact)
         with torch.no_grad():
-            for p in other.parameters():
-                p.copy_(rounded_at_random(p, eps, generator))
-        at = [rounded_at_random(x.double(), eps, generator) for x in inputs]
+            for t in (*other.parameters(), *(b for b in other.buffers() if b.is_floating_point())):
+                t.copy_(rounded_at_random(t, eps, generator))
+        *at, g_at = (rounded_at_random(x.double(), eps, generator) for x in (*inputs, g))
         # Also in the module's own precision: the error of the plain modules in a single sum is a draw of chance.
         lower = copy.deepcopy(plain)
         lower.load_state_dict(other.state_dict())
-        moved.append(run(lower, [a.to(x.dtype) for a, x in zip(at, inputs, strict=True)], g))
-        moved.append(run(other, at, g.double()))
+        moved.append(run(lower, [a.to(x.dtype) for a, x in zip(at, inputs, strict=True)], g_at.to(g.dtype)))
+        moved.append(run(other, at, g_at))
     truth, plainly = run(exact, [x.double() for x in inputs], g.double()), run(plain, inputs, g)
     if g.dtype == torch.bfloat16:
         ours, plainly, *moved, truth = (pooled(found, truth) for found in (ours, plainly, *moved, truth))

@@ -100,7 +100,7 @@ def test_every_public_name_can_be_imported():
         (["search", "--method", "dart"], "got 'dart'; did you mean 'darts'?\n"),
         (["evaluate", "--genotype", "DARTS_v3"], "nor a file or a run's folder; did you mean 'DARTS_V2'?\n"),
         (["evaluate", "--dataset", "imagnet"], "invalid choice: 'imagnet'; did you mean 'imagenet'? "),
-        (["compare", "--methods", "darts,gads"], "got 'gads'; did you mean 'gdas'?\n"),
+        (["compare", "--methods", "darts,gdass"], "got 'gdass'; did you mean 'gdas'?\n"),
         (["draw", "darts_v1x"], "did you mean 'DARTS_V1'?\n"),
         (["draw"], "fastdarts draw: the following arguments are required: GENOTYPE (see --help)\n"),
         (["list", "dataset"], "invalid choice: 'dataset'; did you mean 'datasets'? "),

@@ -54,7 +54,7 @@ def tiny(tmp_path: Path) -> dict[str, Any]:
         ({"workers": 0}, "workers must be at least 1; got 0"),
         ({"workers": 2, "scheduler": "tcp://127.0.0.1:8786"}, "workers is for this machine"),
         ({"methods": "darts,gdas", "order": 2}, "gdas: method 'gdas' has no second order"),
-        ({"init_channels": 3}, "darts: init_channels must be even"),
+        ({"init_channels": 0}, "darts: init_channels must be at least 1; got 0"),
         ({"search": {"seed": 3}}, "search must not set seed"),
         ({"search": {"lrr": 3}}, "search sets 'lrr', which is unknown; did you mean 'lr'"),
         ({"select": {"epochs": 3}}, "select must not set epochs"),

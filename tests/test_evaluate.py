@@ -308,7 +308,6 @@ def test_a_loss_that_is_not_finite_says_where_and_keeps_the_checkpoint(tmp_path:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"init_channels": 5}, "init_channels must be even"),
         ({"dataset": "imagenet", "cutout": 16}, "crop_padding and cutout must be 0 with augment 'imagenet'"),
         ({"batch_size": 1}, "batch_size must be at least 2; got 1"),
         ({"drop_path": 1.0}, "drop_path must be below 1; got 1.0"),

@@ -32,8 +32,8 @@ FD_INLINE Vec<A> biased(const T* row, const A* bias, int64_t c, int64_t columns)
 }
 
 template <class A, class T>
-void row_softmax(T* logits, const A* bias, const int64_t* targets, int64_t columns, bool gradients, A scale, A* losses, int64_t lo,
-                 int64_t hi) {
+void row_softmax(T* logits, const A* bias, const int64_t* targets, int64_t columns, bool gradients, const A* shares, A* losses,
+                 int64_t lo, int64_t hi) {
   const int64_t full = columns / kLanes<A> * kLanes<A>;
   for (int64_t row = lo; row < hi; ++row) {
     T* x = logits + row * columns;
@@ -55,7 +55,7 @@ void row_softmax(T* logits, const A* bias, const int64_t* targets, int64_t colum
     const A at_target = load_part<A>(x + target, 1)[0] + bias[target];
     losses[row] = A(__builtin_log(sum) + double(top) - double(at_target));
     if (!gradients) continue;
-    const A share = scale / A(sum);
+    const A scale = shares[row], share = scale / A(sum);
     for (int64_t c = 0; c < columns; c += kLanes<A>)
       store_channels<A, false>(x, below_one<A>(biased(x, bias, c, columns) - top) * share, c, columns);
     store_part<A>(x + target, load_part<A>(x + target, 1) - scale, 1);

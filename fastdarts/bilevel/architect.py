@@ -64,6 +64,8 @@ class Architect:
         clip: clips the gradients of the weights inside the second order; None for no clipping.
         train_weight: weight of the training loss beside the validation loss in a gradient of order 1 (MiLeNAS: He et
             al., CVPR 2020, equation 4).
+        keep_weight_gradients: with order 1, compute the gradients of the weights, too, and keep them in
+            `weight_gradients` (OLES).
 
     Raises:
         ValueError: unknown `hvp`, `r` not positive, no alphas, or alphas that are not leaves.
@@ -72,6 +74,8 @@ class Architect:
     valid_loss: Tensor
     """Validation loss of this rank's rows at the latest alpha gradients (order 2: at the virtual weights); a scalar on
     the device."""
+    weight_gradients: list[Tensor]
+    """With `keep_weight_gradients`, the gradients of the latest validation loss for each of `flat.weights`."""
 
     def __init__(
         self,
@@ -93,6 +97,7 @@ class Architect:
         task: Task | None = None,
         clip: VirtualClip | None = None,
         train_weight: float = 0.0,
+        keep_weight_gradients: bool = False,
     ) -> None:
         if hvp not in ("finite-difference", "exact"):
             raise ValueError(f'hvp must be "finite-difference" or "exact"; got {hvp!r}')
@@ -106,6 +111,7 @@ class Architect:
         self.loss = loss
         self.clip = clip
         self.train_weight = train_weight
+        self.keep_weight_gradients = keep_weight_gradients
         self._task = task
         self._advances = False  # True if the pass over the validation batch moves its stream on
         self.amp_dtype = amp_dtype
@@ -151,12 +157,7 @@ class Architect:
         self._check_call(train, valid, xi, w_optimizer, order)
         with frozen_buffers(self.network), fused.reading_once():
             if order == 1:
-                with without_gradients(self.flat.weights):
-                    gradients = dense(self._validation_gradients(valid, self.alphas))
-                    if self.train_weight:
-                        more = self._gradients(train, self.alphas)
-                        gradients = [a + self.train_weight * b for a, b in zip(gradients, more, strict=True)]
-                return self.ranks.sum(gradients)
+                return self.ranks.sum(self._first_order(train, valid))
             return self._second_order(
                 train, valid, as_scalar(xi, self.flat.buffer.device), momentum_of(w_optimizer, self.flat)
             )
@@ -204,6 +205,20 @@ class Architect:
         here = {"capturable": self.alphas[0].is_cuda}
         groups = [group | here if "capturable" in group else group for group in state["param_groups"]]
         self.optimizer.load_state_dict(state | {"param_groups": groups})
+
+    def _first_order(self, train: Batch, valid: Batch) -> list[Tensor]:
+        if self.keep_weight_gradients:
+            both = self._validation_gradients(valid, [*self.alphas, *self.flat.weights])
+            gradients = dense(both[: len(self.alphas)])
+            self.weight_gradients = self.ranks.sum(both[len(self.alphas) :])
+        else:
+            with without_gradients(self.flat.weights):
+                gradients = dense(self._validation_gradients(valid, self.alphas))
+        if self.train_weight:
+            with without_gradients(self.flat.weights):
+                more = self._gradients(train, self.alphas)
+            gradients = [a + self.train_weight * b for a, b in zip(gradients, more, strict=True)]
+        return gradients
 
     def _second_order(self, train: Batch, valid: Batch, xi: Tensor, momentum: Tensor | None) -> list[Tensor]:
         flat, clip = self.flat, self.clip

@@ -8,12 +8,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fastdarts.bilevel.flat import FlatWeights
 from fastdarts.ops import flat_ops
+
+_NUMBERS = ("step", "eta", "mu")
+"""Of a weight's state in `torch.optim.ASGD`: steps done, the next learning rate, the next weight in the average."""
 
 
 class FlatASGD(Optimizer):
@@ -51,6 +55,7 @@ class FlatASGD(Optimizer):
                 "mu": torch.ones(()),
                 "ax": torch.zeros_like(weight),
             }
+        self._numbers = (0.0, float(lr), 1.0)
         self._flatten()
 
     @torch.no_grad()
@@ -77,11 +82,10 @@ class FlatASGD(Optimizer):
         if gradient is None:
             gradient = self.flat.gather([w.grad for w in self.flat.weights])
         self.gradient_norm = flat_ops.norm(gradient)
-        first = self.state[self.flat.weights[0]]
-        step, mu = float(first["step"]) + 1, float(first["mu"])
+        step, eta, mu = self._numbers
+        step += 1
         if step == 1:
-            first["eta"].fill_(float(group["lr"]))
-        eta = float(first["eta"])
+            eta = _rounded(group["lr"])
         unchanged = torch.zeros_like(self.average)  # SGD without momentum
         rate = torch.full((), eta, dtype=torch.float64, device=weights.device)
         flat_ops.clipped_sgd(
@@ -91,12 +95,10 @@ class FlatASGD(Optimizer):
             self.average.copy_(weights)
         else:
             self.average.add_(weights - self.average, alpha=mu)
-        eta_next, mu_next = torch.tensor(float(group["lr"])), torch.tensor(1 / max(1.0, step))  # rounded as torch does
+        self._numbers = step, _rounded(group["lr"]), _rounded(1 / max(1.0, step))
         for weight in self.flat.weights:
-            held = self.state[weight]
-            held["step"].fill_(step)
-            held["eta"].copy_(eta_next)
-            held["mu"].copy_(mu_next)
+            for name, value in zip(_NUMBERS, self._numbers, strict=True):
+                self.state[weight][name].fill_(value)
         return loss
 
     @contextmanager
@@ -117,7 +119,14 @@ class FlatASGD(Optimizer):
                 if group.get(option):
                     raise ValueError(f"FlatASGD has {option} 0; the state has {group[option]!r}")
         super().__setstate__(state)
+        self._numbers = self._loaded_numbers()
         self._flatten()
+
+    def _loaded_numbers(self) -> tuple[float, float, float]:
+        """Return step, eta and mu as the state has them; steps keep them on the host, so that none reads the device."""
+        first = self.state[self.param_groups[0]["params"][0]]
+        step, eta, mu = (float(first[name]) for name in _NUMBERS)
+        return step, eta, mu
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state to copy or pickle, with cloned averages, because pickle does not preserve views."""
@@ -131,6 +140,11 @@ class FlatASGD(Optimizer):
         self.average = self.flat.gather([self.state[w]["ax"].to(w) for w in weights])
         for weight, view in zip(weights, self.flat.views(self.average), strict=True):
             self.state[weight]["ax"] = view
+
+
+def _rounded(value: float) -> float:
+    """Return the number that `torch.tensor(value)`, in which torch's ASGD keeps it, holds."""
+    return float(np.float32(value)) if torch.get_default_dtype() == torch.float32 else float(value)
 
 
 def stalls(losses: Sequence[float], patience: int) -> bool:

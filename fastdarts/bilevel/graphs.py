@@ -1,7 +1,9 @@
 """Replay a step as a CUDA graph once its inputs keep their shapes."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,13 +15,19 @@ _EAGER_STEPS = 3  # of one kind before capture: libraries choose their algorithm
 
 
 class Replay:
-    """Run steps on a GPU: the first few of a kind eagerly, later ones as a CUDA graph."""
+    """Run steps on a GPU: the first few of a kind eagerly, later ones as a CUDA graph.
 
-    def __init__(self) -> None:
-        self.captured: CapturedStep | None = None
+    Args:
+        kinds: number of kinds that keep a graph, such as the lengths of a text's windows. The graphs share their
+            memory, since one runs at a time. With one kind, only consecutive steps of it lead to a graph.
+    """
+
+    def __init__(self, kinds: int = 1) -> None:
+        self.kinds = kinds
+        self.captured: OrderedDict[Hashable, CapturedStep] = OrderedDict()  # the latest used last
+        self._seen: OrderedDict[Hashable, int] = OrderedDict()  # eager steps of the latest kinds
         self._stream: torch.cuda.Stream | None = None  # runs eager steps and captures
-        self._kind: Hashable = None
-        self._seen = 0
+        self._pool: Any = None  # memory of all graphs
 
     def run(self, work: Work, kind: Hashable, inputs: Sequence[Tensor], carried: Sequence[int] = ()) -> Tensor:
         """Return work(*inputs).
@@ -33,27 +41,36 @@ class Replay:
         Raises:
             RuntimeError: the step cannot be captured.
         """
-        seen = self._seen + 1 if kind == self._kind else 1  # consecutive steps of this kind
-        self._kind, self._seen = kind, seen
-        if self.captured is None or self.captured.kind != kind:
-            self._stream = self._stream or torch.cuda.Stream(inputs[0].device)
+        if kind not in self.captured:
+            if self._stream is None:
+                self._stream, self._pool = torch.cuda.Stream(inputs[0].device), torch.cuda.graph_pool_handle()
+            seen = self._seen.pop(kind, 0) + 1
             if seen <= _EAGER_STEPS:
+                self._seen[kind] = seen
+                self._forget(self._seen, self.kinds)
                 with _beside(self._stream):
                     return work(*inputs)
-            self.captured = None  # free the old graph's memory before the next capture
-            self.captured = CapturedStep(work, kind, inputs, self._stream)
-        return self.captured.replay(inputs, carried)
+            self._forget(self.captured, self.kinds - 1)  # free the oldest graph's memory before the next capture
+            self.captured[kind] = CapturedStep(work, inputs, self._stream, self._pool)
+        elif self.kinds == 1:
+            self._seen.clear()
+        self.captured.move_to_end(kind)
+        return self.captured[kind].replay(inputs, carried)
+
+    @staticmethod
+    def _forget(kept: OrderedDict[Hashable, Any], most: int) -> None:
+        while len(kept) > most:
+            kept.popitem(last=False)
 
 
 class CapturedStep:
-    """Capture a step as a CUDA graph, with static tensors for its inputs."""
+    """Capture a step as a CUDA graph, with static tensors for its inputs, in memory from a pool that graphs share."""
 
-    def __init__(self, work: Work, kind: Hashable, inputs: Sequence[Tensor], stream: torch.cuda.Stream) -> None:
-        self.kind = kind
+    def __init__(self, work: Work, inputs: Sequence[Tensor], stream: torch.cuda.Stream, pool: Any) -> None:
         self.inputs = [t.clone() for t in inputs]
         self.graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.device(stream.device), torch.cuda.graph(self.graph, stream=stream):
+            with torch.cuda.device(stream.device), torch.cuda.graph(self.graph, pool=pool, stream=stream):
                 self.measured = work(*self.inputs)
         except torch.OutOfMemoryError:
             raise

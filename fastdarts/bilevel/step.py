@@ -39,6 +39,16 @@ class StepResult(NamedTuple):
     """Euclidean norm of the alphas' gradient."""
 
 
+class TrainPass(NamedTuple):
+    """Hold the results of the weight step's pass forward and backward."""
+
+    loss: Tensor
+    outputs: Any
+    gradients: list[Tensor | None]
+    """This rank's part of the gradients of the weights; None for a weight that keeps its value if the rules are
+    sparse."""
+
+
 Level = Literal["bilevel", "single", "coordinate", "weights"]
 """The loss that the alpha step minimises. "bilevel": the validation loss; "single": the training loss, in one pass with
 the weights; "coordinate": the training loss, in a separate pass; "weights": none, only the weights are updated."""
@@ -63,12 +73,20 @@ class StepRules:
         """Return the context manager in which the forward pass of the weight step runs."""
         return nullcontext()
 
+    def weight_gradients(self, step: SearchStep, train: Batch) -> TrainPass:
+        """Return the pass whose gradients move the weights; a method may change them or add passes of its own."""
+        return step.train_pass(train)
+
     def level_now(self) -> Level:
         """Return the level of this step: the loss that its alpha step minimises."""
         return "bilevel"
 
     def before_alpha_step(self, step: SearchStep) -> None:
         """Prepare the alpha step; called before the alphas' gradient is computed."""
+
+    def alpha_step(self, step: SearchStep, train: Batch, valid: Batch, lr: Tensor) -> Sequence[Tensor]:
+        """Move the alphas and return their gradients; sets the architect's `valid_loss`."""
+        return step.architect.step(train, valid, lr, step.w_optimizer, step.order)
 
     def after_alpha_step(self, step: SearchStep) -> None:
         """Finish the alpha step; called after the alphas have been updated."""
@@ -94,6 +112,7 @@ class SearchStep:
         amp_dtype: autocast dtype of both steps; set on the architect. None keeps the architect's.
         cuda_graphs: False runs every step eagerly.
         rules: differences from DARTS; None for DARTS.
+        kinds: number of kinds of batches, such as the lengths of a text's windows, that keep a CUDA graph.
 
     Raises:
         ValueError: wrong order or grad_clip, an architect of another network, several parameter groups.
@@ -111,6 +130,7 @@ class SearchStep:
         amp_dtype: torch.dtype | None = None,
         cuda_graphs: bool = True,
         rules: StepRules | None = None,
+        kinds: int = 1,
     ) -> None:
         if architect.network is not network:
             raise ValueError("architect was made for another network; give Architect and SearchStep the same one")
@@ -131,7 +151,7 @@ class SearchStep:
         self.grad_clip = grad_clip
         self.cuda_graphs = cuda_graphs
         self.rules = rules or StepRules()
-        self._replay = Replay()
+        self._replay = Replay(kinds)
 
     def step(self, train: Batch, valid: Batch) -> StepResult:
         """Run one search step and return its measurements.
@@ -168,19 +188,29 @@ class SearchStep:
             valid = train
         if level != "weights" and not self.rules.weights_first:
             valid_loss, alpha_norm = self._alpha_step(train, valid, lr)
-        with self.rules.weight_pass(self, train):
-            loss, outputs = self.architect.forward(train)
-        total = self._regularised(loss, outputs)
-        norm = self._move_weights(self._gradients(total, self.architect.flat.weights), lr)
+        loss, outputs, gradients = self.rules.weight_gradients(self, train)
+        norm = self._move_weights(gradients, lr)
         self.architect.task.advance(train, outputs)
         if level != "weights" and self.rules.weights_first:
             valid_loss, alpha_norm = self._alpha_step(train, valid, lr)
         return _measured(self.architect.task, loss, valid_loss, outputs, train, norm, alpha_norm)
 
+    def train_pass(self, train: Batch, further: Sequence[Tensor] = ()) -> TrainPass:
+        """Run the training batch forward and backward, as the weight step does.
+
+        Args:
+            train: the batch.
+            further: tensors whose gradients are to follow those of the weights.
+        """
+        with self.rules.weight_pass(self, train):
+            loss, outputs = self.architect.forward(train)
+        inputs = [*self.architect.flat.weights, *further]
+        return TrainPass(loss, outputs, self._gradients(self._regularised(loss, outputs), inputs))
+
     def _alpha_step(self, train: Batch, valid: Batch, lr: Tensor) -> tuple[Tensor, Tensor]:
         """Run the alpha step with xi = `lr`; return its loss and the norm of the alphas' gradient."""
         self.rules.before_alpha_step(self)
-        gradients = self.architect.step(train, valid, lr, self.w_optimizer, self.order)
+        gradients = self.rules.alpha_step(self, train, valid, lr)
         self.rules.after_alpha_step(self)
         return self.architect.valid_loss, _norm(gradients)
 

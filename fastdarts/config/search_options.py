@@ -13,6 +13,7 @@ LARGEST_SEED = 2**63 - 1
 
 _PAPER: dict[str, Any] = {
     "method_options": {},
+    "select_options": {},
     "epochs": 50,
     "batch_size": 64,
     "init_channels": 16,
@@ -30,6 +31,7 @@ _PAPER: dict[str, Any] = {
     "max_skips": None,
     "crop_padding": 4,
     "flip": True,
+    "cost": None,
 }
 
 
@@ -118,7 +120,6 @@ class SearchOptions(Config):
         "cost",
         "put the found network's cost into the loss of the alphas: flops or params of the search network, or a table "
         "that fastdarts latency wrote",
-        None,
         metavar="flops|params|FILE",
     )
     cost_form: Literal["add", "multiply", "limit"] = option(
@@ -150,6 +151,13 @@ class SearchOptions(Config):
     prune_below: float = option(
         "method", "end each epoch without the ops that weigh less; a limit that rises to this", 0.0, at_least=0, below=1
     )
+
+    select: Literal["derive", "pt"] = option(
+        "method",
+        "derive: the cells are those of the method; pt: afterwards choose the ops whose removal costs most (DARTS-PT)",
+        "derive",
+    )
+    select_options: dict[str, Any] = option("method", "those of --select pt, see below", metavar="NAME=VALUE")
 
     data: Path = option("data", "folder of the data set", Path("data"), metavar="DIR")
     image_size: tuple[int, int] | None = option(

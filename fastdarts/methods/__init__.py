@@ -29,6 +29,14 @@ _CLASSES = {
     "milenas": "milenas:MiLeNAS",
     "proxyless": "proxyless:Proxyless",
     "fbnet": "fbnet:FBNet",
+    "fairnas": "fairnas:FairNAS",
+    "drnas": "drnas:Drnas",
+    "drnas-progressive": "drnas_progressive:DrnasProgressive",
+    "sgas": "sgas:Sgas",
+    "oles": "oles:Oles",
+    "beta-darts": "beta_darts:BetaDarts",
+    "lambda-darts": "lambda_darts:LambdaDarts",
+    "reinmax": "reinmax:ReinMax",
 }
 NAMES = tuple(_CLASSES)
 

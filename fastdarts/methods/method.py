@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -20,6 +20,7 @@ from fastdarts.config.search_options import SearchOptions
 from fastdarts.methods.masks import MASKED, GroupDropout, prune
 from fastdarts.methods.running import RunningSearch
 from fastdarts.methods.schedules import cosine
+from fastdarts.methods.scored import Scored
 from fastdarts.mixed.mix import Mix
 from fastdarts.spaces import registry
 from fastdarts.spaces.group import Choice
@@ -60,6 +61,10 @@ class Method(StepRules):
     """True if relaxation or penalty depend on the epoch."""
     train_weight: float = 0.0
     """Weight of the training loss beside the validation loss in the alphas' gradient; order 1 only."""
+    keeps_weights: ClassVar[bool] = False
+    """True if a network that is built anew between epochs begins with the weights of the one before, widened."""
+    keep_weight_gradients: ClassVar[bool] = False
+    """True if the architect keeps the weights' gradients of the validation loss for the method; order 1 only."""
     competes: ClassVar[bool] = True
     """True if an edge's op weights are a softmax of its alphas."""
     alpha_grad_clip: ClassVar[float | None] = None
@@ -78,6 +83,10 @@ class Method(StepRules):
         self.epoch = 0
         self.stopped: str | None = None
         """Reason for ending the search before its last epoch; None to go on."""
+        self.rewarded: Callable[[float, Mixes], float] | None = None
+        """Adds the cost of op weights to a reward; the run sets it where the config asks for a cost."""
+        self.compared: Sequence[Scored] = ()
+        """The architectures among which `result` chose, for the report; empty if it compared none."""
         self.generator = torch.Generator().manual_seed(config.seed + 7_919)  # another seed than the weights'
         self.kept: dict[str, Tensor] | None = None
         """Booleans [rows, ops] of each group, True for candidates that pruning has left; None means all."""
@@ -235,9 +244,13 @@ class Method(StepRules):
         found = {}
         for group, alpha in network.alphas.items():
             alpha = alpha.cpu()
-            masked = alpha if self.kept is None else alpha.masked_fill(~self.kept[group], MASKED)
-            found[group] = self.strength(network, group, masked)
+            score = self.strength(network, group, self.masked(group, alpha))
+            found[group] = score if self.kept is None else score.masked_fill(~self.kept[group], 0)
         return found
+
+    def masked(self, group: str, alpha: Tensor) -> Tensor:
+        """Return the alphas of a group with MASKED for pruned ops."""
+        return alpha if self.kept is None else alpha.masked_fill(~self.kept[group].to(alpha.device), MASKED)
 
     def strength(self, network: Supernet, group: str, alpha: Tensor) -> Tensor:
         """Return the `scores` of one group, from its alphas on the CPU."""

@@ -15,8 +15,8 @@ from fastdarts.ops.plan import MixedPlan, PlannedEdge, edge_ops
 from fastdarts.primitives.modules import DilConv, FactorizedReduce, ReLUConvBN, SepConv, Zero
 from fastdarts.primitives.table import CANDIDATES
 
-Settings = tuple[type, bool, bool, float, float | None, bool]
-"""Settings of a batch norm: class, affine, training, eps, momentum, track_running_stats."""
+Settings = tuple[type, bool, float, float | None, bool]
+"""Settings of a batch norm: class, training, eps, momentum, track_running_stats."""
 
 
 Signature = tuple[tuple[type, Any], ...]
@@ -143,7 +143,7 @@ def refusal(edges: Sequence[ReadEdge], x: Tensor) -> str | None:
         return reason
     settings = {one for edge in edges for one in edge.settings}
     if len(settings) > 1:
-        return "its batch norms differ in class, mode, eps, momentum, tracking or in having scales and shifts"
+        return "its batch norms differ in class, mode, eps, momentum or tracking"
     return next((norm_refusal(*one) for one in settings), None)
 
 
@@ -454,10 +454,14 @@ def running_statistics(norms: list[nn.BatchNorm2d]) -> Tensor:
 
 
 def affine_numbers(norms: list[nn.BatchNorm2d]) -> Tensor | None:
-    """Return the weights and biases of batch norms [norms, 2, C], or None for those without."""
-    if not norms[0].affine:
+    """Return the weights and biases of batch norms [norms, 2, C], 1 and 0 for one without; None if none has them."""
+    learned = next((norm._parameters["weight"] for norm in norms if norm.affine), None)
+    if learned is None:
         return None
-    return torch.stack([norm._parameters[name] for norm in norms for name in ("weight", "bias")]).unflatten(0, (-1, 2))  # type: ignore[misc]
+    fixed = {"weight": torch.ones_like(learned), "bias": torch.zeros_like(learned)}
+    return torch.stack(
+        [norm._parameters[name] if norm.affine else one for norm in norms for name, one in fixed.items()]  # type: ignore[misc]
+    ).unflatten(0, (-1, 2))
 
 
 def watched(module: nn.Module) -> bool:
@@ -473,13 +477,13 @@ def _buffer(norm: nn.BatchNorm2d, name: str) -> Tensor:
 
 def norm_settings(norm: nn.BatchNorm2d) -> Settings:
     """Return the settings of a batch norm."""
-    return type(norm), norm.affine, norm.training, norm.eps, norm.momentum, norm.track_running_stats
+    return type(norm), norm.training, norm.eps, norm.momentum, norm.track_running_stats
 
 
-def norm_refusal(kind: type, affine: bool, training: bool, eps: float, momentum: float | None, _: bool) -> str | None:
+def norm_refusal(kind: type, training: bool, eps: float, momentum: float | None, _: bool) -> str | None:
     """Return the reason why no kernel computes batch norms with these settings, or None if one does."""
     if kind is not nn.BatchNorm2d:
-        return f"its batch norms are {kind.__name__}{' with scales and shifts' * affine}"
+        return f"its batch norms are {kind.__name__}"
     return "its batch norms average without momentum" if momentum is None else None
 
 

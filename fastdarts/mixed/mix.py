@@ -33,3 +33,10 @@ class Mix(NamedTuple):
     probed: Active | None = None
     """Ops of weight 0 whose weights get a gradient all the same: they run without a graph, in the backward pass
     (ProxylessNAS); only in spaces with the feature "probed ops"."""
+    by_cell: Sequence[Tensor] | None = None
+    """[edges, ops] of each cell of the group, in place of `weights`; only in spaces with the feature "weights by
+    cell"."""
+
+    def of_cell(self, index: int) -> "Mix":
+        """Return the mix of a cell, given its place among the cells of the group."""
+        return self if self.by_cell is None else self._replace(weights=self.by_cell[index], by_cell=None)

@@ -52,6 +52,21 @@ class CellPlan:
                 numbers += (term.source, term.code, term.weight)
         return numbers
 
+    @cached_property
+    def readers(self) -> list[int]:
+        """Return the number of nodes that read each state."""
+        count = [0] * (len(self.nodes) + 1)
+        for terms in self.nodes:
+            for source in {term.source for term in terms if term.reads}:
+                count[source] += 1
+        return count
+
+    @property
+    def makes_products_again(self) -> bool:
+        """Return True if the kernels' backward makes the products of all edges again, since they are so many that they
+        would be most of the memory that a forward keeps."""
+        return sum(self.readers) > 2 * len(self.readers)
+
     @classmethod
     def decode(cls, numbers: Sequence[int]) -> "CellPlan":
         """Return the plan whose `encoded` this is."""

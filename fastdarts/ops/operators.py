@@ -7,8 +7,6 @@ edge of a `MixedOp`. Op weights are inputs; the operators do not depend on the r
 `fastdarts::project` preprocesses a cell's input.
 """
 
-import importlib
-import importlib.util
 import math
 from collections.abc import Sequence
 from functools import lru_cache
@@ -18,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fastdarts.ops import extension, functional
+from fastdarts.ops.gpu import TRITON, in_module
 from fastdarts.ops.plan import MixedPlan, decode, norm_count, param_count, param_size
 
 _library = torch.library.Library("fastdarts", "FRAGMENT")
@@ -46,18 +45,10 @@ CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 GPU_DTYPES = (*CPU_DTYPES, torch.float16)
 """Dtypes of the tensors that the GPU kernels (`fastdarts.kernels`) take; 16-bit types are computed in float32."""
 
-_TRITON = importlib.util.find_spec("triton") is not None
-
-
-def _in_module(module: str, name: str) -> Any:
-    """Return the GPU implementation `name` of `module`; Triton is imported at the first call."""
-    return lambda *args: getattr(importlib.import_module(f"fastdarts.kernels.{module}"), name)(*args)
-
-
-if _TRITON:
+if TRITON:
     for _operator in ("mixed_sum", "project"):
         for _name in (_operator, f"{_operator}_backward"):
-            _library.impl(_name, _in_module(_operator, _name), "CUDA")
+            _library.impl(_name, in_module(_operator, _name), "CUDA")
 
 
 def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -69,7 +60,7 @@ def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
             return f"the CPU kernels take {', '.join(str(d).removeprefix('torch.') for d in CPU_DTYPES)}, not {dtype}"
         return None
     if device.type == "cuda":
-        if not _TRITON:
+        if not TRITON:
             return "Triton is not installed"
         if dtype not in GPU_DTYPES:
             return f"the GPU kernels take {', '.join(str(d).removeprefix('torch.') for d in GPU_DTYPES)}, not {dtype}"

@@ -1,7 +1,8 @@
 """Define `fastdarts::recurrent`, a recurrent cell over a window, and `fastdarts::linear_nll`, the loss of its words.
 
-The CPU kernels are in csrc/recurrent.cpp and csrc/linear_nll.cpp. The plain modules that they equal are
-`fastdarts.spaces.recurrent.cell.RecurrentCore`, and a linear layer followed by cross entropy.
+The CPU kernels are in csrc/recurrent.cpp and csrc/linear_nll.cpp, the GPU kernels in kernels/recurrent.py and
+kernels/linear_nll.py. The plain modules that they equal are `fastdarts.spaces.recurrent.cell.RecurrentCore`, and a
+linear layer followed by cross entropy.
 """
 
 from __future__ import annotations
@@ -14,30 +15,43 @@ from torch import Tensor
 
 from fastdarts.ops import extension
 from fastdarts.ops.cell_plan import CellPlan
+from fastdarts.ops.gpu import TRITON, in_module
 
 _library = torch.library.Library("fastdarts", "FRAGMENT")
 _library.define(
     "recurrent(Tensor x, Tensor hidden, Tensor? mask_x, Tensor? mask_h, Tensor W0, Tensor[] Ws, Tensor weights, "
     "Tensor? running, int[] plan, float eps, bool half, bool keep) "
-    "-> (Tensor out, Tensor states, Tensor[] products, Tensor gates, Tensor stats)"
+    "-> (Tensor out, Tensor states, Tensor products, Tensor gates, Tensor stats)"
 )
 _library.define(
     "recurrent_backward(Tensor grad_out, Tensor x, Tensor hidden, Tensor? mask_x, Tensor? mask_h, Tensor W0, "
-    "Tensor[] Ws, Tensor weights, Tensor out, Tensor states, Tensor[] products, Tensor gates, Tensor stats, "
+    "Tensor[] Ws, Tensor weights, Tensor out, Tensor states, Tensor products, Tensor gates, Tensor stats, "
     "int[] plan, bool training, float eps, bool half, bool need_x, bool need_matrices) "
     "-> (Tensor x, Tensor hidden, Tensor W0, Tensor[] Ws, Tensor weights)"
 )
 _library.define(
-    "linear_nll(Tensor h, Tensor weight, Tensor bias, Tensor targets, bool half, bool need_h, bool need_weight) "
+    "linear_nll(Tensor h, Tensor weight, Tensor bias, Tensor targets, Tensor shares, bool half, bool need_h, "
+    "bool need_weight) "
     "-> (Tensor loss, Tensor h, Tensor weight, Tensor bias)"
 )
 
 
+if TRITON:
+    for _module, _name in (
+        ("recurrent", "recurrent"),
+        ("recurrent", "recurrent_backward"),
+        ("linear_nll", "linear_nll"),
+    ):
+        _library.impl(_name, in_module(_module, _name), "CUDA")
+
+
 def unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
     """Return the reason why no kernel takes tensors of this device and dtype, or None if one does."""
-    if device.type != "cpu":
+    if device.type not in ("cpu", "cuda"):
         return f"the recurrent cell has no kernels for {device.type}"
-    if extension.UNAVAILABLE is not None:
+    if device.type == "cuda" and not TRITON:
+        return "Triton is not installed"
+    if device.type == "cpu" and extension.UNAVAILABLE is not None:
         return extension.UNAVAILABLE
     if dtype not in (torch.float32, torch.float64):
         return f"the recurrent cell's kernels take float32 and float64, not {dtype}"
@@ -89,7 +103,9 @@ def recurrent(
     return found[0], found[4]
 
 
-def linear_nll(h: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, half: bool = False) -> Tensor:
+def linear_nll(
+    h: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, shares: Tensor | None = None, half: bool = False
+) -> Tensor:
     """Return the mean negative log-likelihood of `targets` under softmax(h weight' + bias), a scalar.
 
     The logits of all rows never exist at once. Gradients are computed with the loss, so a second derivative is not
@@ -100,6 +116,7 @@ def linear_nll(h: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, half: b
         weight: [words, d].
         bias: [words].
         targets: [rows] int64, from 0 to words - 1.
+        shares: [rows], factors of the rows, without a gradient, for another sum than the mean; None for 1 / rows.
         half: True for products in bfloat16.
 
     Raises:
@@ -108,8 +125,11 @@ def linear_nll(h: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, half: b
     """
     need = torch.is_grad_enabled()
     need_weight = need and (weight.requires_grad or bias.requires_grad)
-    h, weight, bias, targets = (tensor.contiguous() for tensor in (h, weight, bias, targets))
-    return torch.ops.fastdarts.linear_nll(h, weight, bias, targets, half, need and h.requires_grad, need_weight)[0]
+    if shares is None:
+        shares = h.new_full((len(h),), 1 / max(len(h), 1))
+    tensors = [tensor.contiguous() for tensor in (h, weight, bias, targets, shares)]
+    loss: Tensor = torch.ops.fastdarts.linear_nll(*tensors, half, need and h.requires_grad, need_weight)[0]
+    return loss
 
 
 def _recurrent_fake(
@@ -125,19 +145,16 @@ def _recurrent_fake(
     eps: float,
     half: bool,
     keep: bool,
-) -> tuple[Tensor, Tensor, list[Tensor], Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     steps, rows, width = x.shape
     decoded = CellPlan.decode(plan)
     kept, states = steps if keep else 1, len(decoded.nodes) + 1
     dtype = torch.bfloat16 if half else x.dtype
-    readers = [0] * states
-    for terms in decoded.nodes:
-        for source in {term.source for term in terms if term.reads}:
-            readers[source] += 1
+    edges = 0 if not keep or decoded.makes_products_again else sum(decoded.readers)
     return (
         torch.empty_like(x),
         x.new_empty(kept, states, rows, width),
-        [x.new_empty(kept, rows, 2 * width * count, dtype=dtype) for count in readers],
+        x.new_empty(kept * rows * edges * 2 * width, dtype=dtype),
         x.new_empty(kept, rows, 2 * width, dtype=dtype),
         x.new_empty(steps if decoded.norm else 0, states, 2, width),
     )
@@ -156,7 +173,14 @@ def _recurrent_backward_fake(grad_out: Tensor, x: Tensor, hidden: Tensor, *rest:
 
 
 def _linear_nll_fake(
-    h: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, half: bool, need_h: bool, need_weight: bool
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    targets: Tensor,
+    shares: Tensor,
+    half: bool,
+    need_h: bool,
+    need_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return (
         h.new_empty(()),
@@ -170,16 +194,14 @@ def _setup_recurrent(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...])
     x, hidden, mask_x, mask_h, W0, Ws, weights, running, plan, eps, half, _ = inputs
     out, states, products, gates, stats = output
     masks = [mask for mask in (mask_x, mask_h) if mask is not None]
-    ctx.save_for_backward(x, hidden, W0, weights, out, states, gates, stats, *masks, *Ws, *products)
-    ctx.counts = (len(masks), len(Ws))
+    ctx.save_for_backward(x, hidden, W0, weights, out, states, products, gates, stats, *masks, *Ws)
+    ctx.masked = bool(masks)
     ctx.settings = (plan, running is None, eps, half)
 
 
 def _recurrent_backward(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Any, ...]:
-    x, hidden, W0, weights, out, states, gates, stats, *rest = ctx.saved_tensors
-    masks_count, matrices = ctx.counts
-    mask_x, mask_h = rest[:2] if masks_count else (None, None)
-    Ws, products = rest[masks_count : masks_count + matrices], rest[masks_count + matrices :]
+    x, hidden, W0, weights, out, states, products, gates, stats, *Ws = ctx.saved_tensors
+    mask_x, mask_h, *Ws = Ws if ctx.masked else (None, None, *Ws)
     needs = ctx.needs_input_grad
     need_matrices = bool(needs[4] or (any(needs[5]) if isinstance(needs[5], list | tuple) else needs[5]))
     found = torch.ops.fastdarts.recurrent_backward(
@@ -193,7 +215,7 @@ def _recurrent_backward(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Any, ...]:
         None,
         None,
         of_W0 if need_matrices else None,
-        of_Ws if need_matrices else [None] * matrices,
+        of_Ws if need_matrices else [None] * len(Ws),
         of_weights if needs[6] else None,
         *[None] * 5,
     )
@@ -206,9 +228,9 @@ def _setup_linear_nll(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]
 
 def _linear_nll_backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
     if grad_loss is None:  # only the gradients themselves were used, which are constants
-        return (None,) * 7
+        return (None,) * 8
     scaled = [g * grad_loss if need else None for g, need in zip(ctx.saved_tensors, ctx.needs_input_grad, strict=False)]
-    return (*scaled, None, None, None, None)
+    return (*scaled, *[None] * 5)
 
 
 torch.library.register_fake("fastdarts::recurrent", _recurrent_fake, lib=_library)

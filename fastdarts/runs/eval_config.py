@@ -17,7 +17,7 @@ IMAGE_ONLY = (
     *("image_size", "test_portion", "augment", "crop_padding", "flip", "cutout", "stem", "init_channels", "layers"),
     *("auxiliary", "drop_path", "schedule", "lr_decay", "auxiliary_weight", "label_smoothing", "export", "recipe"),
     *("init_from", "stream", "workers", "auto_augment", "mixup", "cutmix", "warmup_epochs", "class_weights"),
-    "ema_epochs",
+    *("ema_epochs", "cost"),
 )
 """Options without a meaning for texts."""
 
@@ -227,6 +227,12 @@ class EvalConfig(Config):
         None,
         metavar="FILE",
     )
+    cost: Path | None = option(
+        "run",
+        "a table that fastdarts latency wrote: print the found network's cost by it beside the latency measured",
+        None,
+        metavar="FILE",
+    )
     export: Path | None = option(
         "run", "write the trained network as FILE.pt2 (torch.export) and FILE.onnx", None, metavar="FILE"
     )
@@ -256,8 +262,6 @@ class EvalConfig(Config):
         choose_dataset(self, self.presets)
         super().__post_init__()
         settle_space_options(self, evaluation_options_of(registry.find(self.space)), IMAGE_ONLY)
-        if self.init_channels % 2:
-            raise ValueError(f"init_channels must be even (factorised reductions halve it); got {self.init_channels}")
         if self.augment == "imagenet" and (self.crop_padding or self.cutout):
             raise ValueError("crop_padding and cutout must be 0 with augment 'imagenet'; they belong to 'cifar'")
         if self.test_only and self.resume:

@@ -28,6 +28,8 @@ MAY_DIFFER = (
     "out",
     "resume",
     "save_every_steps",
+    "select",
+    "select_options",
     "stream",
     "workers",
 )

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastdarts import methods
-from fastdarts.config.options import FROM_PRESET, option
+from fastdarts.config.options import FROM_PRESET, option, read_table
 from fastdarts.config.search_options import SMALL_DATA, SearchOptions
+from fastdarts.methods.darts_pt import SelectOptions
+from fastdarts.methods.method import Method
 from fastdarts.runs.space_options import choose_dataset, notes, settle_space_options
 from fastdarts.spaces import registry
 from fastdarts.spaces.space import material_of, search_options_of
@@ -43,6 +45,8 @@ class SearchConfig(SearchOptions):
         published = method.published if self.dataset != "digits" and not text else {}
         small = SMALL_DATA if self.small_data else {}
         found = {**super().preset(), **space.search_defaults(self.dataset), **method.settings, **published, **small}
+        if text:
+            found["cost"] = None  # costs are those of networks that read images
         if text and self.lr is not FROM_PRESET:
             found["lr_min"] = self.lr * found["lr_min"] / found["lr"]  # the same share of a rate that was given
         return found
@@ -53,8 +57,21 @@ class SearchConfig(SearchOptions):
             [
                 *notes(f"method options of {self.method}:", methods.find(self.method).Options, self.method_options),
                 *notes(f"space options of {self.space}:", space, self.space_options),
+                *notes("select options:", SelectOptions, self.select_options),
             ]
         )
+
+    def _settle_selection(self, method: type[Method]) -> None:
+        """Complete the options of the selection; raise a ValueError where it has no meaning."""
+        values = {"epochs": 17 if self.dataset == "digits" else 161} | self.select_options
+        options = read_table(SelectOptions, values, "select_options")
+        object.__setattr__(self, "select_options", dataclasses.asdict(options))
+        if self.select == "derive":
+            return
+        if method.level in ("single", "coordinate"):
+            raise ValueError(f"select 'pt' needs validation images, of which method {self.method!r} leaves none")
+        if material_of(registry.find(self.space)) == "text":
+            raise ValueError(f"select 'pt' measures images; space {self.space!r} reads text")
 
     def __post_init__(self) -> None:
         choose_dataset(self, self.presets)
@@ -63,10 +80,9 @@ class SearchConfig(SearchOptions):
         method = methods.find(self.method)
         object.__setattr__(self, "method_options", dataclasses.asdict(method.read_options(self.method_options)))
         method.check(self)
+        self._settle_selection(method)
         if self.lr_min > self.lr:
             raise ValueError(f"lr_min must be at most lr = {self.lr}; got {self.lr_min}")
-        if self.init_channels % 2:
-            raise ValueError(f"init_channels must be even (factorised reductions halve it); got {self.init_channels}")
         if self.stem != "cifar" and "stem" not in registry.find(self.space).features:
             raise ValueError(f"stem {self.stem!r} is not offered by space {self.space!r}; leave it out")
         if self.resume and self.out is None:

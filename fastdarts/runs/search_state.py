@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,13 +12,17 @@ from torch import Tensor
 from fastdarts.bilevel.architect import Architect
 from fastdarts.bilevel.clipping import VirtualClip
 from fastdarts.bilevel.ranks import ALONE, Ranks
+from fastdarts.bilevel.statistics import average_statistics
 from fastdarts.bilevel.step import SearchStep
 from fastdarts.bilevel.sync_norm import synchronise
 from fastdarts.data import BatchStream, ImageSet
 from fastdarts.data.augment import Augment
+from fastdarts.data.images import in_order
 from fastdarts.methods import find
 from fastdarts.methods.cost import CostTerm
+from fastdarts.methods.darts_pt import DartsPt
 from fastdarts.methods.method import Method
+from fastdarts.methods.widening import carry_over
 from fastdarts.mixed.mix import Mix
 from fastdarts.primitives.table import EdgeOps
 from fastdarts.runs.costs import cost_table
@@ -26,7 +30,7 @@ from fastdarts.runs.images import outputs_for
 from fastdarts.runs.local_state import own_random_numbers
 from fastdarts.runs.search_config import SearchConfig
 from fastdarts.runs.state import Draws, Metrics, RunState, Stream
-from fastdarts.spaces.cost import CostTable
+from fastdarts.spaces.cost import Cost
 from fastdarts.spaces.network import imagenet_stem
 from fastdarts.spaces.supernet import Supernet
 from fastdarts.tasks.classification import Classification, Loss
@@ -56,9 +60,11 @@ class SearchState(RunState):
 
     kind = "search"
     program = "python -m fastdarts.search"
+    graph_kinds: ClassVar[int] = 1
+    """Number of kinds of batches that keep a CUDA graph."""
 
     network: Supernet
-    costs: CostTable | None = None
+    costs: Cost | None = None
     """Costs of the space's choices, where the config asks for a cost."""
     validation: Any
     """Images or text of the alpha steps, on which the search is measured, too."""
@@ -141,6 +147,7 @@ class SearchState(RunState):
         if self.costs is not None:
             how = config.cost_form, config.cost_weight, config.cost_target
             self.cost = CostTerm(method, self.network, self.costs, *how)
+            method.rewarded = self.cost.rewarded
         self.architect = Architect(
             self.network,
             w_momentum=config.momentum,
@@ -153,6 +160,7 @@ class SearchState(RunState):
             task=self._task,
             clip=self.virtual_clip(),
             train_weight=method.train_weight,
+            keep_weight_gradients=method.keep_weight_gradients,
         )
         self.w_optimizer = method.weight_optimizer(self.network)
         self.search_step = SearchStep(
@@ -163,6 +171,7 @@ class SearchState(RunState):
             grad_clip=config.grad_clip,
             cuda_graphs=config.cuda_graphs,
             rules=method,
+            kinds=self.graph_kinds,
         )
 
     def virtual_clip(self) -> VirtualClip | None:
@@ -173,11 +182,17 @@ class SearchState(RunState):
         """Return the learning rate of the weights in the next step."""
         return self.learning_rate()
 
-    def _begin_epoch(self) -> None:
-        """Let the method set all that depends on the epoch; rebuild the network if its arguments have changed."""
+    def _begin_epoch(self, goes_on: bool = False) -> None:
+        """Let the method set all that depends on the epoch; rebuild the network if its arguments have changed.
+
+        `goes_on` tells that the epoch before has just ended: the new network may take over weights.
+        """
         self.method.begin_epoch(self.epoch)
         if self.method.network_arguments() != self._arguments:
+            before, optimizer = self.network, self.w_optimizer
             self._build()
+            if goes_on and self.method.keeps_weights:
+                carry_over(before, self.network, optimizer, self.w_optimizer, self.method.generator)
         self.augment.cutout_share = self.method.cutout_share()
         finite = self.method.alphas_move_each_step()  # else there are steps without an alpha step to measure
         for part in ("valid_loss", "alpha_gradient_norm"):
@@ -244,6 +259,19 @@ class SearchState(RunState):
         """Return the part of `validation` that fills the first so many batches."""
         return self.validation.subset(torch.arange(min(batches * self.config.batch_size, len(self.validation))))
 
+    def recalibrate(self, batches: int) -> None:
+        """Average the running statistics of the batch norms in use over so many training batches, not augmented.
+
+        Random numbers of the network are the same each time, and global generators are restored.
+        """
+        images, size = self.streams[0].data, self.config.batch_size
+        count = max(1, min(batches, len(images) // size)) * size  # a short batch would count as much as a whole one
+        some = images.subset(torch.arange(min(count, len(images))))
+        with torch.random.fork_rng([self._device] if self._device.type == "cuda" else []):
+            torch.manual_seed(0)
+            plain = ((self.augment.normalise(x), targets) for x, targets in in_order(some, size))
+            average_statistics(self.network, self.architect.forward, plain)
+
     def validate(
         self, between_batches: Callable[[], object], mixes: Mapping[str, Mix] | None = None
     ) -> tuple[float, float]:
@@ -257,6 +285,27 @@ class SearchState(RunState):
             return math.nan, math.nan
         with nullcontext() if mixes is None else self.network.mixing(mixes):
             return self.measure(self.validation, between_batches)
+
+    def measure_by_batch(self, data: Any, between_batches: Callable[[], object]) -> tuple[float, float]:
+        """Return mean loss and accuracy on `data` as `measure` does, with batch norm by the statistics of each batch.
+
+        Running statistics stay as they are.
+        """
+        self.network.train()
+        with self.network.frozen_statistics():
+            return self._means(data, between_batches)
+
+    def take_over(self, saved: Mapping[str, Any]) -> None:
+        """Begin with the network and alphas of a search that has ended, given its checkpoint; the method is DARTS-PT.
+
+        Optimizers begin anew.
+        """
+        assert isinstance(self.method, DartsPt)
+        self.method.take_over(saved["method"], saved["epoch"] - 1)
+        self._begin_epoch()  # the method may have ended with another network than it began with
+        self.network.load_state_dict(saved["network"])
+        self._load_alphas(saved)
+        self.history = [self.architecture()]
 
     def equal_on_ranks(self) -> dict[str, Any]:
         return super().equal_on_ranks() | {
@@ -273,7 +322,7 @@ class SearchState(RunState):
     def next_epoch(self, metrics: Metrics) -> None:
         super().next_epoch(metrics)
         self.history.append(self.architecture())
-        self._begin_epoch()
+        self._begin_epoch(goes_on=True)
         self.method.between_epochs(self)
 
     def state_dict(self) -> dict[str, Any]:
@@ -290,12 +339,15 @@ class SearchState(RunState):
         self.epoch = state["epoch"]
         self._begin_epoch()  # rebuilds the network if `state` was taken in a stage with another one
         super().load_state_dict(state)
-        with torch.no_grad():
-            for alpha, value in zip(self.network.arch_parameters(), state["alphas"], strict=True):
-                alpha.copy_(value)
+        self._load_alphas(state)
         self.architect.load_state_dict(state["architect"])
         self.w_optimizer.load_state_dict(state["w_optimizer"])
         self.history = list(state["history"])
+
+    @torch.no_grad()
+    def _load_alphas(self, state: Mapping[str, Any]) -> None:
+        for alpha, value in zip(self.network.arch_parameters(), state["alphas"], strict=True):
+            alpha.copy_(value)
 
 
 def _penalty(method: Method, network: Supernet, cost: CostTerm | None, loss: Tensor) -> Tensor | None:

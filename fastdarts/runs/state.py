@@ -186,6 +186,9 @@ class RunState:
         Raises: FloatingPointError if the mean loss is not finite.
         """
         self.network.eval()
+        return self._means(data, between_batches)
+
+    def _means(self, data: Any, between_batches: Callable[[], object]) -> tuple[float, float]:
         loss = correct = torch.zeros(())
         for batch, (images, targets) in enumerate(in_order(data, self.config.batch_size)):
             between_batches()

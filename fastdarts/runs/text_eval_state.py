@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastdarts.bilevel.averaging import FlatASGD, stalls
 from fastdarts.bilevel.flat import FlatSGD
+from fastdarts.bilevel.task_step import TaskStep
 from fastdarts.data.text import Corpus, Text, WindowStream
 from fastdarts.data.text.windows import varying_lengths
 from fastdarts.runs.eval_config import EvalConfig
@@ -16,10 +17,11 @@ from fastdarts.runs.text_run import MaskDraw, TextRun
 from fastdarts.spaces.recurrent.architecture import RecurrentCell
 from fastdarts.spaces.recurrent.discrete import RecurrentNetwork
 from fastdarts.spaces.recurrent.options import RecurrentEvaluationOptions
-from fastdarts.tasks.language import Language
+from fastdarts.tasks.language import Language, padded
 from fastdarts.tasks.task import Batch
 
 _PARTS: dict[str, str | None] = {"train_loss": "the loss", "gradient_norm": "the gradient"}
+_MULTIPLE = 5  # of the lengths to which windows are padded for CUDA graphs
 _ROLLBACKS = 10  # in a row without a new best epoch, after which the training has failed
 
 
@@ -35,6 +37,7 @@ class TextEvalState(TextRun):
 
     kind = "evaluation"
     program = "python -m fastdarts.evaluate"
+    graph_kinds = 11  # lengths from 5 to 55
     network: RecurrentNetwork
     losses: list[float]
     """Validation losses of the epochs that are not given up."""
@@ -53,12 +56,23 @@ class TextEvalState(TextRun):
         self.columns_measured = options.valid_columns
         self.validation = corpus.valid
         self.task = Language(options.slowness, options.activation)
-        self.optimizer: FlatSGD | FlatASGD = FlatSGD(
-            network.parameters(), config.lr, config.momentum, config.weight_decay
+        self.weight_step = TaskStep(
+            network,
+            self._first_optimizer(),
+            self.task,
+            grad_clip=config.grad_clip,
+            amp_dtype=self._amp_dtype(),
+            cuda_graphs=config.cuda_graphs,
+            kinds=self.graph_kinds,
         )
         self.losses = []
         self.best = None
         self._rollbacks = 0
+
+    @property
+    def optimizer(self) -> FlatSGD | FlatASGD:
+        """Return the optimizer that is running."""
+        return self.weight_step.optimizer
 
     @property
     def averaging(self) -> bool:
@@ -72,13 +86,9 @@ class TextEvalState(TextRun):
     def train_batches(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         (batch,) = batches
         self.optimizer.param_groups[0]["lr"] = self.learning_rate() * self.drawn_share()
-        loss, outputs = self.task.forward(self.network, batch, self._amp_dtype())
-        extra = self.task.regulariser(outputs)
-        flat = self.optimizer.flat
-        gradients = torch.autograd.grad(loss if extra is None else loss + extra, flat.weights)
-        self.optimizer.step(gradient=flat.gather(gradients), max_norm=self.config.grad_clip)
-        self.task.advance(batch, outputs)
-        return {"train_loss": loss, "gradient_norm": self.optimizer.gradient_norm}
+        if self.weight_step.cuda_graphs and self.weight_step.on_gpu():
+            batch = padded(batch, _MULTIPLE)
+        return dict(zip(("train_loss", "gradient_norm"), self.weight_step.step(batch), strict=True))
 
     def test_batch(self, batch: Batch) -> tuple[Tensor, Any]:
         return self.task.forward(self.network, batch, self._amp_dtype())
@@ -97,7 +107,7 @@ class TextEvalState(TextRun):
             self._rollbacks = 0
         self.losses.append(loss)
         if not self.averaging and stalls(self.losses, self.options.patience):
-            self.optimizer = FlatASGD(self.network.parameters(), self.config.lr, self.config.weight_decay)
+            self.weight_step.optimizer = self._averaging_optimizer()
 
     def roll_back(self, error: FloatingPointError) -> None:
         """Go on behind the best epoch, with its weights; dropout masks go on, so that training takes another course.
@@ -109,7 +119,7 @@ class TextEvalState(TextRun):
         self._rollbacks += 1
         self.load_best()
         if isinstance(self.optimizer, FlatASGD):
-            self.optimizer = FlatASGD(self.network.parameters(), self.config.lr, self.config.weight_decay)
+            self.weight_step.optimizer = self._averaging_optimizer()
         self.epoch = self.best["epoch"] + 1
         self.losses = self.losses[: self.epoch]
         self.start_epoch_anew()
@@ -139,13 +149,16 @@ class TextEvalState(TextRun):
             raise ValueError("resume: another genotype was trained there; pass that one, or none to read it from `out`")
         super().load_state_dict(state)
         if state["averaging"] != self.averaging:
-            self.optimizer = (
-                FlatASGD(self.network.parameters(), self.config.lr, self.config.weight_decay)
-                if state["averaging"]
-                else FlatSGD(self.network.parameters(), self.config.lr, self.config.momentum, self.config.weight_decay)
-            )
+            self.weight_step.optimizer = self._averaging_optimizer() if state["averaging"] else self._first_optimizer()
         self.optimizer.load_state_dict(state["optimizer"])
         self.losses, self.best, self._rollbacks = list(state["losses"]), state["best"], state["rollbacks"]
+
+    def _first_optimizer(self) -> FlatSGD:
+        config = self.config
+        return FlatSGD(self.network.parameters(), config.lr, config.momentum, config.weight_decay)
+
+    def _averaging_optimizer(self) -> FlatASGD:
+        return FlatASGD(self.network.parameters(), self.config.lr, self.config.weight_decay)
 
     def _averaged(self) -> Any:
         return self.optimizer.averaged() if isinstance(self.optimizer, FlatASGD) else nullcontext()

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, cast
 
 import torch
@@ -49,6 +50,7 @@ class TextRun(RunState):
     """
 
     unit: ClassVar[str] = "words"
+    graph_kinds: ClassVar[int] = 4  # of a search: whole and half windows, and one of each that the text's end cuts
     augment: MaskDraw
     streams: Sequence[WindowStream]
     columns_measured: int
@@ -90,24 +92,29 @@ class TextRun(RunState):
 
     def measure_columns(self, text: Text, count: int, between_batches: Callable[[], object]) -> float:
         """Return the mean loss on a text in `count` columns; fewer where it is too short for that."""
-        self.network.eval()
         columns = text.columns(min(count, len(text) // 2))
         stream = WindowStream(columns, equal_lengths(len(columns), _MEASURED_WINDOW), self._width(), self._dtype())
         rest = (len(columns) - 1) % _MEASURED_WINDOW if len(columns) > _MEASURED_WINDOW else 0
         places = [*stream.windows, *([Window(len(columns) - 1 - rest, rest, rest)] if rest else [])]
         total, words = torch.zeros((), dtype=torch.float64, device=columns.device), 0
-        for place in places:
-            between_batches()
-            with torch.inference_mode():
-                batch = (*stream.at(place), stream.state)
-                loss, outputs = self.test_batch(batch)
-                stream.state.copy_(cast(Read, outputs).raw[-1])
-                total += loss.double() * batch[1].numel()
-            words += batch[1].numel()
+        self.network.eval()
+        with self.measuring():
+            for place in places:
+                between_batches()
+                with torch.inference_mode():
+                    batch = (*stream.at(place), stream.state)
+                    loss, outputs = self.test_batch(batch)
+                    stream.state.copy_(cast(Read, outputs).raw[-1])
+                    total += loss.double() * batch[1].numel()
+                words += batch[1].numel()
         mean = float(total) / words
         if not math.isfinite(mean):
             raise FloatingPointError(f"the loss measured at the end of epoch {self.epoch + 1} is {mean}")
         return mean
+
+    def measuring(self) -> AbstractContextManager[None]:
+        """Return the context in which the network, in eval mode, is measured."""
+        return nullcontext()
 
     def _width(self) -> int:
         return int(self.config.space_options["width"])

@@ -1,6 +1,7 @@
 """Hold all that changes during a search on texts."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -51,6 +52,12 @@ class TextSearchState(TextRun, SearchState):
     def first_batches(self, batches: int) -> Text:
         words: Text = self.validation.first(batches * self.config.batch_size * self._options.window)
         return words
+
+    def recalibrate(self, batches: int) -> None:
+        """Do nothing: the cell's one batch norm sees all its nodes, whatever the architecture."""
+
+    def measuring(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._options.compat else self.network.normalised_by_batch()
 
     def virtual_clip(self) -> VirtualClip:
         held = [self.network.encoder.weight] if self._options.compat else []

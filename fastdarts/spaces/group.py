@@ -18,12 +18,14 @@ class Group:
         ends: for rows that are edges of a cell, the (source state, target state) of each; empty otherwise.
         learning: names of the ops that compete as those with weights do in a cell of convolutions; None asks the table
             of primitives.
+        whole: True if an architecture has an op on every edge, however many edges a node may keep elsewhere.
     """
 
     title: str
     ops: EdgeOps
     ends: tuple[tuple[int, int], ...] = ()
     learning: frozenset[str] | None = None
+    whole: bool = False
 
     def learns(self, name: str) -> bool:
         """Return True if the op has weights to learn, or counts as one that has."""
@@ -41,6 +43,15 @@ class Group:
             rows = [row for row, (_, to) in enumerate(self.ends) if to == target]
             slices.append(slice(rows[0], rows[-1] + 1))
         return slices
+
+    def kept_edges(self, per_node: int | None) -> list[tuple[slice, int]]:
+        """Return the rows of the edges that enter each node, and how many of these an architecture keeps.
+
+        Args:
+            per_node: largest number of edges that a node keeps, where the space lets it drop some; None for no limit.
+        """
+        limit = len(self.ops) if per_node is None or self.whole else per_node
+        return [(rows, min(limit, rows.stop - rows.start)) for rows in self.entering()]
 
 
 @dataclass(frozen=True)

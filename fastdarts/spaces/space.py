@@ -11,11 +11,19 @@ from fastdarts.spaces.network import DiscreteNetwork
 from fastdarts.spaces.supernet import Supernet
 
 Feature = Literal[
-    "edges", "skip connections", "auxiliary ops", "partial channels", "drop path", "depth", "probed ops", "stem"
+    "edges",
+    "skip connections",
+    "auxiliary ops",
+    "partial channels",
+    "drop path",
+    "depth",
+    "probed ops",
+    "stem",
+    "weights by cell",
 ]
 """Properties of a space that a method may need: rows that are edges of cells; `skip_connect` among the ops; ops without
 an alpha; ops on some of the channels; edges that drop samples; a number of cells to choose; ops that run in the
-backward pass only; first layers to choose."""
+backward pass only; first layers to choose; op weights that differ from cell to cell of a type."""
 
 
 Material = Literal["images", "text"]
@@ -33,10 +41,10 @@ def material_of(space: "Space") -> Material:
     return material
 
 
-def has_kernels(space: "Space") -> bool:
-    """Return False if the ops of a space are torch's own modules on every device: its attribute `has_kernels`."""
-    known: bool = getattr(space, "has_kernels", True)
-    return known
+def has_kernels(space: "Space", device: str) -> bool:
+    """Return False if the ops of a space are torch's own modules on this kind of device: not in `kernel_devices`."""
+    devices: tuple[str, ...] | None = getattr(space, "kernel_devices", None)
+    return devices is None or device in devices
 
 
 def search_options_of(space: "Space") -> type[SpaceOptions]:

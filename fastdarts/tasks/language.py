@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from fastdarts.tasks.task import Batch, autocast
 
@@ -74,20 +75,38 @@ class LanguageNetwork(Protocol):
         """Return the hidden state after each word, [T, B, d], before dropout."""
         ...
 
-    def nll(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean negative log-likelihood of `targets` [T, B], given outputs [T, B, d] after dropout."""
+    def nll(self, outputs: Tensor, targets: Tensor, shares: Tensor | None = None) -> Tensor:
+        """Return the mean negative log-likelihood of `targets` [T, B], given outputs [T, B, d] after dropout.
+
+        Steps count by `shares` [T], whose sum is 1, or equally.
+        """
         ...
 
 
 class Read(NamedTuple):
-    """Hold the outputs [T, B, d] of a window, before and after dropout."""
+    """Hold the outputs [T, B, d] of a window, before and after dropout, and the shares [T] of its steps, if padded."""
 
     raw: Tensor
     dropped: Tensor
+    shares: Tensor | None = None
+
+
+def padded(batch: Batch, multiple: int) -> Batch:
+    """Return a window with masks, and with as many more steps as make its length a multiple.
+
+    The new steps have a share of zero, so that loss, gradients and the next state are those of the window.
+    """
+    words, targets, *rest = batch
+    length = len(words)
+    more = -length % multiple
+    shares = pad(rest[0].new_full((length,), 1 / length), (0, more))
+    return (*(pad(part, (0, 0, 0, more)) for part in (words, targets)), *rest, shares)
 
 
 class Language:
-    """Predict the next word. A batch is (words [T, B], targets [T, B], hidden state [B, d], masks ...).
+    """Predict the next word. A batch is (words [T, B], targets [T, B], hidden state [B, d], masks ..., shares [T]).
+
+    Masks may be left out, and the shares of the steps, too; only padded windows (`padded`) have these.
 
     Args:
         slowness: factor of mean((h_t - h_(t-1))^2) over the outputs before dropout, in the weight step's loss.
@@ -103,28 +122,43 @@ class Language:
     def forward(self, network: nn.Module, batch: Batch, amp_dtype: torch.dtype | None) -> tuple[Tensor, Read]:
         words, targets, hidden, *given = batch
         model = cast(LanguageNetwork, network)
-        masks = Masks(*given) if given else None
+        masks = Masks(*given[: len(Masks._fields)]) if given else None
+        shares = given[-1] if len(given) > len(Masks._fields) else None
         if masks is not None and self.redraw is not None:
             masks = self.redraw.draw(model.vocabulary, hidden, None)
         with autocast(words, amp_dtype):
             raw = model(words, hidden, masks)
             dropped = raw if masks is None else raw * masks.outputs
-            loss = model.nll(dropped, targets)
-        return loss, Read(raw, dropped)
+            loss = model.nll(dropped, targets, shares)
+        return loss, Read(raw, dropped, shares)
 
     def regulariser(self, outputs: Read) -> Tensor | None:
         terms = []
         if self.activation:
-            terms.append(self.activation * outputs.dropped.pow(2).mean())
+            terms.append(self.activation * _mean(outputs.dropped.pow(2), outputs.shares))
         if self.slowness and len(outputs.raw) > 1:
-            terms.append(self.slowness * (outputs.raw[1:] - outputs.raw[:-1]).pow(2).mean())
+            changes = (outputs.raw[1:] - outputs.raw[:-1]).pow(2)
+            terms.append(self.slowness * _mean(changes, None if outputs.shares is None else outputs.shares[1:]))
         return torch.stack(terms).sum() if terms else None
 
     def advance(self, batch: Batch, outputs: Read) -> None:
-        batch[2].copy_(outputs.raw[-1].detach())
+        raw = outputs.raw.detach()
+        if outputs.shares is None:
+            batch[2].copy_(raw[-1])
+        else:
+            last = (outputs.shares > 0).sum(0, keepdim=True) - 1
+            batch[2].copy_(raw.index_select(0, last)[0])
 
     def correct(self, outputs: Read, batch: Batch) -> Tensor:
         return outputs.raw.new_full((), math.nan)
+
+
+def _mean(values: Tensor, shares: Tensor | None) -> Tensor:
+    """Return the mean of values [T, B, d], in which steps count by shares [T] of any sum; 0 if all of these are 0."""
+    if shares is None:
+        return values.mean()
+    least = torch.finfo(shares.dtype).tiny
+    return (values.mean((1, 2)) * shares).sum() / shares.sum().clamp(min=least)
 
 
 def perplexity(loss: float) -> float:

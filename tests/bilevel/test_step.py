@@ -285,8 +285,8 @@ class CapturedOnTheCpu:
     captures = 0
     replays = 0
 
-    def __init__(self, work: Work, kind: object, inputs: object, stream: object) -> None:
-        self.work, self.kind = work, kind
+    def __init__(self, work: Work, inputs: object, stream: object, pool: object) -> None:
+        self.work = work
         type(self).captures += 1
 
     def replay(self, inputs: Sequence[Tensor], carried: Sequence[int]) -> Tensor:
@@ -302,6 +302,7 @@ def test_steps_are_captured_once_shapes_are_steady_and_anew_when_something_fixed
 
     monkeypatch.setattr(graphs, "CapturedStep", Captured)
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: device)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     monkeypatch.setattr(graphs, "_beside", lambda stream: nullcontext())
     monkeypatch.setattr(SearchStep, "_capturable", lambda self: True)
     network = supernet(steps=1, primitives=["none", "skip_connect"])
@@ -351,7 +352,7 @@ def test_why_a_capture_fails(
     for name in ("CUDAGraph", "graph", "device"):
         monkeypatch.setattr(torch.cuda, name, lambda *_, **__: nullcontext())
     with pytest.raises(seen, match=message):
-        graphs.CapturedStep(run, None, batch(0), SimpleNamespace(device=None))
+        graphs.CapturedStep(run, batch(0), SimpleNamespace(device=None), None)
 
 
 @pytest.mark.gpu
@@ -366,6 +367,6 @@ def test_graphs_make_the_eager_steps_on_the_gpu(order: int) -> None:
             optimizer.param_groups[0]["lr"] = 0.05 * 0.9**seed
         for ours, theirs in zip(search.step(train, valid), plain.step(train, valid), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10)
-    assert search._replay.captured is not None
+    assert search._replay.captured
     for ours, theirs in zip(network.arch_parameters(), twin.arch_parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-8)

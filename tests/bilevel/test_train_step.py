@@ -71,8 +71,8 @@ def test_neither_a_learning_rate_nor_a_drop_path_probability_makes_a_new_graph(m
     class CapturedOnTheCpu:
         captures = 0
 
-        def __init__(self, work: Work, kind: object, inputs: Sequence[Tensor], stream: object) -> None:
-            self.work, self.kind = work, kind
+        def __init__(self, work: Work, inputs: Sequence[Tensor], stream: object, pool: object) -> None:
+            self.work = work
             type(self).captures += 1
 
         def replay(self, inputs: Sequence[Tensor], carried: Sequence[int]) -> Tensor:
@@ -81,6 +81,7 @@ def test_neither_a_learning_rate_nor_a_drop_path_probability_makes_a_new_graph(m
     monkeypatch.setattr(graphs, "CapturedStep", CapturedOnTheCpu)
     monkeypatch.setattr(graphs, "_beside", lambda stream: nullcontext())
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: device)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     monkeypatch.setattr(TrainStep, "on_gpu", lambda self: True)
     net = network()
     step = train_step(net)

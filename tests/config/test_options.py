@@ -45,7 +45,7 @@ def test_a_field_given_wins_over_the_preset_and_only_there():
         ("lr", math.inf, "finite"),
         ("momentum", 1.0, "below 1"),
         ("arch_lr", -1e-3, "above 0"),
-        ("init_channels", 3, "even"),
+        ("init_channels", 0, "at least 1"),
         ("order", 3, "1, 2"),
         ("order", True, "1, 2"),
         ("dataset", "cifar", "digits, mnist"),

@@ -5,7 +5,7 @@ import torch
 from tiny_method import paper_method, paper_size
 
 from fastdarts.spaces.darts.discrete import EvalNetwork, count_multiply_adds, count_parameters
-from fastdarts.spaces.darts.genotype import Genotype
+from fastdarts.spaces.darts.genotype import PUBLISHED, Genotype
 
 SHORT = {
     "mp": "max_pool_3x3", "ap": "avg_pool_3x3", "skip": "skip_connect", "sep3": "sep_conv_3x3", "sep5": "sep_conv_5x5",
@@ -73,6 +73,21 @@ def genotype(normal: str, reduce: str) -> Genotype:
         pairs = [pair.split("-") for pair in text.split()]
         cells += [[(SHORT[op], int(source)) for op, source in pairs], [2, 3, 4, 5]]
     return Genotype(*cells).validated()
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("DRNAS_CIFAR", 4_099_294),
+        ("DRNAS_IMAGENET", 4_048_750),
+        ("SGAS_CRI1", 3_795_166),
+        ("SGAS_CRI2", 4_094_110),
+        ("OLES", 4_222_414),
+    ],
+)
+def test_weights_of_cells_that_are_known_by_name(name: str, weights: int) -> None:
+    with torch.device("meta"):
+        assert count_parameters(EvalNetwork(PUBLISHED[name], C=36, layers=20)) == weights
 
 
 @pytest.mark.parametrize("name", CELLS)

@@ -719,34 +719,110 @@ def test_left_with_a_reason(module: nn.Module, reason: str) -> None:
     assert type(module) is kind
 
 
-def affine(norm: type[nn.Module] = nn.BatchNorm2d) -> nn.Module:
-    module = Sum(candidates()[:5])
-    for part in list(module.modules()):
+def with_norms(norm: Callable[[], nn.Module]) -> list[nn.Module]:
+    """Candidates whose norms are others; scales and shifts are random."""
+    ops = candidates()
+    for part in list(nn.ModuleList(ops).modules()):
         for name, child in part._modules.items():
             if isinstance(child, nn.BatchNorm2d):
-                part._modules[name] = nn.GroupNorm(1, C) if norm is nn.GroupNorm else norm(C)
-    return module
+                part._modules[name] = made = norm()
+                for parameter in made.parameters():
+                    nn.init.normal_(parameter, 1.0, 0.5)
+    return ops
+
+
+def affine() -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(C)
+
+
+def group_norm() -> nn.GroupNorm:
+    return nn.GroupNorm(1, C)
 
 
 def test_what_came_nearest() -> None:
     """Where nothing is replaced, the report says what was looked for and what sets the ops apart."""
     report = fastdarts.patch(
-        nn.ModuleList([affine(), affine(nn.GroupNorm), Sum([nn.AvgPool2d(3, 1, 1), nn.Identity()])])
+        nn.ModuleList([Sum(with_norms(group_norm)[:5]), Sum([nn.AvgPool2d(3, 1, 1), nn.Identity()])])
     )
     assert report == fastdarts.PatchReport()
     lines = str(report).splitlines()
     assert lines[0] == "0 mixed operations replaced, 0 left"
     assert lines[1].startswith("looked for modules whose forward adds up the weighted outputs of candidate operations")
-    assert "sep_conv_3x3 but for the batch norms' scales and shifts (affine=False has kernels)" in report.nearest["0"]
-    assert "_ops.4: dil_conv_3x3 but for GroupNorm in place of BatchNorm2d" in report.nearest["1"]
-    assert "avg_pool_3x3 without the batch norm that follows it" in report.nearest["2"]
+    assert "_ops.4: dil_conv_3x3 but for GroupNorm in place of BatchNorm2d" in report.nearest["0"]
+    assert "avg_pool_3x3 without the batch norm that follows it" in report.nearest["1"]
     assert lines[2].startswith("nearest: 0: ")
 
 
-def test_affine_ops_run_beside_fused_ones() -> None:
-    edge = Sum([*affine()._ops[:2], *candidates()[2:]])
+@pytest.mark.parametrize("style", [Sum, SkipsZeros])
+@pytest.mark.parametrize("without", [0, 2], ids=["all", "beside ops without scales and shifts"])
+def test_affine_norms_run_fused(style: type[Sum], without: int) -> None:
+    ops = [*candidates()[:without], *with_norms(affine)[without:]]
+    ops[4].op[2] = nn.Conv2d(C, C, 1)  # a bias before the norm
+    report = assert_trains_alike(style(ops))
+    assert report.replaced["edge"] == (
+        "sep_conv_3x3",
+        "avg_pool_3x3",
+        "skip_connect",
+        "none",
+        "dil_conv_3x3",
+        "sep_conv_5x5",
+    )
+
+
+class Adapted(nn.Module):
+    """A convolution with an adapter that is off: a second name of its weight, a function, a state by its mode."""
+
+    def __init__(self, convolution: nn.Conv2d) -> None:
+        super().__init__()
+        self.convolution = convolution
+        self.weight = convolution.weight
+        self.dropout = lambda x: x
+        self.merged = False
+
+    def train(self, mode: bool = True) -> "Adapted":
+        self.merged = not mode
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.convolution(x))
+
+
+class CountsFirst(Sum):
+    """Measures its ops before the first sum, in eval mode and by hooks."""
+
+    calls = 0
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        for op in self._ops:
+            training, handles = op.training, [part.register_forward_hook(self.count) for part in op.modules()]
+            op.eval()
+            with torch.no_grad():
+                op(torch.randn_like(x))
+            op.train(training)
+            for handle in handles:
+                handle.remove()
+        return super().forward(x, weights)
+
+    def count(self, *_: Any) -> None:
+        self.calls += 1
+
+
+def test_wrapped_convolutions_in_an_edge_that_counts_its_operations() -> None:
+    edge = CountsFirst()
+    for place in (1, 2):
+        edge._ops[4].op[place] = Adapted(edge._ops[4].op[place])
     report = assert_trains_alike(edge)
-    assert report.replaced["edge"] == ("-", "-", "skip_connect", "none", "dil_conv_3x3", "sep_conv_5x5")
+    assert report.replaced["edge"][4] == "dil_conv_3x3"
+    (calls,) = report.calls().values()
+    assert calls.fused == calls.total
+    assert edge.calls == 10 * sum(1 for op in edge._ops for _ in op.modules())
+
+
+def test_functions_that_read_more_than_their_arguments_are_no_state() -> None:
+    edge, factor = Sum(), 1.0
+    edge._ops[4].op[1] = Adapted(edge._ops[4].op[1])
+    edge._ops[4].op[1].dropout = lambda x: factor * x
+    assert assert_trains_alike(edge).replaced["edge"][4] == "-"
 
 
 def test_a_relu_in_place_inside_an_op_does_no_harm() -> None:

@@ -1,18 +1,17 @@
 """The fused recurrent cell and the fused loss against the plain modules: outputs, gradients, statistics, checks."""
 
-import copy
 import math
-from collections.abc import Sequence
 
 import pytest
 import torch
+from cell_cases import PLANS, ROWS, STEPS, core_of, inputs, passes
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fastdarts.ops.cell_plan import CellPlan, Term, derived_plan, search_plan
+from fastdarts.ops.cell_plan import CellPlan, Term, search_plan
 from fastdarts.ops.recurrent import linear_nll, recurrent, unavailable
-from fastdarts.spaces.recurrent.architecture import PRIMITIVES, PUBLISHED
-from fastdarts.spaces.recurrent.cell import CellMasks, RecurrentCore
+from fastdarts.spaces.recurrent.architecture import PRIMITIVES
+from fastdarts.spaces.recurrent.cell import RecurrentCore
 from fastdarts.spaces.recurrent.fused import run_cell
 from fastdarts.spaces.recurrent.supernet import ENDS
 
@@ -20,44 +19,7 @@ pytestmark = pytest.mark.skipif(
     unavailable(torch.device("cpu"), torch.float32) is not None, reason="fastdarts._C is not built"
 )
 
-STEPS, ROWS = 3, 5
 WIDTHS = [1, 7, 16, 21]
-OPS = [PRIMITIVES] * len(ENDS)
-ONE_HOT = [[1 + edge % 4] if edge % 3 else [] for edge in range(len(ENDS))]
-PLANS = {
-    "search": search_plan(OPS, ENDS, None, added=False),
-    "sampled": search_plan(OPS, ENDS, ONE_HOT, added=False),
-    "added": search_plan(OPS, ENDS, ONE_HOT, added=True),
-    "darts": derived_plan(PUBLISHED["RNN_DARTS_V2"].nodes, PUBLISHED["RNN_DARTS_V2"].states),
-    "enas": derived_plan(PUBLISHED["RNN_ENAS"].nodes, PUBLISHED["RNN_ENAS"].states),
-}
-
-
-def core_of(plan: CellPlan, width: int) -> RecurrentCore:
-    core = RecurrentCore(width, len(plan.nodes), plan.norm)
-    for weight in core.parameters():
-        weight.data.mul_(15)  # gates and activations leave their linear parts
-    return core
-
-
-def inputs(plan: CellPlan, width: int, rows: int = ROWS) -> tuple[Tensor, Tensor, CellMasks, Tensor]:
-    x, hidden = torch.randn(STEPS, rows, width), torch.randn(rows, width)
-    masks = CellMasks(*((torch.rand(rows, width) > 0.3) / 0.7 for _ in range(2)))
-    count = 1 + max(term.weight for terms in plan.nodes for term in terms)
-    return x, hidden, masks, torch.rand(count) / max(map(len, plan.nodes)) ** 0.5  # larger ones let states explode
-
-
-def passes(
-    fused: bool, core: RecurrentCore, plan: CellPlan, values: Sequence[Tensor], masks: CellMasks, dtype: torch.dtype
-) -> list[Tensor]:
-    """Return outputs, running statistics and all gradients, computed in `dtype`."""
-    core = copy.deepcopy(core).to(dtype)
-    x, hidden, weights, grad = (value.to(dtype).clone().requires_grad_() for value in values)
-    masks = CellMasks(*(mask.to(dtype) for mask in masks))
-    out = run_cell(core, x, hidden, masks, weights, plan) if fused else core(x, hidden, masks, weights, plan)
-    wanted = [x, hidden, weights, *core.parameters()]
-    found = torch.autograd.grad(out, wanted, grad, materialize_grads=True)
-    return [out.detach(), *core.buffers(), *found]
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
@@ -149,7 +111,9 @@ def test_gradcheck_and_opcheck() -> None:
     h, weight, bias = (torch.randn(*shape, requires_grad=True) for shape in ((4, 3), (5, 3), (5,)))
     targets = torch.tensor([0, 4, 2, 2])
     assert torch.autograd.gradcheck(lambda *a: linear_nll(*a, targets), (h, weight, bias))
-    torch.library.opcheck(torch.ops.fastdarts.linear_nll.default, (h, weight, bias, targets, False, True, True))
+    shares = torch.tensor([0.5, 0.0, 0.25, 0.25])
+    assert torch.autograd.gradcheck(lambda *a: linear_nll(*a, targets, shares), (h, weight, bias))
+    torch.library.opcheck(torch.ops.fastdarts.linear_nll.default, (h, weight, bias, targets, shares, False, True, True))
 
 
 def test_a_pass_for_alphas_alone_makes_no_matrix_gradient() -> None:

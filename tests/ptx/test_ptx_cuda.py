@@ -1,7 +1,5 @@
 """The CUDA kernels of the flat operators, compiled by nvcc to PTX and executed on CPU tensors."""
 
-import os
-import shutil
 import struct
 import subprocess
 from pathlib import Path
@@ -9,21 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from ptx_machine import Machine, Program
+from toolkit import nvcc
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 5003  # no multiple of a pack, a chunk or a block
 CHUNK = 2048  # numbers that a warp adds up
-
-
-def nvcc() -> str | None:
-    """The compiler, in a folder that holds the toolkit's headers as well."""
-    found = [os.environ.get("CUDA_HOME"), *(shutil.which("nvcc") or "").split()[:1], "/usr/local/cuda"]
-    for folder in filter(None, found):
-        home = Path(folder).resolve().parents[1] if folder.endswith("nvcc") else Path(folder)
-        if (home / "bin" / "nvcc").is_file() and (home / "include" / "cuda_runtime.h").is_file():
-            return str(home / "bin" / "nvcc")
-    return None
 
 
 @pytest.fixture(scope="module", params=["sm_80", "sm_90"])

@@ -115,12 +115,17 @@ def test_a_step_sends_weights_once_a_pass_and_alphas_once(order: int, tmp_path: 
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("method", methods.NAMES)
 def test_all_methods(method: str, size: int, tmp_path: Path) -> None:
-    """20 steps of every method, first order and, where the method has it, second."""
+    """20 steps of every method, first order and, where the method has it, second.
+
+    Four images a rank: with two, batch norms of so few values make rounding grow a billion times in 20 steps.
+    """
+    fields = FIELDS | {"batch_size": 4 * size}
     cases = [(method, 1)]
-    second = methods.find(method).level == "bilevel" and not methods.find(method).draws and method != "milenas"
+    kind = methods.find(method)
+    second = kind.level == "bilevel" and not kind.draws and method not in ("milenas", "p-darts", "oles")
     if second:
         cases.append((method, 2))
     else:
         with pytest.raises(ValueError, match="no second order"):
-            start(method, ALONE, **FIELDS, order=2)
-    compare_all(cases, 20, size, tmp_path, FIELDS)
+            start(method, ALONE, **fields, order=2)
+    compare_all(cases, 20, size, tmp_path, fields)

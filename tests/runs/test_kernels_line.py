@@ -36,18 +36,18 @@ def test_with_the_extension_the_instruction_set(monkeypatch):
 def test_a_wrong_instruction_set_is_told_not_raised(monkeypatch):
     class Extension:
         def instruction_set(self):
-            raise ValueError("FASTDARTS_CPU must be avx512, avx2 or portable; got sse\nat line 3")
+            raise ValueError("FASTDARTS_CPU must be amx, avx512, avx2 or portable; got sse\nat line 3")
 
     monkeypatch.setattr(extension, "UNAVAILABLE", None)
     monkeypatch.setattr(kernels.importlib, "import_module", lambda name: Extension())
-    assert kernels.instruction_set() == "FASTDARTS_CPU must be avx512, avx2 or portable; got sse"
+    assert kernels.instruction_set() == "FASTDARTS_CPU must be amx, avx512, avx2 or portable; got sse"
 
 
 @pytest.mark.parametrize(
     ("built", "words"), [(True, "CUDA"), (False, "plain PyTorch (fastdarts._C was built without CUDA)")]
 )
 def test_on_a_gpu(monkeypatch, built, words):
-    monkeypatch.setattr(operators, "_TRITON", True)
+    monkeypatch.setattr(operators, "TRITON", True)
     monkeypatch.setattr(kernels, "has_cuda_part", lambda: built)
     monkeypatch.setattr(kernels.metadata, "version", lambda name: "3.8.0")
     assert kernels_used(CUDA, "fused") == f"fused Triton 3.8.0; alpha steps: {words}, on cuda"

@@ -5,6 +5,7 @@ from pathlib import Path
 from kernel_cases import fused
 
 from benchmarks.gpu_day import smoke
+from benchmarks.gpu_day.alternative import NAME, planes_asked_for
 from benchmarks.gpu_day.day import Day, Notes
 from benchmarks.gpu_day.recording import Launch, each_launch, nan_in_new_memory
 from benchmarks.machine import synchronize
@@ -30,3 +31,14 @@ def run(day: Day, notes: Notes) -> None:
         if wrong and name in reference:
             found = smoke.first_difference(smoke.samples(here), reference[name])
             notes[name] = {"launches": len(launches), "wrong": wrong, "first wrong launch": found or "none alone"}
+    with planes_asked_for():
+        for name, case in smoke.cases(day.geometry).items():
+            notes[f"{name}, {NAME}"] = "stopped"
+            here = case.on(day.device)
+            names: list[str] = []
+            try:
+                with nan_in_new_memory(), each_launch(lambda launch, names=names: names.append(launch.name)):  # type: ignore[misc]
+                    wrong = smoke.too_far(fused(here), here)
+                notes[f"{name}, {NAME}"] = {"launches": len(names), "wrong": wrong}
+            except RuntimeError as error:  # not built
+                notes[f"{name}, {NAME}"] = str(error).splitlines()[0][:200]

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from benchmarks.gpu_day.alternative import NAME, planes_asked_for
 from benchmarks.gpu_day.day import Day, Notes, milliseconds
 from benchmarks.gpu_day.steps import Run, Steps, captured
 from benchmarks.original import OriginalSearch, autocast
@@ -30,6 +31,9 @@ def run(day: Day, notes: Notes) -> None:
         _measure(day, notes, f"{name}, plain", lambda step=step: step)  # type: ignore[misc]
     for name, step in fused.items():
         _measure(day, notes, f"{name}, eager", lambda step=step: step)  # type: ignore[misc]
+    with planes_asked_for():
+        for name in ("weight step", "alpha step, order 2"):
+            _measure(day, notes, f"{name}, graph, {NAME}", lambda name=name: captured(fused[name], day.device))  # type: ignore[misc]
     _measure(day, notes, "weight step, plain graph", lambda: captured(plain["weight step"], day.device))
     for name, step in cells.items():
         _measure(day, notes, f"cell, {name}", lambda step=step: step)  # type: ignore[misc]

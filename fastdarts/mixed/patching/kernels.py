@@ -46,13 +46,12 @@ class Shift:
     sum of the biases.
     """
 
-    affine = False
-
     def __init__(self, norm: nn.BatchNorm2d, convolutions: Sequence[nn.Conv2d]) -> None:
         self.norm = norm
         self.biases = [one.bias for one in convolutions if one.bias is not None]
         self.training, self.eps, self.momentum = norm.training, norm.eps, norm.momentum
         self.track_running_stats = norm.track_running_stats
+        self.affine, self._parameters = norm.affine, norm._parameters
         self._buffers: dict[str, Tensor | None] = dict(norm._buffers)
         with torch.no_grad():
             self.added = _added(convolutions)

@@ -62,9 +62,7 @@ def _kind(layer: nn.Module) -> str:
 
 def _difference(layer: nn.Module, reference: nn.Module) -> str | None:
     if isinstance(reference, nn.BatchNorm2d):
-        if not isinstance(layer, nn.BatchNorm2d):
-            return f"{type(layer).__name__} in place of BatchNorm2d"
-        return "the batch norms' scales and shifts (affine=False has kernels)" if layer.affine else None
+        return None if isinstance(layer, nn.BatchNorm2d) else f"{type(layer).__name__} in place of BatchNorm2d"
     if type(layer) is not type(reference):
         return f"{type(layer).__name__} in place of {type(reference).__name__}"
     if type(reference) not in fused.GEOMETRY:

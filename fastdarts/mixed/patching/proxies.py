@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fastdarts.mixed.fused import watched
 from fastdarts.mixed.patching.calls import Call
 from fastdarts.mixed.patching.outputs import evaluated
 from fastdarts.mixed.patching.recognition import Op
@@ -18,14 +19,16 @@ class OpProxy:
     """A candidate op as a module's own forward sees it: calls of it are deferred, all else is the op's."""
 
     def __init__(self, session: Session, module: nn.Module, op: Op) -> None:
-        self.__dict__.update(_fastdarts=(session, module, op))
+        self.__dict__.update(_fastdarts=(session, module, op), _fastdarts_training=module.training)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         session, module, op = self.__dict__["_fastdarts"]
         if kwargs or len(args) != 1 or type(args[0]) is not Tensor:
             args, kwargs = evaluated(args), evaluated(kwargs)
         given = (*args[1:], *kwargs.values())
-        if args and op.more <= len(given) and all(one is None for one in given) and _takes(args[0], op):
+        # A forward may count operations, with hooks and in eval mode, before it computes.
+        as_before = module.training == self.__dict__["_fastdarts_training"] and not any(map(watched, module.modules()))
+        if as_before and args and op.more <= len(given) and all(one is None for one in given) and _takes(args[0], op):
             call = Call(module, op, args[0], (None,) * op.more)
             session.calls.append(call)
             return session.output([(call, None)])

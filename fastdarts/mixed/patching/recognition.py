@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -69,7 +70,7 @@ def recognise(op: nn.Module, C: int) -> Op:
             stride, name = next(
                 ((stride, name) for stride in (1, 2) if (name := _primitive(op, C, stride)) != OWN), (0, OWN)
             )
-            if name != OWN and not _computes(op, name, C, stride, state):
+            if name != OWN and not _computes(op, name, C, stride):
                 stride, name = 0, OWN
         biased = name != OWN and any(map(_has_bias, leaves(op)))
         _recognised[state, C] = Op(name, C, stride, state, biased, _demanded(op))
@@ -108,18 +109,19 @@ def _without_layers(op: nn.Module, C: int, stride: int) -> str:
     return OWN if out.any() else "none"
 
 
-def _computes(op: nn.Module, name: str, C: int, stride: int, state: State) -> bool:
+def _computes(op: nn.Module, name: str, C: int, stride: int) -> bool:
     """True if an op's outputs, gradients and buffers are those of a primitive's module with its numbers."""
     C = max(C, 1)
     g = torch.randn(2, C, 6 // stride, 6 // stride, dtype=torch.float64)
     for training in (True, False):
         theirs, copied = (unwatched_copy(op).train(training) for _ in range(2))
         x = torch.randn(2, C, 6, 6, dtype=torch.float64)
+        before = state_of(theirs)
         try:
             found = results(theirs, theirs, (x, *[None] * _demanded(op)), g)
         except Exception:
             return False
-        if state_of(theirs) != state:  # it counts its calls, or says what it saw
+        if state_of(theirs) != before:  # it counts its calls, or says what it saw
             return False
         if not agree(found, results(copied, twin(copied, name, C, stride), (x,), g)):
             return False
@@ -136,7 +138,8 @@ def _demanded(op: nn.Module) -> int:
 def twin(op: nn.Module, name: str, C: int, stride: int) -> nn.Module:
     """Build the plain module of a primitive around an op's own tensors: it computes what the kernels do."""
     made = build_for_search(name, max(C, 1), stride).double().train(op.training)
-    norm_attributes = ("running_mean", "running_var", "num_batches_tracked", "track_running_stats", "eps", "momentum")
+    norm_tensors = ("affine", "weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    norm_attributes = (*norm_tensors, "track_running_stats", "eps", "momentum")
     for mine, theirs in zip(leaves(made), leaves(op), strict=False):  # an op without layers has a leaf of its own
         if isinstance(theirs, nn.Conv2d):
             mine.weight = theirs.weight
@@ -253,10 +256,10 @@ _LAYERS: dict[type, Callable[[dict[str, Any]], tuple[object, ...]]] = {
 
 def _signature(layer: nn.Module) -> tuple[object, ...]:
     """Describe a layer; equal for layers that compute the same, whether their sizes are numbers or pairs."""
-    # That a relu works in place is part of its state, not of its signature: inside an op it does no harm.
+    # That a relu works in place is part of its state, not of its signature: inside an op it does no harm. Nor is it
+    # part of a signature that a batch norm is affine: kernels take both.
     values = _LAYERS[type(layer)](layer.__dict__) if type(layer) in _LAYERS and type(layer) is not nn.ReLU else ()
-    affine = isinstance(layer, nn.BatchNorm2d) and layer.affine
-    return type(layer), affine, *((v, v) if type(v) is int else v for v in values)
+    return type(layer), *((v, v) if type(v) is int else v for v in values)
 
 
 def _has_bias(layer: nn.Module) -> bool:
@@ -288,7 +291,9 @@ _PLAIN = int | float | str | torch.dtype | torch.device | None
 
 
 def own_state(module: nn.Module) -> State | None:
-    """Return the attributes that a class of someone's own gave its module; None if they are not all plain values."""
+    """Return the attributes that a class of someone's own gave its module; None if not all are plain values.
+
+    A function of its arguments alone is one."""
     own = module.__dict__
     names = [name for name in own if name not in _MODULE_ATTRIBUTES and not name.startswith("_fastdarts")]
     if not names:
@@ -303,6 +308,8 @@ def _is_plain(value: object) -> bool:
         return all(map(_is_plain, value))
     if isinstance(value, dict):
         return all(_is_plain(k) and _is_plain(v) for k, v in value.items())
+    if isinstance(value, FunctionType):  # that reads its arguments alone, such as an identity in place of a dropout
+        return not (value.__closure__ or value.__code__.co_names or value.__defaults__ or value.__kwdefaults__)
     return isinstance(value, _PLAIN)
 
 
@@ -311,4 +318,4 @@ def _frozen(value: object) -> object:
         return tuple(map(_frozen, value))
     if isinstance(value, dict):
         return tuple((_frozen(k), _frozen(v)) for k, v in value.items())
-    return value
+    return value.__code__ if isinstance(value, FunctionType) else value

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fastdarts.mixed import eval_cell, fused
 from fastdarts.mixed.mixed_op import Backend, check_backend, check_input, usable
-from fastdarts.primitives.modules import FactorizedReduce, ReLUConvBN, build, check_even
+from fastdarts.primitives.modules import FactorizedReduce, ReLUConvBN, build
 from fastdarts.primitives.table import candidate
 from fastdarts.spaces.darts.genotype import Genotype
 from fastdarts.spaces.network import DiscreteNetwork, Head, Stem
@@ -26,7 +26,8 @@ class EvalNetwork(DiscreteNetwork):
 
     Args:
         genotype: the two cells, with any number of ops per node and any concat.
-        C: channels of the first cell's nodes, even. The paper uses 36 for CIFAR-10 and 48 for ImageNet.
+        C: channels of the first cell's nodes, even with stem "imagenet", which halves them. The paper uses 36 for
+            CIFAR-10 and 48 for ImageNet.
         num_classes: number of outputs of the classifiers.
         layers: number of cells. The paper uses 20 for CIFAR-10 and 14 for ImageNet.
         auxiliary: attach a second classifier after cell 2L//3, used in train mode only.
@@ -66,8 +67,6 @@ class EvalNetwork(DiscreteNetwork):
         for name, value in {"C": C, "num_classes": num_classes, "layers": layers, "in_channels": in_channels}.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
-        check_even(C, "C")
-
         genotype = Genotype.of(genotype)
 
         self.register_buffer("_drop_path_prob", torch.zeros(()), persistent=False)

@@ -37,6 +37,9 @@ _FAIR = "Chu et al., ECCV 2020 (arXiv:1911.12126); github.com/xiaomi-automl/Fair
 _FAIR_DROPPED = f"without its skip from state 3, which has no ops: the code's network leaves it out; {_FAIR}"
 _SMOOTH = "Chen and Hsieh, ICML 2020 (arXiv:2002.05283); github.com/xiangning-chen/SmoothDARTS sota/cnn/genotypes.py"
 
+_DRNAS = "Chen et al., ICLR 2021 (arXiv:2006.10355); github.com/xiangning-chen/DrNAS"
+_SGAS = "Li et al., CVPR 2020 (arXiv:1912.00195); github.com/lightaime/sgas"
+
 CELLS: dict[str, PublishedCell] = {
     "DARTS_V1": PublishedCell(
         "sep3:1 sep3:0 / skip:0 sep3:1 / skip:0 sep3:1 / sep3:0 skip:2",
@@ -129,6 +132,31 @@ CELLS: dict[str, PublishedCell] = {
         "max:0 sep5:1 / skip:2 max:0 / skip:3 skip:2 / skip:2 sep5:4",
         f"adversarial, space s5, CIFAR-10; {_SMOOTH} at c16eed5 (c10_s5_pgd)",
     ),
+    "DRNAS_CIFAR": PublishedCell(
+        "sep3:0 sep5:1 / sep3:1 sep3:2 / skip:0 sep3:1 / sep3:2 dil5:3",
+        "max:0 sep5:1 / dil5:2 sep5:1 / sep5:1 dil5:3 / skip:4 sep5:1",
+        f"found on CIFAR-10; {_DRNAS}",
+    ),
+    "DRNAS_IMAGENET": PublishedCell(
+        "sep3:1 sep3:0 / sep3:0 sep3:1 / sep3:0 dil3:3 / skip:0 sep3:1",
+        "max:0 sep3:1 / sep3:0 skip:2 / sep3:0 sep3:2 / sep3:3 sep3:1",
+        f"found on ImageNet; {_DRNAS}",
+    ),
+    "SGAS_CRI1": PublishedCell(
+        "sep3:0 dil3:1 / sep3:0 sep3:1 / sep5:1 sep5:3 / skip:0 dil5:2",
+        "max:0 dil5:1 / sep3:0 skip:2 / sep3:1 skip:2 / max:0 max:1",
+        f"criterion 1, best of ten on CIFAR-10; {_SGAS}",
+    ),
+    "SGAS_CRI2": PublishedCell(
+        "sep3:0 sep3:1 / sep3:0 sep3:2 / max:0 sep3:3 / sep3:2 sep3:3",
+        "sep3:0 max:1 / dil3:0 max:1 / max:0 sep3:2 / max:0 sep5:2",
+        f"criterion 2, best of ten on CIFAR-10; {_SGAS}",
+    ),
+    "OLES": PublishedCell(
+        "sep3:1 sep3:0 / sep5:0 sep3:1 / sep3:0 sep5:1 / sep3:0 dil3:1",
+        "max:0 sep3:1 / avg:0 skip:2 / skip:2 avg:0 / skip:2 skip:3",
+        "Jiang et al., NeurIPS 2023 (arXiv:2305.06409); github.com/PasaLab/oles",
+    ),
     "NASNET_A": PublishedCell(
         "sep5:1 sep3:0 / sep5:0 sep3:0 / avg:1 skip:0 / avg:0 avg:0 / sep3:1 skip:1",
         "sep5:1 sep7:0 / max:1 sep7:0 / avg:1 sep5:0 / skip:3 avg:2 / sep3:2 max:1",
@@ -156,6 +184,7 @@ CELLS: dict[str, PublishedCell] = {
 ALIASES = {
     "DARTS": "DARTS_V2",
     "PC_DARTS": "PC_DARTS_CIFAR",
+    "DrNAS": "DRNAS_CIFAR",
     "PC_DARTS_image": "PC_DARTS_IMAGENET",
     "GDAS": "GDAS_V1",
     "SNAS": "SNAS_MILD",
@@ -190,6 +219,11 @@ SIZES: dict[str, tuple[int, int]] = {
     "FAIRDARTS_G": (2_899_054, 453_376_224),
     "SDARTS_RS": (3_606_166, 562_393_728),
     "SDARTS_ADV": (3_344_806, 526_755_456),
+    "DRNAS_CIFAR": (4_099_294, 635_135_616),
+    "DRNAS_IMAGENET": (4_048_750, 617_938_560),
+    "SGAS_CRI1": (3_795_166, 601_653_888),
+    "SGAS_CRI2": (4_094_110, 631_679_616),
+    "OLES": (4_222_414, 668_423_808),
     "NASNET_A": (3_830_950, 603_452_448),
     "AMOEBANET_A": (3_145_078, 488_931_552),
     "ENAS": (4_020_166, 622_142_496),

@@ -1,10 +1,12 @@
 """DARTS' convolutional space, and its subsets s1 to s4, as search spaces."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fastdarts.config.options import option
 from fastdarts.primitives.table import PRIMITIVES, check_primitives
 from fastdarts.spaces.darts import draw
 from fastdarts.spaces.darts.candidates import arguments_of
@@ -13,32 +15,69 @@ from fastdarts.spaces.darts.discrete import EvalNetwork
 from fastdarts.spaces.darts.genotype import PUBLISHED, Genotype
 from fastdarts.spaces.darts.supernet import SearchNetwork, groups_of
 from fastdarts.spaces.group import Group
-from fastdarts.spaces.space import Feature
+from fastdarts.spaces.space import Feature, SpaceOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class DartsOptions(SpaceOptions):
+    """Shape the cells of a search; a found cell keeps its shape."""
+
+    steps: int = option("space", "nodes of a cell", 4, at_least=1)
+    multiplier: int = option("space", "last nodes of a cell that it puts out", 4, at_least=1)
+    without: str = option("space", "candidate ops to leave out, with commas between", "", metavar="OP,...")
 
 
 class DartsSpace:
-    """Normal and reduction cells of four nodes (Liu et al., ICLR 2019).
+    """Normal and reduction cells (Liu et al., ICLR 2019).
 
     Args:
         primitives: the candidate ops of every edge.
         subset: "s1" to "s4" for the ops of RobustDARTS' small spaces instead.
+        steps, multiplier: nodes of a cell, and how many of the last ones it puts out.
     """
 
-    def __init__(self, primitives: Sequence[str] = PRIMITIVES, subset: str | None = None) -> None:
+    SearchOptions = DartsOptions
+
+    def __init__(
+        self, primitives: Sequence[str] = PRIMITIVES, subset: str | None = None, steps: int = 4, multiplier: int = 4
+    ) -> None:
         self.name = subset or "darts"
         self.title = "normal and reduction cells of four nodes" + (f", ops of RobustDARTS' {subset}" if subset else "")
         names = check_primitives(primitives)
         self._arguments: dict[str, Any] = arguments_of(subset) if subset else {"primitives": names}
+        self._arguments |= {"steps": steps, "multiplier": multiplier}
+        self._subset = subset
+
+    def with_options(self, **options: Any) -> "DartsSpace":
+        """Return the space with cells of another shape or without some ops.
+
+        Raises: ValueError for options that do not go together, or with the ops of a subset.
+        """
+        wanted = DartsOptions(**options)
+        if wanted.multiplier > wanted.steps:
+            raise ValueError(
+                f"space_options: multiplier must be at most steps = {wanted.steps}; got {wanted.multiplier}"
+            )
+        without = [name.strip() for name in wanted.without.split(",") if name.strip()]
+        if self._subset and (without or wanted.steps != 4):
+            raise ValueError(f"space_options: the ops of space {self.name!r} are those of cells of four nodes")
+        ops = self._arguments["primitives"]
+        for name in without:
+            if name not in ops:
+                raise ValueError(f"space_options: without must name ops among {', '.join(ops)}; got {name!r}")
+        left = tuple(name for name in ops if name not in without)
+        return DartsSpace(ops if self._subset else left, self._subset, wanted.steps, wanted.multiplier)
 
     @property
     def groups(self) -> Mapping[str, Group]:
-        return groups_of(self._arguments["primitives"], self._arguments.get("candidates"))
+        arguments = self._arguments
+        return groups_of(arguments["primitives"], arguments.get("candidates"), arguments["steps"])
 
     @property
     def features(self) -> frozenset[Feature]:
         common: set[Feature] = {"edges", "auxiliary ops", "partial channels", "drop path", "depth", "stem"}
         skip: set[Feature] = {"skip connections"} if "skip_connect" in self._arguments["primitives"] else set()
-        return frozenset(common | skip)
+        return frozenset(common | skip | {"weights by cell"})
 
     def search_defaults(self, dataset: str) -> Mapping[str, Any]:
         return {}

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from fastdarts.mixed.mix import Mix
 from fastdarts.mixed.mixed_op import Backend, MixedOp, check_backend, check_input
-from fastdarts.primitives.modules import check_even
 from fastdarts.primitives.table import PRIMITIVES, EdgeOps, check_primitives, per_edge
 from fastdarts.spaces.darts.cell import Cell
 from fastdarts.spaces.darts.derivation import derive, random_genotype
@@ -43,7 +42,7 @@ class SearchNetwork(Supernet):
     of the original code.
 
     Args:
-        C: channels of the first cells' nodes, even.
+        C: channels of the first cells' nodes. Odd ones go with every op, since reduction cells double them.
         num_classes: size of the logits.
         layers: number of cells.
         steps, multiplier: nodes of a cell, and how many of the last ones it puts out.
@@ -91,7 +90,6 @@ class SearchNetwork(Supernet):
         ):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
-        check_even(C, "C")
         check_backend(backend)
         if multiplier > steps:
             raise ValueError(f"multiplier must be at most steps = {steps}; got {multiplier}")
@@ -156,9 +154,12 @@ class SearchNetwork(Supernet):
             x = x.contiguous(memory_format=torch.channels_last)  # the kernels' layout, once for the whole network
         mixes = self.op_weights()
         s0 = s1 = self.stem(x)
+        seen = dict.fromkeys(self.groups, 0)
         for cell in self.cells:
             assert isinstance(cell, Cell)
-            mix = mixes[_group(cell.reduction)]
+            group = _group(cell.reduction)
+            mix = mixes[group].of_cell(seen[group])
+            seen[group] += 1
             s0, s1 = s1, cell(s0, s1, mix.weights, mix.active, mix.passing, mix.added, mix.drop_path)
         if hasattr(self, "head"):
             return self.head(s1)

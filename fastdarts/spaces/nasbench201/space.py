@@ -39,7 +39,7 @@ class NasBench201:
     name = "nasbench201"
     title = "cells of NAS-Bench-201: an op on each of six edges"
     features = frozenset[Feature](
-        {"edges", "skip connections", "auxiliary ops", "partial channels", "drop path", "depth"}
+        {"edges", "skip connections", "auxiliary ops", "partial channels", "drop path", "depth", "weights by cell"}
     )
 
     def __init__(self, primitives: Sequence[str] = PRIMITIVES) -> None:

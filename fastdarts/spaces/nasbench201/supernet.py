@@ -19,7 +19,7 @@ _MODULES = {"avg_pool_3x3": "bare_avg_pool_3x3"}  # pools have no batch norm her
 
 def groups_of(primitives: Sequence[str] = PRIMITIVES) -> dict[str, Group]:
     """Return the space's one group: the edges of the cell that all stages share."""
-    return {"cell": Group("cell", (tuple(primitives),) * len(ENDS), ENDS)}
+    return {"cell": Group("cell", (tuple(primitives),) * len(ENDS), ENDS, whole=True)}
 
 
 class SearchCell(nn.Module):
@@ -89,7 +89,7 @@ class SearchNetwork201(Supernet):
         check_backend(backend)
         groups = groups_of(primitives)
         if candidates is not None:
-            groups = {"cell": Group("cell", tuple(map(tuple, candidates["cell"])), ENDS)}
+            groups = {"cell": Group("cell", tuple(map(tuple, candidates["cell"])), ENDS, whole=True)}
         super().__init__(groups, tuple(auxiliary))
         self.in_channels = in_channels
         self.backend = backend
@@ -118,8 +118,10 @@ class SearchNetwork201(Supernet):
             x = x.contiguous(memory_format=torch.channels_last)
         mix = self.op_weights()["cell"]
         x = self.stem(x)
+        seen = 0
         for cell in self.cells:
-            x = cell(x, mix) if isinstance(cell, SearchCell) else cell(x)
+            x = cell(x, mix.of_cell(seen)) if isinstance(cell, SearchCell) else cell(x)
+            seen += isinstance(cell, SearchCell)
         if hasattr(self, "head"):
             return self.head(x)
         return self.classifier(self.global_pooling(self.lastact(x)).flatten(1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -99,11 +99,16 @@ class RecurrentCore(nn.Module):
         gate, candidate = torch.chunk((masked.flatten(0, 1) @ matrix).view(*before.shape[:2], -1), 2, dim=-1)
         gate = gate.sigmoid()
         for code, members in by_code.items():
-            share = weights[[term.weight for term in members]].view(-1, 1, 1)
+            share = _taken(weights, [term.weight for term in members]).view(-1, 1, 1)
             picked = [sources.index(term.source) for term in members]
-            parts = (before, gate, candidate)
-            if picked != list(range(len(sources))):
-                parts = (before[picked], gate[picked], candidate[picked])
-            state, opening, value = parts
+            state, opening, value = (_taken(part, picked) for part in (before, gate, candidate))
             node = node + (share * (state + opening * (_FUNCTIONS[NAMES[code]](value) - state))).sum(0)
         return node
+
+
+def _taken(values: Tensor, places: Sequence[int]) -> Tensor:
+    """Return values[places] without a tensor of indices, which would come from the host."""
+    step = places[1] - places[0] if len(places) > 1 else 1
+    if step > 0 and list(places) == list(range(places[0], places[-1] + 1, step)):
+        return values[places[0] : places[-1] + 1 : step]
+    return torch.stack([values[place] for place in places])

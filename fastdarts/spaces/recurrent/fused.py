@@ -44,9 +44,13 @@ def run_cell(
     return out
 
 
-def nll(decoder: nn.Linear, outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean negative log-likelihood of targets [T, B], given outputs [T, B, d]."""
-    return ops.linear_nll(outputs.flatten(0, 1), decoder.weight, decoder.bias, targets.flatten(), _half(outputs))
+def nll(decoder: nn.Linear, outputs: Tensor, targets: Tensor, shares: Tensor | None) -> Tensor:
+    """Return the negative log-likelihood of targets [T, B], given outputs [T, B, d]: the sum over the words' means by
+    `shares` [T], or their mean for None."""
+    rows, columns = targets.shape
+    each = None if shares is None else (shares / columns).view(rows, 1).expand(rows, columns).flatten()
+    parts = outputs.flatten(0, 1), decoder.weight, decoder.bias, targets.flatten(), each
+    return ops.linear_nll(*parts, _half(outputs))
 
 
 def _half(x: Tensor) -> bool:

@@ -72,16 +72,20 @@ class LanguageLayers(nn.Module):
         read: Tensor = core(x, hidden, cell_masks, weights, plan)
         return read
 
-    def nll(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def nll(self, outputs: Tensor, targets: Tensor, shares: Tensor | None = None) -> Tensor:
         """Return the mean negative log-likelihood of the targets in nats, a scalar.
 
         Args:
             outputs: [T, B, d], after dropout.
             targets: [T, B] indices into the vocabulary.
+            shares: [T], shares of the steps in the mean; None for equal ones.
         """
         if fused.serves(self.backend, outputs.device, outputs.dtype):
-            return fused.nll(self.decoder, outputs, targets)
-        return cross_entropy(self.decoder(outputs).flatten(0, 1), targets.flatten())
+            return fused.nll(self.decoder, outputs, targets, shares)
+        logits, words = self.decoder(outputs).flatten(0, 1), targets.flatten()
+        if shares is None:
+            return cross_entropy(logits, words)
+        return (cross_entropy(logits, words, reduction="none").view(targets.shape).mean(1) * shares).sum()
 
     def multiply_adds(self) -> int:
         """Return the multiply-adds of the products for one word, as many as the matrices have numbers."""

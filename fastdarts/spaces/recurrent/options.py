@@ -36,10 +36,18 @@ class LanguageOptions(SpaceOptions):
 class RecurrentSearchOptions(LanguageOptions):
     """Options of a search."""
 
+    valid_columns: int = option(
+        "space",
+        "columns into which the validation text is cut when it is measured; the norm's statistics are those of the "
+        "columns",
+        64,
+        at_least=2,
+    )
     compat: bool = option(
         "space",
         "second order as the published code computes it: embedding and decoder stay in the virtual step, every pass "
-        "draws its own dropout, the implicit term's factor may exceed 1, validation windows follow the training text",
+        "draws its own dropout, the implicit term's factor may exceed 1, validation windows follow the training text, "
+        "and the perplexity is measured with the norm's running statistics",
         False,
     )
 
@@ -56,7 +64,7 @@ class RecurrentEvaluationOptions(LanguageOptions):
 
 _SMALL = {"width": 32, "dropout": 0.2, "dropouth": 0.1, "dropoutx": 0.2, "dropouti": 0.1}
 
-SEARCH: Mapping[str, Mapping[str, Any]] = {"pydoc": _SMALL | {"window": 10}}
+SEARCH: Mapping[str, Mapping[str, Any]] = {"pydoc": _SMALL | {"window": 10, "valid_columns": 32}}
 """Defaults of a data set that differ from those of `RecurrentSearchOptions`."""
 
 EVALUATION: Mapping[str, Mapping[str, Any]] = {

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -53,6 +54,21 @@ class RecurrentSearchNetwork(LanguageLayers, Supernet):
             weights = torch.cat([weights, mix.added[:, None]], dim=1)
         plan = search_plan(self.groups["cell"].ops, ENDS, mix.active, mix.added is not None)
         return weights, plan
+
+    @contextmanager
+    def normalised_by_batch(self) -> Iterator[None]:
+        """Inside, the norm takes the statistics of the batch in eval mode, too, and leaves the running ones alone.
+
+        All states of the cell share the running statistics, which follow the latest ten: they fit none of the states.
+        """
+        norm = self.get_submodule("rnns.0.bn")
+        was_training = norm.training
+        with self.frozen_statistics():
+            norm.train()
+            try:
+                yield
+            finally:
+                norm.train(was_training)
 
     def mixed_ops(self, group: str) -> list[list[MixedOp]]:
         """Return nothing: the activations are computed by the cell, not by `MixedOp`s."""

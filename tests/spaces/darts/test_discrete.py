@@ -356,7 +356,7 @@ def test_evaluation_is_deterministic_and_follows_no_drop_path() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"C": 5}, "C must be even.*got 5"),
+        ({"C": 5, "stem": "imagenet"}, "C_out must be even.*got 5"),
         ({"C": 0}, "C must be at least 1; got 0"),
         ({"layers": 0}, "layers must be at least 1; got 0"),
         ({"num_classes": 0}, "num_classes must be at least 1"),

@@ -188,7 +188,6 @@ def test_frozen_statistics(backend: str) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: SearchNetwork(C=5), "C must be even, since a factorised reduction makes two halves; got 5"),
         (lambda: SearchNetwork(C=0), "C must be at least 1; got 0"),
         (lambda: SearchNetwork(layers=0), "layers must be at least 1; got 0"),
         (lambda: SearchNetwork(num_classes=0), "num_classes must be at least 1; got 0"),

@@ -25,6 +25,8 @@ from fastdarts.spaces.registry import load_architecture, read_architecture
 
 CELL = "|nor_conv_1x1~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|none~1|nor_conv_3x3~2|"
 OPTIONS: dict[str, dict[str, Any]] = {
+    "fairnas": {"cells": 3, "population": 2},
+    "drnas-progressive": {"k": (2, 1), "left": 2},
     "random": {"cells": 3, "finalists": 2},
     "robustdarts": {"iterations": 2, "images": 4},
     "p-darts": {"dropped": (1, 1), "depth": (1.0, 1.0, 1.4)},
@@ -48,7 +50,9 @@ def test_every_method_searches_here(name: str, tmp_path: Path, monkeypatch: pyte
     assert list(result.alphas) == ["cell"]
     lasting = PRIMITIVES[1:] if name == "fairdarts" else PRIMITIVES
     assert result.alphas["cell"].shape == (6, len(lasting))
-    assert result.alphas["cell"].isfinite().sum() == 6 * (3 if name == "p-darts" else len(lasting))
+    assert result.alphas["cell"].isfinite().sum() == 6 * {"p-darts": 3, "sgas": 1, "drnas-progressive": 2}.get(
+        name, len(lasting)
+    )
     last = result.metrics[-1]
     assert last["skips_cell"] == result.genotype.ops.count("skip_connect") or name == "random"
     assert 0 <= last["entropy_cell"] <= math.log(5) + 1e-6
