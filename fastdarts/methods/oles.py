@@ -11,8 +11,8 @@ with weights is judged, also reductions in place of skip connections; the cells 
 
 The authors' code does not clear the training gradient before it adds that of the validation loss, so that it compares
 g_train + g_valid with g_train, which is positive even for gradients that are independent of each other; their threshold
-of 0.4 belongs to that score, which `score=released` computes. The paper's cosine, the default, is frozen below 0, where
-a training step raises the validation loss.
+of 0.4 belongs to that score, which `score=released` computes. By the paper's cosine, the default, ops are frozen below
+0, where a step down the training loss raises the validation loss.
 """
 
 from collections.abc import Callable, Mapping, Sequence
