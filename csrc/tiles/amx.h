@@ -88,14 +88,13 @@ constexpr int kTileSize = kTileRows * kTileRows;
 template <class F>
 FD_INLINE void product_in_tiles(const void* a, int64_t pixels, int64_t k, const uint32_t* b, int64_t columns, const F& visit) {
   const int64_t row_bytes = 2 * k, column_bytes = 4 * columns, deep = k / kTileDepth * kTileDepth;
-  const int64_t tiles = (pixels + kTileRows - 1) / kTileRows;
-  alignas(64) float y[2][kSumTiles * kTileSize];  // one is visited while the registers make the other
+  alignas(64) float y[kSumTiles * kTileSize];
   over_tile_columns(columns / kTileRows, [&](auto columns_at_once, auto rows_at_once, int64_t column) FD_LAMBDA {
     constexpr int COLUMNS = columns_at_once.value;
-    const char* right = reinterpret_cast<const char*>(b) + column * 64;
-    const auto multiply = [&](auto rows, int64_t row, float* to) FD_LAMBDA {
-      constexpr int ROWS = rows.value;
+    exact_blocks<rows_at_once.value>((pixels + kTileRows - 1) / kTileRows, [&](auto size, int64_t row) FD_LAMBDA {
+      constexpr int ROWS = size.value;
       const char* left = static_cast<const char*>(a) + row * kTileRows * row_bytes;
+      const char* right = reinterpret_cast<const char*>(b) + column * 64;
       each<ROWS * COLUMNS>([&](auto tile) FD_LAMBDA { clear_tile<tile.value>(); });
       for (int64_t at = 0; at < deep; at += kTileDepth)
         add_products<ROWS, COLUMNS, kLeft, kRight>(left + 2 * at, row_bytes, kTileRows * row_bytes, right + at / 2 * column_bytes,
@@ -103,27 +102,12 @@ FD_INLINE void product_in_tiles(const void* a, int64_t pixels, int64_t k, const 
       if (deep < k)
         add_products<ROWS, COLUMNS, kHalfLeft, kHalfRight>(left + 2 * deep, row_bytes, kTileRows * row_bytes,
                                                            right + deep / 2 * column_bytes, column_bytes);
-      each<ROWS * COLUMNS>([&](auto tile) FD_LAMBDA { store_tile<tile.value>(to + tile.value * kTileSize, 64); });
-      return int64_t(ROWS);
-    };
-    const auto multiply_next = [&](int64_t row, float* to) FD_LAMBDA {
-      if (row == tiles) return int64_t(0);
-      if (tiles - row >= rows_at_once.value) return multiply(rows_at_once, row, to);
-      if constexpr (rows_at_once.value == 4)
-        if (tiles - row >= 2) return multiply(Int<2>{}, row, to);
-      return multiply(Int<1>{}, row, to);
-    };
-    int64_t row = 0, rows = 0;
-    for (int now = 0;; now = 1 - now) {
-      const int64_t next_rows = multiply_next(row + rows, y[1 - now]);
-      for (int64_t i = 0; i < rows; ++i) {
+      each<ROWS * COLUMNS>([&](auto tile) FD_LAMBDA { store_tile<tile.value>(y + tile.value * kTileSize, 64); });
+      for (int i = 0; i < ROWS; ++i) {
         const int64_t p = (row + i) * kTileRows, rest = pixels - p;
-        visit(p, rest < kTileRows ? rest : kTileRows, column * kTileRows, columns_at_once, y[now] + i * COLUMNS * kTileSize);
+        visit(p, rest < kTileRows ? rest : kTileRows, column * kTileRows, columns_at_once, y + i * COLUMNS * kTileSize);
       }
-      if (next_rows == 0) return;
-      row += rows;
-      rows = next_rows;
-    }
+    });
   });
 }
 
