@@ -105,10 +105,11 @@ sanitized: dev
 	  $(PY) setup.py --quiet build --build-lib $(SANITIZED)/lib --build-temp $(SANITIZED)/temp
 
 sanitize: sanitized
-	$(SANITIZED_PYTEST) tests/ops/test_operators.py tests/mixed/test_mixed_op.py tests/ops/test_flat.py tests/mixed/test_fused.py::test_cell \
+	$(SANITIZED_PYTEST) tests/ops/test_operators.py tests/mixed/test_mixed_op.py tests/ops/test_flat.py tests/ops/test_mbconv.py tests/mixed/test_fused.py::test_cell \
 	  -k "not compiled and not papers_size and not instruction and not cuda_sources"
 	FASTDARTS_CPU=portable $(SANITIZED_PYTEST) $(CELLS_AND_EDGES)
 	! grep -qw avx2 /proc/cpuinfo || FASTDARTS_CPU=avx2 $(SANITIZED_PYTEST) $(CELLS_AND_EDGES)
+	! grep -qw amx_bf16 /proc/cpuinfo || FASTDARTS_CPU=avx512 $(SANITIZED_PYTEST) $(CELLS_AND_EDGES)
 	$(SANITIZED_FUZZ) --calls 10000
 
 fuzz: sanitized
@@ -120,6 +121,7 @@ trust: dev
 	$(FUZZ_DIFFERENTIAL) --cases 5000
 	FASTDARTS_CPU=portable $(FUZZ_DIFFERENTIAL) --cases 1000
 	! grep -qw avx2 /proc/cpuinfo || FASTDARTS_CPU=avx2 $(FUZZ_DIFFERENTIAL) --cases 1000
+	! grep -qw amx_bf16 /proc/cpuinfo || FASTDARTS_CPU=avx512 $(FUZZ_DIFFERENTIAL) --cases 1000
 	$(PY) tests/fuzz/fuzz_kills.py --kills 200 $(ARGS)
 	$(PY) tests/fuzz/fuzz_soak.py --steps 1000
 

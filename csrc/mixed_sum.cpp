@@ -93,7 +93,7 @@ at::Tensor read_factors(const std::optional<at::Tensor>& factors, const Plan& pl
 std::tuple<at::Tensor, at::Tensor, at::Tensor> mixed_sum(at::TensorList states, const at::Tensor& weights, at::TensorList params,
                                                          const std::optional<at::Tensor>& running, at::IntArrayRef code, double eps,
                                                          const std::optional<at::Tensor>& affine,
-                                                         const std::optional<at::Tensor>& factors) {
+                                                         const std::optional<at::Tensor>& factors, bool recompute) {
   const Plan plan(code);
   const Shape shape = check(plan, states, weights, params, eps);
   const at::ScalarType dtype = states[0].scalar_type(), compute = compute_type(dtype);
@@ -112,10 +112,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> mixed_sum(at::TensorList states, 
     bypass.emplace(plan, wholes, out, ws, images);
   }
   at::Tensor saved;
-  const Args args{xs, ws, ps, plan, affines, fs, !running, eps, bypass ? &*bypass : nullptr};
+  const Args args{xs, ws, ps, plan, affines, fs, !running, eps, recompute, bypass ? &*bypass : nullptr};
   dispatch(dtype, [&](auto a, auto t) {
     using Sum = MixedSum<decltype(a), decltype(t)>;
-    saved = empty_in_block({Sum::saved_size(plan, n, c, shape.ho, shape.wo)}, dtype);
+    saved = empty_in_block({Sum::saved_size(plan, recompute, n, c, shape.ho, shape.wo)}, dtype);
     Sum(args, nodes, saved, stats).forward();
   });
   return {bypass ? out : unfold(nodes, plan.nodes, images), saved, stats};
@@ -124,7 +124,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> mixed_sum(at::TensorList states, 
 std::tuple<at::Tensor, std::vector<at::Tensor>, std::vector<at::Tensor>, at::Tensor> mixed_sum_backward(
     const at::Tensor& grad_out, at::TensorList states, const at::Tensor& weights, at::TensorList params, const at::Tensor& out,
     const at::Tensor& saved, const at::Tensor& stats, at::IntArrayRef code, bool training, double eps, at::IntArrayRef need_states,
-    bool need_params, bool need_weights, const std::optional<at::Tensor>& affine, const std::optional<at::Tensor>& factors) {
+    bool need_params, bool need_weights, const std::optional<at::Tensor>& affine, const std::optional<at::Tensor>& factors,
+    bool recompute) {
   const Plan plan(code);
   const Shape shape = check(plan, states, weights, params, eps);
   const at::ScalarType dtype = states[0].scalar_type(), compute = compute_type(dtype);
@@ -154,10 +155,10 @@ std::tuple<at::Tensor, std::vector<at::Tensor>, std::vector<at::Tensor>, at::Ten
     to.need_states.push_back(need_states[i] != 0);
     to.states.push_back(need_states[i] ? empty_image_in_block(xs[i].sizes(), dtype) : at::empty({0}, xs[i].options()));
   }
-  const Args args{xs, ws, ps, plan, affines, fs, training, eps, bypass ? &*bypass : nullptr};
+  const Args args{xs, ws, ps, plan, affines, fs, training, eps, recompute, bypass ? &*bypass : nullptr};
   dispatch(dtype, [&](auto a, auto t) {
     using Sum = MixedSum<decltype(a), decltype(t)>;
-    TORCH_CHECK_VALUE(saved.numel() == Sum::saved_size(plan, n, c, shape.ho, shape.wo), "mixed_sum_backward: saved");
+    TORCH_CHECK_VALUE(saved.numel() == Sum::saved_size(plan, recompute, n, c, shape.ho, shape.wo), "mixed_sum_backward: saved");
     Sum(args, nodes, saved, stats).backward(g, to);
   });
   for (size_t i = 0; i < xs.size(); ++i)

@@ -28,6 +28,7 @@ struct Args {
   const at::Tensor& factors;  // [edges, images], or undefined
   bool training;
   double eps;
+  bool recompute;  // whether the backward makes the first stages of separable convolutions again, which are not saved
   Bypass* bypass;  // of partial channels: then the tensors here hold the ops' channels alone, those of nodes in slots; or null
 };
 
@@ -104,7 +105,7 @@ class MixedSum {
   }
 
   // Elements of T that `saved` must hold.
-  static int64_t saved_size(const Plan& plan, int64_t n, int64_t c, int64_t ho, int64_t wo) {
+  static int64_t saved_size(const Plan& plan, bool recompute, int64_t n, int64_t c, int64_t ho, int64_t wo) {
     int64_t tensors = 0;
     std::vector<std::vector<int64_t>> pools;
     for (const Edge& edge : plan.edges)
@@ -115,7 +116,7 @@ class MixedSum {
           pools.push_back(key);
           ++tensors;
         } else {
-          tensors += op.norms;
+          tensors += op.kind == Kind::sep_conv && recompute ? 1 : op.norms;
         }
       }
     return checked_product("mixed_sum: saved", {tensors, n, ho, wo, padded_channels<A>(c)});
@@ -187,7 +188,8 @@ class MixedSum {
     return factors_[edge] = factors;
   }
 
-  Stage<A, T> stage_of(const Op& op, int64_t stride, T*& saved) {
+  // `saved`: where the stage's y goes, moved on; or null where it is made in a block.
+  Stage<A, T> stage_of(const Op& op, int64_t stride, T** saved) {
     const bool gathers = op.kind == Kind::skip || op.kind == Kind::pointwise;
     Stage<A, T> s{};
     s.kernel = gathers ? 0 : op.kernel;
@@ -195,8 +197,10 @@ class MixedSum {
     s.stride = stride;
     s.pad = gathers ? 0 : op.dilation * (op.kernel - 1) / 2;
     s.k = op.kind == Kind::skip ? 2 * cp_ : cp_;
-    s.y = saved;
-    saved += n_ * ho_ * wo_ * cp_;
+    if (saved) {
+      s.y = *saved;
+      *saved += n_ * ho_ * wo_ * cp_;
+    }
     s.norm = make_norm(arena_, cp_);
     s.chunk_mean = doubles_.zeros(chunks_ * cp_);
     s.chunk_m2 = doubles_.zeros(chunks_ * cp_);
@@ -222,8 +226,8 @@ class MixedSum {
           Branch<A, T> b{};
           b.separable = op.kind == Kind::sep_conv;
           b.factors = factors_of(e);
-          b.first = stage_of(op, edge.stride, saved);
-          if (b.separable) b.second = stage_of(op, 1, saved);
+          b.first = stage_of(op, edge.stride, b.separable && args_.recompute ? nullptr : &saved);
+          if (b.separable) b.second = stage_of(op, 1, &saved);
           const Stage<A, T>& last = b.separable ? b.second : b.first;
           o.branch = site->branches.size();
           o.y = last.y;
@@ -275,13 +279,15 @@ class MixedSum {
     for (auto& [site, o] : work) {
       Branch<A, T>& b = site->branches[o->branch];
       for (Stage<A, T>* s : {&b.first, &b.second}) {
-        if (!s->y) continue;
+        if (s->k == 0) continue;
+        const bool runs_forward = !for_backward || (b.separable && s == &b.first && args_.recompute);
         s->dw = arena_.take(s->kernel * s->kernel * cp_);
-        s->pw = for_backward ? nullptr : arena_.take(s->k * cp_);
+        s->pw = runs_forward ? arena_.take(s->k * cp_) : nullptr;
         s->dw_flipped = for_backward ? arena_.take(s->kernel * s->kernel * cp_) : nullptr;
         s->pw_t = for_backward ? arena_.take(s->k * cp_) : nullptr;
         if (!kernels_.pairs) continue;
-        (for_backward ? s->pw_t_pairs : s->pw_pairs) = reinterpret_cast<uint32_t*>(arena_.take(s->k * cp_ / 2));
+        if (runs_forward) s->pw_pairs = reinterpret_cast<uint32_t*>(arena_.take(s->k * cp_ / 2));
+        if (for_backward) s->pw_t_pairs = reinterpret_cast<uint32_t*>(arena_.take(s->k * cp_ / 2));
       }
     }
     at::parallel_for(0, work.size(), 4, [&](int64_t lo, int64_t hi) {
@@ -336,12 +342,14 @@ class MixedSum {
       T* next_soon = soon.data();
       for (Branch<A, T>* b = bank.branches; b != bank.branches + bank.count; ++b) {
         if (!b->separable) continue;
-        b->first.soon = next_soon;
+        (args_.recompute ? b->first.y : b->first.soon) = next_soon;
         next_soon += plane;
       }
       over_tiles(bank.geo, [&](int64_t lo, int64_t hi, int64_t chunk, int64_t thread) {
         kernels_.first_forward(bank, lo, hi, chunk, scratch.data() + thread * size);
       });
+      for (Branch<A, T>* b = bank.branches; b != bank.branches + bank.count; ++b)
+        if (b->separable) b->first.soon = args_.recompute ? b->first.y : b->first.soon;
       for (OpSite<A, T>* o = begin; o != end; ++o)
         if (o->branch >= 0) {
           const Stage<A, T>& first = site.branches[o->branch].first;
@@ -497,7 +505,7 @@ class MixedSum {
       if (o.branch >= 0) {
         for (Stage<A, T>* s : {&site.branches[o.branch].first, &site.branches[o.branch].second}) {
           s->grad = grads_size;
-          grads_size += s->y ? (s->k + s->kernel * s->kernel) * cp_ : 0;
+          grads_size += (s->k + s->kernel * s->kernel) * cp_;
         }
       } else if (!o.y) {
         skip_g.push_back(g[o.edge->node]);
@@ -511,7 +519,8 @@ class MixedSum {
     bank.skips = skip_g.size();
 
     const int64_t plane = n_ * ho_ * wo_ * cp_, size = ScratchLayout(bank.geo).total();
-    Block<A> dz(site.most_separables() * plane), dx_partial(need_x ? n_ * bank.geo.h * bank.geo.w * cp_ : 0);
+    Block<T> again(args_.recompute ? site.most_separables() * plane : 0), dz(site.most_separables() * plane);
+    Block<A> dx_partial(need_x ? n_ * bank.geo.h * bank.geo.w * cp_ : 0);
     Block<A> scratch(size * threads_), grads(need_params ? grads_size * chunks_ : 0);
     clear_borders(bank.geo, scratch.data());
     bank.dx_partial = dx_partial.data();
@@ -527,7 +536,7 @@ class MixedSum {
       }
       if (!need_x && !need_params) return;
 
-      A* next_dz = dz.data();
+      T* next_dz = dz.data();
       for (const OpSite<A, T>* o = begin; o != end; ++o) {
         if (o->branch < 0) continue;
         Branch<A, T>& b = site.branches[o->branch];
@@ -541,6 +550,7 @@ class MixedSum {
         b.chunk_dz = doubles_.zeros(chunks_ * cp_);
         b.chunk_dzy = doubles_.zeros(chunks_ * cp_);
       }
+      if (args_.recompute && site.separables() > 0) make_first_again(bank, again.data(), scratch.data());
       if (site.separables() > 0)
         over_tiles(bank.geo, [&](int64_t lo, int64_t hi, int64_t chunk, int64_t thread) {
           kernels_.second_backward(bank, lo, hi, chunk, scratch.data() + thread * size, grads.data() + chunk * grads_size);
@@ -562,6 +572,25 @@ class MixedSum {
       });
     });
     if (need_params) collect_grads(site, grads.data(), grads_size, to.params);
+  }
+
+  // y of the first stages of an edge's separable convolutions, which was not saved. The moments that come along are not read.
+  void make_first_again(Bank<A, T>& bank, T* y, A* scratch) {
+    std::vector<Branch<A, T>> separable;
+    for (Branch<A, T>* b = bank.branches; b != bank.branches + bank.count; ++b) {
+      if (!b->separable) continue;
+      b->first.y = y;
+      y += n_ * ho_ * wo_ * cp_;
+      separable.push_back(*b);
+    }
+    Bank<A, T> part = bank;
+    part.branches = separable.data();
+    part.count = separable.size();
+    part.pools = {};
+    const int64_t size = ScratchLayout(bank.geo).total();
+    over_tiles(bank.geo, [&](int64_t lo, int64_t hi, int64_t chunk, int64_t thread) {
+      kernels_.first_forward(part, lo, hi, chunk, scratch + thread * size);
+    });
   }
 
   // The gradient of an op's weight: the sum of g times what the op puts out.

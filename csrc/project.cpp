@@ -33,7 +33,7 @@ class Project {
     p_.x = view_of<const T>(x);
     s.y = pointer<T>(saved);
     s.norm = make_norm(arena_, cp);
-    scratch_ = (rows * wo + 1) * 3 * std::max(s.k, cp);
+    scratch_ = (3 * rows * wo + 2 * kSparePixels) * std::max(s.k, cp);
     pack();
   }
 

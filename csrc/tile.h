@@ -70,7 +70,7 @@ struct Branch {  // one convolutional candidate of one edge
   Stage<A, T> first, second;
   View<T> g;           // gradient of the node the edge enters
   const A* factors;    // [n, cp]: of the edge, an image's in all its lanes; null: 1
-  A* dz;               // separable: [n, ho, wo, cp], gradient of the relu between the stages
+  T* dz;               // separable: [n, ho, wo, cp], gradient of what the relu between the stages sees
   double *chunk_dz, *chunk_dzy;  // [chunks, cp]: sums of dz and dz * (y - mean) where the relu passes
 };
 
@@ -173,7 +173,7 @@ struct Kernels {
   void (*term_sums)(const Mix<A, T>&, int64_t lo, int64_t hi, int64_t chunk);
   void (*second_backward)(const Bank<A, T>&, int64_t lo, int64_t hi, int64_t chunk, A* scratch, A* grads);
   void (*first_backward)(const Bank<A, T>&, int64_t lo, int64_t hi, int64_t chunk, A* scratch, A* grads);
-  // Scratch: three times a tile's pixels by the larger of k and cp.
+  // Scratch: three times a tile's pixels and twice kSparePixels, by the larger of k and cp.
   void (*project_forward)(const Projection<A, T>&, int64_t lo, int64_t hi, int64_t chunk, A* scratch);
   void (*project_backward)(const Projection<A, T>&, int64_t lo, int64_t hi, int64_t chunk, A* scratch, A* grads);
   // Rows [lo, hi) of all lines of images. Scratch: two rows and a pixel of `padded` channels.
@@ -181,6 +181,9 @@ struct Kernels {
   using Rows = void(const PartialRows<A, T>&, int64_t lo, int64_t hi, A* scratch, double* factor_sums);
   Rows *pool_passing, *join, *part_node, *part_input;
 };
+
+// Products may round pixels up to whole registers, in one array or another.
+constexpr int64_t kSparePixels = 48;
 
 // A thread's scratch: the padded source, the padded gradient of depthwise outputs, a padded middle, depthwise outputs and their
 // gradients, gradients of pointwise outputs, sums, rows of pools' windows; each in elements of A.
@@ -190,7 +193,7 @@ struct ScratchLayout {
     const int64_t reach = 2 * g.pad, out = g.rows * g.wo * g.cp;
     source = (g.stride * g.rows + reach) * (g.w + reach) * g.cp;
     middle = (g.rows + reach) * (g.wo + reach) * g.cp;
-    d = 2 * out;
+    d = 2 * out + kSparePixels * g.cp;
     dy = out;
     sums = 3 * g.cp;
     windows = 2 * 3 * g.wo * g.cp;
@@ -200,7 +203,7 @@ struct ScratchLayout {
   __attribute__((always_inline)) int64_t total() const { return source + 2 * (middle + d) + dy + sums + windows; }
 };
 
-// The kernels for this machine's instruction set, or the one FASTDARTS_CPU names (avx512, avx2, portable).
+// The kernels for this machine's instruction set, or the one FASTDARTS_CPU names (amx, avx512, avx2, portable).
 template <class A, class T>
 const Kernels<A, T>& kernels();
 

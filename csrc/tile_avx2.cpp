@@ -15,6 +15,7 @@
 #define FASTDARTS_ISA avx2
 #define FASTDARTS_VECTOR_BYTES 32
 #define FASTDARTS_BF16_DOT 0
+#define FASTDARTS_AMX 0
 #include "tile_kernels.h"
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -15,6 +15,7 @@
 #define FASTDARTS_ISA avx512
 #define FASTDARTS_VECTOR_BYTES 64
 #define FASTDARTS_BF16_DOT 0
+#define FASTDARTS_AMX 0
 #include "tile_kernels.h"
 FASTDARTS_SHARE_DEPTHWISE(template)  // with tile_avx512_bf16.cpp
 #if defined(__clang__)

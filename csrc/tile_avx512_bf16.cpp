@@ -15,6 +15,7 @@
 #define FASTDARTS_ISA avx512_bf16
 #define FASTDARTS_VECTOR_BYTES 64
 #define FASTDARTS_BF16_DOT 1
+#define FASTDARTS_AMX 0
 #include "tile_kernels.h"
 #if defined(__clang__)
 #pragma clang attribute pop

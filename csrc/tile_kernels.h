@@ -1,6 +1,7 @@
 // The tile kernels (tiles/), written once with vector extensions and compiled once per instruction set: tile_<isa>.cpp defines
 // FASTDARTS_ISA (a namespace) and FASTDARTS_VECTOR_BYTES, sets the target, and includes this file. FASTDARTS_BF16_DOT says that
-// the target multiplies pairs of bfloat16 (AVX512-BF16), which the bfloat16 kernels then use for their products.
+// the target multiplies pairs of bfloat16 (AVX512-BF16), which the bfloat16 kernels then use for their products, FASTDARTS_AMX that
+// it multiplies them in tile registers, which they then use instead.
 #include "tiles/backward.h"
 #include "tiles/bypass.h"
 #include "tiles/forward.h"

@@ -6,4 +6,5 @@
 #define FASTDARTS_ISA portable
 #define FASTDARTS_VECTOR_BYTES 16
 #define FASTDARTS_BF16_DOT 0
+#define FASTDARTS_AMX 0
 #include "tile_kernels.h"

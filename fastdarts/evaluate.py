@@ -32,6 +32,7 @@ from fastdarts.export import check_export_packages, export_trained
 from fastdarts.runs import measures, resources
 from fastdarts.runs.begin_from import begin_from
 from fastdarts.runs.console import LOGGER
+from fastdarts.runs.costs import load_cost
 from fastdarts.runs.device import determinism
 from fastdarts.runs.eval_config import EvalConfig
 from fastdarts.runs.eval_state import EvalState
@@ -44,6 +45,7 @@ from fastdarts.runs.kernels import kernels_used
 from fastdarts.runs.launch import Team, joined, rank_of_process
 from fastdarts.runs.lock import releases_folders
 from fastdarts.runs.loggers import Logger
+from fastdarts.runs.predicted import CostComparison, predicted_cost, with_measured
 from fastdarts.runs.program import run_cli
 from fastdarts.runs.progress import Progress, json_number
 from fastdarts.runs.resuming import resume
@@ -85,6 +87,7 @@ class EvalResult:
         balanced_accuracy: mean of the classes' accuracies on the test images; NaN without classes.
         latency: seconds of a forward pass for batches of 1 and of 64 images, on the run's device; empty if the network
             was only tested.
+        cost: what the table of config.cost predicts, and what was measured; None without a table.
     """
 
     test_error: float
@@ -101,6 +104,7 @@ class EvalResult:
     confusion: Tensor | None = None
     balanced_accuracy: float = math.nan
     latency: Mapping[int, float] = field(default_factory=dict)
+    cost: CostComparison | None = None
 
 
 @releases_folders
@@ -137,6 +141,8 @@ def evaluate(
         Interrupted: SIGINT, SIGTERM, SIGHUP or SIGUSR1 came; the state is saved.
         RankLostError: another process of this training has died or raised; the last checkpoint stays.
     """
+    if config.cost is not None:
+        predicted_cost(load_cost(config.cost), architecture_of(genotype), config.layers)  # the table may not fit
     if config.export is not None:
         check_export_packages(config.export)
         check_writable("export", config.export.parent)
@@ -204,6 +210,11 @@ def _evaluate(
         if out is not None:
             latencies = {size: measures.latency(network, image_shape, size) for size in _LATENCY_BATCHES}
             result = dataclasses.replace(result, latency=latencies)
+            if config.cost is not None:
+                table = load_cost(config.cost)
+                predicted = predicted_cost(table, genotype, config.layers)
+                compared = with_measured(predicted, table, network, image_shape, device)
+                result = dataclasses.replace(result, cost=compared)
             _write_numbers(result, train_images, image_shape, out)
         if config.export is not None:
             result = dataclasses.replace(result, exported=export_trained(_trained(state, train_images), config.export))
@@ -369,6 +380,7 @@ def _write_numbers(result: EvalResult, train_images: ImageSet, image_shape: Sequ
         "classes": train_images.classes,
         "balanced_accuracy": json_number(result.balanced_accuracy),
         "latency_seconds": {str(size): seconds for size, seconds in result.latency.items()},
+        "cost": None if result.cost is None else dataclasses.asdict(result.cost),
         "confusion": None,
     }
     if result.confusion is not None and len(result.confusion) <= _CONFUSION_CLASSES:
@@ -428,6 +440,8 @@ def _run(command: _Command) -> int:
         f"{result.parameters:,} parameters ({result.parameters_with_auxiliary:,} with the auxiliary head), "
         f"{result.multiply_adds:,} multiply-adds an image"
     )
+    if result.cost is not None:
+        print(result.cost)
     if result.out_dir is not None:
         print(f"results: {result.out_dir} (report.html)")
     if result.exported:

@@ -1,13 +1,14 @@
 """Measure how long each op of a space takes on this machine, for `search --cost FILE`.
 
 Each distinct op, shape and stride is measured once, in turns with whole random networks. Half of these give the time of
-what a table of ops does not hold; for the others the table's error is printed.
+what a table of ops does not hold; for the others the table's error is printed. With `--samples N` a regressor is fitted
+to N whole networks instead (Latency-DARTS, Xu et al., arXiv:2001.06392), and its error on a fifth of them is printed.
 """
 
 import copy
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean, stdev
 from typing import Any
 
@@ -23,6 +24,7 @@ from fastdarts.runs.program import run_cli
 from fastdarts.runs.timing import milliseconds, runner
 from fastdarts.spaces import registry
 from fastdarts.spaces.cost import CostTable, Place, names_of, places
+from fastdarts.spaces.cost_model import CostModel, fit, weights_of
 from fastdarts.spaces.space import Space
 from fastdarts.spaces.supernet import Supernet
 
@@ -35,12 +37,12 @@ class Latencies:
     """Hold the result of a measurement.
 
     Attributes:
-        table: milliseconds of each choice.
+        table: milliseconds of each choice, or a regressor.
         measured: milliseconds of whole networks.
         predicted: the table's, for the same networks, which it was not made from.
     """
 
-    table: CostTable
+    table: CostTable | CostModel
     measured: list[float]
     predicted: list[float]
 
@@ -91,6 +93,33 @@ def measure(config: LatencyConfig) -> Latencies:
     constant = mean(whole - ops for whole, ops in zip(wholes[:half], sums[:half], strict=True))
     table = CostTable(table.unit, table.ops, table.rows, constant, table.about)
     return Latencies(table, wholes[half:], [ops + constant for ops in sums[half:]])
+
+
+def measure_whole(config: LatencyConfig) -> Latencies:
+    """Fit a regressor to the latency of `config.samples` random networks; a fifth of them is held out.
+
+    Raises: as `measure`.
+    """
+    device = choose_device(config.device)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    space = registry.find(config.space, config.primitives, config.space_options)
+    network = _supernet(space, config)
+    generator = torch.Generator().manual_seed(config.seed)
+    architectures = [network.random(generator) for _ in range(config.samples)]
+    LOGGER.info("measuring %d networks %d times on %s", len(architectures), config.rounds, device)
+    x = _input((config.batch_size, config.in_channels, *config.image_size), device)
+    passes = {
+        index: runner(_whole(space, architecture, config, device), x, config.runtime)
+        for index, architecture in enumerate(architectures)
+    }
+    times = milliseconds(passes, config.rounds)
+    costs = [times[index] for index in passes]
+    held = len(costs) // 5
+    weights = [weights_of(network.mixes_of(architecture), network.groups) for architecture in architectures]
+    fitted = fit(names_of(network), weights[held:], costs[held:], "ms", config.seed)
+    model = replace(fitted, about=_about(config, device))
+    return Latencies(model, costs[:held], [model.of(network, architecture) for architecture in architectures[:held]])
 
 
 def _supernet(space: Space, config: LatencyConfig) -> Supernet:
@@ -165,7 +194,7 @@ def main(argv: Sequence[str] | None = None, prog: str = _PROGRAM) -> int:
 
 def _run(config: LatencyConfig) -> int:
     check_writable("out", config.out.parent)
-    found = measure(config)
+    found = measure_whole(config) if config.samples else measure(config)
     found.table.save(config.out)
     about = found.table.about
     print(f"device: {about['device']}, runtime {about['runtime']}, {about['batch_size']} images a pass")

@@ -30,6 +30,7 @@ from fastdarts.data.images import fraction_of
 from fastdarts.data.text import load_corpus
 from fastdarts.methods import find
 from fastdarts.methods.darts_pt import DartsPt
+from fastdarts.methods.scored import pareto_front
 from fastdarts.runs import checkpoint, movement, resources
 from fastdarts.runs.console import LOGGER
 from fastdarts.runs.device import determinism
@@ -160,7 +161,7 @@ def _search(
     if text and config.cost is not None:
         raise ValueError("cost is that of networks that read images; leave it out for texts")
     kernels = (cell_kernels_used if text else kernels_used)(device, config.backend)
-    if not has_kernels(space):
+    if not has_kernels(space, device.type):
         kernels = f"plain PyTorch modules on {device}: the ops of space {config.space!r} have no kernels"
     if config.sync_batch_norm and not ranks.alone:
         if config.backend == "fused":
@@ -340,6 +341,8 @@ def _write_results(state: SearchState, genotype: Any, tabulated: dict[str, float
 
     _write_alphas(state, out)
     draw_alphas(out / "alphas.npz")
+    if state.method.compared:
+        write_atomically(out / "candidates.json", json.dumps(_candidates(state, genotype), indent=1) + "\n")
     _write_architecture(genotype, tabulated, out)
 
 
@@ -353,6 +356,24 @@ def _write_architecture(genotype: Any, tabulated: dict[str, float], out: Path) -
         write_atomically(out / "benchmark.json", json.dumps(tabulated, indent=2) + "\n")
     write_picture(genotype, out)
     run_report.write_report(out)
+
+
+def _candidates(state: SearchState, genotype: Any) -> dict[str, Any]:
+    """Return the architectures that the method compared: their scores and costs, and which are on the Pareto front."""
+    front = {one.architecture.to_json() for one in pareto_front(state.method.compared)}
+    return {
+        "unit": None if state.costs is None else state.costs.unit,
+        "found": json.loads(genotype.to_json()),
+        "candidates": [
+            {
+                "architecture": json.loads(text := one.architecture.to_json()),
+                "score": one.score,
+                "cost": one.cost,
+                "front": text in front,
+            }
+            for one in state.method.compared
+        ],
+    }
 
 
 def _epoch_line(metrics: Metrics) -> str:

@@ -19,7 +19,7 @@ from fastdarts.kernels import tiles
 from fastdarts.spaces.darts.cell import Cell
 from fastdarts.spaces.darts.genotype import edges_of
 
-ELEMENTS, WARPS = (1024, 2048, 4096, 8192), (4, 8)
+ELEMENTS, WARPS = (1024, 2048, 4096, 8192), (4, 8, 16)
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 

@@ -1,6 +1,7 @@
 """Launches over a bank: everything that leaves one state at one stride, forward and backward."""
 
 import itertools
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from fastdarts.kernels.mix import finish_sums_kernel
 from fastdarts.kernels.pools import pool_backward_kernel
 from fastdarts.kernels.reduction import reduction_backward_kernel
 from fastdarts.kernels.stage import join_moments_kernel, learned_norms_kernel, stage_forward_kernel
-from fastdarts.kernels.tables import PIXEL, TAPS, Bank, Stage, constant, geometries, group_of, stage_rows
+from fastdarts.kernels.tables import PIXEL, TAPS, Bank, Stage, constant, geometries, grouped, stage_rows
 
 Image = tuple[Tensor, int]  # [N, C, H, W] and the elements from pixel to pixel
 States = tuple[Image, ...]  # the inputs, or one node
@@ -112,6 +113,20 @@ def banks_forward(banks: list[Bank], s: Shared, states: States) -> None:
     _stages_forward(seconds, s, states, None, False)
 
 
+def programs(stages: list[Stage], parts: int, paired: bool) -> list[list[Stage]]:
+    """The stages of each of the programs that share the images in so many parts.
+
+    Two edges of an input, or one, unless the GPU would stay half empty: then a half or a quarter of an edge, for which
+    the state is read and its gradient left once more.
+    """
+    enough = tiles.PROGRAMS * tiles.multiprocessors() * tiles.FULL
+    for together, pieces in ((paired, 1), (False, 1), (False, 2)):
+        groups = grouped(stages, together, pieces)
+        if parts * len(groups) >= enough:
+            return groups
+    return grouped(stages, False, 4)
+
+
 def alike(banks: list[Bank], states: States) -> list[list[Bank]]:
     """Banks that one launch serves: of one stride, from states of one layout."""
     found: dict[Any, list[Bank]] = {}
@@ -130,7 +145,7 @@ def _stages_forward(stages: list[Stage], s: Shared, states: States, bank: Bank |
     tile = s.tile(tiles.STAGE_FORWARD)
     images = s.chunk(tiles.FORWARD_CHUNK, tile)
     count = triton.cdiv(s.images, images)
-    rows, _, groups = stage_rows(stages, device, paired)
+    rows, _, groups = stage_rows(programs(stages, count, paired), device)
     chunk = images * s.height * s.width
     parts = count * triton.cdiv(chunk, tile.pixels)
     moments = s.stats.new_empty((len(stages) if s.training else 0, parts, 2, s.channels))
@@ -165,8 +180,8 @@ def _planes_forward(stages: list[Stage], firsts: list[Stage], s: Shared, states:
     if not stages:
         return
     images = planes.images_of_program(s)
-    rows, groups = planes.tables(stages, firsts, paired, s.saved.device)
     count = triton.cdiv(s.images, images)
+    rows, groups = planes.tables(programs(stages, count, paired), firsts, s.saved.device)
     moments = s.stats.new_empty((len(stages) if s.training else 0, count, 2, s.channels))
     launch(
         planes.forward_kernel,
@@ -201,7 +216,7 @@ def _join_moments(stages: list[Stage], s: Shared, moments: Tensor, chunk: int, t
         BLOCK_T=tiles.PARTIAL_SUMS // block,
         BLOCK_C=block,
         ACC=s.constants["ACC"],
-        num_warps=4,
+        num_warps=tiles.SUM_WARPS,
     )
     s.learn([norm for _, norm in pairs])
 
@@ -296,7 +311,9 @@ def _states_backward(leaving: list[Leaving], s: Shared, g: Gradients, states: St
             _reductions_backward(a.bank, s, g, states[a.bank.state], dz, s.pitch, need_x=False)
         return
     n, c, h, w = states[first.state][0].shape
-    groups = [len({group_of(stage, paired) for stage in a.bank.edges}) for a in leaving]
+    edges = [stage for a in leaving for stage in a.bank.edges]
+    of_states = Counter(group[0].state for group in programs(edges, backward_parts(s, c), paired))
+    groups = [of_states[a.bank.state] for a in leaving]
     counts = [count + len(a.bank.reductions) for count, a in zip(groups, leaving, strict=True)]
     assert leaving[0].dx is not None
     parts, pitch = leaving[0].dx
@@ -304,7 +321,6 @@ def _states_backward(leaving: list[Leaving], s: Shared, g: Gradients, states: St
         pitch = padded_channels(c, s.saved.dtype)
         parts = s.saved.new_empty((sum(counts), n * h * w, pitch))
     begins = dict(zip((a.bank.state for a in leaving), itertools.accumulate(counts, initial=0), strict=False))
-    edges = [stage for a in leaving for stage in a.bank.edges]
     _stages_backward(edges, s, g, states, first, dz, parts, pitch, None, True, paired, begins)
     for a, count, own in zip(leaving, counts, groups, strict=True):
         begin, x = begins[a.bank.state], states[a.bank.state]
@@ -344,7 +360,7 @@ def _pools_backward(leaving: Leaving, s: Shared, g: Gradients, x: Image, parts: 
     (_, c, h, w), x_pitch = x[0].shape, x[1]
     tile = s.tile(tiles.POOL_BACKWARD)
     images = s.chunk(tiles.BACKWARD_CHUNK, tile)
-    rows, edges, _ = stage_rows(bank.pools, x[0].device)
+    rows, edges, _ = stage_rows([bank.pools], x[0].device)
     dd = s.saved.new_empty((s.pixels, s.pitch))
     largest = torch.empty(dd.shape, dtype=torch.int8, device=dd.device)
     factors, op_weights = s.factors_or(g.weights)
@@ -398,7 +414,7 @@ def _stages_backward(
     block_i = tiles.channel_block(channels_in)
     tile = _backward_tile(s, channels_in)
     parts = backward_parts(s, channels_in)
-    rows, _, groups = stage_rows(stages, s.saved.device, paired, begins)
+    rows, _, groups = stage_rows(programs(stages, parts, paired), s.saved.device, begins)
     dd_pitch = padded_channels(channels_in, s.saved.dtype)
     dd = s.saved.new_empty((len(groups), s.pixels, dd_pitch))
     factors, op_weights = s.factors_or(g.weights)
@@ -453,7 +469,7 @@ def _reductions_backward(
         reduction_backward_kernel,
         (parts, len(stages), triton.cdiv(channels_in, block_i)),
         *(x[0], g.nodes[0], g.own, s.saved, dx, s.pw, g.coefficients, factors, g.pw_parts.buffer),
-        *(stage_rows(stages, x[0].device)[0], s.pixels, s.pw.numel()),
+        *(stage_rows([stages], x[0].device)[0], s.pixels, s.pw.numel()),
         **shape,
         ACC=s.constants["ACC"],
         DX_PITCH=dx_pitch,
@@ -505,5 +521,5 @@ def finish_sums(s: Shared, g: Gradients, sums: Tensor, entries: list[tuple[int, 
         TRAINING=s.training,
         BLOCK_T=tiles.PARTIAL_SUMS // block,
         BLOCK_C=block,
-        num_warps=4,
+        num_warps=tiles.SUM_WARPS,
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import fastdarts.ops.extension  # noqa: F401 - registers the kernels
 from fastdarts.kernels import tiles
-from fastdarts.kernels.tables import TAPS, WINDOWS, Stage, constant, group_of
+from fastdarts.kernels.tables import TAPS, WINDOWS, Stage, constant
 
 if TYPE_CHECKING:
     from fastdarts.kernels.bank import Image, Shared
@@ -109,26 +109,23 @@ def images_of_program(s: "Shared") -> int:
     return images
 
 
-def tables(stages: Sequence[Stage], firsts: Sequence[Stage], paired: bool, device: torch.device) -> tuple[Tensor, ...]:
+def tables(programs: Sequence[Sequence[Stage]], firsts: Sequence[Stage], device: torch.device) -> tuple[Tensor, ...]:
     """Return stages [n, 10] and groups [m, 2] (first, last + 1), as csrc/cuda/planes_forward.cuh has them.
 
-    firsts: those that `stages`, then the second of separable convolutions, continue; else none.
+    programs: the stages of each.
+    firsts: those that these, then the second of separable convolutions, continue; else none.
     """
     sizes = {geometry: (kernel, dilation) for geometry, kernel, dilation, *_ in WINDOWS.value}
     by_y = {first.y: first for first in firsts}
     rows: list[tuple[int, ...]] = []
-    groups: list[list[int]] = []
-    before: Any = None
-    for i, stage in enumerate(stages):
-        first = by_y.get(stage.x)
-        begins = first or stage
-        if group_of(begins, paired) != before:
-            before = group_of(begins, paired)
-            groups.append([i, i])
-        groups[-1][1] = i + 1
-        made_again = (sizes[first.geometry][0], first.dw, first.pw, first.norm) if first else (0, 0, 0, 0)
-        rows.append((*sizes[stage.geometry], stage.y, stage.dw, stage.pw, begins.state, *made_again))
-    return constant(tuple(rows), device), constant(tuple(map(tuple, groups)), device)
+    groups: list[tuple[int, int]] = []
+    for stages in programs:
+        groups.append((len(rows), len(rows) + len(stages)))
+        for stage in stages:
+            first = by_y.get(stage.x)
+            again = (sizes[first.geometry][0], first.dw, first.pw, first.norm) if first else (0, 0, 0, 0)
+            rows.append((*sizes[stage.geometry], stage.y, stage.dw, stage.pw, stage.state, *again))
+    return constant(tuple(rows), device), constant(tuple(groups), device)
 
 
 def split(stages: Sequence[Stage]) -> tuple[list[Stage], list[Stage]]:

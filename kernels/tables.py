@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ class Stage:
     own: int = 0
     dz: int = 0
     weight: int = -1  # op weight of a skip connection or of an op's last stage
-    state: int = 0  # which of its launch's states it reads
+    state: int = 0  # which of its launch's states it reads, or its first stage
     edges: list[tuple[int, int, int, int]] = field(default_factory=list)  # pools: the edges that use them; norm or -1
 
 
@@ -179,7 +180,7 @@ class _Builder:
             last = self._stage(c, node, bank.state)
             bank.convolutions.append(last)
             if c.kind == "sep_conv":
-                first, last = last, self._stage(c, node, 0)
+                first, last = last, self._stage(c, node, bank.state)
                 last.x, last.x_norm = first.y, first.norm
                 together = [b for b in t.banks if b is bank or max(b.source, bank.source) < t.inputs]
                 first.dz = last.dz = sum(len(b.seconds) for b in together)
@@ -241,26 +242,36 @@ def group_of(stage: Stage, paired: bool) -> tuple[int, int]:
     return stage.state, stage.target // 2 if paired and stage.target >= 0 else stage.target
 
 
+def grouped(stages: Sequence[Stage], paired: bool, pieces: int) -> list[list[Stage]]:
+    """The stages of each program: of two edges with `paired`, of an edge, or of about one in `pieces` of an edge's."""
+    groups = []
+    for _, group in groupby(stages, lambda stage: group_of(stage, paired)):
+        of_edge = list(group)
+        size = -(-len(of_edge) // pieces)
+        groups += [of_edge[i : i + size] for i in range(0, len(of_edge), size)]
+    return groups
+
+
 def stage_rows(
-    stages: Sequence[Stage], device: torch.device, paired: bool = False, begins: dict[int, int] | None = None
+    groups: Sequence[Sequence[Stage]], device: torch.device, begins: dict[int, int] | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The rows of `stages`, those of the edges their pools refer to, and groups (first, last + 1) of rows.
+    """The rows of the groups' stages, those of the edges their pools refer to, and groups (first, last + 1) of rows.
 
     begins: where in the gradients' parts each state's begin.
     """
     rows: list[Any] = []
     edges: list[Any] = []
-    groups: list[list[int]] = []
-    part = -1
-    for i, s in enumerate(stages):
-        if i == 0 or group_of(s, paired) != group_of(stages[i - 1], paired):
-            groups.append([i, i])
-            part = begins[s.state] if begins and (i == 0 or s.state != stages[i - 1].state) else part + 1
-        groups[-1][1] = i + 1
-        row = [s.geometry, s.y, s.norm, s.dw, s.pw, s.x, s.x_norm, s.node, s.own, s.dz, s.weight]
-        rows.append((*row, len(edges), len(s.edges), len(groups) - 1, s.state, part))
-        edges += s.edges
-    return constant(tuple(rows), device), constant(tuple(edges), device), constant(tuple(map(tuple, groups)), device)
+    bounds: list[tuple[int, int]] = []
+    part, state = -1, -1
+    for group in groups:
+        part = begins[group[0].state] if begins and group[0].state != state else part + 1
+        state = group[0].state
+        for s in group:
+            row = [s.geometry, s.y, s.norm, s.dw, s.pw, s.x, s.x_norm, s.node, s.own, s.dz, s.weight]
+            rows.append((*row, len(edges), len(s.edges), len(bounds), s.state, part))
+            edges += s.edges
+        bounds.append((len(rows) - len(group), len(rows)))
+    return constant(tuple(rows), device), constant(tuple(edges), device), constant(tuple(bounds), device)
 
 
 _in_graphs: set[Tensor] = set()  # what captured launches read for as long as their graphs live

@@ -31,19 +31,20 @@ STAGE_FORWARD, STAGE_BACKWARD, POOL_BACKWARD, JOIN, MIX = (
 SHIPPED = {
     STAGE_FORWARD: (4096, 8),
     STAGE_BACKWARD: (2048, 8),
-    POOL_BACKWARD: (2048, 8),
+    POOL_BACKWARD: (4096, 16),
     JOIN: (2048, 8),
     MIX: (2048, 4),
 }
 
-PARTIAL_SUMS = 2048
-SUM_PARTS = 256
+PARTIAL_SUMS, SUM_WARPS = 8192, 16
+SUM_PARTS = 128
 # Elements of an edge that a program takes one tile after another, in whole images, so that it shares no windows with
 # others: the more, the fewer parts of sums and gradients to add up.
 FORWARD_CHUNK = 8192
 BACKWARD_CHUNK = 16384
 # Programs that there should be for each multiprocessor first: at batch 64 a GPU would stay half empty.
 PROGRAMS = 2
+FULL = 0.9  # share of these that is enough
 
 Key = tuple[str, int, int, str]  # pass, channels, pixels of an image, dtype
 found: dict[Key, tuple[int, int]] | None = None

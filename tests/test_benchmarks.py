@@ -17,7 +17,7 @@ if not (ROOT / "benchmarks" / "cases.py").is_file():
     pytest.skip("needs the benchmarks, which are not installed", allow_module_level=True)
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import compare, found, picture, ranks, scaling  # noqa: E402
+from benchmarks import compare, found, layers, picture, ranks, scaling  # noqa: E402
 from benchmarks.cases import (  # noqa: E402
     AT_PAPERS_SIZE,
     AUTOCAST,
@@ -296,3 +296,10 @@ def test_found_networks_are_compared_with_plain_modules(capsys: pytest.CaptureFi
     assert re.search(
         r"^inference, batch 1, fused: .* s \(.*\), \d+ MiB; .*x plain channels_last, .* of its memory$", fused
     )
+
+
+def test_layers_of_candidates_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    assert layers.main(["--small", "--batch", "2", "--rounds", "1"]) == 0
+    said = capsys.readouterr().out
+    line = re.search(r"4 channels at\s+6x6\s*: modules [\d.]+ ms, fused [\d.]+ ms, [\d.]+x; kept", said)
+    assert line is not None, said

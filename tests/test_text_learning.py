@@ -24,9 +24,9 @@ def unigram_perplexity(corpus: Corpus) -> float:
 def test_the_default_search_beats_unigrams_and_its_cell_the_search(tmp_path: Path) -> None:
     found = search(SearchConfig(space="recurrent", device="cpu", out=tmp_path / "search"))
     searched = found.metrics[-1]["valid_perplexity"]
-    assert searched < unigram_perplexity(load_corpus("pydoc"))
+    assert searched < 0.7 * unigram_perplexity(load_corpus("pydoc"))
     trained = evaluate_text(found.genotype, EvalConfig(space="recurrent", device="cpu", epochs=3, out=tmp_path / "run"))
-    assert trained.valid_perplexity < searched
+    assert trained.valid_perplexity < 0.9 * searched
 
 
 def test_wikitext_2_is_learnt(shared_data: Path, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "snas": {},
     "single-level": {"method_options": {"steps": "alternating"}},
     "random": {"method_options": {"cells": 3, "finalists": 2}},
+    "fairnas": {"method_options": {"cells": 3, "population": 2}},
     "fairdarts": {},
     "sdarts-rs": {},
     "sdarts-adv": {},

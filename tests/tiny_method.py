@@ -18,6 +18,7 @@ SMALL = {"epochs": 3, "batch_size": 8, "init_channels": 4, "layers": 3, "arch_lr
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "random": {"cells": 4, "finalists": 2},
+    "fairnas": {"cells": 4, "finalists": 2, "population": 2},
     "robustdarts": {"iterations": 2, "images": 4},
     "darts-plus": {"min_epoch": 2},
     "p-darts": {"depth": (1.0, 1.0, 1.4)},

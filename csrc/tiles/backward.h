@@ -4,19 +4,11 @@
 
 namespace fastdarts::FASTDARTS_ISA {
 
-// dw [k, cp] += d^T dy over a tile's pixels. Overwrites d; `spare` holds what dy does.
-template <class A, class T>
-FD_INLINE void weight_grad(A* d, int64_t pixels, const A* dy, int64_t cp, int64_t k, A* dw, A* spare) {
-  if constexpr (kDots<T>)
-    pointwise_weight_grad(pair_along_pixels(d, pixels, k, d), (pixels + 1) / 2, pair_along_pixels(dy, pixels, cp, spare), cp, k,
-                          dw);
-  else
-    pointwise_weight_grad(d, pixels, dy, cp, k, dw);
-}
+constexpr int64_t kAsks = 6;
 
 // From the gradient dn of a stage's normalised output to everything before it. `dn(row, column, c)` gives it for one image,
 // `factors` [cp] multiply it unless null, `padded` is the stage's input for the tile's rows; dx [stride * rows, w, cp] is added to, or written
-// where not ADD. Asks three times a strip for what lies ahead.
+// where not ADD. Asks up to kAsks times a strip for what lies ahead.
 template <bool ADD, class A, class T, class F>
 FD_INLINE void stage_backward(const Stage<A, T>& stage, const Geometry& g, const Tile& tile, const A* padded,
                               const Padded& of, bool need_params, bool need_x, A* grads, const Scratch<A>& s, Ahead& ahead,
@@ -42,30 +34,24 @@ FD_INLINE void stage_backward(const Stage<A, T>& stage, const Geometry& g, const
       Vec<A> from_g = load<A>(stage.from_g + c);
       if (factors) from_g *= load<A>(factors + c);
       const Vec<A> from_y = load<A>(stage.from_y + c), mean = load<A>(stage.norm.mean + c), offset = load<A>(stage.offset + c);
-      A* out = s.dy + c;
+      int64_t at = c;
       for (int64_t r = begin; r < end; ++r)
-        for (int64_t column = 0; column < wo; ++column, out += cp)
-          store(out, from_g * dn(r, column, c) + (from_y * (load<A>(y + (r * wo + column) * cp + c) - mean) + offset));
+        for (int64_t column = 0; column < wo; ++column, at += cp) {
+          const Vec<A> of_y = from_y * (load<A>(y + begin * wo * cp + at) - mean) + offset;
+          store_factor<T>(s.dy, at, from_g * dn(r, column, c) + of_y);
+        }
     }
+    if (own) ahead.ask();
     if (need_params && own) {
       depthwise_forward(stage, g, padded + (begin - tile.begin) * S * of.row, of, rows, s.d);
+      ahead.ask();
       weight_grad<A, T>(s.d, pixels, s.dy, cp, stage.k, grads + stage.grad, s.dd);
+      ahead.ask();
     }
     // From here on dy is only multiplied by the pointwise weights.
     if (!need_x && !(need_params && stage.kernel)) return;
-    const Pair* dy_pairs = nullptr;
-    if constexpr (kDots<T>) dy_pairs = pair_along_channels(s.dy, pixels * cp, s.d);
-    const auto times_weights = [&](int64_t pixel, int64_t count, A* out, int64_t out_stride) FD_LAMBDA {
-      if constexpr (kDots<T>)
-        pointwise(dy_pairs + pixel * cp / 2, count, pairs(stage.pw_t_pairs), cp / 2, stage.k, out, out_stride);
-      else
-        pointwise(s.dy + pixel * cp, count, stage.pw_t, cp, stage.k, out, out_stride);
-    };
-    if (stage.kernel) {
-      for (int64_t r = begin; r < end; ++r) times_weights((r - begin) * wo, wo, dd_row(r), cp);
-      return;
-    }
-    times_weights(0, pixels, s.dd, stage.k);
+    if (stage.kernel) return multiply_back(stage, s.dy, rows, wo, cp, [&](int64_t r) FD_LAMBDA { return dd_row(begin + r); });
+    multiply_back(stage, s.dy, 1, pixels, cp, [&](int64_t) FD_LAMBDA { return s.dd; });
     const A* dd = s.dd;
     const int64_t parts = stage.k / cp;
     for (int64_t r = begin - tile.begin; r < end - tile.begin; ++r)
@@ -145,16 +131,16 @@ FD_INLINE void second_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t
         ahead_second(ahead, bank.branches[next], g, tile, false);
       else if (index + 1 < g.n * g.bands)
         ahead_second(ahead, bank.branches[separable_from(0)], g, tile_at(g, index + 1), true);
-      ahead.over(3 * strips<A>(g, tile));
-      // dz of the tile goes to its place in the image.
-      A* dz = branch.dz + (tile.image * g.ho + tile.begin) * g.wo * g.cp;
+      ahead.over(kAsks * strips<A>(g, tile));
+      T* dz = branch.dz + (tile.image * g.ho + tile.begin) * g.wo * g.cp;
+      A* of_relu = s.d + g.rows * g.wo * g.cp;  // behind this stage's d, as inner products are of cp
       if (bank.need_params) fill_middle(g, branch.first, branch.first.y, tile, s.middle);
       stage_backward<false>(branch.second, g, tile, s.middle, middle, bank.need_params, true, grads, s, ahead,
                             factors_of(branch, g, tile),
                             [&](int64_t row, int64_t column, int64_t c) FD_LAMBDA {
                               return load_channels<A, FULL>(gi + row * sh + column * sw, c, channels);
                             },
-                            dz);
+                            of_relu);
       const T* y = branch.first.y + (tile.image * g.ho + tile.begin) * g.wo * g.cp;
       const int64_t pixels = (tile.end - tile.begin) * g.wo;
       for (int64_t c = 0; c < g.cp; c += kLanes<A>) {
@@ -163,7 +149,8 @@ FD_INLINE void second_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t
         Vec<A> sum[2] = {}, sum_y[2] = {};
         const auto one = [&](int64_t i, int lane) FD_LAMBDA {
           const Vec<A> centred = load<A>(y + i * g.cp + c) - mean;
-          const Vec<A> v = behind_relu<A>(centred * scale + shift, load<A>(dz + i * g.cp + c));
+          const Vec<A> v = behind_relu<A>(centred * scale + shift, load<A>(of_relu + i * g.cp + c));
+          store(dz + i * g.cp + c, v);
           sum[lane] += v;
           sum_y[lane] += v * centred;
         };
@@ -200,19 +187,14 @@ FD_INLINE void first_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t 
         ahead_first(ahead, bank, bank.branches[b + 1], tile, false);
       else if (index + 1 < g.n * g.bands)
         ahead_first(ahead, bank, bank.branches[0], tile_at(g, index + 1), true);
-      ahead.over(3 * strips<A>(g, tile));
+      ahead.over(kAsks * strips<A>(g, tile));
       const auto back = [&](const A* factors, const auto& dn) FD_LAMBDA {
         stage_backward<true>(branch.first, g, tile, s.source, source, bank.need_params, bank.need_x, grads, s, ahead,
                              factors, dn, dx);
       };
       if (branch.separable) {
-        const A* dz = branch.dz + tile.image * g.ho * g.wo * g.cp;
-        const T* y = branch.first.y + tile.image * g.ho * g.wo * g.cp;
-        const Norm<A> norm = branch.first.norm;
-        back(nullptr, [&](int64_t row, int64_t column, int64_t c) FD_LAMBDA {
-          const int64_t at = (row * g.wo + column) * g.cp + c;
-          return behind_relu<A>(normalised(norm, load<A>(y + at), c), load<A>(dz + at));
-        });
+        const T* dz = branch.dz + tile.image * g.ho * g.wo * g.cp;
+        back(nullptr, [&](int64_t row, int64_t column, int64_t c) FD_LAMBDA { return load<A>(dz + (row * g.wo + column) * g.cp + c); });
       } else {
         const T* gi = branch.g.data + tile.image * branch.g.sn;
         const int64_t sh = branch.g.sh, sw = branch.g.sw, channels = g.c;
@@ -253,6 +235,7 @@ FD_INLINE void first_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t 
 
 template <class A, class T>
 void second_backward(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t chunk, A* scratch, A* grads) {
+  const ProductUnit unit;
   if (bank.geo.c == bank.geo.cp)
     second_backward_tiles<A, true>(bank, lo, hi, chunk, scratch, grads);
   else
@@ -261,6 +244,7 @@ void second_backward(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t chu
 
 template <class A, class T>
 void first_backward(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t, A* scratch, A* grads) {
+  const ProductUnit unit;
   if (bank.geo.c == bank.geo.cp)
     first_backward_tiles<A, true>(bank, lo, hi, scratch, grads);
   else

@@ -3,7 +3,7 @@
 #include "ahead.h"
 #include "depthwise.h"
 #include "pool.h"
-#include "product.h"
+#include "stage_product.h"
 
 namespace fastdarts::FASTDARTS_ISA {
 
@@ -33,19 +33,12 @@ template <class A, class T>
 FD_INLINE void pointwise_forward(const Stage<A, T>& stage, const Geometry& g, const Tile& strip, bool starts, A* d, A* y, A* sums) {
   const int64_t pixels = (strip.end - strip.begin) * g.wo, at = (strip.image * g.ho + strip.begin) * g.wo * g.cp;
   T *out = stage.y + at, *soon = stage.soon ? stage.soon + at : nullptr;
-  const auto with_operands = [&](const auto& f) FD_LAMBDA {
-    if constexpr (kDots<T>)
-      f(pair_along_channels(d, pixels * stage.k, d), pairs(stage.pw_pairs), stage.k / 2);
-    else
-      f(static_cast<const A*>(d), stage.pw, stage.k);
-  };
-  with_operands([&](const auto* from, const auto* weights, int64_t k) FD_LAMBDA {
-    if (!starts) return pointwise_summed(from, pixels, weights, k, g.cp, sums, out, soon);
-    pointwise(from, pixels, weights, k, g.cp, y, g.cp);  // the sums' origin is not known before y
-    sum_strip<T>(y, pixels, g.cp, sums, [&](int64_t i, Vec<A> v) FD_LAMBDA {
-      if (soon) store(soon + i, v);
-      stream(out + i, v);
-    });
+  to_factors<T>(d, pixels * stage.k);
+  if (!starts) return multiply_summed(stage, d, pixels, g.cp, sums, out, soon);
+  multiply(stage, d, pixels, g.cp, y);  // the sums' origin is not known before y
+  sum_strip<T>(y, pixels, g.cp, sums, [&](int64_t i, Vec<A> v) FD_LAMBDA {
+    if (soon) store(soon + i, v);
+    stream(out + i, v);
   });
 }
 
@@ -56,6 +49,7 @@ FD_INLINE void stage_forward(const Stage<A, T>& stage, const Geometry& g, const 
   over_strips<A>(g, tile, [&](const Tile& strip) FD_LAMBDA {
     const int64_t before_it = strip.begin - tile.begin;
     depthwise_forward(stage, g, padded + before_it * stage.stride * of.row, of, strip.end - strip.begin, s.d);
+    ahead.ask();
     pointwise_forward(stage, g, strip, before_it == 0, s.d, s.dy, s.sums);
     ahead.ask();
   });
@@ -74,7 +68,7 @@ FD_INLINE void first_forward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t h
     if (bank.count) fill_source<A, FULL>(bank, tile, s.source);
     Ahead ahead;
     if (index + 1 < g.n * g.bands) ahead_source(ahead, bank, tile_at(g, index + 1));
-    ahead.over(bank.count * strips<A>(g, tile));
+    ahead.over(2 * bank.count * strips<A>(g, tile));
     for (int64_t b = 0; b < bank.count; ++b)
       stage_forward(bank.branches[b].first, g, tile, chunk, before, s.source, source, s, ahead);
     if (bank.starts && (bank.pools.max_y || bank.pools.avg_y)) pool_forward<A, FULL>(bank, tile, chunk, before, s);
@@ -85,6 +79,7 @@ FD_INLINE void first_forward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t h
 // Second stages of an edge's separable convolutions.
 template <class A, class T>
 void second_forward(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t chunk, A* base) {
+  const ProductUnit unit;
   const Geometry& g = bank.geo;
   const Scratch<A> s(g, base);
   const Padded middle(g, true);
@@ -97,7 +92,7 @@ void second_forward(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t chun
       fill_middle(g, branch.first, branch.first.soon, tile, s.middle);
       Ahead ahead;
       if (index + 1 < g.n * g.bands) ahead_output(ahead, branch.first.soon, g, tile_at(g, index + 1));
-      ahead.over(strips<A>(g, tile));
+      ahead.over(2 * strips<A>(g, tile));
       stage_forward(branch.second, g, tile, chunk, before, s.middle, middle, s, ahead);
       before += (tile.end - tile.begin) * g.wo;
     }
@@ -106,6 +101,7 @@ void second_forward(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t chun
 
 template <class A, class T>
 void first_forward(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t chunk, A* scratch) {
+  const ProductUnit unit;
   if (bank.geo.c == bank.geo.cp)
     first_forward_tiles<A, true>(bank, lo, hi, chunk, scratch);
   else

@@ -137,29 +137,4 @@ FD_INLINE void pointwise_weight_grad(const E* d, int64_t pixels, const E* dy, in
   product_strided<A, E, 1, true>(d, k_size, 1, k_size, dy, columns, columns, pixels, dw, columns);
 }
 
-template <class T>
-constexpr bool kDots = FASTDARTS_BF16_DOT && sizeof(T) == 2;
-
-FD_INLINE const Pair* pairs(const uint32_t* packed) { return reinterpret_cast<const Pair*>(packed); }
-
-// [pixels, k] as pairs along k; may be in place.
-FD_INLINE const Pair* pair_along_channels(const float* from, int64_t count, float* to) {
-  typedef uint16_t Out __attribute__((vector_size(kBytes / 2), aligned(2), may_alias));
-  for (int64_t i = 0; i < count; i += kLanes<float>)
-    *reinterpret_cast<Out*>(reinterpret_cast<char*>(to) + 2 * i) = narrow(load<float>(from + i));
-  return reinterpret_cast<const Pair*>(to);
-}
-
-// [pixels, k] as pairs along pixels, [ceil(pixels / 2), k]; may be in place.
-FD_INLINE const Pair* pair_along_pixels(const float* from, int64_t pixels, int64_t k, float* to) {
-  for (int64_t p = 0; p < pixels; p += 2)
-    for (int64_t c = 0; c < k; c += kLanes<float>) {
-      const Words low = widen(narrow(load<float>(from + p * k + c)));
-      Words high = {};
-      if (p + 1 < pixels) high = widen(narrow(load<float>(from + (p + 1) * k + c)));
-      *reinterpret_cast<Vectors<uint32_t>::Loose*>(to + p / 2 * k + c) = low | (high << 16);
-    }
-  return reinterpret_cast<const Pair*>(to);
-}
-
 }  // namespace fastdarts::FASTDARTS_ISA

@@ -43,7 +43,7 @@ FD_INLINE void project_backward_tiles(const Projection<A, T>& p, int64_t lo, int
   const Stage<A, T> stage = p.stage;
   const int64_t k = stage.k, sh = p.g.sh, sw = p.g.sw;
   const int64_t widest = k > g.cp ? k : g.cp;
-  A *dd = d + g.rows * g.wo * widest, *dy = dd + g.rows * g.wo * widest;
+  A *dd = d + g.rows * g.wo * widest, *dy = dd + (g.rows * g.wo + kSparePixels) * widest;
   const auto back = [&](const Tile& tile) FD_LAMBDA {
     const int64_t rows = tile.end - tile.begin, pixels = rows * g.wo;
     const T* y = stage.y + (tile.image * g.ho + tile.begin) * g.wo * g.cp;
@@ -54,8 +54,8 @@ FD_INLINE void project_backward_tiles(const Projection<A, T>& p, int64_t lo, int
       for (int64_t r = 0; r < rows; ++r)
         for (int64_t column = 0; column < g.wo; ++column) {
           const int64_t at = (r * g.wo + column) * g.cp + c;
-          store(dy + at, from_g * load_channels<A, FULL>(gi + r * sh + column * sw, c, g.c) +
-                             (from_y * (load<A>(y + at) - mean) + offset));
+          store_factor<T>(dy, at, from_g * load_channels<A, FULL>(gi + r * sh + column * sw, c, g.c) +
+                                      (from_y * (load<A>(y + at) - mean) + offset));
         }
     }
     if (p.need_params) {
@@ -63,10 +63,7 @@ FD_INLINE void project_backward_tiles(const Projection<A, T>& p, int64_t lo, int
       weight_grad<A, T>(d, pixels, dy, g.cp, k, grads + stage.grad, dd);
     }
     if (!p.need_x) return;
-    if constexpr (kDots<T>)
-      pointwise(pair_along_channels(dy, pixels * g.cp, d), pixels, pairs(stage.pw_t_pairs), g.cp / 2, k, dd, k);
-    else
-      pointwise(dy, pixels, stage.pw_t, g.cp, k, dd, k);
+    multiply_back(stage, dy, 1, pixels, g.cp, [&](int64_t) FD_LAMBDA { return dd; });
     // Source rows of the tile; at stride 2 only every other pixel of every other row has a gradient, twice shifted.
     const T* x = p.x.data + tile.image * p.x.sn;
     T* dx = p.dx.data + tile.image * p.dx.sn;
@@ -92,6 +89,7 @@ FD_INLINE void project_backward_tiles(const Projection<A, T>& p, int64_t lo, int
 
 template <class A, class T>
 void project_forward(const Projection<A, T>& p, int64_t lo, int64_t hi, int64_t chunk, A* scratch) {
+  const ProductUnit unit;
   if (p.in_channels == p.in_padded)
     project_forward_tiles<A, true>(p, lo, hi, chunk, scratch);
   else
@@ -100,6 +98,7 @@ void project_forward(const Projection<A, T>& p, int64_t lo, int64_t hi, int64_t 
 
 template <class A, class T>
 void project_backward(const Projection<A, T>& p, int64_t lo, int64_t hi, int64_t, A* scratch, A* grads) {
+  const ProductUnit unit;
   if (p.in_channels == p.in_padded && p.geo.c == p.geo.cp)
     project_backward_tiles<A, true>(p, lo, hi, scratch, grads);
   else

@@ -83,6 +83,12 @@ FD_INLINE Halves narrow(Vec<float> v) {
   return __builtin_convertvector(round_to_bf16(v), Halves);
 #endif
 }
+#if FASTDARTS_BF16_DOT
+// Intel's processors narrow two vectors in the time of one.
+FD_INLINE __m512i narrow_two(Vec<float> first, Vec<float> second) {
+  return (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+}
+#endif
 FD_INLINE void store(bf16* p, Vec<float> v) { *reinterpret_cast<LooseHalves*>(p) = narrow(v); }
 // What a load gives back of v, stored as T.
 template <class T, class A>

@@ -84,6 +84,10 @@ class StepRules:
     def before_alpha_step(self, step: SearchStep) -> None:
         """Prepare the alpha step; called before the alphas' gradient is computed."""
 
+    def alpha_step(self, step: SearchStep, train: Batch, valid: Batch, lr: Tensor) -> Sequence[Tensor]:
+        """Move the alphas and return their gradients; sets the architect's `valid_loss`."""
+        return step.architect.step(train, valid, lr, step.w_optimizer, step.order)
+
     def after_alpha_step(self, step: SearchStep) -> None:
         """Finish the alpha step; called after the alphas have been updated."""
 
@@ -206,7 +210,7 @@ class SearchStep:
     def _alpha_step(self, train: Batch, valid: Batch, lr: Tensor) -> tuple[Tensor, Tensor]:
         """Run the alpha step with xi = `lr`; return its loss and the norm of the alphas' gradient."""
         self.rules.before_alpha_step(self)
-        gradients = self.architect.step(train, valid, lr, self.w_optimizer, self.order)
+        gradients = self.rules.alpha_step(self, train, valid, lr)
         self.rules.after_alpha_step(self)
         return self.architect.valid_loss, _norm(gradients)
 

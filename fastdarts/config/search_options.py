@@ -31,6 +31,7 @@ _PAPER: dict[str, Any] = {
     "max_skips": None,
     "crop_padding": 4,
     "flip": True,
+    "cost": None,
 }
 
 
@@ -119,7 +120,6 @@ class SearchOptions(Config):
         "cost",
         "put the found network's cost into the loss of the alphas: flops or params of the search network, or a table "
         "that fastdarts latency wrote",
-        None,
         metavar="flops|params|FILE",
     )
     cost_form: Literal["add", "multiply", "limit"] = option(

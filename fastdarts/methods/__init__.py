@@ -29,6 +29,7 @@ _CLASSES = {
     "milenas": "milenas:MiLeNAS",
     "proxyless": "proxyless:Proxyless",
     "fbnet": "fbnet:FBNet",
+    "fairnas": "fairnas:FairNAS",
     "drnas": "drnas:Drnas",
     "drnas-progressive": "drnas_progressive:DrnasProgressive",
     "sgas": "sgas:Sgas",

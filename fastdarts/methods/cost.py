@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastdarts.methods.method import Method
-from fastdarts.spaces.cost import CostTable
+from fastdarts.spaces.cost import Cost
 from fastdarts.spaces.group import Choice, Group
-from fastdarts.spaces.supernet import Supernet
+from fastdarts.spaces.supernet import Mixes, Supernet
 
 Form = Literal["add", "multiply", "limit"]
 
@@ -46,7 +46,7 @@ class CostTerm:
     Args:
         method: the search method.
         network: the search network, on its device.
-        table: the costs of all choices of the method's space.
+        table: the costs of the method's space.
         form, weight: see `with_cost`; None takes the form's default.
         target: the cost that is wanted; None takes that of equal shares of all ops.
 
@@ -57,7 +57,7 @@ class CostTerm:
         self,
         method: Method,
         network: Supernet,
-        table: CostTable,
+        table: Cost,
         form: Form,
         weight: float | None = None,
         target: float | None = None,
@@ -66,17 +66,18 @@ class CostTerm:
         self.method, self.table, self.form = method, table, form
         self.weight = WEIGHTS[form] if weight is None else weight
         self._candidates: dict[str, Tensor] = {}
-        self._costs: dict[str, Tensor] = {}
+        self._kept: dict[str, Tensor] = {}
         for name, group in network.groups.items():
             none = [[op == "none" and not method.choice.none_wins and len(ops) > 1 for op in ops] for ops in group.ops]
             alpha = network.alphas[name]
             self._candidates[name] = 1 - torch.tensor(none).to(alpha)
-            self._costs[name] = (table.costs(name, group) * _kept(group, method.choice)).to(alpha)
+            self._kept[name] = _kept(group, method.choice).to(alpha)
+        self._price = table.priced(network.groups, alpha)
         with torch.no_grad():
-            equal = {name: torch.ones_like(costs) for name, costs in self._costs.items()}
+            equal = {name: torch.ones_like(shares) for name, shares in self._candidates.items()}
             self.target = float(self._cost(equal)) if target is None else target
-            least = {name: self._cheapest(name) for name in self._costs}
-            lowest = float(self._cost(least))
+        shares = {name: self._candidates[name] * kept for name, kept in self._kept.items()}
+        lowest = table.lowest(network.groups, shares)
         if self.target < lowest:
             raise ValueError(
                 f"cost_target must be at least {lowest:.4g} {table.unit}, the cost of the cheapest ops; "
@@ -93,7 +94,7 @@ class CostTerm:
         return self._cost(
             {
                 name: self.method.strength(network, name, self.method.masked(name, network.alphas[name]))
-                for name in self._costs
+                for name in self._kept
             }
         )
 
@@ -101,19 +102,26 @@ class CostTerm:
         """Return what the cost adds to a loss."""
         return with_cost(loss, self.expected(network).to(loss), self.form, self.weight, self.target) - loss
 
-    def _cost(self, strengths: Mapping[str, Tensor]) -> Tensor:
-        sums = []
-        for name, strength in strengths.items():
-            shares = strength * self._candidates[name]
-            if self.method.competes:
-                shares = shares / shares.sum(1, keepdim=True).clamp_min(1e-30)
-            sums.append((shares * self._costs[name]).sum())
-        return torch.stack(sums).sum() + self.table.constant
+    def rewarded(self, reward: float, mixes: Mixes) -> float:
+        """Return a reward that includes the cost of op weights: the forms of the loss, with a reward's sign.
 
-    def _cheapest(self, group: str) -> Tensor:
-        """Return strengths of 1 for each row's cheapest op."""
-        costs = self._costs[group].masked_fill(self._candidates[group] == 0, math.inf)
-        return nn.functional.one_hot(costs.argmin(1), costs.shape[1]).to(costs)
+        "add" is reward - weight (cost / target - 1), "multiply" reward (target / cost)^weight (ProxylessNAS, with
+        weight 0.1), "limit" "add" for a cost above the target and the reward alone below it.
+        """
+        weights = {name: mixes[name].weights[:, : c.shape[1]].detach() for name, c in self._candidates.items()}
+        ratio = float(self._price({name: weight * self._kept[name] for name, weight in weights.items()})) / self.target
+        if self.form == "multiply":
+            return reward * ratio**-self.weight
+        excess = self.weight * (ratio - 1)
+        return reward - (max(excess, 0.0) if self.form == "limit" else excess)
+
+    def _cost(self, strengths: Mapping[str, Tensor]) -> Tensor:
+        shares = {}
+        for name, strength in strengths.items():
+            shares[name] = strength * self._candidates[name]
+            if self.method.competes:
+                shares[name] = shares[name] / shares[name].sum(1, keepdim=True).clamp_min(1e-30)
+        return self._price({name: share * self._kept[name] for name, share in shares.items()})
 
 
 def _kept(group: Group, choice: Choice) -> Tensor:

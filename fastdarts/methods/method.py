@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -20,6 +20,7 @@ from fastdarts.config.search_options import SearchOptions
 from fastdarts.methods.masks import MASKED, GroupDropout, prune
 from fastdarts.methods.running import RunningSearch
 from fastdarts.methods.schedules import cosine
+from fastdarts.methods.scored import Scored
 from fastdarts.mixed.mix import Mix
 from fastdarts.spaces import registry
 from fastdarts.spaces.group import Choice
@@ -82,6 +83,10 @@ class Method(StepRules):
         self.epoch = 0
         self.stopped: str | None = None
         """Reason for ending the search before its last epoch; None to go on."""
+        self.rewarded: Callable[[float, Mixes], float] | None = None
+        """Adds the cost of op weights to a reward; the run sets it where the config asks for a cost."""
+        self.compared: Sequence[Scored] = ()
+        """The architectures among which `result` chose, for the report; empty if it compared none."""
         self.generator = torch.Generator().manual_seed(config.seed + 7_919)  # another seed than the weights'
         self.kept: dict[str, Tensor] | None = None
         """Booleans [rows, ops] of each group, True for candidates that pruning has left; None means all."""

@@ -10,16 +10,20 @@ G_j = <dL/dy, op_j(x)> is computed for
   backward pass.
 * `full`: all ops, all with a graph. The same gradient; for spaces of cells, whose kernels compute all ops at once, and
   there the default.
+* `reinforce` (the paper's second way): none. Ten sampled networks are measured on the batch without gradients, and the
+  alphas follow the REINFORCE estimator for their mean reward.
 
 Differences from the authors' code: the choice to leave a layer out takes part like any other op, with output 0 (theirs
 gives its row no gradient where it is the sampled one, not even the latency's); alpha steps see augmented images; labels
-are not smoothed. The paper's main results come from its reinforcement learning variant, which is not here.
+are not smoothed; the baseline of REINFORCE is the average of earlier rewards (theirs weighs the newest by 0.99). The
+paper's main results come from REINFORCE, to which its author found the gradients slightly inferior.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from statistics import mean
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -30,6 +34,7 @@ from fastdarts.bilevel.step import Level, SearchStep
 from fastdarts.config.search_options import SearchOptions
 from fastdarts.methods import gumbel
 from fastdarts.methods.method import Method, MethodOptions, Settings, hyper, search_network
+from fastdarts.methods.reinforce import measured, policy_gradients
 from fastdarts.mixed.mix import Mix
 from fastdarts.spaces.supernet import Supernet
 from fastdarts.tasks.task import Batch
@@ -39,10 +44,14 @@ from fastdarts.tasks.task import Batch
 class ProxylessOptions(MethodOptions):
     """Define the hyper-parameters of ProxylessNAS; defaults are the authors'."""
 
-    gradient: Literal["auto", "two", "full_v2", "full"] = hyper(
-        "ops from which alphas learn: a pair, or all; auto: two, in spaces of cells full", "auto"
+    gradient: Literal["auto", "two", "full_v2", "full", "reinforce"] = hyper(
+        "from what alphas learn: a pair of ops, all ops, or rewards of sampled networks; auto: two, in spaces of cells "
+        "full",
+        "auto",
     )
     every: int = hyper("weight steps for each alpha step", 5, at_least=1)
+    networks: int = hyper("reinforce: networks sampled for a step of the alphas", 10, at_least=2)
+    memory: float = hyper("reinforce: share of the past in the moving average of rewards", 0.99, at_least=0, below=1)
 
 
 class Proxyless(Method):
@@ -62,6 +71,7 @@ class Proxyless(Method):
             self.gradient = "two" if "probed ops" in self.space.features else "full"
         self._steps = 0
         self._for_alphas = False
+        self._baseline: float | None = None
         self._pairs: dict[str, Tensor] = {}
         self._before: dict[str, Tensor] = {}
 
@@ -125,6 +135,25 @@ class Proxyless(Method):
         self._pairs[group] = pairs
         return Mix(gates, pairs.gather(1, first).tolist(), probed=pairs.gather(1, 1 - first).tolist())
 
+    def alpha_step(self, step: SearchStep, train: Batch, valid: Batch, lr: Tensor) -> Sequence[Tensor]:
+        if self.gradient != "reinforce":
+            return super().alpha_step(step, train, valid, lr)
+        network, architect = search_network(step), step.architect
+        self._for_alphas = False  # whole networks are drawn, as in weight steps
+        samples = [network.op_weights() for _ in range(self.options.networks)]
+        results = [measured(architect, valid, mixes) for mixes in samples]
+        rewards = [
+            result.reward if self.rewarded is None else self.rewarded(result.reward, mixes)
+            for result, mixes in zip(results, samples, strict=True)
+        ]
+        average = mean(rewards)
+        baseline = average if self._baseline is None else self._baseline
+        self._baseline = self.options.memory * baseline + (1 - self.options.memory) * average
+        gradients = policy_gradients(network, samples, [reward - baseline for reward in rewards])
+        architect.valid_loss = torch.stack([result.loss for result in results]).mean()
+        architect.apply(gradients)
+        return gradients
+
     def before_alpha_step(self, step: SearchStep) -> None:
         super().before_alpha_step(step)
         self._for_alphas = True
@@ -143,11 +172,14 @@ class Proxyless(Method):
         super().after_alpha_step(step)
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"steps": self._steps}
+        return super().state_dict() | {"steps": self._steps, "baseline": self._baseline}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
-        self._steps = state["steps"]
+        self._steps, self._baseline = state["steps"], state["baseline"]
+
+    def metrics(self, network: Supernet) -> dict[str, Any]:
+        return super().metrics(network) | ({} if self._baseline is None else {"baseline": self._baseline})
 
 
 def _draw(shares: Tensor, count: int, generator: torch.Generator) -> Tensor:

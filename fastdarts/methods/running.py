@@ -6,6 +6,7 @@ from typing import Any, Protocol
 from fastdarts.bilevel.architect import Architect
 from fastdarts.config.search_options import SearchOptions
 from fastdarts.data.augment import Augment
+from fastdarts.spaces.cost import Cost
 from fastdarts.spaces.supernet import Supernet
 
 
@@ -20,6 +21,8 @@ class RunningSearch(Protocol):
     augment: Augment
     validation: Any
     """Images or text of the alpha steps, also used to measure the search; None if alphas learn from the others."""
+    costs: Cost | None
+    """Costs of the space's choices, where the config asks for a cost."""
     epoch: int
     metrics: list[dict[str, Any]]
     """Metrics of each epoch that has ended."""
@@ -30,6 +33,10 @@ class RunningSearch(Protocol):
 
     def measure(self, data: Any, between_batches: Callable[[], object]) -> tuple[float, float]:
         """Return the network's mean loss and accuracy on `data`; call `between_batches` between batches."""
+        ...
+
+    def recalibrate(self, batches: int) -> None:
+        """Average the running statistics of the batch norms in use over so many training batches."""
         ...
 
     def measure_by_batch(self, data: Any, between_batches: Callable[[], object]) -> tuple[float, float]:

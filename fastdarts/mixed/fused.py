@@ -163,6 +163,7 @@ def mixed_nodes(
     K: int = 1,
     skip_zeros: bool = False,
     factors: Tensor | None = None,
+    recompute: bool = False,
 ) -> Tensor:
     """Compute the nodes of a graph of mixed edges; return them as [N, nodes * C, H', W'].
 
@@ -175,6 +176,7 @@ def mixed_nodes(
         K: for partial channels, see `MixedPlan`; above 1 only on a CPU, and if every op has a kernel.
         skip_zeros: if `active` is None, do not run columns whose op weight is a constant 0.
         factors: a factor for each edge and sample [edges, N]; None for 1.
+        recompute: on a CPU, keep less for the backward, see `operators.mixed_sum`.
     """
     dtype = storage_dtype(states[0])
     if not weights.is_floating_point():
@@ -185,7 +187,7 @@ def mixed_nodes(
         active = [_needed(edge, row) for edge, row in zip(edges, values, strict=True)]
     needed = [_only(edge, columns) for edge, columns in zip(edges, active, strict=True)]
     if not any(edge.others for edge in needed):
-        return _run(needed, tuple(ends), inputs, weights, K, factors)
+        return _run(needed, tuple(ends), inputs, weights, K, factors, recompute and inputs[0].device.type == "cpu")
     return _beside_modules(needed, ends, inputs, weights, factors)
 
 
@@ -275,6 +277,7 @@ def _run(
     weights: Tensor,
     K: int = 1,
     factors: Tensor | None = None,
+    recompute: bool = False,
 ) -> Tensor:
     plan = plan_of(len(states), ends, edges, K)
     params = [param for edge in edges for params, _ in edge.fused.values() for param in params]
@@ -286,7 +289,7 @@ def _run(
         affine = affine_numbers(norms)
     if training:
         _check_values(states[0], edges[0].edge.stride)
-    out, stats = operators.mixed_sum(states, weights, params, running, plan, eps, affine, factors)
+    out, stats = operators.mixed_sum(states, weights, params, running, plan, eps, affine, factors, recompute)
     if training and norms[0].track_running_stats:
         _update_running(norms, stats, out.shape[0] * out.shape[2] * out.shape[3])
     return out

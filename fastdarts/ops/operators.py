@@ -22,7 +22,7 @@ from fastdarts.ops.plan import MixedPlan, decode, norm_count, param_count, param
 _library = torch.library.Library("fastdarts", "FRAGMENT")
 _library.define(
     "mixed_sum(Tensor[] states, Tensor weights, Tensor[] params, Tensor? running, int[] plan, float eps, "
-    "Tensor? affine=None, Tensor? factors=None) -> (Tensor out, Tensor saved, Tensor stats)"
+    "Tensor? affine=None, Tensor? factors=None, bool recompute=False) -> (Tensor out, Tensor saved, Tensor stats)"
 )
 _library.define(
     "project(Tensor x, Tensor[] params, Tensor? running, float eps, Tensor? affine=None) "
@@ -35,7 +35,7 @@ _library.define(
 _library.define(
     "mixed_sum_backward(Tensor grad_out, Tensor[] states, Tensor weights, Tensor[] params, Tensor out, Tensor saved, "
     "Tensor stats, int[] plan, bool training, float eps, int[] need_states, bool need_params, "
-    "bool need_weights=True, Tensor? affine=None, Tensor? factors=None) "
+    "bool need_weights=True, Tensor? affine=None, Tensor? factors=None, bool recompute=False) "
     "-> (Tensor weights, Tensor[] states, Tensor[] params, Tensor affine)"
 )
 
@@ -77,6 +77,7 @@ def mixed_sum(
     eps: float = 1e-5,
     affine: Tensor | None = None,
     factors: Tensor | None = None,
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Compute all nodes of a plan: s_j = sum over edges e = (i, j) and ops o of factors[e] * weights[e, o] * op_o(s_i).
 
@@ -92,6 +93,8 @@ def mixed_sum(
         affine: the batch norms' weights and biases [norms, 2 (weight, bias), C / plan.K]; None for norms without.
         factors: a factor for each edge and sample [edges, N], which gets no gradient; None for 1. Batch statistics are
             those of all samples. Not together with partial channels.
+        recompute: on a CPU, compute the first stages of separable convolutions once more in the backward in the place
+            of keeping them.
     Returns:
         The nodes, [N, nodes * C, H', W'] channels-last in the states' dtype, and the statistics [norms, 2, C / plan.K]
         that were used: means and biased variances.
@@ -101,10 +104,10 @@ def mixed_sum(
     """
     _check(states, params, weights=weights, running=running, affine=affine, factors=factors)
     if torch.compiler.is_compiling():
-        arguments = (states, weights, params, running, plan.encoded, eps, affine, factors)
+        arguments = (states, weights, params, running, plan.encoded, eps, affine, factors, recompute)
         out, _, stats = torch.ops.fastdarts.mixed_sum(*arguments)
     else:
-        settings = (len(states), running, plan.encoded, eps, factors)
+        settings = (len(states), running, plan.encoded, eps, factors, recompute)
         out, _, stats = _MixedSum.apply(weights, *states, *params, affine, settings)
     return out, stats
 
@@ -188,10 +191,11 @@ def _empty_image(x: Tensor, C: int, H: int, W: int) -> Tensor:
     return x.new_empty((x.shape[0], H, W, C)).permute(0, 3, 1, 2)
 
 
-def _saved_tensors(plan: MixedPlan) -> int:
+def _saved_tensors(plan: MixedPlan, recompute: bool) -> int:
     """Count the batch-norm inputs saved for the backward: one per batch norm, but equal pools of a state share one."""
     pools = {(edge.source, edge.stride, c.kind) for edge in plan.edges for _, c in edge.ops if c.is_pool}
-    return len(pools) + sum(norm_count(c, edge.stride) for edge in plan.edges for _, c in edge.ops if not c.is_pool)
+    ops = [(c, edge.stride) for edge in plan.edges for _, c in edge.ops if not c.is_pool]
+    return len(pools) + sum(1 if recompute and c.kind == "sep_conv" else norm_count(c, stride) for c, stride in ops)
 
 
 MOST_ELEMENTS = 2**51
@@ -292,6 +296,7 @@ def _(
     eps: float,
     affine: Tensor | None = None,
     factors: Tensor | None = None,
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     decoded, norms, C, H, W = _read_call(plan, states, weights, params, eps)
     x, N = states[0], states[0].shape[0]
@@ -301,7 +306,7 @@ def _(
         _check_call("mixed_sum", x, eps, running=running)
         _check_sizes("mixed_sum", "running", running.shape, (norms, 2, C))
     images = _images_in_line(x, C)
-    saved_sizes = (_saved_tensors(decoded), N // images, H, W, _padded_channels(x.dtype, C * images))
+    saved_sizes = (_saved_tensors(decoded, recompute), N // images, H, W, _padded_channels(x.dtype, C * images))
     _check_most("mixed_sum: saved", saved_sizes)
     saved = x.new_empty((math.prod(saved_sizes),))
     out = _empty_image(x, decoded.nodes * decoded.K * C, H, W)
@@ -325,6 +330,7 @@ def _(
     need_weights: bool = True,
     affine: Tensor | None = None,
     factors: Tensor | None = None,
+    recompute: bool = False,
 ) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
     name = "mixed_sum_backward"
     decoded, norms, C, H, W = _read_call(plan, states, weights, params, eps)
@@ -414,26 +420,32 @@ def _reads_nodes(plan: tuple[int, ...]) -> bool:
 
 
 def _with_defaults(inputs: tuple[Any, ...], count: int) -> tuple[Any, ...]:
-    """Return `count` inputs: torch leaves out the last ones where they are None, the schema's default."""
+    """Return `count` inputs: torch leaves out the last ones where they are the schema's defaults, None or False."""
     return (*inputs, *[None] * (count - len(inputs)))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    states, weights, params, running, plan, eps, affine, factors = _with_defaults(inputs, 8)
+    states, weights, params, running, plan, eps, affine, factors, recompute = _with_defaults(inputs, 9)
     out, saved, stats = output
     ctx.mark_non_differentiable(saved, stats)
     ctx.set_materialize_grads(False)
     # If no edge starts at a node, the backward needs only the output's shape; do not keep its memory alive.
     nodes = out if _reads_nodes(tuple(plan)) else out.new_empty(()).expand(out.shape)
     ctx.save_for_backward(weights, nodes, saved, stats, affine, factors, *states, *params)
-    ctx.inputs, ctx.plan, ctx.eps, ctx.training = len(states), plan, eps, running is None
+    ctx.inputs, ctx.plan, ctx.eps, ctx.training, ctx.recompute = (
+        len(states),
+        plan,
+        eps,
+        running is None,
+        bool(recompute),
+    )
 
 
 def _backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    need_states, need_weights, need_params, _, _, _, need_affine, _ = _with_defaults(ctx.needs_input_grad, 8)
+    need_states, need_weights, need_params, _, _, _, need_affine, *_ = _with_defaults(ctx.needs_input_grad, 9)
     gradients = _gradients(ctx, grad_out, need_states, need_weights, need_params, bool(need_affine))
     states, weights, params, affine = gradients
-    return (states, weights, params, None, None, None, affine, None)[: len(ctx.needs_input_grad)]
+    return (states, weights, params, None, None, None, affine, None, None)[: len(ctx.needs_input_grad)]
 
 
 def _gradients(
@@ -468,6 +480,7 @@ def _gradients(
             need_weights,
             affine,
             factors,
+            ctx.recompute,
         )
     return (
         [d if need else None for d, need in zip(d_states, need_states, strict=True)],
@@ -526,8 +539,8 @@ class _MixedSum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weights: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-        *tensors, affine, (inputs, running, plan, eps, factors) = rest
-        arguments = (tensors[:inputs], weights, tensors[inputs:], running, plan, eps, affine, factors)
+        *tensors, affine, (inputs, running, plan, eps, factors, recompute) = rest
+        arguments = (tensors[:inputs], weights, tensors[inputs:], running, plan, eps, affine, factors, recompute)
         output = torch.ops.fastdarts.mixed_sum.default(*arguments)
         _setup_context(ctx, arguments, output)
         return output

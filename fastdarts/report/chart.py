@@ -63,9 +63,9 @@ class Chart:
             for name, values in self.series.items()
         }
         values = [value for line in points.values() for _, value in line] or [0.0]
-        y_ticks = _ticks(0.0 if self.zero else min(values), max(values), 5, self.integer)
+        y_ticks = ticks(0.0 if self.zero else min(values), max(values), 5, self.integer)
         first, last = self.epochs[0], self.epochs[-1]
-        x_ticks = [tick for tick in _ticks(first, last, 6, True) if first <= tick <= last]
+        x_ticks = [tick for tick in ticks(first, last, 6, True) if first <= tick <= last]
         if first == last:  # one epoch: a dot in the middle
             first, last = first - 1, last + 1
 
@@ -113,7 +113,8 @@ class Chart:
         return labels
 
 
-def _ticks(low: float, high: float, count: int, integer: bool) -> list[float]:
+def ticks(low: float, high: float, count: int, integer: bool) -> list[float]:
+    """Return about `count` round numbers from at most `low` to at least `high`; whole ones with `integer`."""
     if low == high:
         low, high = (low - 1, high + 1) if integer else (low - 0.1 * abs(low) - 1e-6, high + 0.1 * abs(high) + 1e-6)
     locator = MaxNLocator(count, steps=[1, 2, 5, 10], integer=integer)

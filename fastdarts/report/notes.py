@@ -10,6 +10,8 @@ NOTES = {
     "multiply-adds": "of convolutions and linear layers, for one image",
     "latency, 1 image": "median forward pass on the run's machine; what a single request waits",
     "latency, 64 images": "median forward pass of a batch, likewise",
+    "predicted cost": "of the table given with --cost",
+    "measured cost": "of the trained network, with the batch and runtime of that table",
     "Loss": "training loss includes the noise of augmentation and drop path, so it may be above the test loss",
     "Accuracy": "",
     "Entropy of the op weights (nats)": "starts at the logarithm of the ops' number, 2.08 for 8; falls as edges choose",

@@ -18,6 +18,7 @@ from fastdarts.config.named_code import flags_naming_code
 from fastdarts.config.reading import parse_json, read_text
 from fastdarts.report.alphas import GroupHistory, read_alphas
 from fastdarts.report.alphas_svg import group_svg, largest, legend, margins
+from fastdarts.report.candidates import Candidates, read_candidates
 from fastdarts.report.chart import Chart
 from fastdarts.report.heat import confusion_map
 from fastdarts.report.notes import note
@@ -192,6 +193,7 @@ def _page(run: Run) -> dict[str, Any]:
         "margins": [margins(group, run.alphas[1]) for group in run.alphas[0]] if run.alphas else [],
         "confusion": _confusion(run.result) if run.result else None,
         "published": _published(run),
+        "candidates": _candidates(run),
         "tables": {
             **({"Result": _rows(_plain(run.result))} if run.result else {}),
             **({"Tabulated accuracy (%)": rows} if (rows := _benchmark_rows(run)) else {}),
@@ -231,6 +233,12 @@ def _confusion(result: Record) -> dict[str, Any] | None:
         shares.append((name, row[place] / sum(row) if sum(row) else None))
     shares.sort(key=lambda pair: 2.0 if pair[1] is None else pair[1])
     return {"map": confusion_map(counts, classes), "classes": [(name, _percent(share)) for name, share in shares]}
+
+
+def _candidates(run: Run) -> Candidates | None:
+    """Return the architectures that the method compared at the end, if it did."""
+    path = run.folder / "candidates.json"
+    return read_candidates(_read_object(path), str(path)) if path.is_file() else None
 
 
 _NEIGHBOURS = 5  # published cells beside the run's
@@ -320,9 +328,16 @@ def _evaluation_tiles(run: Run, result: Record) -> list[tuple[str, str]]:
         *measured,
         *((name, "–" if result[key] is None else f"{result[key]:,}") for name, key in counts.items()),
         *((f"latency, {size} image{'s' * (size != '1')}", f"{1000 * value:.3g} ms") for size, value in latency.items()),
+        *_cost_tiles(result.get("cost") or {}),
         ("epochs", f"{len(run.epochs)} of {_shown(run.config.get('epochs'))}"),
         ("time", duration(_seconds(run))),
     ]
+
+
+def _cost_tiles(cost: Record) -> list[tuple[str, str]]:
+    """Return the cost that a table predicts and the measured one, those that are known."""
+    known = [(name, cost.get(name)) for name in ("predicted", "measured")]
+    return [(f"{name} cost", f"{value:.3g} {cost['unit']}") for name, value in known if value is not None]
 
 
 def evaluate_command(search: Mapping[str, Any], out: Path) -> list[str]:

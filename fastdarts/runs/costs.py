@@ -5,15 +5,34 @@ from pathlib import Path
 
 import torch
 
+from fastdarts.config.reading import parse_json, read_text
 from fastdarts.config.search_options import SearchOptions
 from fastdarts.spaces import cost, registry
-from fastdarts.spaces.cost import CostTable, Shape
+from fastdarts.spaces.cost import Cost, CostTable, Shape
+from fastdarts.spaces.cost_model import CostModel
 
 COUNTED = {"flops": cost.multiply_adds, "params": cost.parameters}
 """The costs that are counted on the search network itself, by their names in a config."""
 
 
-def cost_table(config: SearchOptions, outputs: int, image_shape: Shape) -> CostTable:
+def load_cost(path: Path) -> Cost:
+    """Read a table of costs or a regressor, as `fastdarts latency` writes them.
+
+    Raises: ValueError or FileNotFoundError for a file that is neither.
+    """
+    try:
+        value = parse_json(read_text(path))
+    except ValueError as error:
+        raise ValueError(f"{path} is no table of costs, as `fastdarts latency` writes it: {error}") from None
+    if not (isinstance(value, dict) and "regressor" in value):
+        return CostTable.load(path)
+    try:
+        return CostModel.read(value)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} is no regressor of costs, as `fastdarts latency` writes it: {error}") from None
+
+
+def cost_table(config: SearchOptions, outputs: int, image_shape: Shape) -> Cost:
     """Return the costs of all choices of a search.
 
     Args:
@@ -26,7 +45,7 @@ def cost_table(config: SearchOptions, outputs: int, image_shape: Shape) -> CostT
     space = registry.find(config.space, config.primitives, config.space_options)
     count = COUNTED.get(str(config.cost))
     if count is None:
-        return CostTable.load(Path(str(config.cost)))
+        return load_cost(Path(str(config.cost)))
     with torch.device("meta"):
         network = space.supernet(
             C=config.init_channels,

@@ -17,7 +17,7 @@ IMAGE_ONLY = (
     *("image_size", "test_portion", "augment", "crop_padding", "flip", "cutout", "stem", "init_channels", "layers"),
     *("auxiliary", "drop_path", "schedule", "lr_decay", "auxiliary_weight", "label_smoothing", "export", "recipe"),
     *("init_from", "stream", "workers", "auto_augment", "mixup", "cutmix", "warmup_epochs", "class_weights"),
-    "ema_epochs",
+    *("ema_epochs", "cost"),
 )
 """Options without a meaning for texts."""
 
@@ -224,6 +224,12 @@ class EvalConfig(Config):
     checkpoint: Path | None = option(
         "run",
         "for --test-only: a run's checkpoint.pt, or a state_dict (as of the original code)",
+        None,
+        metavar="FILE",
+    )
+    cost: Path | None = option(
+        "run",
+        "a table that fastdarts latency wrote: print the found network's cost by it beside the latency measured",
         None,
         metavar="FILE",
     )

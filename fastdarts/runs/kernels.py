@@ -23,7 +23,8 @@ def cell_kernels_used(device: torch.device, backend: str = "auto") -> str:
     reason = recurrent.unavailable(device, torch.float32)
     if reason is not None:
         return f"plain PyTorch modules, several times slower: {reason}"
-    return f"fused C++, {instruction_set()}, on {device}"
+    name = f"C++, {instruction_set()}" if device.type == "cpu" else f"Triton {metadata.version('triton')}"
+    return f"fused {name}, on {device}"
 
 
 def describe_kernels(device: torch.device) -> str:
@@ -40,7 +41,7 @@ def describe_kernels(device: torch.device) -> str:
 
 
 def instruction_set() -> str | None:
-    """Return avx512, avx2 or portable, or what is wrong with FASTDARTS_CPU; None without the extension."""
+    """Return amx, avx512, avx2 or portable, or what is wrong with FASTDARTS_CPU; None without the extension."""
     if extension.UNAVAILABLE is not None:
         return None
     try:

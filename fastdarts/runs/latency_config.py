@@ -12,6 +12,7 @@ from fastdarts.spaces import registry
 from fastdarts.spaces.space import search_options_of
 
 _SIDES = {"digits": 8, "mnist": 28, "fashionmnist": 28, "imagenet": 224, "imagefolder": 224, "custom": 224}
+_FEWEST = 20  # networks for a regressor
 _GREY = ("digits", "mnist", "fashionmnist")
 
 
@@ -59,6 +60,13 @@ class LatencyConfig(Config):
     networks: int = option(
         "measurement", "whole networks that find the constant, and as many that state the error", 10, at_least=2
     )
+    samples: int = option(
+        "measurement",
+        "fit a regressor to so many whole random networks, of which a fifth is held out, instead of a table of ops "
+        "(Latency-DARTS; 0: a table)",
+        0,
+        at_least=0,
+    )
     seed: int = option("measurement", "seed of those networks", 0, at_least=0, at_most=LARGEST_SEED)
     out: Path = option("measurement", "the file to write", Path("latency.json"), metavar="FILE")
 
@@ -70,6 +78,8 @@ class LatencyConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if 0 < self.samples < _FEWEST:
+            raise ValueError(f"samples must be 0, or at least {_FEWEST} for a regressor; got {self.samples}")
         options = search_options_of(registry.find(self.space))
         values = {**self.preset()["space_options"], **self.space_options}
         object.__setattr__(self, "space_options", asdict(read_table(options, values, "space_options")))

@@ -45,6 +45,8 @@ class SearchConfig(SearchOptions):
         published = method.published if self.dataset != "digits" and not text else {}
         small = SMALL_DATA if self.small_data else {}
         found = {**super().preset(), **space.search_defaults(self.dataset), **method.settings, **published, **small}
+        if text:
+            found["cost"] = None  # costs are those of networks that read images
         if text and self.lr is not FROM_PRESET:
             found["lr_min"] = self.lr * found["lr_min"] / found["lr"]  # the same share of a rate that was given
         return found

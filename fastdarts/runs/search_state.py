@@ -12,10 +12,12 @@ from torch import Tensor
 from fastdarts.bilevel.architect import Architect
 from fastdarts.bilevel.clipping import VirtualClip
 from fastdarts.bilevel.ranks import ALONE, Ranks
+from fastdarts.bilevel.statistics import average_statistics
 from fastdarts.bilevel.step import SearchStep
 from fastdarts.bilevel.sync_norm import synchronise
 from fastdarts.data import BatchStream, ImageSet
 from fastdarts.data.augment import Augment
+from fastdarts.data.images import in_order
 from fastdarts.methods import find
 from fastdarts.methods.cost import CostTerm
 from fastdarts.methods.darts_pt import DartsPt
@@ -28,7 +30,7 @@ from fastdarts.runs.images import outputs_for
 from fastdarts.runs.local_state import own_random_numbers
 from fastdarts.runs.search_config import SearchConfig
 from fastdarts.runs.state import Draws, Metrics, RunState, Stream
-from fastdarts.spaces.cost import CostTable
+from fastdarts.spaces.cost import Cost
 from fastdarts.spaces.network import imagenet_stem
 from fastdarts.spaces.supernet import Supernet
 from fastdarts.tasks.classification import Classification, Loss
@@ -62,7 +64,7 @@ class SearchState(RunState):
     """Number of kinds of batches that keep a CUDA graph."""
 
     network: Supernet
-    costs: CostTable | None = None
+    costs: Cost | None = None
     """Costs of the space's choices, where the config asks for a cost."""
     validation: Any
     """Images or text of the alpha steps, on which the search is measured, too."""
@@ -145,6 +147,7 @@ class SearchState(RunState):
         if self.costs is not None:
             how = config.cost_form, config.cost_weight, config.cost_target
             self.cost = CostTerm(method, self.network, self.costs, *how)
+            method.rewarded = self.cost.rewarded
         self.architect = Architect(
             self.network,
             w_momentum=config.momentum,
@@ -255,6 +258,19 @@ class SearchState(RunState):
     def first_batches(self, batches: int) -> Any:
         """Return the part of `validation` that fills the first so many batches."""
         return self.validation.subset(torch.arange(min(batches * self.config.batch_size, len(self.validation))))
+
+    def recalibrate(self, batches: int) -> None:
+        """Average the running statistics of the batch norms in use over so many training batches, not augmented.
+
+        Random numbers of the network are the same each time, and global generators are restored.
+        """
+        images, size = self.streams[0].data, self.config.batch_size
+        count = max(1, min(batches, len(images) // size)) * size  # a short batch would count as much as a whole one
+        some = images.subset(torch.arange(min(count, len(images))))
+        with torch.random.fork_rng([self._device] if self._device.type == "cuda" else []):
+            torch.manual_seed(0)
+            plain = ((self.augment.normalise(x), targets) for x, targets in in_order(some, size))
+            average_statistics(self.network, self.architect.forward, plain)
 
     def validate(
         self, between_batches: Callable[[], object], mixes: Mapping[str, Mix] | None = None

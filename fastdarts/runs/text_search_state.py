@@ -53,6 +53,9 @@ class TextSearchState(TextRun, SearchState):
         words: Text = self.validation.first(batches * self.config.batch_size * self._options.window)
         return words
 
+    def recalibrate(self, batches: int) -> None:
+        """Do nothing: the cell's one batch norm sees all its nodes, whatever the architecture."""
+
     def measuring(self) -> AbstractContextManager[None]:
         return nullcontext() if self._options.compat else self.network.normalised_by_batch()
 

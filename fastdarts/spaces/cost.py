@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,24 @@ class Place:
         return f"{self.name} {_size(self.shape)} -> {_size(self.out)}"
 
 
+class Cost(Protocol):
+    """Costs of architectures, from a table or a fitted function."""
+
+    @property
+    def unit(self) -> str: ...
+
+    @property
+    def about(self) -> dict[str, Any]: ...
+
+    def of(self, network: Supernet, architecture: Any) -> float: ...
+
+    def check(self, groups: Mapping[str, Group], what: str) -> None: ...
+
+    def priced(self, groups: Mapping[str, Group], like: Tensor) -> Callable[[Mapping[str, Tensor]], Tensor]: ...
+
+    def lowest(self, groups: Mapping[str, Group], shares: Mapping[str, Tensor]) -> float: ...
+
+
 @dataclass(frozen=True)
 class CostTable:
     """Costs of all choices of a space.
@@ -71,22 +90,33 @@ class CostTable:
 
     def costs(self, name: str, group: Group) -> Tensor:
         """Return the costs [rows, ops] of a group that may have fewer ops than the table, or others' order."""
-        columns = [[known.index(op) for op in ops] for known, ops in zip(self.ops[name], group.ops, strict=True)]
-        return self.rows[name].gather(1, torch.tensor(columns))
+        return self.rows[name].gather(1, columns_of(self.ops[name], group))
 
     def check(self, groups: Mapping[str, Group], what: str) -> None:
         """Raise ValueError unless the table, called `what` in the message, has a number for each choice of `groups`."""
+        check_ops(self.ops, groups, what)
+
+    def priced(self, groups: Mapping[str, Group], like: Tensor) -> Callable[[Mapping[str, Tensor]], Tensor]:
+        """Return the function from op weights [rows, ops] of `groups` to the cost, on the device of `like`."""
+        costs = {name: self.costs(name, group).to(like) for name, group in groups.items()}
+
+        def cost(weights: Mapping[str, Tensor]) -> Tensor:
+            return torch.stack([(weights[name] * table).sum() for name, table in costs.items()]).sum() + self.constant
+
+        return cost
+
+    def lowest(self, groups: Mapping[str, Group], shares: Mapping[str, Tensor]) -> float:
+        """Return the cost of each row's cheapest op.
+
+        Args:
+            groups: the choices.
+            shares: [rows, ops] of each, the share of a row's ops that is kept; 0 for ops that cannot be chosen.
+        """
+        total = self.constant
         for name, group in groups.items():
-            ours = self.ops.get(name, ())
-            if len(ours) != len(group.ops):
-                raise ValueError(
-                    f"{what} must have {len(group.ops)} rows for the space's {group.title}; got {len(ours)}. Was the "
-                    "table made for the same space and number of layers?"
-                )
-            for row, (known, ops) in enumerate(zip(ours, group.ops, strict=True)):
-                missing = [op for op in ops if op not in known]
-                if missing:
-                    raise ValueError(f"{what} has no number for {', '.join(missing)} in row {row} of {group.title}")
+            share = shares[name].double().cpu()
+            total += float((self.costs(name, group) * share).masked_fill(share == 0, math.inf).min(1).values.sum())
+        return total
 
     def save(self, path: Path) -> None:
         """Write a JSON file that `load` reads."""
@@ -114,6 +144,26 @@ class CostTable:
             if not costs.isfinite().all() or sizes != [len(row) for row in costs]:
                 raise ValueError(f"{path} is no table of costs: {name} must have a finite number for each of its ops")
         return table
+
+
+def columns_of(known: EdgeOps, group: Group) -> Tensor:
+    """Return the place [rows, ops] of each of a group's ops among the names `known` of its row."""
+    return torch.tensor([[names.index(op) for op in ops] for names, ops in zip(known, group.ops, strict=True)])
+
+
+def check_ops(known: Mapping[str, EdgeOps], groups: Mapping[str, Group], what: str) -> None:
+    """Raise ValueError unless the costs called `what`, of ops of these names, know each choice of `groups`."""
+    for name, group in groups.items():
+        ours = known.get(name, ())
+        if len(ours) != len(group.ops):
+            raise ValueError(
+                f"{what} must have {len(group.ops)} rows for the space's {group.title}; got {len(ours)}. Was the "
+                "table made for the same space and number of layers?"
+            )
+        for row, (has, ops) in enumerate(zip(ours, group.ops, strict=True)):
+            missing = [op for op in ops if op not in has]
+            if missing:
+                raise ValueError(f"{what} has no number for {', '.join(missing)} in row {row} of {group.title}")
 
 
 def tabulate(network: Supernet, image_shape: Shape, cost: Callable[[Place], float]) -> dict[str, Tensor]:

@@ -67,6 +67,13 @@ def space_of(architecture: Architecture) -> Space:
     return find(architecture.space)
 
 
+def shaped_like(architecture: Architecture) -> Space:
+    """Return the space with the shape that an architecture has, such as the depths of a chain: `Space.shaped_like`."""
+    space = space_of(architecture)
+    change: Callable[[Architecture], Space] | None = getattr(space, "shaped_like", None)
+    return space if change is None else change(architecture)
+
+
 def architecture_of(value: Any) -> Any:
     """Return an architecture as it is, or the genotype that an object of other code holds (see `Genotype.of`)."""
     if isinstance(getattr(value, "space", None), str) and not isinstance(value, Genotype):

@@ -41,10 +41,10 @@ def material_of(space: "Space") -> Material:
     return material
 
 
-def has_kernels(space: "Space") -> bool:
-    """Return False if the ops of a space are torch's own modules on every device: its attribute `has_kernels`."""
-    known: bool = getattr(space, "has_kernels", True)
-    return known
+def has_kernels(space: "Space", device: str) -> bool:
+    """Return False if the ops of a space are torch's own modules on this kind of device: not in `kernel_devices`."""
+    devices: tuple[str, ...] | None = getattr(space, "kernel_devices", None)
+    return devices is None or device in devices
 
 
 def search_options_of(space: "Space") -> type[SpaceOptions]:

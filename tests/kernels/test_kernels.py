@@ -76,6 +76,25 @@ def test_programs_that_take_one_image_each(stride: int, monkeypatch: pytest.Monk
     assert {grid[0] for name, grid in grids if name in over_images} == {3}
 
 
+def test_programs_that_take_a_half_of_an_edge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each leaves a share of its state's gradient; of a third of one where even that is too few."""
+    monkeypatch.setattr(tiles, "multiprocessors", lambda: 20)
+    case = make_case((*FEW, "dil_conv_3x3"), inputs=2, nodes=2, size=(2, 4, 4))
+    stages = [stage for bank_ in tables.tables(tuple(case.plan.encoded), 5).banks for stage in bank_.edges]
+    assert [len(group) for group in bank.programs(stages, 2, True)] == [2, 1] * 5
+    check(case, torch.float64)
+
+
+def test_programs_are_as_many_as_fill_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = make_case((*FEW, "dil_conv_3x3", "sep_conv_5x5"), inputs=1, nodes=2)
+    stages = tables.tables(tuple(case.plan.encoded), 6).banks[0].edges  # four of each of two edges
+    sizes = {}
+    for count in (1, 2, 4, 8, 100):
+        monkeypatch.setattr(tiles, "multiprocessors", lambda count=count: count)
+        sizes[count] = [len(group) for group in bank.programs(stages, 1, True)]
+    assert sizes == {1: [8], 2: [4, 4], 4: [2] * 4, 8: [1] * 8, 100: [1] * 8}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_cell(stride: int) -> None:

@@ -6,6 +6,8 @@ from tiny_method import finish_epoch, tiny_state
 
 from fastdarts.methods.gumbel import straight_through
 from fastdarts.methods.proxyless import _draw
+from fastdarts.methods.reinforce import policy_gradients
+from fastdarts.mixed.mix import Mix
 from fastdarts.runs.search_config import SearchConfig
 from fastdarts.runs.search_state import SearchState
 
@@ -124,3 +126,77 @@ def test_the_temperature_of_fbnet() -> None:
     state.method.begin_epoch(0)
     assert state.method.tau() == 5.0
     finish_epoch(state)
+
+
+# REINFORCE
+
+
+def test_the_estimator_has_the_mean_of_the_exact_gradient() -> None:
+    """Rewards that are known for each of all 4 x 3 networks: the estimate of 20,000 samples is within 3 sigma."""
+    network = tiny_state("proxyless", **CHAIN).network
+    torch.manual_seed(0)
+    network.alphas = {"a": torch.randn(1, 4, dtype=torch.float64), "b": torch.randn(1, 3, dtype=torch.float64)}
+    rewards = torch.rand(4, 3, dtype=torch.float64)
+    for alpha in network.alphas.values():
+        alpha.requires_grad_()
+    p = [alpha.softmax(1)[0] for alpha in network.alphas.values()]
+    loss = -(p[0][:, None] * p[1] * rewards).sum()
+    exact = torch.autograd.grad(loss, list(network.alphas.values()))
+    generator = torch.Generator().manual_seed(1)
+    count = 20_000
+    columns = [_draw(share.detach().repeat(count, 1), 1, generator)[:, 0] for share in p]
+    hots = [torch.eye(n, dtype=torch.float64)[column] for n, column in zip((4, 3), columns, strict=True)]
+    advantages = rewards[columns[0], columns[1]] - 0.5
+    for ours, share, hot in zip(exact, p, hots, strict=True):
+        terms = advantages[:, None] * (share.detach() - hot)
+        error = terms.std(0) / count**0.5
+        assert ((terms.mean(0) - ours[0]).abs() < 3 * error).all()
+        assert (error > 0).all()
+    samples = [{"a": Mix(hots[0][i : i + 1]), "b": Mix(hots[1][i : i + 1])} for i in range(50)]
+    found = policy_gradients(network, samples, advantages[:50].tolist())
+    for ours, share, hot in zip(found, p, hots, strict=True):
+        terms = advantages[:50, None] * (share.detach() - hot[:50])
+        torch.testing.assert_close(ours[0], terms.mean(0), rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("space", ["proxyless", "s3"])
+def test_reinforce_moves_alphas_and_leaves_weights_and_statistics(space: str) -> None:
+    fields = CHAIN if space == "proxyless" else {"space": "s3", "alpha_warmup": 0.0}
+    state = tiny_state("proxyless", method_options={"gradient": "reinforce", "every": 1, "networks": 4}, **fields)
+    network = state.network.train()
+    batch = torch.randn(8, 1, 6, 6), torch.arange(8) % 2
+    alphas = [alpha.detach().clone() for alpha in network.alphas.values()]
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    state.search_step._alpha_step(batch, batch, torch.tensor(0.1))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert 0 <= state.method._baseline <= 1
+    state.search_step._alpha_step(batch, batch, torch.tensor(0.1))
+    assert not all(torch.equal(a, b) for a, b in zip(alphas, network.alphas.values(), strict=True))
+    saved = state.method.state_dict()
+    assert saved["baseline"] == state.method._baseline
+
+
+@pytest.mark.parametrize("form", ["add", "multiply", "limit"])
+def test_a_reward_includes_the_cost(form: str) -> None:
+    state = tiny_state("proxyless", cost="flops", cost_form="add", cost_weight=0.1, **CHAIN)
+    term = state.cost
+    term.form = form
+    network = state.network
+    found = network.random(torch.Generator().manual_seed(3))
+    ratio = state.costs.of(network, found) / term.target
+    expected = {
+        "add": 0.5 - 0.1 * (ratio - 1),
+        "multiply": 0.5 * ratio**-0.1,
+        "limit": 0.5 - 0.1 * max(ratio - 1, 0),
+    }[form]
+    assert term.rewarded(0.5, network.mixes_of(found)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_reinforce_finds_the_cheap_ops() -> None:
+    """With a reward that is nearly all cost, the expected cost falls."""
+    fields = CHAIN | {"cost": "flops", "cost_weight": 50.0, "arch_lr": 0.1, "epochs": 8}
+    state = tiny_state("proxyless", method_options={"gradient": "reinforce", "every": 1, "networks": 8}, **fields)
+    first = float(state.cost.expected(state.network))
+    for _ in range(8):
+        finish_epoch(state)
+    assert float(state.cost.expected(state.network)) < 0.9 * first

@@ -87,7 +87,7 @@ torch.save([run(*case) for case in torch.load(sys.argv[1], weights_only=False)],
 """
 
 
-@pytest.mark.parametrize("instructions", ["portable", "avx2"])
+@pytest.mark.parametrize("instructions", ["portable", "avx2", "avx512", "amx"])
 def test_other_instruction_sets(instructions: str, tmp_path: Path) -> None:
     """An edge and a small reduction cell with both kinds of preprocessing, in a program that is told what to use."""
     cases = []

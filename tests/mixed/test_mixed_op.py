@@ -532,7 +532,7 @@ def test_unknown_instruction_set() -> None:
     done = subprocess.run(
         command, env={**os.environ, "FASTDARTS_CPU": "sse9"}, capture_output=True, text=True, check=False
     )
-    assert "ValueError: FASTDARTS_CPU must be avx512, avx2 or portable; got sse9" in done.stderr
+    assert "ValueError: FASTDARTS_CPU must be amx, avx512, avx2 or portable; got sse9" in done.stderr
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])

@@ -83,14 +83,21 @@ def learned(tensors: list[Tensor]) -> list[Tensor]:
 def test_opcheck_mixed_sum(plan: MixedPlan, training: bool, dtype: torch.dtype) -> None:
     states, weights, params, running = arguments(plan, 6, (5, 4), dtype, training)
     affine, factors = learned_norms(plan, 6 // plan.K, dtype)
-    for more in ((), (affine.requires_grad_(), factors)):
+    for more in ((), (affine.requires_grad_(), factors), (None, None, True)):
         call = (learned(states), weights.requires_grad_(), learned(params), running, plan.encoded, 1e-5, *more)
         torch.library.opcheck(torch.ops.fastdarts.mixed_sum.default, call, test_utils=CHECKS)
         with torch.no_grad():
             out, saved, stats = torch.ops.fastdarts.mixed_sum(*call)
             for need, need_params in (([1] * len(states), True), ([1] + [0] * (len(states) - 1), False)):
                 back = (torch.randn_like(out), states, weights.detach(), params, out, saved, stats, plan.encoded)
-                rest = (training, 1e-5, need, need_params, need_params, *(t if t is None else t.detach() for t in more))
+                rest = (
+                    training,
+                    1e-5,
+                    need,
+                    need_params,
+                    need_params,
+                    *(t.detach() if isinstance(t, Tensor) else t for t in more),
+                )
                 torch.library.opcheck(torch.ops.fastdarts.mixed_sum_backward.default, (*back, *rest), test_utils=CHECKS)
 
 
@@ -178,6 +185,25 @@ def test_gradcheck_mixed_sum(primitives: tuple[str, ...], stride: int, training:
     for function, given in ((call, inputs), (with_learned_norms, more)):
         assert gradcheck(function, given, fast_mode=True)
         assert gradgradcheck(function, given, fast_mode=True)
+
+
+@TRAINING
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_recomputed_first_stages_are_bit_for_bit_those_that_would_be_kept(dtype: torch.dtype, training: bool) -> None:
+    names = ("sep_conv_3x3", "max_pool_3x3", "sep_conv_5x5", "dil_conv_3x3", "sep_conv_7x7")
+    plan = reduction_cell(names)
+    states, weights, params, running = arguments(plan, 6, (9, 8), dtype, training, N=3, columns=len(names))
+    affine, factors = learned_norms(plan, 6, dtype, 3)
+    leaves = [*learned(states), weights.requires_grad_(), affine.requires_grad_(), *learned(params)]
+    made = []
+    for recompute in (False, True):
+        call = (leaves[:2], leaves[2], leaves[4:], running, plan, 1e-5, leaves[3], factors, recompute)
+        out, stats = operators.mixed_sum(*call)
+        made.append([out, stats, *torch.autograd.grad(out.double().sin().sum(), leaves)])
+    assert all(map(torch.equal, *made))
+    flat = (states, weights.detach(), params, running, plan.encoded, 1e-5, affine.detach(), factors)
+    kept, less = (torch.ops.fastdarts.mixed_sum(*flat, recompute)[1].numel() for recompute in (False, True))
+    assert less < 0.65 * kept  # of an edge's seven tensors, three; and the pools of a state
 
 
 @pytest.mark.parametrize("K", [1, 2])

@@ -36,11 +36,11 @@ def test_with_the_extension_the_instruction_set(monkeypatch):
 def test_a_wrong_instruction_set_is_told_not_raised(monkeypatch):
     class Extension:
         def instruction_set(self):
-            raise ValueError("FASTDARTS_CPU must be avx512, avx2 or portable; got sse\nat line 3")
+            raise ValueError("FASTDARTS_CPU must be amx, avx512, avx2 or portable; got sse\nat line 3")
 
     monkeypatch.setattr(extension, "UNAVAILABLE", None)
     monkeypatch.setattr(kernels.importlib, "import_module", lambda name: Extension())
-    assert kernels.instruction_set() == "FASTDARTS_CPU must be avx512, avx2 or portable; got sse"
+    assert kernels.instruction_set() == "FASTDARTS_CPU must be amx, avx512, avx2 or portable; got sse"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from fastdarts.bilevel.architect import Architect
 from fastdarts.bilevel.clipping import VirtualClip
 from fastdarts.bilevel.flat import FlatSGD
 from fastdarts.bilevel.step import SearchStep
+from fastdarts.ops.recurrent import unavailable
 from fastdarts.spaces.recurrent.supernet import RecurrentSearchNetwork
 from fastdarts.tasks.language import Dropouts, Language, Read, perplexity
 from fastdarts.tasks.task import Batch
@@ -20,8 +22,8 @@ DROPOUTS = Dropouts(0.5, 0.25, 0.5, 0.2, 0.1)
 VOCABULARY, WIDTH, COLUMNS = 13, 6, 4
 
 
-def network() -> RecurrentSearchNetwork:
-    return RecurrentSearchNetwork(VOCABULARY, WIDTH, "reference").double()
+def network(backend: Literal["reference", "fused"] = "reference") -> RecurrentSearchNetwork:
+    return RecurrentSearchNetwork(VOCABULARY, WIDTH, backend).double()
 
 
 def batch(seed: int, length: int = 5) -> Batch:
@@ -103,6 +105,25 @@ def test_second_order_with_clipped_gradients(clip: float, compat: bool) -> None:
     (found,) = architect.alpha_gradients(train, valid, 2.0, optimizer)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10 * float(expected.abs().max()))
     assert torch.equal(parameters_to_vector(model.parameters()), before)
+
+
+@pytest.mark.skipif(unavailable(torch.device("cpu"), torch.float64) is not None, reason="fastdarts._C is not built")
+@pytest.mark.parametrize("order", [1, 2])
+def test_alpha_gradients_of_the_kernels(order: int) -> None:
+    """With the same masks they are those of the plain modules, of both orders. Of the second, rounding of two passes is
+    amplified by 1 / epsilon, a few hundred."""
+    found = []
+    for backend in ("reference", "fused"):
+        torch.manual_seed(3)
+        model = network(backend)  # type: ignore[arg-type]
+        optimizer = FlatSGD(model.parameters(), lr=2.0, momentum=0.0, weight_decay=1e-3)
+        architect = Architect(
+            model, w_momentum=0.0, w_weight_decay=1e-3, task=Language(0.0, 0.0), clip=VirtualClip(0.25)
+        )
+        (gradient,) = architect.alpha_gradients(batch(0), batch(1, length=3), 2.0, optimizer, order)
+        found.append(gradient)
+    plain, fused = found
+    torch.testing.assert_close(fused, plain, rtol=0, atol=1e-10 * float(plain.abs().max()))
 
 
 def test_a_step_moves_both_hidden_states_on_and_computes_the_training_loss_once_more() -> None:

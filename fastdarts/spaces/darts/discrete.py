@@ -215,7 +215,7 @@ class EvalCell(nn.Module):
         if read is None:
             states = self._plain_states(inputs, factors)
         else:
-            nodes = fused.mixed_nodes(read, self._ends, inputs, self._weights, factors=factors)
+            nodes = fused.mixed_nodes(read, self._ends, inputs, self._weights, factors=factors, recompute=True)
             if self._concat == tuple(range(2, 2 + self._nodes)):
                 return nodes
             states = [*inputs, *nodes.chunk(self._nodes, dim=1)]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fastdarts.spaces.layerwise.blocks import ConvNorm, InvertedResidual, LeftOut
 from fastdarts.spaces.layerwise.chain import SKIP, Chain, Layer
+from fastdarts.spaces.layerwise.mixture import fits, mixture
 
 
 def block(layer: Layer, name: str, chain: Chain, shortcut: bool = False) -> nn.Module:
@@ -28,10 +29,12 @@ class ChoiceLayer(nn.Module):
     Args:
         layer: shape and choices.
         chain: activation and eps.
+        fused: compute several blocks by one operator where it has a kernel for them.
     """
 
-    def __init__(self, layer: Layer, chain: Chain) -> None:
+    def __init__(self, layer: Layer, chain: Chain, fused: bool = True) -> None:
         super().__init__()
+        self.fused = fused
         self.primitives = layer.choices
         self.stride = layer.stride
         self.keeps_shape = layer.keeps_shape
@@ -51,7 +54,12 @@ class ChoiceLayer(nn.Module):
         Raises: ValueError if nothing runs and the layer changes the shape.
         """
         out = x if self.keeps_shape else None
-        for column in range(len(self._ops)) if active is None else active:
+        columns = list(range(len(self._ops)) if active is None else active)
+        blocks = {column: op for column in columns if isinstance(op := self._ops[column], InvertedResidual)}
+        if self.fused and len(blocks) > 1 and fits(list(blocks.values()), x):
+            out = mixture(list(blocks.values()), x, weights[list(blocks)], self.keeps_shape)
+            columns = [column for column in columns if column not in blocks]
+        for column in columns:
             op = self._ops[column]
             if isinstance(op, LeftOut):
                 continue

@@ -42,7 +42,7 @@ class LayerwiseSpace:
     """
 
     SearchOptions = LayerwiseOptions
-    has_kernels = False
+    kernel_devices = ("cpu",)
     features = frozenset[Feature]({"probed ops"})
 
     def __init__(self, name: str, primitives: Sequence[str] | None = None) -> None:
@@ -65,6 +65,11 @@ class LayerwiseSpace:
         changed = copy(self)
         changed.chain = self.chain.changed(**values)
         return changed
+
+    def shaped_like(self, architecture: LayerChoices) -> "LayerwiseSpace":
+        """Return this space with the shape of an architecture's chain."""
+        shape = {name: getattr(architecture, name) or None for name in ("strides", "widths", "depths")}
+        return self.with_options(**shape)
 
     @property
     def groups(self) -> Mapping[str, Group]:

@@ -39,8 +39,8 @@ class LayerwiseSupernet(Supernet):
         num_classes: size of the logits.
         layers: most layers of a stage.
         in_channels: channels of the images.
-        backend: "reference" keeps the memory format of the images; others run channels-last. The blocks are torch's own
-            modules in each case.
+        backend: "reference" keeps the memory format of the images and runs torch's own modules; others run
+            channels-last, and where a layer mixes several blocks in train mode, one operator on a CPU.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class LayerwiseSupernet(Supernet):
             if chain.fixed is None
             else DepthwiseSeparable(chain.stem, chain.fixed, chain.activation, chain.eps)
         )
-        self.layers = nn.ModuleList(ChoiceLayer(layer, chain) for layer in chain.layers())
+        self.layers = nn.ModuleList(ChoiceLayer(layer, chain, backend != "reference") for layer in chain.layers())
         self.head = ConvNorm(chain.stages[-1].width, chain.head, 1, 1, chain.activation, chain.eps)
         self.classifier = nn.Linear(chain.head, num_classes)
         initialise(self)

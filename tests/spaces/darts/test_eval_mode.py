@@ -161,7 +161,7 @@ def test_packed_weights_are_no_part_of_a_network() -> None:
         assert not any(packed(twin))
 
 
-def a_call() -> tuple[Tensor, Tensor, MixedPlan]:
+def a_call() -> tuple[list[Tensor], Tensor, MixedPlan]:
     """Two states, packed weights and the plan of a cell with C = 4: a pool at stride 2, and a node that reads it."""
     torch.manual_seed(0)
     edges = (

@@ -8,13 +8,17 @@ from tiny_search import tiny_config, tiny_images
 
 from fastdarts import methods
 from fastdarts.evaluate import EvalConfig, evaluate
+from fastdarts.runs.kernels import kernels_used
 from fastdarts.runs.search_config import SearchConfig
 from fastdarts.search import search
+from fastdarts.spaces import registry
 from fastdarts.spaces.layerwise.architecture import LayerChoices
+from fastdarts.spaces.space import has_kernels
 
 NEEDS_MORE = {"pc-darts", "p-darts", "daas", "darts-minus", "lambda-darts", "drnas-progressive"}
 OPTIONS = {
     "darts-plus": {"rule": "ranking"},
+    "fairnas": {"cells": 3, "population": 2},
     "random": {"cells": 3, "finalists": 2},
     "robustdarts": {"iterations": 2, "images": 4},
     "sdarts-adv": {"steps": 2},
@@ -78,7 +82,14 @@ def test_the_found_network_is_trained_and_exported(tmp_path: Path) -> None:
     assert (tmp_path / "net.onnx").is_file()
 
 
-def test_the_first_line_says_that_chains_have_no_kernels(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_first_line_names_the_kernels(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     search(config(tmp_path, epochs=1), tiny_images())
-    assert "kernels: plain PyTorch modules on cpu: the ops of space 'proxyless' have no kernels" in caplog.messages
+    assert f"kernels: {kernels_used(torch.device('cpu'), 'auto')}" in caplog.messages
+
+
+def test_chains_have_kernels_on_a_cpu_alone() -> None:
+    space = registry.find("proxyless")
+    assert has_kernels(space, "cpu")
+    assert not has_kernels(space, "cuda")
+    assert has_kernels(registry.find("darts"), "cuda")

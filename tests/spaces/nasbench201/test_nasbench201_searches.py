@@ -25,6 +25,7 @@ from fastdarts.spaces.registry import load_architecture, read_architecture
 
 CELL = "|nor_conv_1x1~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|none~1|nor_conv_3x3~2|"
 OPTIONS: dict[str, dict[str, Any]] = {
+    "fairnas": {"cells": 3, "population": 2},
     "drnas-progressive": {"k": (2, 1), "left": 2},
     "random": {"cells": 3, "finalists": 2},
     "robustdarts": {"iterations": 2, "images": 4},

@@ -1,0 +1,139 @@
+"""Base of the methods that train architectures inside the search network and rank others with its weights."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from fastdarts.bilevel.statistics import kept_statistics
+from fastdarts.bilevel.step import Level
+from fastdarts.config.search_options import SearchOptions
+from fastdarts.methods import nsga2
+from fastdarts.methods.method import Method, MethodOptions, Settings, hyper
+from fastdarts.methods.running import RunningSearch
+from fastdarts.methods.samplers import Draws, check_enumerable, everything, evolve
+from fastdarts.methods.scored import Scored, best_within, pareto_front
+from fastdarts.mixed.mix import Mix
+from fastdarts.spaces.supernet import Supernet
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneShotOptions(MethodOptions):
+    """Define how architectures are ranked at the end."""
+
+    sampler: Literal["random", "enumeration", "evolution", "nsga2"] = hyper(
+        "architectures that are scored: random ones, all, those that evolution breeds for accuracy, or by NSGA-II for "
+        "accuracy and cost",
+        "random",
+    )
+    cells: int = hyper("number of architectures scored at the end (enumeration: all)", 100, at_least=1)
+    batches: int = hyper("validation batches on which each of them is scored", 10, at_least=1)
+    finalists: int = hyper("number of the best that are scored again, on all validation images", 10, at_least=1)
+    recalibrate: int = hyper(
+        "training batches over which the batch norms of each are averaged before it is scored (0: leave them)",
+        0,
+        at_least=0,
+    )
+    population: int = hyper("size of a generation of evolution and nsga2", 20, at_least=2)
+    mutation: float = hyper("share of the rows that a mutation draws anew", 0.1, above=0, at_most=1)
+
+
+class OneShot(Method):
+    """Train weights alone; derive by scoring sampled architectures with them. A subclass samples in `relax`."""
+
+    Options = OneShotOptions
+    settings: ClassVar[Settings] = {"order": 1}
+    level: Level = "weights"
+    sparse = True
+    capturable = False  # the host samples which ops run
+
+    def __init__(self, config: SearchOptions) -> None:
+        super().__init__(config)
+        self.sampler = self.sampler_of(config)
+        self._measured = torch.Generator()
+
+    @classmethod
+    def check(cls, config: SearchOptions) -> None:
+        super().check(config)
+        if cls.sampler_of(config) == "nsga2":
+            if config.cost is None:
+                raise ValueError(
+                    "sampler 'nsga2' weighs accuracy against cost, which is not given: add cost=flops (params, a "
+                    "table), or take sampler=evolution"
+                )
+            nsga2.check_installed()
+
+    @classmethod
+    def sampler_of(cls, config: SearchOptions) -> str:
+        """Return the name of the sampler that ranks at the end."""
+        return str(config.method_options["sampler"])
+
+    def attach(self, network: Supernet) -> None:
+        super().attach(network)
+        if self.sampler == "enumeration":
+            check_enumerable(network)
+
+    def begin_epoch(self, epoch: int) -> None:
+        super().begin_epoch(epoch)
+        self._measured.manual_seed(epoch)
+
+    def relax(self, network: Supernet, group: str, alpha: Tensor) -> Mix:
+        """Sample an architecture and return its op weights.
+
+        In eval mode the samples, one for each batch, come from a separate generator that is seeded by the epoch.
+        """
+        drawn = network.random(self.generator if network.training else self._measured)
+        return self.discrete(network, drawn)[group]
+
+    def genotype(self, network: Supernet) -> Any:
+        """Return a random architecture, seeded by the epoch: before the search ends no architecture is preferred."""
+        return network.random(torch.Generator().manual_seed(self.epoch), self.config.max_skips)
+
+    def result(self, state: RunningSearch) -> Any:
+        """Return the best architecture; change nothing of the search, so that a second call returns the same.
+
+        The finalists are the best of those sampled, or those that no other beats in both accuracy and cost.
+        """
+        options, limit = self.options, self.config.cost_target
+        some = state.first_batches(options.batches)
+        with kept_statistics(state.network):
+            found = self._sampled(state, lambda architecture: self._score(state, architecture, some))
+            if self.sampler == "nsga2":
+                finalists = pareto_front(found)
+            else:
+                finalists = _best_first(found, limit)[: options.finalists]
+            final = [self._score(state, one.architecture, state.validation) for one in finalists]
+        latest = {one.architecture.to_json(): one for one in (*found, *final)}
+        self.compared = list(latest.values())
+        return best_within(final, limit).architecture
+
+    def _sampled(self, state: RunningSearch, score: Callable[[Any], Scored]) -> list[Scored]:
+        options, network = self.options, state.network
+        generator = torch.Generator()
+        generator.set_state(self.generator.get_state())
+        draws = Draws(network, generator, self.config.max_skips)
+        if self.sampler == "random":
+            return [score(draws.random()) for _ in range(options.cells)]
+        if self.sampler == "enumeration":
+            return [score(architecture) for architecture in everything(network)]
+        order = nsga2.by_front if self.sampler == "nsga2" else self._by_accuracy
+        return evolve(draws, score, order, options.cells, options.population, options.mutation)
+
+    def _by_accuracy(self, scored: Sequence[Scored]) -> list[Scored]:
+        return _best_first(scored, self.config.cost_target)
+
+    def _score(self, state: RunningSearch, architecture: Any, data: Any) -> Scored:
+        with state.network.mixing(self.discrete(state.network, architecture)):
+            if self.options.recalibrate:
+                state.recalibrate(self.options.recalibrate)
+            loss, accuracy = state.measure(data, lambda: None)
+        cost = None if state.costs is None else state.costs.of(state.network, architecture)
+        return Scored(architecture, -loss if math.isnan(accuracy) else accuracy, cost)
+
+
+def _best_first(scored: Sequence[Scored], limit: float | None) -> list[Scored]:
+    """Return architectures by score; those above the limit of cost come last."""
+    return sorted(scored, key=lambda one: (limit is not None and (one.cost or 0.0) > limit, -one.score))

@@ -1,0 +1,67 @@
+"""REINFORCE: move alphas by rewards of sampled networks, without a gradient through them (Cai et al., ICLR 2019).
+
+The gradient of the mean reward is E[(R - b) d log p / d alpha]; a baseline b that does not depend on the sample leaves
+it as it is and lowers its variance.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastdarts.bilevel.architect import Architect, frozen_buffers
+from fastdarts.data.share import SharedBatch
+from fastdarts.spaces.supernet import Mixes, Supernet
+from fastdarts.tasks.task import Batch
+
+
+class Measured(NamedTuple):
+    """The reward of a network on a batch, and its loss as a scalar on the device."""
+
+    reward: float
+    loss: Tensor
+
+
+@torch.no_grad()
+def measured(architect: Architect, batch: Batch, mixes: Mixes) -> Measured:
+    """Measure one network: reward is its accuracy, or exp(-loss) where targets are not classes.
+
+    Batch norms use the batch; their running statistics stay as they are.
+
+    Args:
+        architect: holds the search network, in train mode, and the task.
+        batch: of all ranks the same.
+        mixes: op weights of the network.
+    """
+    network, ranks = architect.network, architect.ranks
+    assert isinstance(network, Supernet)
+    with frozen_buffers(network), network.mixing(mixes):
+        loss, outputs = architect.forward(batch)
+    correct, whole = ranks.sum([architect.task.correct(outputs, batch).to(loss), ranks.part(loss)])
+    size = batch.share.total if isinstance(batch, SharedBatch) else len(batch[0])
+    accuracy = float(correct) / size
+    return Measured(math.exp(-float(whole)) if math.isnan(accuracy) else accuracy, loss)
+
+
+@torch.no_grad()
+def policy_gradients(network: Supernet, samples: Sequence[Mixes], advantages: Sequence[float]) -> list[Tensor]:
+    """Return the gradients that descend towards higher rewards, one tensor for each of the network's alphas.
+
+    With p = softmax(alpha) and one-hot samples h they are the mean of (R - b) (p - h).
+
+    Args:
+        network: holds the alphas; further architecture parameters get zeros.
+        samples: one-hot op weights of each network.
+        advantages: R - b of each.
+    """
+    gradients = []
+    for name, alpha in network.alphas.items():
+        shares = alpha.softmax(dim=-1)
+        terms = [
+            advantage * (shares - mixes[name].weights.to(shares))
+            for mixes, advantage in zip(samples, advantages, strict=True)
+        ]
+        gradients.append(torch.stack(terms).mean(0))
+    return [*gradients, *map(torch.zeros_like, network.extra_alphas.values())]
