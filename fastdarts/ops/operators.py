@@ -442,7 +442,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    need_states, need_weights, need_params, _, _, _, need_affine, *_ = _with_defaults(ctx.needs_input_grad, 9)
+    need_states, need_weights, need_params, _, _, _, need_affine, _, _ = _with_defaults(ctx.needs_input_grad, 9)
     gradients = _gradients(ctx, grad_out, need_states, need_weights, need_params, bool(need_affine))
     states, weights, params, affine = gradients
     return (states, weights, params, None, None, None, affine, None, None)[: len(ctx.needs_input_grad)]
