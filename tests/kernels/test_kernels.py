@@ -77,11 +77,11 @@ def test_programs_that_take_one_image_each(stride: int, monkeypatch: pytest.Monk
 
 
 def test_programs_that_take_a_half_of_an_edge(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each leaves a share of its state's gradient; of a third of one where even that is too few."""
-    monkeypatch.setattr(tiles, "multiprocessors", lambda: 20)
-    case = make_case((*FEW, "dil_conv_3x3"), inputs=2, nodes=2, size=(2, 4, 4))
-    stages = [stage for bank_ in tables.tables(tuple(case.plan.encoded), 5).banks for stage in bank_.edges]
-    assert [len(group) for group in bank.programs(stages, 2, True)] == [2, 1] * 5
+    """Each leaves a share of its state's gradient."""
+    monkeypatch.setattr(tiles, "multiprocessors", lambda: 8)
+    case = make_case(("skip_connect", "sep_conv_3x3", "dil_conv_3x3"), inputs=2, size=(2, 2, 3))
+    stages = [stage for bank_ in tables.tables(tuple(case.plan.encoded), 3).banks for stage in bank_.edges]
+    assert [len(group) for group in bank.programs(stages, 2, True)] == [2, 1] * 2
     check(case, torch.float64)
 
 
