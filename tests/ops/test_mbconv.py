@@ -105,7 +105,8 @@ def test_errors_are_at_most_twice_those_of_modules(name: str, dtype: torch.dtype
         error, theirs = (
             (found[key].double() - expected).abs().flatten().quantile(0.9).item() for found in (ours, plain)
         )
-        floor = 8 * torch.finfo(dtype).eps * expected.square().mean().sqrt().item()
+        # sums of some hundred terms, in another order
+        floor = 16 * torch.finfo(dtype).eps * expected.square().mean().sqrt().item()
         assert error <= 2 * theirs + floor, f"{key}: {error:.2e}, modules {theirs:.2e}, floor {floor:.2e}"
         assert (ours[key].double() - expected).norm() <= 100 * torch.finfo(dtype).eps ** 0.75 * expected.norm() + floor
 
