@@ -27,7 +27,7 @@ from triton.compiler import ASTSource
 
 from benchmarks.kernel_launches import SHAPES, Launch, launches
 from fastdarts.config.files import write_atomically
-from fastdarts.kernels.launch import OPTIONS
+from fastdarts.kernels.launch import OPTIONS, warps
 
 TARGETS = {f"sm_{cc}": GPUTarget("cuda", cc, 32) for cc in (80, 90, 100)} | {"gfx942": GPUTarget("hip", "gfx942", 64)}
 TYPES = {torch.float64: "*fp64", torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
@@ -52,7 +52,7 @@ def source_of(launch: Launch, target: GPUTarget) -> tuple[ASTSource, dict[str, A
     }
     if special:  # 1 would become a constant, which not all operations take; kinds of numbers would get own kernels
         raise ValueError(f"{kernel.fn.__name__}: do_not_specialize must have {', '.join(sorted(special))}")
-    options = {"num_warps": constants["num_warps"], "num_stages": OPTIONS["num_stages"]}
+    options = {"num_warps": warps(constants["num_warps"], target.backend == "hip"), "num_stages": OPTIONS["num_stages"]}
     if target.backend == "cuda":
         options["maxnreg"] = OPTIONS["maxnreg"]
     fixed = {name: value for name, value in constants.items() if name != "num_warps"}
@@ -131,7 +131,11 @@ def inspected(target: str, C: int, stride: int) -> Iterator[tuple[str, dict[str,
             yield (
                 name,
                 constants,
-                machine_code(compiled(launch, TARGETS[target]), TARGETS[target], constants["num_warps"]),
+                machine_code(
+                    compiled(launch, TARGETS[target]),
+                    TARGETS[target],
+                    warps(constants["num_warps"], TARGETS[target].backend == "hip"),
+                ),
             )
 
 

@@ -127,6 +127,11 @@ def _halo(row: list[int]) -> int:
     return HALO[row[GEOMETRY.value]]
 
 
+def _leaps(a: dict[str, Any], row: list[int]) -> bool:
+    """Return True if a stage's windows read the pixels of one parity only: those dilated by 2 at stride 2."""
+    return bool(a["STRIDE"] == 2 and row[GEOMETRY.value] in (DILATED_3.value, DILATED_5.value))
+
+
 def _taps(row: list[int]) -> int:
     return TAPS.get(row[GEOMETRY.value], 0)
 
@@ -154,9 +159,9 @@ def _has_matrix(row: list[int]) -> bool:
 def _inputs(a: dict[str, Any], group: list[list[int]]) -> int:
     """Count the elements that a group's stages read: each its own saved tensor, or all of them the state.
 
-    Programs with windows read whole images.
+    Programs with windows read whole images, but those that are dilated by the stride only every other pixel.
     """
-    if any(map(_halo, group)):
+    if any(_halo(row) and not _leaps(a, row) for row in group):
         pixels = a["pixels"] // (a["HO"] * a["WO"]) * a["H"] * a["W"]
     else:
         pixels = a["pixels"] * (a["STRIDE"] if any(row[GEOMETRY.value] == GATHER.value for row in group) else 1)

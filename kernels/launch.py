@@ -18,6 +18,11 @@ INTERPRETED: bool = triton.knobs.runtime.interpret
 OPTIONS: dict[str, int] = {"num_stages": 2} | ({} if torch.version.hip else {"maxnreg": 128})
 
 
+def warps(asked: int, hip: bool) -> int:
+    """Warps of a program: on AMD, with 64 lanes a warp, 8 at most, since more would leave a lane too few registers."""
+    return min(asked, 8) if hip else asked
+
+
 _only_compile = False
 
 
@@ -25,6 +30,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> 
     """Starts grid programs of a kernel; nothing to do where the grid is empty."""
     if not all(grid):
         return
+    constants["num_warps"] = warps(constants["num_warps"], hip=torch.version.hip is not None)
     with torch.cuda.device_of(next(arg for arg in args if isinstance(arg, Tensor))):  # Triton takes the current device
         if _only_compile:
             kernel.warmup(*args, grid=grid, **constants, **OPTIONS)

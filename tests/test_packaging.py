@@ -13,7 +13,7 @@ from fastdarts.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXTRAS = ("tensorboard", "export", "completion", "dask")  # those that users choose
+EXTRAS = ("tensorboard", "export", "completion", "dask", "evolution")  # those that users choose
 
 
 def names_of(requirements: list[str]) -> set[str]:

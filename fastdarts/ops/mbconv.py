@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastdarts.ops import extension
@@ -185,15 +186,58 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
         return None, [None] * len(params), None, *[None] * len(ctx.settings)
     needs = ctx.needs_input_grad
     need_params = any(needs[1]) if isinstance(needs[1], list | tuple) else bool(needs[1])
-    dx, of_weights, *of_params = torch.ops.fastdarts.mbconv_sum_backward(
-        grad, x, params, weights, saved, stats, *ctx.settings, need_params
-    )
+    if torch.is_grad_enabled():  # create_graph=True: the gradients must be differentiable
+        dx, of_weights, *of_params = _differentiable_gradients(grad, [x, weights, *params], *ctx.settings)
+    else:
+        dx, of_weights, *of_params = torch.ops.fastdarts.mbconv_sum_backward(
+            grad, x, params, weights, saved, stats, *ctx.settings, need_params
+        )
     return (
         dx if needs[0] else None,
         of_params if need_params else [None] * len(params),
         of_weights if needs[2] else None,
         *[None] * len(ctx.settings),
     )
+
+
+def _differentiable_gradients(grad: Tensor, inputs: Sequence[Tensor], *settings: Any) -> list[Tensor | None]:
+    """Compute the gradients of x, op weights and params by plain torch functions.
+
+    They are taken by aliases, since x may depend on the same weights through other paths.
+    """
+    x, weights, *params = aliases = [t.view_as(t) if t.requires_grad else t for t in inputs]
+    out = _plain(x.to(weights.dtype), params, weights, *settings)
+    wanted = [t for t in aliases if t.requires_grad]
+    found = iter(torch.autograd.grad(out, wanted, grad.to(out.dtype), create_graph=True))
+    return [next(found) if t.requires_grad else None for t in aliases]
+
+
+def _plain(
+    x: Tensor,
+    params: Sequence[Tensor],
+    weights: Tensor,
+    kernels: Sequence[int],
+    stride: int,
+    shortcut: bool,
+    six: bool,
+    eps: float,
+) -> Tensor:
+    """Compute the operator's sum by plain torch functions, in the dtype of the weights."""
+    activation = F.relu6 if six else F.relu
+    terms = [x] if shortcut else []
+    size = len(Bottleneck._fields)
+    for number, kernel in enumerate(kernels):
+        p = Bottleneck(*params[number * size : (number + 1) * size])
+        y = F.conv2d(x, p.expand[:, :, None, None])
+        y = activation(F.batch_norm(y, None, None, p.weight1, p.bias1, training=True, eps=eps))
+        taps = p.taps.view(-1, 1, kernel, kernel)
+        y = F.conv2d(y, taps, stride=stride, padding=kernel // 2, groups=len(taps))
+        y = activation(F.batch_norm(y, None, None, p.weight2, p.bias2, training=True, eps=eps))
+        y = F.batch_norm(
+            F.conv2d(y, p.project[:, :, None, None]), None, None, p.weight3, p.bias3, training=True, eps=eps
+        )
+        terms.append(weights[number] * y)
+    return torch.stack(terms).sum(0)
 
 
 torch.library.register_fake("fastdarts::mbconv_sum", _fake, lib=_library)

@@ -124,6 +124,19 @@ def test_alphas_alone_need_no_weight_gradients() -> None:
     assert torch.equal(of_weights, expected["weights"])
 
 
+@pytest.mark.parametrize("name", ["shortcut", "stride 2, grouped"])
+def test_second_derivatives_are_those_of_the_modules(name: str) -> None:
+    layer, x, weights = layer_of(name)
+    found = []
+    for fused in (True, False):
+        layer.fused = fused
+        row = weights.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(layer(x, row).square().sum(), row, create_graph=True)
+        found.append(torch.autograd.grad((gradient * torch.arange(len(row))).sum(), [row, *layer.parameters()]))
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-7)
+
+
 def test_the_same_bits_in_each_call_and_memory_format() -> None:
     layer, x, weights = layer_of("stride 2", torch.float32)
     first, second = results(layer, x, weights, True), results(layer, x.contiguous(), weights, True)
