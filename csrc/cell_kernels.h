@@ -1,5 +1,5 @@
 // The kernels of the recurrent cell and of the loss, written once with vector extensions and compiled once per instruction set:
-// cell_<isa>.cpp defines FASTDARTS_ISA, FASTDARTS_VECTOR_BYTES and FASTDARTS_BF16_DOT, sets the target, and includes this file.
+// cell_<isa>.cpp includes isa/<isa>.h, which sets the target, and this file.
 #include "tiles/cell.h"
 #include "tiles/softmax.h"
 

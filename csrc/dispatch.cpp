@@ -14,16 +14,8 @@
 
 namespace fastdarts {
 
-#define FASTDARTS_DECLARE(isa)                          \
-  namespace isa {                                       \
-  extern const Kernels<float, float> kernels_f32;       \
-  extern const Kernels<float, bf16> kernels_bf16;       \
-  extern const Kernels<double, double> kernels_f64;     \
-  }
-FASTDARTS_DECLARE(portable)
+FASTDARTS_DECLARE_ALL(Kernels, kernels)
 #if defined(__x86_64__)
-FASTDARTS_DECLARE(avx2)
-FASTDARTS_DECLARE(avx512)
 namespace avx512_bf16 {
 extern const Kernels<float, bf16> kernels_bf16;
 }

@@ -1,5 +1,5 @@
 // The kernels of inverted bottlenecks, written once with vector extensions and compiled once per instruction set: mbconv_<isa>.cpp
-// defines FASTDARTS_ISA, FASTDARTS_VECTOR_BYTES and FASTDARTS_BF16_DOT, sets the target, and includes this file.
+// includes isa/<isa>.h, which sets the target, and this file.
 #include "tiles/mbconv.h"
 
 namespace fastdarts::FASTDARTS_ISA {

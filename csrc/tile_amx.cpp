@@ -1,23 +1,6 @@
 // The bfloat16 tile kernels for AMX: products in tile registers, the rest in AVX-512's 64-byte vectors.
 #if defined(__x86_64__)
-#ifndef __clang__
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // false: its own intrinsics, and Ahead's ranges
-#pragma GCC diagnostic ignored "-Wpsabi"                // no vector goes from one file to another
-#endif
-#include <immintrin.h>
-
-#include <cstdint>
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16,avx2,fma,bmi,bmi2"))), apply_to = function)
-#else
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16,avx2,fma,bmi,bmi2")
-#endif
-#define FASTDARTS_ISA amx
-#define FASTDARTS_VECTOR_BYTES 64
-#define FASTDARTS_BF16_DOT 1
-#define FASTDARTS_AMX 1
+#include "isa/amx.h"
 #include "tile_kernels.h"
-#if defined(__clang__)
-#pragma clang attribute pop
-#endif
+#include "isa/end.h"
 #endif

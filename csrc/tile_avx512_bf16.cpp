@@ -1,23 +1,6 @@
 // The bfloat16 tile kernels for AVX-512 with products of bfloat16 pairs: 64-byte vectors.
 #if defined(__x86_64__)
-#ifndef __clang__
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // false: its own intrinsics, and Ahead's ranges
-#pragma GCC diagnostic ignored "-Wpsabi"                // no vector goes from one file to another
-#endif
-#include <immintrin.h>
-
-#include <cstdint>
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,bmi,bmi2"))), apply_to = function)
-#else
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,bmi,bmi2")
-#endif
-#define FASTDARTS_ISA avx512_bf16
-#define FASTDARTS_VECTOR_BYTES 64
-#define FASTDARTS_BF16_DOT 1
-#define FASTDARTS_AMX 0
+#include "isa/avx512_bf16.h"
 #include "tile_kernels.h"
-#if defined(__clang__)
-#pragma clang attribute pop
-#endif
+#include "isa/end.h"
 #endif

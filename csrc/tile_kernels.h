@@ -1,5 +1,5 @@
-// The tile kernels (tiles/), written once with vector extensions and compiled once per instruction set: tile_<isa>.cpp defines
-// FASTDARTS_ISA (a namespace) and FASTDARTS_VECTOR_BYTES, sets the target, and includes this file. FASTDARTS_BF16_DOT says that
+// The tile kernels (tiles/), written once with vector extensions and compiled once per instruction set: tile_<isa>.cpp includes
+// isa/<isa>.h, which sets the target and defines FASTDARTS_ISA (a namespace) and more, and this file. FASTDARTS_BF16_DOT says that
 // the target multiplies pairs of bfloat16 (AVX512-BF16), which the bfloat16 kernels then use for their products, FASTDARTS_AMX that
 // it multiplies them in tile registers, which they then use instead.
 #include "tiles/backward.h"

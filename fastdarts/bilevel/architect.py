@@ -16,6 +16,7 @@ from torch.optim import Adam, Optimizer
 from fastdarts.bilevel.clipping import VirtualClip
 from fastdarts.bilevel.flat import FlatSGD, FlatWeights, as_scalar
 from fastdarts.bilevel.ranks import Ranks
+from fastdarts.bilevel.statistics import kept_statistics
 from fastdarts.mixed import fused
 from fastdarts.mixed.walk import modules_of
 from fastdarts.ops import flat_ops
@@ -358,12 +359,8 @@ def frozen_buffers(network: nn.Module) -> Iterator[None]:
         with frozen_statistics():
             yield
         return
-    saved = [(buffer, buffer.clone()) for buffer in network.buffers()]
-    try:
+    with kept_statistics(network):
         yield
-    finally:
-        for buffer, value in saved:
-            buffer.copy_(value)
 
 
 @contextmanager

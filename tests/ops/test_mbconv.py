@@ -228,7 +228,7 @@ def test_a_backward_with_other_tensors_is_refused() -> None:
 
 
 def test_a_pass_keeps_a_quarter_of_the_bytes() -> None:
-    """Of four tensors inside each block (two norms' inputs, two activations' outputs) one is kept."""
+    """Keep one of four tensors inside each block: two norms' inputs, two activations' outputs."""
     layer, x, weights = layer_of("whole lines", torch.float32)
     x.requires_grad_()
     weights.requires_grad_()

@@ -1,4 +1,4 @@
-"""Where CUDA's toolkit is."""
+"""Find CUDA's toolkit."""
 
 import os
 import shutil
