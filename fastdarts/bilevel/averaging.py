@@ -17,7 +17,7 @@ from fastdarts.bilevel.flat import FlatWeights
 from fastdarts.ops import flat_ops
 
 _NUMBERS = ("step", "eta", "mu")
-"""Name numbers of a weight's state in `torch.optim.ASGD`: steps done, the next learning rate, the next weight in the average."""
+"""Name numbers of a weight's state in `torch.optim.ASGD`: steps, the next learning rate and weight in the average."""
 
 
 class FlatASGD(Optimizer):
