@@ -58,7 +58,8 @@ class Snas(Method):
         costs = []
         for group, drawn in self._drawn.items():
             for edges in network.mixed_ops(group):
-                counts = [[sum(p.numel() for p in op.parameters()) / 1000 for op in edge._ops] for edge in edges]
+                candidates = [list(edge._ops)[: drawn.shape[1]] for edge in edges]
+                counts = [[sum(p.numel() for p in op.parameters()) / 1000 for op in row] for row in candidates]
                 costs.append((drawn * torch.tensor(counts, dtype=torch.float64).to(drawn)).sum())
         return self.options.resource * torch.stack(costs).sum()
 
