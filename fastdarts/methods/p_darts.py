@@ -101,11 +101,11 @@ class PDarts(Method):
         super().attach(network)
         if not self.options.skip_dropout[self.stage()]:
             return
-        cells = [edges for group in network.groups for edges in network.mixed_ops(group)]
-        for edges in cells:
-            for edge in edges:
-                if edge.stride == 1 and "skip_connect" in edge.primitives:
-                    edge._ops[edge.primitives.index("skip_connect")] = DroppedSkip(self)
+        for name, group in network.groups.items():
+            for edge in (edge for edges in network.mixed_ops(name) for edge in edges):
+                candidates = edge.primitives[: group.shape[1]]
+                if edge.stride == 1 and "skip_connect" in candidates:
+                    edge._ops[candidates.index("skip_connect")] = DroppedSkip(self)
 
     def skip_dropout(self) -> float:
         """Return the dropout rate on skip connections in this epoch.

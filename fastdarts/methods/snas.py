@@ -58,7 +58,7 @@ class Snas(Method):
         if not self.options.resource:
             return None
         costs = [
-            (drawn * from_host(partial(_thousands, edges), drawn)).sum()
+            (drawn * from_host(partial(_thousands, edges, drawn.shape[1]), drawn)).sum()
             for group, drawn in self._drawn.items()
             for edges in network.mixed_ops(group)
         ]
@@ -68,7 +68,7 @@ class Snas(Method):
         return super().metrics(network) | {"temperature": self.tau()}
 
 
-def _thousands(edges: Sequence[Choices]) -> Tensor:
-    """Return the number of parameters, in thousands, of each op [edges, ops]."""
-    counts = [[sum(p.numel() for p in op.parameters()) / 1000 for op in edge._ops] for edge in edges]
+def _thousands(edges: Sequence[Choices], ops: int) -> Tensor:
+    """Return the number of parameters, in thousands, of each edge's first `ops` ops [edges, ops]."""
+    counts = [[sum(p.numel() for p in op.parameters()) / 1000 for op in list(edge._ops)[:ops]] for edge in edges]
     return torch.tensor(counts, dtype=torch.float64)

@@ -55,6 +55,8 @@ class SearchNetwork(Supernet):
         auxiliary: ops that every edge has besides its candidates, without an alpha; their op weights follow the
             candidates'.
         K: only 1/K of the channels go through the ops (PC-DARTS).
+        auxiliary_skip: every edge also has a skip connection with weight 1, which found cells keep. Op weights do not
+            name it; an edge whose ops have all been removed has none.
         stem: make(in_channels, channels) -> your own first layers instead of a 3x3 convolution.
         head: make(channels, num_classes) -> your own last layers instead of global pooling and a linear classifier, for
             example for dense prediction.
@@ -75,6 +77,7 @@ class SearchNetwork(Supernet):
         candidates: Mapping[str, Sequence[Sequence[str]]] | None = None,
         auxiliary: Sequence[str] = (),
         K: int = 1,
+        auxiliary_skip: bool = False,
         stem: Stem | None = None,
         head: Head | None = None,
     ) -> None:
@@ -105,6 +108,7 @@ class SearchNetwork(Supernet):
         self.multiplier = multiplier
         self.in_channels = in_channels
         self.backend = backend
+        self.auxiliary_skip = auxiliary_skip
         self._primitives = names
 
         C_prev_prev, C_prev, C_cell = stem_multiplier * C, stem_multiplier * C, C
@@ -119,7 +123,8 @@ class SearchNetwork(Supernet):
         for i in range(layers):
             reduction = i in (layers // 3, 2 * layers // 3)
             C_cell *= 2 if reduction else 1
-            ops: EdgeOps = tuple((*row, *self.auxiliary) for row in groups[_group(reduction)].ops)
+            further = (*self.auxiliary, *(["skip_connect"] if auxiliary_skip else []))
+            ops: EdgeOps = tuple((*row, *further) for row in groups[_group(reduction)].ops)
             self.cells.append(
                 Cell(steps, multiplier, C_prev_prev, C_prev, C_cell, reduction, reduction_prev, ops, backend, K)
             )
@@ -158,12 +163,24 @@ class SearchNetwork(Supernet):
         for cell in self.cells:
             assert isinstance(cell, Cell)
             group = _group(cell.reduction)
-            mix = mixes[group].of_cell(seen[group])
+            mix = self._with_skip(mixes[group].of_cell(seen[group]), self._columns(group))
             seen[group] += 1
             s0, s1 = s1, cell(s0, s1, mix.weights, mix.active, mix.passing, mix.added, mix.drop_path)
         if hasattr(self, "head"):
             return self.head(s1)
         return self.classifier(self.global_pooling(s1).flatten(1))
+
+    def _columns(self, group: str) -> int:
+        """Return the number of ops that op weights name."""
+        return self.groups[group].shape[1] + len(self.auxiliary)
+
+    def _with_skip(self, mix: Mix, columns: int) -> Mix:
+        """Return the mix with a last column for the auxiliary skip, unless it has that already."""
+        if not self.auxiliary_skip or mix.weights.shape[1] > columns:
+            return mix
+        weights = torch.cat([mix.weights, mix.weights.new_ones(len(mix.weights), 1)], dim=1)
+        active = None if mix.active is None else [[*row, columns] if row else [] for row in mix.active]
+        return mix._replace(weights=weights, active=active)
 
     def mixed_ops(self, group: str) -> list[list[MixedOp]]:
         """Return the mixed ops of each normal or each reduction cell."""
@@ -176,24 +193,32 @@ class SearchNetwork(Supernet):
 
     def derive(self, scores: Mapping[str, Tensor], choice: Choice = Choice()) -> Genotype:  # noqa: B008 - frozen
         """Return the genotype of scores [edges, ops]; see `derivation.derive`."""
-        return derive(self.groups, scores, choice, self.concat())
+        return self._kept(derive(self.groups, scores, choice, self.concat()))
 
     def mixes_of(self, architecture: Genotype) -> Mixes:
         """Return op weights with which this network computes a genotype."""
         mixes = {}
+        skip = self.auxiliary_skip and architecture.auxiliary_skip
+        if skip:
+            architecture = architecture.without_auxiliary_skip()
         for name, group in self.groups.items():
-            weights = torch.zeros(len(group.ops), group.shape[1] + len(self.auxiliary))
+            weights = torch.zeros(len(group.ops), self._columns(name) + self.auxiliary_skip)
             for state, node in enumerate(architecture.nodes(name), start=2):  # type: ignore[arg-type]
                 for op, source in node:
                     edge = group.ends.index((source, state))
-                    weights[edge, group.ops[edge].index(op)] = 1
+                    weights[edge, group.ops[edge].index(op)] += 1
+                    if skip:
+                        weights[edge, -1] = 1
             active = [row.nonzero().flatten().tolist() for row in weights]
             mixes[name] = Mix(weights.to(self.alphas[name]), active)
         return mixes
 
     def random(self, generator: torch.Generator, max_skips: int | None = None) -> Genotype:
         """Draw a genotype uniformly: two predecessors of each node, any op (`none`, too) on both edges."""
-        return random_genotype(self.groups, generator, self.concat(), max_skips)
+        return self._kept(random_genotype(self.groups, generator, self.concat(), max_skips))
+
+    def _kept(self, genotype: Genotype) -> Genotype:
+        return genotype.with_auxiliary_skip() if self.auxiliary_skip else genotype
 
     def concat(self) -> list[int]:
         """Return the states that a cell puts out."""
