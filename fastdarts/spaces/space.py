@@ -20,10 +20,12 @@ Feature = Literal[
     "probed ops",
     "stem",
     "weights by cell",
+    "own cells",
 ]
 """Properties of a space that a method may need: rows that are edges of cells; `skip_connect` among the ops; ops without
 an alpha; ops on some of the channels; edges that drop samples; a number of cells to choose; ops that run in the
-backward pass only; first layers to choose; op weights that differ from cell to cell of a type."""
+backward pass only; first layers to choose; op weights that differ from cell to cell of a type; alphas of its own for
+each cell."""
 
 
 Material = Literal["images", "text"]

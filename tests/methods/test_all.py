@@ -9,7 +9,7 @@ from tiny_method import finish, finish_epoch, tiny_state
 from fastdarts import methods
 from fastdarts.ops import operators
 from fastdarts.runs import checkpoint
-from fastdarts.spaces.darts.genotype import Genotype
+from fastdarts.spaces.registry import read_architecture
 
 NEEDS_KERNELS = pytest.mark.skipif(
     operators.unavailable(torch.device("cpu"), torch.float64) is not None,
@@ -63,7 +63,7 @@ def test_a_killed_search_goes_on_bit_for_bit(tmp_path, name):
     assert all(torch.equal(tensor, theirs[key]) for key, tensor in resumed.network.state_dict().items())
     assert resumed.method.result(resumed) == result
 
-    assert Genotype.from_json(result.to_json()) == result
+    assert read_architecture(result.to_json()) == result
     for value in epochs[-1]["method"].values():
         numbers = value if isinstance(value, list) else [value]
         assert all(isinstance(n, int | float) and math.isfinite(n) for n in numbers)
