@@ -113,7 +113,7 @@ class SearchNetwork(Supernet):
             raise ValueError(f"multiplier must be at most steps = {steps}; got {multiplier}")
         if own_cells and auxiliary_skip:
             raise ValueError(
-                "own_cells and auxiliary_skip exclude each other: only genotypes of two cells keep the skip"
+                "own_cells and auxiliary_skip exclude each other: only two kinds of cells keep the skip"
             )
         names = check_primitives(primitives)
         if candidates is not None and set(candidates) != set(TITLES):
