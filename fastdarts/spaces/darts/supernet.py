@@ -112,9 +112,7 @@ class SearchNetwork(Supernet):
         if multiplier > steps:
             raise ValueError(f"multiplier must be at most steps = {steps}; got {multiplier}")
         if own_cells and auxiliary_skip:
-            raise ValueError(
-                "own_cells and auxiliary_skip exclude each other: only two kinds of cells keep the skip"
-            )
+            raise ValueError("own_cells and auxiliary_skip exclude each other: only two kinds of cells keep the skip")
         names = check_primitives(primitives)
         if candidates is not None and set(candidates) != set(TITLES):
             raise ValueError(f"candidates must have the keys {', '.join(TITLES)}; got {', '.join(candidates)}")
