@@ -19,6 +19,7 @@
 #include <cmath>
 #include <numeric>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "cell.h"
@@ -128,7 +129,7 @@ class Window {
     for (const auto& readers : readers_) {
       std::vector<at::Tensor> parts;
       for (const Reader& reader : readers) parts.push_back(as_product(Ws[reader.node - 1]));
-      matrices_.push_back(parts.empty() ? at::Tensor() : at::cat(parts, 1));
+      matrices_.push_back(parts.empty() ? at::Tensor() : parts.size() == 1 ? parts[0] : at::cat(parts, 1));
     }
   }
 
@@ -182,14 +183,14 @@ class Window {
     // not used again.
     const int64_t slots = again || need_matrices ? group : 1;
     const Parts grad_products = parts_of(new_products(slots)), products = again ? grad_products : parts_of(kept_products);
-    std::vector<at::Tensor> state_grads(states_), masked_grads(states_), matrix_grads(states_), read(states_);
+    std::vector<at::Tensor> state_grads(states_), masked_grads(states_), matrix_grads(states_ - 1), read(states_);
+    for (at::Tensor& grad : matrix_grads) grad = need_matrices ? at::zeros({width_, 2 * width_}, options_) : at::empty({0}, options_);
     std::vector<A*> grads;
     for (int64_t j = 0; j < states_; ++j) {
       state_grads[j] = at::empty({rows_, width_}, options_);
       grads.push_back(state_grads[j].data_ptr<A>());
       if (readers_[j].empty()) continue;
       masked_grads[j] = at::empty({rows_, width_}, product_options_);
-      if (need_matrices) matrix_grads[j] = at::zeros({width_, matrices_[j].size(1)}, options_);
     }
     const bool all_gates = need_x || need_matrices;
     const at::Tensor grad_gates = at::empty({all_gates ? steps_ : 1, rows_, 2 * width_}, product_options_);
@@ -231,9 +232,12 @@ class Window {
         at::mm_out(grad_carried, grad_gate, hidden_matrix_.t());
       }
       for (int64_t j = 0; j < states_ && need_matrices; ++j)
-        if (!readers_[j].empty()) add_product(matrix_grads[j], read[j], grad_products[j].narrow(0, 0, count).flatten(0, 1));
+        for (size_t i = 0; i < readers_[j].size(); ++i) {
+          const at::Tensor of_node = grad_products[j].narrow(0, 0, count).narrow(2, i * 2 * width_, 2 * width_);
+          add_product(matrix_grads[readers_[j][i].node - 1], read[j], of_node.flatten(0, 1));
+        }
     }
-    return collect(x, hidden, weights, out, carried, grad_carried, grad_gates, matrix_grads, need_x, need_matrices);
+    return collect(x, hidden, weights, out, carried, grad_carried, grad_gates, std::move(matrix_grads), need_x, need_matrices);
   }
 
  private:
@@ -291,16 +295,12 @@ class Window {
 
   Gradients collect(const at::Tensor& x, const at::Tensor& hidden, const at::Tensor& weights, const at::Tensor& out,
                     const at::Tensor& carried, const at::Tensor& grad_carried, const at::Tensor& grad_gates,
-                    const std::vector<at::Tensor>& matrix_grads, bool need_x, bool need_matrices) const {
+                    std::vector<at::Tensor> matrix_grads, bool need_x, bool need_matrices) const {
     const at::Tensor none = at::empty({0}, options_);
-    Gradients result{none, carried.add(unmasked(grad_carried, mask_h_)), none, weight_gradients(weights), {}};
+    Gradients result{none, carried.add(unmasked(grad_carried, mask_h_)), none, weight_gradients(weights), std::move(matrix_grads)};
     const at::Tensor flat_gates = grad_gates.flatten(0, 1);
     if (need_x) result.x = unmasked(at::mm(flat_gates, input_matrix_.t()), mask_x_).view(x.sizes());
-    for (int64_t j = 1; j < states_; ++j) result.Ws.push_back(need_matrices ? at::zeros({width_, 2 * width_}, options_) : none);
     if (!need_matrices) return result;
-    for (int64_t j = 0; j < states_; ++j)
-      for (size_t i = 0; i < readers_[j].size(); ++i)
-        result.Ws[readers_[j][i].node - 1].add_(matrix_grads[j].narrow(1, i * 2 * width_, 2 * width_));
     const at::Tensor before = at::cat({hidden.unsqueeze(0), out.narrow(0, 0, steps_ - 1)}).flatten(0, 1);
     result.W0 = at::zeros({2 * width_, 2 * width_}, options_);
     at::Tensor of_inputs = result.W0.narrow(0, 0, width_), of_hidden = result.W0.narrow(0, width_, width_);
