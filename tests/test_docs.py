@@ -18,7 +18,7 @@ from fastdarts.search import SearchConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
-CONFIGS = {"search": SearchConfig, "evaluate": EvalCommand, "compare": CompareConfig}
+CONFIGS = {"search": SearchConfig, "evaluate": EvalCommand, "compare": CompareConfig, "suite": SuiteConfig}
 
 
 def blocks(page: Path, language: str) -> list[str]:
