@@ -14,6 +14,7 @@ from fastdarts.compare import CompareConfig
 from fastdarts.config.command_line import parse_cli
 from fastdarts.evaluate import EvalConfig
 from fastdarts.evaluate import _Command as EvalCommand
+from fastdarts.runs.suite_config import SuiteConfig
 from fastdarts.search import SearchConfig
 
 ROOT = Path(__file__).resolve().parents[1]
