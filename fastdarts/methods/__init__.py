@@ -37,6 +37,7 @@ _CLASSES = {
     "beta-darts": "beta_darts:BetaDarts",
     "lambda-darts": "lambda_darts:LambdaDarts",
     "reinmax": "reinmax:ReinMax",
+    "ofa": "ofa:Ofa",
 }
 NAMES = tuple(_CLASSES)
 

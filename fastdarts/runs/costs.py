@@ -10,6 +10,7 @@ from fastdarts.config.search_options import SearchOptions
 from fastdarts.spaces import cost, registry
 from fastdarts.spaces.cost import Cost, CostTable, Shape
 from fastdarts.spaces.cost_model import CostModel
+from fastdarts.spaces.space import priced_supernet
 
 COUNTED = {"flops": cost.multiply_adds, "params": cost.parameters}
 """The costs that are counted on the search network itself, by their names in a config."""
@@ -47,13 +48,8 @@ def cost_table(config: SearchOptions, outputs: int, image_shape: Shape) -> Cost:
     if count is None:
         return load_cost(Path(str(config.cost)))
     with torch.device("meta"):
-        network = space.supernet(
-            C=config.init_channels,
-            num_classes=outputs,
-            layers=config.layers,
-            in_channels=image_shape[0],
-            backend="reference",
-            **space.arguments(),
+        network = priced_supernet(
+            space, C=config.init_channels, num_classes=outputs, layers=config.layers, in_channels=image_shape[0]
         )
     table = count(network, (1, *image_shape))
     return replace(table, about={"network": f"the search network, C={config.init_channels}, {config.layers} layers"})
