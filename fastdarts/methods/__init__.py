@@ -38,6 +38,7 @@ _CLASSES = {
     "lambda-darts": "lambda_darts:LambdaDarts",
     "gold-nas": "gold_nas:GoldNas",
     "reinmax": "reinmax:ReinMax",
+    "ofa": "ofa:Ofa",
 }
 NAMES = tuple(_CLASSES)
 
