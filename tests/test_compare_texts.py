@@ -150,7 +150,7 @@ def test_the_smallest_perplexity_is_the_best() -> None:
     assert a["text"] == "80.00 ± 14.14 (2 seeds), best 70.00"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_all_methods_by_the_command_on_the_default_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     argv = ["compare", "--space", "recurrent", "--methods", POINT_6, "--seeds", "1", "--epochs", "1"]
