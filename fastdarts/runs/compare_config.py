@@ -14,6 +14,7 @@ from fastdarts.config.search_options import Dataset, TextDataset
 from fastdarts.data.text.sources import TEXTS
 from fastdarts.methods import NAMES, find
 from fastdarts.runs.eval_config import EvalConfig
+from fastdarts.runs.pool import check_pool, scheduler_option, workers_option
 from fastdarts.runs.search_config import SearchConfig
 from fastdarts.runs.space_options import choose_dataset
 from fastdarts.spaces import registry
@@ -79,15 +80,8 @@ class CompareConfig(Config):
 
     device: str = option("run", "auto (CUDA if available), cpu, cuda or cuda:N", "auto", metavar="DEVICE")
     deterministic: bool = option("run", "the same bits in each run on the same machine", False)
-    workers: int = option(
-        "run", "runs at a time on this machine; they share out threads, memory and, in turn, GPUs", 1, at_least=1
-    )
-    scheduler: str | None = option(
-        "run",
-        "run on the workers of the Dask cluster whose scheduler has this address; they must see the same folders",
-        None,
-        metavar="ADDRESS",
-    )
+    workers: int = workers_option()
+    scheduler: str | None = scheduler_option()
     out: Path | None = option(
         "run", "folder of the results (default: runs/comparison-DATASET-TIME)", None, metavar="DIR"
     )
@@ -103,8 +97,7 @@ class CompareConfig(Config):
             raise ValueError("dataset must be one that can be read from files; custom is for search() and evaluate()")
         if self.resume and self.out is None:
             raise ValueError("resume needs out, the folder of the comparison to continue")
-        if self.scheduler is not None and self.workers != 1:
-            raise ValueError("workers is for this machine; with scheduler, the cluster's workers run one run a thread")
+        check_pool(self)
         for field, own in (("search", _SEARCH_OWN), ("select", _SELECT_OWN)):
             if taken := sorted(own & getattr(self, field).keys()):
                 raise ValueError(f"{field} must not set {', '.join(taken)}; a comparison decides that by other means")
