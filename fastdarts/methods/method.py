@@ -25,7 +25,7 @@ from fastdarts.mixed.mix import Mix
 from fastdarts.spaces import registry
 from fastdarts.spaces.cost import Cost
 from fastdarts.spaces.group import Choice
-from fastdarts.spaces.space import Feature, Space
+from fastdarts.spaces.space import Feature, Space, material_of
 from fastdarts.spaces.supernet import Mixes, Supernet
 
 Settings = Mapping[str, Any]
@@ -72,6 +72,8 @@ class Method(StepRules):
     """Largest global norm of the alphas' gradient; None for no clipping."""
     needs: ClassVar[frozenset[Feature]] = frozenset()
     """Features that a search space must have for this method."""
+    measures_images: ClassVar[bool] = False
+    """True if the method computes with the images of a batch itself, so that it has no meaning for texts."""
     compared_by: ClassVar[str] = (
         "with the shared weights on the alphas' half; such accuracies are below those after a training from scratch"
     )
@@ -111,6 +113,8 @@ class Method(StepRules):
         refuse = f"method {config.method!r}"
         for feature in sorted(cls.needs - cls.space_of(config).features):
             raise ValueError(f"{refuse} needs {feature}, which space {config.space!r} does not have")
+        if cls.measures_images and material_of(cls.space_of(config)) != "images":
+            raise ValueError(f"{refuse} measures images; space {config.space!r} reads text")
         if config.order == 2 and cls.level != "bilevel":
             raise ValueError(f"{refuse} has no second order: its alphas do not look through a step of the weights")
         if config.order == 2 and (cls.draws or config.op_dropout):

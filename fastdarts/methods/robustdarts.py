@@ -60,6 +60,7 @@ class RobustDarts(Method):
     """Run DARTS, and stop or regularise more when the curvature of the validation loss rises."""
 
     Options = RobustDartsOptions
+    measures_images = True
 
     def __init__(self, config: SearchOptions) -> None:
         super().__init__(config)
