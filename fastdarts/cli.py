@@ -20,6 +20,7 @@ COMMANDS = {
     "search": "search for a cell, on images of yours or of a known data set",
     "evaluate": "train a found or published cell from scratch and measure it",
     "compare": "search by several methods and seeds, and rank what they find",
+    "suite": "rank methods on the nine benchmarks of DARTS-Bench-Suite",
     "latency": "measure how long each op of a space takes on this machine",
     "specialise": "find a network for a device in a trained search network, without training",
     "draw": "draw the cells of a genotype as SVG and PNG",

@@ -52,6 +52,7 @@ from fastdarts.runs.resuming import resume
 from fastdarts.runs.state import Metrics, check_divides
 from fastdarts.runs.trained import TrainedNetwork
 from fastdarts.runs.weights import load_weights
+from fastdarts.spaces.darts.cell_genotypes import CellGenotypes
 from fastdarts.spaces.darts.discrete import count_multiply_adds, count_parameters
 from fastdarts.spaces.network import DiscreteNetwork
 from fastdarts.spaces.registry import architecture_of, load_architecture, read_architecture, space_of
@@ -180,6 +181,8 @@ def _evaluate(
         out = None if config.test_only else run_folder(config, "evaluation", team)
         state = EvalState(genotype, config, train_images, loss, device, ranks, transform)
         LOGGER.info("kernels: %s", _kernels_used(state.network, device))
+        if isinstance(genotype, CellGenotypes) and config.layers != len(genotype.cells):
+            LOGGER.info("note: the genotype has %d cells, each its own, in place of --layers", len(genotype.cells))
         if line := config.recipe_line():
             LOGGER.info(line)
         if out is None:

@@ -372,6 +372,7 @@ def _candidates(state: SearchState, genotype: Any) -> dict[str, Any]:
     return {
         "unit": None if state.costs is None else state.costs.unit,
         "found": json.loads(genotype.to_json()),
+        "measured": state.method.compared_by,
         "candidates": [
             {
                 "architecture": json.loads(text := one.architecture.to_json()),

@@ -62,8 +62,8 @@ class StepRules:
     sparse: bool = False
     """True if a pass may use only some of the weights; the others get no gradient and are neither moved nor decayed."""
     capturable: bool = True
-    """True if every step launches the same work, so that a CUDA graph can replay it: nothing is sampled or decided on
-    the host."""
+    """True if every step launches the same work, so that a CUDA graph can replay it: the host decides nothing, and the
+    values that it computes or samples go through `fastdarts.bilevel.host_values.from_host`."""
 
     def graph_key(self) -> Hashable:
         """Return the host values that a capture fixes; two steps may share a CUDA graph only if these are equal."""

@@ -23,6 +23,7 @@ from fastdarts.methods.schedules import cosine
 from fastdarts.methods.scored import Scored
 from fastdarts.mixed.mix import Mix
 from fastdarts.spaces import registry
+from fastdarts.spaces.cost import Cost
 from fastdarts.spaces.group import Choice
 from fastdarts.spaces.space import Feature, Space
 from fastdarts.spaces.supernet import Mixes, Supernet
@@ -71,6 +72,10 @@ class Method(StepRules):
     """Largest global norm of the alphas' gradient; None for no clipping."""
     needs: ClassVar[frozenset[Feature]] = frozenset()
     """Features that a search space must have for this method."""
+    compared_by: ClassVar[str] = (
+        "with the shared weights on the alphas' half; such accuracies are below those after a training from scratch"
+    )
+    """How the architectures in `compared` were measured, for the report."""
     choice: Choice = Choice()
     """Rules by which an architecture is derived from the scores."""
 
@@ -128,6 +133,17 @@ class Method(StepRules):
         If they have changed when an epoch begins, network and optimizers are built anew.
         """
         return {"layers": self.config.layers, **self.space.arguments()}
+
+    def cost_arguments(self) -> dict[str, Any]:
+        """Return arguments of `Space.supernet` for the network whose ops are counted for `cost`."""
+        return {"layers": self.config.layers, **self.space.arguments()}
+
+    def takes_costs(self, network: Supernet, costs: Cost) -> bool:
+        """Return True if the method makes its own use of the costs of choices, so that they do not enter the loss.
+
+        Called for each new network, after `attach`, where the config asks for a cost.
+        """
+        return False
 
     def attach(self, network: Supernet) -> None:
         """Prepare a new network: set its relaxation, add architecture parameters, change initial alphas."""

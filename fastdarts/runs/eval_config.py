@@ -171,7 +171,7 @@ class EvalConfig(Config):
     crop_padding: int = option("data", "random crops out of images padded by this many pixels", at_least=0)
     flip: bool = option("data", "mirror half of the images")
     cutout: int = option("data", "side of the square that is blanked in each image, in pixels", at_least=0)
-    auto_augment: Literal["none", "randaugment", "trivialaugment"] = option(
+    auto_augment: Literal["none", "autoaugment", "randaugment", "trivialaugment"] = option(
         "data", "ops drawn for each image by torchvision, before crop and flip"
     )
     mixup: float = option("data", "mix pairs of images; parameter of the shares' distribution (0: off)", at_least=0)
@@ -180,7 +180,7 @@ class EvalConfig(Config):
     space: str = option("network", "search space of the genotype, which sets defaults", "darts", metavar="NAME")
     space_options: dict[str, Any] = option("network", "the space's own, see below", metavar="NAME=VALUE")
     stem: Literal["cifar", "imagenet"] = option("network", "first layers; imagenet divides the image's sides by 8")
-    init_channels: int = option("network", "channels C of the first cells, even", at_least=2)
+    init_channels: int = option("network", "channels C of the first cells; even with stem imagenet", at_least=2)
     layers: int = option("network", "number of cells", at_least=1)
     auxiliary: bool = option("network", "train with a second classifier behind the cell at two thirds")
     drop_path: float = option(

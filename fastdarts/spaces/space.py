@@ -20,12 +20,13 @@ Feature = Literal[
     "probed ops",
     "stem",
     "weights by cell",
+    "own cells",
     "elastic layers",
 ]
 """Properties of a space that a method may need: rows that are edges of cells; `skip_connect` among the ops; ops without
 an alpha; ops on some of the channels; edges that drop samples; a number of cells to choose; ops that run in the
-backward pass only; first layers to choose; op weights that differ from cell to cell of a type; choices that
-are parts of one network."""
+backward pass only; first layers to choose; op weights that differ from cell to cell of a type; alphas of its own for
+each cell; choices that are parts of one network."""
 
 
 Material = Literal["images", "text"]
@@ -54,10 +55,10 @@ def priced_supernet(space: "Space", **arguments: Any) -> Supernet:
 
     Args:
         space: a space; its method `priced_supernet` builds the network where choices share weights.
-        arguments: C, num_classes, layers and in_channels.
+        arguments: C, num_classes, layers, in_channels and others of `Space.supernet`.
     """
     build: Callable[..., Supernet] = getattr(space, "priced_supernet", space.supernet)
-    return build(backend="reference", **arguments, **space.arguments())
+    return build(backend="reference", **(space.arguments() | arguments))
 
 
 def search_options_of(space: "Space") -> type[SpaceOptions]:
