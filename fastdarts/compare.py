@@ -33,7 +33,7 @@ from fastdarts.config.reading import read_object
 from fastdarts.config.search_options import Dataset
 from fastdarts.data import ImageData, StreamedImages, Streaming
 from fastdarts.evaluate import evaluate
-from fastdarts.methods import NAMES, find
+from fastdarts.methods import OF_CELLS, find
 from fastdarts.report.records import Record, check_record, summaries
 from fastdarts.runs.console import LOGGER
 from fastdarts.runs.eval_config import EvalConfig
@@ -88,7 +88,11 @@ class CompareConfig(Config):
     )
 
     methods: str = option(
-        "comparison", "names of methods with commas between", ",".join(NAMES), metavar="NAME,...", names_code=True
+        "comparison",
+        "names of methods with commas between",
+        ",".join(OF_CELLS),
+        metavar="NAME,...",
+        names_code=True,
     )
     seeds: int = option("comparison", "searches of each method, with the seeds 0, 1, ...", 4, at_least=1)
     select_epochs: int = option("comparison", "epochs of the training of each found cell from scratch", at_least=1)

@@ -41,6 +41,8 @@ _CLASSES = {
     "ofa": "ofa:Ofa",
 }
 NAMES = tuple(_CLASSES)
+OF_CELLS = tuple(name for name in NAMES if name != "ofa")
+"""The methods that search the default space; the others need a space of their own."""
 
 
 def find(name: str) -> "type[Method]":
