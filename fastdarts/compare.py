@@ -17,18 +17,16 @@ import fcntl
 import json
 import sys
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from fastdarts import data
-from fastdarts.config import quoting
 from fastdarts.config.command_line import build_parser
 from fastdarts.config.files import write_atomically
-from fastdarts.config.named_code import flags_naming_code, refuse_unnamed_code
+from fastdarts.config.named_code import refuse_unnamed_code
 from fastdarts.config.options import Config, check_names, differences, option, read_file
 from fastdarts.config.plugins import plugin_flags
 from fastdarts.config.reading import read_object
@@ -38,24 +36,20 @@ from fastdarts.evaluate import evaluate
 from fastdarts.methods import NAMES, find
 from fastdarts.report.records import Record, check_record, summaries
 from fastdarts.runs.console import LOGGER
-from fastdarts.runs.device import choose_device
 from fastdarts.runs.eval_config import EvalConfig
 from fastdarts.runs.folder import check_out, out_dir
 from fastdarts.runs.images import outputs_for
-from fastdarts.runs.interrupt import Interrupted, stop_requests
-from fastdarts.runs.jobs import Job, dask_executor, ends_with_parent, local_executor, run_all
-from fastdarts.runs.launch import process_count
+from fastdarts.runs.jobs import ends_with_parent
 from fastdarts.runs.lock import releases_folders
+from fastdarts.runs.pool import Run, check_pool, check_processes, run_pool, scheduler_option, workers_option
 from fastdarts.runs.program import run_cli
 from fastdarts.runs.progress import duration
-from fastdarts.runs.runs_progress import RunsProgress
 from fastdarts.runs.search_config import SearchConfig
 from fastdarts.search import search
 from fastdarts.spaces.registry import load_architecture, space_of
 
 _PROGRAM = "python -m fastdarts.compare"
 _CHILD = "import sys; from fastdarts.compare import work; sys.exit(work(*sys.argv[1:]))"
-_STOP = ".stop"  # a file in the folder that ends all runs
 _SIZES = ("image_size", "epochs", "init_channels", "layers", "batch_size", "order")
 _SEARCH_OWN = {*_SIZES, "dataset", "data", "method", "seed", "device", "deterministic", "out", "resume"}
 _SELECT_OWN = {"dataset", "data", "image_size", "epochs", "seed", "device", "deterministic", "out", "resume"} | {
@@ -111,15 +105,8 @@ class CompareConfig(Config):
 
     device: str = option("run", "auto (CUDA if available), cpu, cuda or cuda:N", "auto", metavar="DEVICE")
     deterministic: bool = option("run", "the same bits in each run on the same machine", False)
-    workers: int = option(
-        "run", "runs at a time on this machine; they share out threads, memory and, in turn, GPUs", 1, at_least=1
-    )
-    scheduler: str | None = option(
-        "run",
-        "run on the workers of the Dask cluster whose scheduler has this address; they must see the same folders",
-        None,
-        metavar="ADDRESS",
-    )
+    workers: int = workers_option()
+    scheduler: str | None = scheduler_option()
     out: Path | None = option(
         "run", "folder of the results (default: runs/comparison-DATASET-TIME)", None, metavar="DIR"
     )
@@ -131,8 +118,7 @@ class CompareConfig(Config):
             raise ValueError("dataset must be one that can be read from files; custom is for search() and evaluate()")
         if self.resume and self.out is None:
             raise ValueError("resume needs out, the folder of the comparison to continue")
-        if self.scheduler is not None and self.workers != 1:
-            raise ValueError("workers is for this machine; with scheduler, the cluster's workers run one run a thread")
+        check_pool(self)
         for field, config_type, own in (("search", SearchConfig, _SEARCH_OWN), ("select", EvalConfig, _SELECT_OWN)):
             values = getattr(self, field)
             check_names(config_type, values, field)
@@ -173,10 +159,6 @@ class CompareConfig(Config):
         }
 
 
-Task = tuple[str, int]
-"""A method and a seed."""
-
-
 @dataclass(frozen=True)
 class Comparison:
     """The result of a comparison.
@@ -209,10 +191,7 @@ def compare(config: CompareConfig, executor: Executor | None = None) -> Comparis
         ValueError, TypeError, FileNotFoundError: input that cannot be used, before any run starts.
         Interrupted: SIGINT, SIGTERM, SIGHUP or SIGUSR1 came; the runs have saved their states.
     """
-    if process_count() > 1:
-        raise ValueError("compare starts processes itself: run it without torchrun, with --workers or --scheduler")
-    if executor is None and config.scheduler is None:
-        choose_device(config.device)
+    check_processes("compare", config, executor)
     check_out(config)
     if config.resume:
         assert config.out is not None  # CompareConfig checks it
@@ -233,22 +212,24 @@ def compare(config: CompareConfig, executor: Executor | None = None) -> Comparis
     config = dataclasses.replace(config, out=out)
     config.save(out / "config.json")
     tasks = [(method, seed) for seed in range(config.seeds) for method in config.method_names()]
+    runs_of = {_run_of(config, out, *task): task for task in tasks}
     failures: dict[str, str] = {}
     from fastdarts.report.comparison import write_comparison  # imports matplotlib and jinja2, which takes a second
 
     def results() -> list[Record]:
         return [result for task in tasks if (result := _result(out, *task)) is not None]
 
-    def ended(task: Task, error: BaseException | None) -> None:
-        if (result := _result(out, *task)) is not None:
-            LOGGER.info("%s: %s", _words_of(*task), _words(result))
+    def ended(run: Run, error: BaseException | None) -> None:
+        if (result := _result(out, *runs_of[run])) is not None:
+            LOGGER.info("%s: %s", run.words, _words(result))
         else:
-            failures[_words_of(*task)] = f"{type(error).__name__}: {error}" if error else _last_line(_log(out, *task))
-            LOGGER.info("%s failed: %s", _words_of(*task), failures[_words_of(*task)])
+            failures[run.words] = run.failure(error)
+            LOGGER.info("%s failed: %s", run.words, failures[run.words])
         write_comparison(out, results(), failures)
 
     try:
-        _run(config, out, [task for task in tasks if _result(out, *task) is None], executor, ended)
+        todo = [run for run, task in runs_of.items() if _result(out, *task) is None]
+        run_pool(config, out, todo, ended, _PROGRAM, executor)
     finally:  # of an interrupted comparison, too
         runs = results()
         order = [_words_of(*task) for task in tasks]
@@ -318,39 +299,9 @@ def work(out: str, methods: str, method: str, seed: str, *plugins: str) -> int:
     return run_cli(CompareConfig, run, ["--resume", "--out", out, "--methods", methods, *plugins], _PROGRAM, "")
 
 
-def _run(
-    config: CompareConfig,
-    out: Path,
-    tasks: Sequence[Task],
-    executor: Executor | None,
-    ended: Callable[[Task, BaseException | None], object],
-) -> None:
-    """Run the tasks, some at a time, and call `ended` for each, with the executor's error if that lost it."""
-    (out / _STOP).unlink(missing_ok=True)
-    with ExitStack() as stack:
-        sharing = config.workers
-        if config.scheduler is not None:
-            executor, sharing = stack.enter_context(dask_executor(config.scheduler))
-        elif executor is None:
-            executor = stack.enter_context(local_executor(config.workers, config.device))
-        jobs = {_job(config, out, *task, sharing): task for task in tasks}
-        stop = stack.enter_context(stop_requests())
-        screen = stack.enter_context(RunsProgress({_words_of(*task): _folder(out, *task) for task in tasks}))
-
-        def wait() -> None:
-            screen.update()
-            if stop.signum:
-                code = flags_naming_code(vars(config))
-                again = f"{_PROGRAM} {quoting.join(['--resume', '--out', str(out), *code])}"
-                raise Interrupted(stop.signum, f"stopped; to continue: {again}")
-
-        run_all(list(jobs), executor, lambda job, error: ended(jobs[job], error), wait)
-
-
-def _job(config: CompareConfig, out: Path, method: str, seed: int, sharing: int) -> Job:
-    where = out.absolute()
-    arguments = ("-c", _CHILD, str(where), config.methods, method, str(seed), *plugin_flags())
-    return Job(arguments, _log(where, method, seed), where / _STOP, Path.cwd(), sharing)
+def _run_of(config: CompareConfig, out: Path, method: str, seed: int) -> Run:
+    arguments = ("-c", _CHILD, str(out.absolute()), config.methods, method, str(seed), *plugin_flags())
+    return Run(_words_of(method, seed), _folder(out, method, seed), arguments)
 
 
 def _words_of(method: str, seed: int) -> str:
@@ -373,10 +324,6 @@ def _folder(out: Path, method: str, seed: int) -> Path:
     return out / f"{method.replace(':', '.')}-{seed}"
 
 
-def _log(out: Path, method: str, seed: int) -> Path:
-    return _folder(out, method, seed) / "log.txt"
-
-
 def _result(out: Path, method: str, seed: int) -> Record | None:
     """The record of a run that is over; ValueError that names the file if it is damaged."""
     path = _folder(out, method, seed) / "result.json"
@@ -387,11 +334,6 @@ def _result(out: Path, method: str, seed: int) -> Record | None:
 def _read(path: Path) -> Record | None:
     """Read a JSON object, or return None where there is no file."""
     return read_object(path) if path.is_file() else None
-
-
-def _last_line(path: Path) -> str:
-    lines = path.read_text(errors="replace").split("\n")
-    return next((line for line in reversed(lines) if line.strip()), "it said nothing") + f" ({path})"
 
 
 def _words(run: Record) -> str:

@@ -39,6 +39,7 @@ _CLASSES = {
     "gold-nas": "gold_nas:GoldNas",
     "ftt-nas": "ftt_nas:FttNas",
     "reinmax": "reinmax:ReinMax",
+    "ofa": "ofa:Ofa",
 }
 NAMES = tuple(_CLASSES)
 

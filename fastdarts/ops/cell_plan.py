@@ -63,8 +63,8 @@ class CellPlan:
 
     @property
     def makes_products_again(self) -> bool:
-        """Return True if the kernels' backward makes the products of all edges again, since they are so many that they
-        would be most of the memory that a forward keeps."""
+        """Return True if the GPU kernels' backward makes the products of all edges again, since they are so many that
+        they would be most of the memory that a forward keeps. The CPU kernels' backward always does."""
         return sum(self.readers) > 2 * len(self.readers)
 
     @classmethod

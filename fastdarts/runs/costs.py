@@ -11,6 +11,7 @@ from fastdarts.methods.method import Method
 from fastdarts.spaces import cost
 from fastdarts.spaces.cost import Cost, CostTable, Shape
 from fastdarts.spaces.cost_model import CostModel
+from fastdarts.spaces.space import priced_supernet
 
 COUNTED = {"flops": cost.multiply_adds, "params": cost.parameters}
 """The costs that are counted on the search network itself, by their names in a config."""
@@ -48,11 +49,11 @@ def cost_table(config: SearchOptions, method: Method, outputs: int, image_shape:
     if count is None:
         return load_cost(Path(str(config.cost)))
     with torch.device("meta"):
-        network = method.space.supernet(
+        network = priced_supernet(
+            method.space,
             C=config.init_channels,
             num_classes=outputs,
             in_channels=image_shape[0],
-            backend="reference",
             **method.cost_arguments(),
         )
     table = count(network, (1, *image_shape))

@@ -183,7 +183,7 @@ class EvalConfig(Config):
     space: str = option("network", "search space of the genotype, which sets defaults", "darts", metavar="NAME")
     space_options: dict[str, Any] = option("network", "the space's own, see below", metavar="NAME=VALUE")
     stem: Literal["cifar", "imagenet"] = option("network", "first layers; imagenet divides the image's sides by 8")
-    init_channels: int = option("network", "channels C of the first cells, even", at_least=2)
+    init_channels: int = option("network", "channels C of the first cells; even with stem imagenet", at_least=2)
     layers: int = option("network", "number of cells", at_least=1)
     auxiliary: bool = option("network", "train with a second classifier behind the cell at two thirds")
     drop_path: float = option(

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -51,6 +51,27 @@ class Genotype(NamedTuple):
         if _is_nested(pairs):
             return pairs
         return [pairs[first : first + 2] for first in range(0, len(pairs), 2)]
+
+    @property
+    def auxiliary_skip(self) -> bool:
+        """Return True if every edge of both cells has a skip connection beside its own op, after it in the list."""
+        nodes = [node for cell in _CELLS for node in self.nodes(cell)]
+        return all(len(ops) > 1 and ops[-1] == "skip_connect" for node in nodes for ops in _by_source(node).values())
+
+    def with_auxiliary_skip(self) -> "Genotype":
+        """Return the genotype with a skip connection beside the ops of every edge."""
+        return self._with_nodes(lambda node: [*node, *(("skip_connect", source) for source in _by_source(node))])
+
+    def without_auxiliary_skip(self) -> "Genotype":
+        """Return the genotype without the skip connections that `with_auxiliary_skip` has added."""
+        return self._with_nodes(lambda node: node[: len(node) - len(_by_source(node))])
+
+    def _with_nodes(self, change: Callable[[Pairs], Pairs]) -> "Genotype":
+        fields: dict[str, Any] = {}
+        for cell in _CELLS:
+            nodes = [change(node) for node in self.nodes(cell)]
+            fields[cell] = [pair for node in nodes for pair in node] if all(len(n) == 2 for n in nodes) else nodes
+        return self._replace(**fields)
 
     def to_json(self) -> str:
         """One JSON object with the four fields; `from_json` reads it back equal."""
@@ -168,6 +189,14 @@ def check_cell(cell: FoundCell, nodes_name: str, concat_name: str) -> None:
         raise ValueError(f"{concat_name} must name distinct states of 0..{states - 1}; got {list(concat)}")
     if any(state >= 2 and not nodes[state - 2] for state in concat):
         raise ValueError(f"{concat_name} must name states that have ops; got {list(concat)}")
+
+
+def _by_source(node: Pairs) -> dict[int, list[str]]:
+    """Return the names of a node's ops by the state that they read, in their order."""
+    found: dict[int, list[str]] = {}
+    for name, source in node:
+        found.setdefault(source, []).append(name)
+    return found
 
 
 def _parse_field(field: str, value: Any) -> Any:

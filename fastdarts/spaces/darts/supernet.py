@@ -67,6 +67,8 @@ class SearchNetwork(Supernet):
         auxiliary: ops that every edge has besides its candidates, without an alpha; their op weights follow the
             candidates'.
         K: only 1/K of the channels go through the ops (PC-DARTS).
+        auxiliary_skip: every edge also has a skip connection with weight 1, which found cells keep. Op weights do not
+            name it; an edge whose ops have all been removed has none.
         stem: make(in_channels, channels) -> your own first layers instead of a 3x3 convolution.
         head: make(channels, num_classes) -> your own last layers instead of global pooling and a linear classifier, for
             example for dense prediction.
@@ -89,6 +91,7 @@ class SearchNetwork(Supernet):
         candidates: Mapping[str, Sequence[Sequence[str]]] | None = None,
         auxiliary: Sequence[str] = (),
         K: int = 1,
+        auxiliary_skip: bool = False,
         stem: Stem | None = None,
         head: Head | None = None,
         own_cells: bool = False,
@@ -108,6 +111,8 @@ class SearchNetwork(Supernet):
         check_backend(backend)
         if multiplier > steps:
             raise ValueError(f"multiplier must be at most steps = {steps}; got {multiplier}")
+        if own_cells and auxiliary_skip:
+            raise ValueError("own_cells and auxiliary_skip exclude each other: only two kinds of cells keep the skip")
         names = check_primitives(primitives)
         if candidates is not None and set(candidates) != set(TITLES):
             raise ValueError(f"candidates must have the keys {', '.join(TITLES)}; got {', '.join(candidates)}")
@@ -121,6 +126,7 @@ class SearchNetwork(Supernet):
         self.multiplier = multiplier
         self.in_channels = in_channels
         self.backend = backend
+        self.auxiliary_skip = auxiliary_skip
         self._primitives = names
 
         C_prev_prev, C_prev, C_cell = stem_multiplier * C, stem_multiplier * C, C
@@ -135,7 +141,8 @@ class SearchNetwork(Supernet):
         for i in range(layers):
             reduction = _is_reduction(i, layers)
             C_cell *= 2 if reduction else 1
-            ops: EdgeOps = tuple((*row, *self.auxiliary) for row in types[_type_of(reduction)].ops)
+            further = (*self.auxiliary, *(["skip_connect"] if auxiliary_skip else []))
+            ops: EdgeOps = tuple((*row, *further) for row in types[_type_of(reduction)].ops)
             self.cells.append(
                 Cell(steps, multiplier, C_prev_prev, C_prev, C_cell, reduction, reduction_prev, ops, backend, K)
             )
@@ -172,12 +179,24 @@ class SearchNetwork(Supernet):
         s0 = s1 = self.stem(x)
         seen = dict.fromkeys(self.groups, 0)
         for cell, group in self._cells():
-            mix = mixes[group].of_cell(seen[group])
+            mix = self._with_skip(mixes[group].of_cell(seen[group]), self._columns(group))
             seen[group] += 1
             s0, s1 = s1, cell(s0, s1, mix.weights, mix.active, mix.passing, mix.added, mix.drop_path)
         if hasattr(self, "head"):
             return self.head(s1)
         return self.classifier(self.global_pooling(s1).flatten(1))
+
+    def _columns(self, group: str) -> int:
+        """Return the number of ops that op weights name."""
+        return self.groups[group].shape[1] + len(self.auxiliary)
+
+    def _with_skip(self, mix: Mix, columns: int) -> Mix:
+        """Return the mix with a last column for the auxiliary skip, unless it has that already."""
+        if not self.auxiliary_skip or mix.weights.shape[1] > columns:
+            return mix
+        weights = torch.cat([mix.weights, mix.weights.new_ones(len(mix.weights), 1)], dim=1)
+        active = None if mix.active is None else [[*row, columns] if row else [] for row in mix.active]
+        return mix._replace(weights=weights, active=active)
 
     def mixed_ops(self, group: str) -> list[list[MixedOp]]:
         """Return the mixed ops of each cell that a group describes."""
@@ -198,12 +217,18 @@ class SearchNetwork(Supernet):
     def mixes_of(self, architecture: Genotype | CellGenotypes) -> Mixes:
         """Return op weights with which this network computes an architecture."""
         mixes = {}
+        skip = self.auxiliary_skip and isinstance(architecture, Genotype) and architecture.auxiliary_skip
+        if skip:
+            assert isinstance(architecture, Genotype)
+            architecture = architecture.without_auxiliary_skip()
         for name, group in self.groups.items():
-            weights = torch.zeros(len(group.ops), group.shape[1] + len(self.auxiliary))
+            weights = torch.zeros(len(group.ops), self._columns(name) + self.auxiliary_skip)
             for state, node in enumerate(architecture.nodes(name), start=2):  # type: ignore[arg-type]
                 for op, source in node:
                     edge = group.ends.index((source, state))
-                    weights[edge, group.ops[edge].index(op)] = 1
+                    weights[edge, group.ops[edge].index(op)] += 1
+                    if skip:
+                        weights[edge, -1] = 1
             active = [row.nonzero().flatten().tolist() for row in weights]
             mixes[name] = Mix(weights.to(self.alphas[name]), active)
         return mixes
@@ -232,7 +257,8 @@ class SearchNetwork(Supernet):
         if self._own_cells:
             found = (Genotype(*cell, *cell).cell(0, reduction=False) for cell in cells.values())
             return CellGenotypes(tuple(found))
-        return Genotype(*cells["normal"], *cells["reduce"])
+        genotype = Genotype(*cells["normal"], *cells["reduce"])
+        return genotype.with_auxiliary_skip() if self.auxiliary_skip else genotype
 
 
 def _is_reduction(index: int, layers: int) -> bool:

@@ -38,7 +38,7 @@ def config_of(out: Path, **fields: Any) -> SearchConfig:
     return tiny_config(out, **({"space": "nasbench201", "init_channels": 4, "deterministic": True} | fields))
 
 
-@pytest.mark.parametrize("name", methods.NAMES)
+@pytest.mark.parametrize("name", [name for name in methods.NAMES if name != "ofa"])
 def test_every_method_searches_here(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search_module, "_write_results", lambda *_: None)
     epochs = 3 if name == "p-darts" else 2
