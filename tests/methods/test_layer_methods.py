@@ -5,8 +5,7 @@ import torch
 from tiny_method import finish_epoch, tiny_state
 
 from fastdarts.methods.gumbel import straight_through
-from fastdarts.methods.proxyless import _draw
-from fastdarts.methods.reinforce import policy_gradients
+from fastdarts.methods.reinforce import draw, policy_gradients
 from fastdarts.mixed.mix import Mix
 from fastdarts.runs.search_config import SearchConfig
 from fastdarts.runs.search_state import SearchState
@@ -83,10 +82,10 @@ def test_draws_follow_the_shares() -> None:
     generator = torch.Generator().manual_seed(0)
     shares = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64)
     count = 20_000
-    drawn = _draw(shares.repeat(count, 1), 1, generator)[:, 0]
+    drawn = draw(shares.repeat(count, 1), 1, generator)[:, 0]
     frequency = torch.bincount(drawn, minlength=4) / count
     assert ((frequency - shares).abs() < 3 * (shares * (1 - shares) / count).sqrt()).all()
-    pairs = _draw(shares.repeat(100, 1), 2, generator)
+    pairs = draw(shares.repeat(100, 1), 2, generator)
     assert (pairs[:, 0] != pairs[:, 1]).all()
 
 
@@ -144,7 +143,7 @@ def test_the_estimator_has_the_mean_of_the_exact_gradient() -> None:
     exact = torch.autograd.grad(loss, list(network.alphas.values()))
     generator = torch.Generator().manual_seed(1)
     count = 20_000
-    columns = [_draw(share.detach().repeat(count, 1), 1, generator)[:, 0] for share in p]
+    columns = [draw(share.detach().repeat(count, 1), 1, generator)[:, 0] for share in p]
     hots = [torch.eye(n, dtype=torch.float64)[column] for n, column in zip((4, 3), columns, strict=True)]
     advantages = rewards[columns[0], columns[1]] - 0.5
     for ours, share, hot in zip(exact, p, hots, strict=True):
