@@ -43,12 +43,17 @@ struct Plan {
       TORCH_CHECK_VALUE(at < numbers.size(), "recurrent: the plan ends too early");
       return numbers[at++];
     };
-    norm = next() != 0;
-    outputs.resize(next());
-    for (int64_t& state : outputs) state = next();
-    nodes.resize(next());
-    for (auto& terms : nodes) {
+    const auto next_count = [&](const char* what) {
       const int64_t count = next();
+      TORCH_CHECK_VALUE(count >= 0 && count <= int64_t(numbers.size()), "recurrent: the plan has ", count, " ", what);
+      return count;
+    };
+    norm = next() != 0;
+    outputs.resize(next_count("outputs"));
+    for (int64_t& state : outputs) state = next();
+    nodes.resize(next_count("nodes"));
+    for (auto& terms : nodes) {
+      const int64_t count = next_count("terms of a node");
       for (int64_t i = 0; i < count; ++i) {
         const int64_t source = next(), code = next();
         terms.push_back({source, code, next()});
@@ -450,16 +455,20 @@ void dispatch_cell(const at::Tensor& x, bool half, const F& body) {
   return body(float{}, float{});
 }
 
+void check_like(const at::Tensor& x, const char* name, const at::Tensor& t, at::IntArrayRef sizes, at::ScalarType type) {
+  TORCH_CHECK_VALUE(t.sizes() == sizes, "recurrent: ", name, " must be ", sizes, "; got ", t.sizes());
+  TORCH_CHECK_TYPE(t.scalar_type() == type && t.device() == x.device() && t.is_contiguous(), "recurrent: ", name,
+                   " must be contiguous ", type, " on the device of x, ", x.device(), "; got ", t.scalar_type(), " on ", t.device());
+}
+
 void check(const at::Tensor& x, const at::Tensor& hidden, const std::optional<at::Tensor>& mask_x,
            const std::optional<at::Tensor>& mask_h, const at::Tensor& W0, at::TensorList Ws, const at::Tensor& weights,
-           const Plan& plan) {
+           const Plan& plan, double eps) {
+  TORCH_CHECK_VALUE(std::isfinite(eps) && eps >= 0, "recurrent: eps must be a finite number, 0 or more; got ", eps);
   TORCH_CHECK_VALUE(x.dim() == 3 && x.numel() > 0, "recurrent: x must be a non-empty [T, B, d]; got ", x.sizes());
   const int64_t rows = x.size(1), width = x.size(2), states = plan.nodes.size() + 1;
   const auto wants = [&](const char* name, const at::Tensor& t, at::IntArrayRef sizes) {
-    TORCH_CHECK_VALUE(t.sizes() == sizes, "recurrent: ", name, " must be ", sizes, "; got ", t.sizes());
-    TORCH_CHECK_TYPE(t.scalar_type() == x.scalar_type() && t.device() == x.device() && t.is_contiguous(), "recurrent: ", name,
-                     " must be contiguous and of the dtype and device of x, ", x.scalar_type(), "; got ", t.scalar_type(), " on ",
-                     t.device());
+    check_like(x, name, t, sizes, x.scalar_type());
   };
   wants("x", x, x.sizes());
   wants("hidden", hidden, {rows, width});
@@ -485,7 +494,8 @@ Saved recurrent(const at::Tensor& x, const at::Tensor& hidden, const std::option
                 const std::optional<at::Tensor>& mask_h, const at::Tensor& W0, at::TensorList Ws, const at::Tensor& weights,
                 const std::optional<at::Tensor>& running, at::IntArrayRef numbers, double eps, bool half, bool keep) {
   const Plan plan(numbers);
-  check(x, hidden, mask_x, mask_h, W0, Ws, weights, plan);
+  check(x, hidden, mask_x, mask_h, W0, Ws, weights, plan, eps);
+  if (running) check_like(x, "running", *running, {2, x.size(2)}, x.scalar_type());
   const int64_t rows = x.size(1), width = x.size(2), kept = keep ? x.size(0) : 1;
   const at::TensorOptions products = half ? x.options().dtype(at::kBFloat16) : x.options();
   Saved saved{at::empty_like(x), at::empty({0}, x.options()), at::empty({0}, products), at::empty({kept, rows, 2 * width}, products),
@@ -504,10 +514,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, std::vector<at::Tensor>, at::Tens
     const at::Tensor& states, const at::Tensor& products, const at::Tensor& gates, const at::Tensor& stats, at::IntArrayRef numbers,
     bool training, double eps, bool half, bool need_x, bool need_matrices) {
   const Plan plan(numbers);
-  check(x, hidden, mask_x, mask_h, W0, Ws, weights, plan);
-  TORCH_CHECK_VALUE(gates.dim() == 3 && gates.size(0) == x.size(0), "recurrent_backward: the forward kept nothing");
+  check(x, hidden, mask_x, mask_h, W0, Ws, weights, plan, eps);
+  const int64_t steps = x.size(0), rows = x.size(1), width = x.size(2);
+  TORCH_CHECK_VALUE(gates.dim() == 3 && gates.size(0) == steps, "recurrent_backward: the forward kept nothing");
+  check_like(x, "gates", gates, {steps, rows, 2 * width}, half ? at::kBFloat16 : x.scalar_type());
+  check_like(x, "stats", stats, {plan.norm ? steps : 0, plan.states(), 2, width}, x.scalar_type());
+  check_like(x, "out", out, x.sizes(), x.scalar_type());
   const at::Tensor g = grad_out.contiguous();
-  TORCH_CHECK_VALUE(g.sizes() == x.sizes() && g.scalar_type() == x.scalar_type(), "recurrent_backward: grad_out must be like x");
+  check_like(x, "grad_out", g, x.sizes(), x.scalar_type());
   std::tuple<at::Tensor, at::Tensor, at::Tensor, std::vector<at::Tensor>, at::Tensor> result;
   dispatch_cell(x, half, [&](auto a, auto t) {
     auto found = Window<decltype(a), decltype(t)>(x, mask_x, mask_h, W0, Ws, weights, plan, half)

@@ -146,6 +146,8 @@ def _recurrent_fake(
     half: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    if x.dim() != 3:
+        raise ValueError(f"recurrent: x must be a non-empty [T, B, d]; got {list(x.shape)}")
     steps, rows, width = x.shape
     decoded = CellPlan.decode(plan)
     kept, states = steps if keep else 1, len(decoded.nodes) + 1

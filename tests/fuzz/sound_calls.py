@@ -260,5 +260,5 @@ OPERATORS = {
         Operator("pack_eval_cell", pack_call, eval_cell_after),
     )
 }
-SHARES = {"mixed_sum": 4, "project": 2, "mbconv_sum": 2, "recurrent": 0, "linear_nll": 1, "pack_eval_cell": 2}
+SHARES = {"mixed_sum": 4, "project": 2, "mbconv_sum": 2, "recurrent": 2, "linear_nll": 1, "pack_eval_cell": 2}
 """How often each operator is drawn."""

@@ -189,7 +189,7 @@ def test_a_rank_killed_at_any_moment(moment: int, whole: dict[int, Path], starte
     killed, other = tmp_path / "2", tmp_path / "1"
     when = {"rank": draw.randrange(2), "seconds": draw.uniform(0, 1) * started.seconds}
     ended = started.run(2, search_line(killed), when)
-    assert ended.seconds < 60 + started.seconds
+    assert ended.seconds < 300  # a rank that waits for one that is gone does so for half an hour
     if (killed / "config.json").is_file():
         shutil.copytree(killed, other)
     for size, out in ((2, killed), (1, other)):
