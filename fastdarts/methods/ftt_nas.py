@@ -30,7 +30,6 @@ from fastdarts.methods.reinforce import Measured, draw, gates, measured, policy_
 from fastdarts.methods.running import RunningSearch
 from fastdarts.methods.scored import Scored, best_within
 from fastdarts.mixed.mix import Mix
-from fastdarts.spaces.space import material_of
 from fastdarts.spaces.supernet import Mixes, Supernet
 from fastdarts.tasks.faults import Faults
 from fastdarts.tasks.faulty import FaultyClassification
@@ -79,6 +78,7 @@ class FttNas(Method):
         "arch_lr": 1e-3,
         "arch_beta1": 0.9,
     }
+    measures_images = True
     sparse = True
     capturable = False  # the host decides which ops run
     draws = True
@@ -93,12 +93,6 @@ class FttNas(Method):
         if self.faults is not None:
             given = self.options.reward_weight
             self.share = (0.2 if self.faults.of_weights else 0.5) if given is None else given
-
-    @classmethod
-    def check(cls, config: SearchOptions) -> None:
-        super().check(config)
-        if material_of(cls.space_of(config)) == "text":
-            raise ValueError(f"method {config.method!r} measures images; space {config.space!r} reads text")
 
     def relax(self, network: Supernet, group: str, alpha: Tensor) -> Mix:
         """Sample an op for each row; in eval mode take the likeliest ones."""
