@@ -19,7 +19,8 @@
 namespace fastdarts {
 namespace {
 
-constexpr int64_t kPage = 2 << 20;  // blocks of at least this size start and end on huge pages
+constexpr int64_t kPage = 2 << 20;  // blocks of at least this size start on huge pages
+constexpr int64_t kUnit = kPage / 8;  // and have sizes of these: of the last huge page a part would lie idle
 constexpr int64_t kLine = 64;
 constexpr int64_t kSlack = 4;  // a quarter more than asked for serves too
 constexpr int64_t kKept = 32;  // a 32nd more than the most in use at once is kept
@@ -66,7 +67,8 @@ void* acquire_block(int64_t bytes) {
     TORCH_CHECK(posix_memalign(&block, kLine, std::max<int64_t>(bytes, 1)) == 0, "not enough memory");
     return std::memset(block, 0xff, bytes);
   }
-  const int64_t unit = bytes >= kPage ? kPage : kLine;
+  const bool large = bytes >= kPage;
+  const int64_t unit = large ? kUnit : kLine;
   const int64_t size = (std::max<int64_t>(bytes, 1) + unit - 1) / unit * unit;
   Cache& c = cache();
   std::lock_guard<std::mutex> lock(c.mutex);
@@ -82,10 +84,10 @@ void* acquire_block(int64_t bytes) {
     c.free.erase(it);
   } else {
     while (!c.free.empty() && c.used_bytes + c.free_bytes + size > limit) c.drop_smallest();
-    TORCH_CHECK_WITH(OutOfMemoryError, posix_memalign(&block, unit, size) == 0, "not enough memory: fastdarts tried to allocate ",
+    TORCH_CHECK_WITH(OutOfMemoryError, posix_memalign(&block, large ? kPage : kLine, size) == 0, "not enough memory: fastdarts tried to allocate ",
                      size, " bytes");
 #if defined(__linux__)
-    if (unit == kPage) madvise(block, size, MADV_HUGEPAGE);
+    if (large) madvise(block, size, MADV_HUGEPAGE);
 #endif
   }
   c.used[block] = have;

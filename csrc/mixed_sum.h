@@ -6,6 +6,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <deque>
+#include <memory>
 #include <vector>
 
 #include "block_cache.h"
@@ -17,6 +19,8 @@
 
 namespace fastdarts {
 
+// Edges of a state pass together while they have so few convolutions: the state is read once, and its gradient stays in the cache.
+constexpr int64_t kBranchesAtOnce = 4;
 constexpr int64_t kTileBytes = 192 << 10;  // of one tensor's tile: with the others of a pass it stays in a 1 MiB L2
 
 struct Args {
@@ -28,7 +32,7 @@ struct Args {
   const at::Tensor& factors;  // [edges, images], or undefined
   bool training;
   double eps;
-  bool recompute;  // whether the backward makes the first stages of separable convolutions again, which are not saved
+  bool recompute;  // whether the backward runs separable convolutions again, of which nothing is saved
   Bypass* bypass;  // of partial channels: then the tensors here hold the ops' channels alone, those of nodes in slots; or null
 };
 
@@ -61,28 +65,47 @@ struct BankSite {  // a bank and where its things come from; ops and branches st
   int64_t source, stride;
   std::vector<Branch<A, T>> branches;
   std::vector<OpSite<A, T>> ops;
+  std::vector<std::unique_ptr<Block<T>>> unsaved;  // forward: y of branches that do not save it, until their nodes are made
 
-  // visit(first op, one past the last, edge) for each edge, with the bank set to its branches.
+  // visit(first op, one past the last) for each group of edges that pass together, with the bank set to its branches.
   template <class F>
-  void over_edges(const F& visit) {
+  void over_groups(const F& visit) {
     bank.branches = branches.data();
     for (size_t lo = 0, hi; lo < ops.size(); lo = hi, bank.branches += bank.count) {
       bank.count = 0;
-      for (hi = lo; hi < ops.size() && ops[hi].edge == ops[lo].edge; ++hi) bank.count += ops[hi].branch >= 0;
+      for (hi = lo; hi < ops.size();) {
+        const size_t end = end_of_edge(hi);
+        const int64_t more = std::count_if(&ops[hi], &ops[hi] + (end - hi), [](const auto& o) { return o.branch >= 0; });
+        if (hi > lo && bank.count + more > kBranchesAtOnce) break;
+        bank.count += more;
+        hi = end;
+      }
       bank.starts = lo == 0;
       bank.finishes = hi == ops.size();
-      visit(&ops[lo], &ops[lo] + (hi - lo), *ops[lo].edge);
+      visit(&ops[lo], &ops[lo] + (hi - lo));
     }
   }
 
-  int64_t separables() const {  // of the edge that is visited
+  size_t end_of_edge(size_t op) const {
+    size_t end = op;
+    while (end < ops.size() && ops[end].edge == ops[op].edge) ++end;
+    return end;
+  }
+
+  int64_t separables() const {  // of the group that is visited
     return std::count_if(bank.branches, bank.branches + bank.count, [](const auto& b) { return b.separable; });
   }
 
   int64_t most_separables() {
     int64_t most = 0;
-    over_edges([&](OpSite<A, T>*, OpSite<A, T>*, const Edge&) { most = std::max(most, separables()); });
+    over_groups([&](OpSite<A, T>*, OpSite<A, T>*) { most = std::max(most, separables()); });
     return most;
+  }
+
+  bool has_one_group() {
+    int64_t groups = 0;
+    over_groups([&](OpSite<A, T>*, OpSite<A, T>*) { ++groups; });
+    return groups == 1;
   }
 };
 
@@ -116,7 +139,7 @@ class MixedSum {
           pools.push_back(key);
           ++tensors;
         } else {
-          tensors += op.kind == Kind::sep_conv && recompute ? 1 : op.norms;
+          tensors += op.kind == Kind::sep_conv && recompute ? 0 : op.norms;
         }
       }
     return checked_product("mixed_sum: saved", {tensors, n, ho, wo, padded_channels<A>(c)});
@@ -197,6 +220,8 @@ class MixedSum {
     s.stride = stride;
     s.pad = gathers ? 0 : op.dilation * (op.kernel - 1) / 2;
     s.k = op.kind == Kind::skip ? 2 * cp_ : cp_;
+    s.used_k = s.k - cp_ + c_;
+    s.used_c = c_;
     if (saved) {
       s.y = *saved;
       *saved += n_ * ho_ * wo_ * cp_;
@@ -226,8 +251,9 @@ class MixedSum {
           Branch<A, T> b{};
           b.separable = op.kind == Kind::sep_conv;
           b.factors = factors_of(e);
-          b.first = stage_of(op, edge.stride, b.separable && args_.recompute ? nullptr : &saved);
-          if (b.separable) b.second = stage_of(op, 1, &saved);
+          T** const y = b.separable && args_.recompute ? nullptr : &saved;
+          b.first = stage_of(op, edge.stride, y);
+          if (b.separable) b.second = stage_of(op, 1, y);
           const Stage<A, T>& last = b.separable ? b.second : b.first;
           o.branch = site->branches.size();
           o.y = last.y;
@@ -280,7 +306,7 @@ class MixedSum {
       Branch<A, T>& b = site->branches[o->branch];
       for (Stage<A, T>* s : {&b.first, &b.second}) {
         if (s->k == 0) continue;
-        const bool runs_forward = !for_backward || (b.separable && s == &b.first && args_.recompute);
+        const bool runs_forward = !for_backward || (b.separable && args_.recompute);
         s->dw = arena_.take(s->kernel * s->kernel * cp_);
         s->pw = runs_forward ? arena_.take(s->k * cp_) : nullptr;
         s->dw_flipped = for_backward ? arena_.take(s->kernel * s->kernel * cp_) : nullptr;
@@ -331,19 +357,29 @@ class MixedSum {
     norms_.read(norm, c_, to);
   }
 
+  // A tensor for each of the separable convolutions that pass together: blocks of one size, which serve again.
+  std::deque<Block<T>> make_planes(BankSite<A, T>& site) const {
+    std::deque<Block<T>> planes;
+    for (int64_t most = site.most_separables(); int64_t(planes.size()) < most;) planes.emplace_back(n_ * ho_ * wo_ * cp_);
+    return planes;
+  }
+
   void run_bank(BankSite<A, T>& site) {
     const Bank<A, T>& bank = site.bank;
     const int64_t size = ScratchLayout(bank.geo).total();
-    const int64_t plane = n_ * ho_ * wo_ * cp_;
     Block<A> scratch(size * threads_);
     clear_borders(bank.geo, scratch.data());
-    Block<T> soon(site.most_separables() * plane);
-    site.over_edges([&](OpSite<A, T>* begin, OpSite<A, T>* end, const Edge&) {
-      T* next_soon = soon.data();
-      for (Branch<A, T>* b = bank.branches; b != bank.branches + bank.count; ++b) {
-        if (!b->separable) continue;
-        (args_.recompute ? b->first.y : b->first.soon) = next_soon;
-        next_soon += plane;
+    const std::deque<Block<T>> planes = make_planes(site);
+    site.unsaved.resize(site.branches.size());
+    site.over_groups([&](OpSite<A, T>* begin, OpSite<A, T>* end) {
+      auto plane = planes.begin();
+      for (OpSite<A, T>* o = begin; o != end; ++o) {
+        if (o->branch < 0 || !site.branches[o->branch].separable) continue;
+        Branch<A, T>& b = site.branches[o->branch];
+        (args_.recompute ? b.first.y : b.first.soon) = plane++->data();
+        if (!args_.recompute) continue;
+        site.unsaved[o->branch] = std::make_unique<Block<T>>(n_ * ho_ * wo_ * cp_);
+        o->y = b.second.y = site.unsaved[o->branch]->data();
       }
       over_tiles(bank.geo, [&](int64_t lo, int64_t hi, int64_t chunk, int64_t thread) {
         kernels_.first_forward(bank, lo, hi, chunk, scratch.data() + thread * size);
@@ -412,17 +448,25 @@ class MixedSum {
         terms.push_back(term_of(site, o, arena_.take(cp_)));
         ops.push_back(&o);
       }
+    const int64_t first_channel = (state - plan_.inputs) * c_;
+    if (terms.empty()) {
+      out_.narrow(1, first_channel, c_).zero_();
+      return;
+    }
     Mix<A, T> m{};
     m.geo = geometry(ho_, wo_, 1, 0);
     m.terms = terms.data();
     m.count = terms.size();
-    m.node = view_of<T>(out_, (state - plan_.inputs) * c_);
+    m.node = view_of<T>(out_, first_channel);
     set_shift(m, ops);
     const int64_t size = m.geo.rows * wo_ * cp_;
     Block<A> scratch(size * threads_);
     over_tiles(m.geo, [&](int64_t lo, int64_t hi, int64_t chunk, int64_t thread) {
       kernels_.mix(m, lo, hi, chunk, scratch.data() + thread * size);
     });
+    for (BankSite<A, T>& site : banks_)
+      for (const OpSite<A, T>& o : site.ops)
+        if (o.edge->node == state && o.branch >= 0) site.unsaved[o.branch].reset();
   }
 
   // ---- backward ----
@@ -518,9 +562,14 @@ class MixedSum {
     bank.skip_factors = skip_factors.data();
     bank.skips = skip_g.size();
 
-    const int64_t plane = n_ * ho_ * wo_ * cp_, size = ScratchLayout(bank.geo).total();
-    Block<T> again(args_.recompute ? site.most_separables() * plane : 0), dz(site.most_separables() * plane);
-    Block<A> dx_partial(need_x ? n_ * bank.geo.h * bank.geo.w * cp_ : 0);
+    const int64_t size = ScratchLayout(bank.geo).total();
+    std::deque<Block<T>> firsts, seconds;
+    if (args_.recompute) {
+      firsts = make_planes(site);
+      seconds = make_planes(site);
+    }
+    const std::deque<Block<T>> dz = make_planes(site);
+    Block<A> dx_partial(need_x && !site.has_one_group() ? n_ * bank.geo.h * bank.geo.w * cp_ : 0);
     Block<A> scratch(size * threads_), grads(need_params ? grads_size * chunks_ : 0);
     clear_borders(bank.geo, scratch.data());
     bank.dx_partial = dx_partial.data();
@@ -528,29 +577,31 @@ class MixedSum {
       std::fill(grads.data() + lo * grads_size, grads.data() + hi * grads_size, A(0));
     });
 
-    site.over_edges([&](OpSite<A, T>* begin, OpSite<A, T>* end, const Edge& edge) {
-      sum_terms(site, begin, end, g[edge.node], to.need_weights);
+    site.over_groups([&](OpSite<A, T>* begin, OpSite<A, T>* end) {
+      if (args_.recompute) make_again(site, begin, end, firsts, seconds, scratch.data());
+      for (OpSite<A, T>*o = begin, *next; o != end; o = next) {
+        for (next = o; next != end && next->edge == o->edge;) ++next;
+        sum_terms(site, o, next, g[o->edge->node], to.need_weights);
+      }
       for (const OpSite<A, T>* o = begin; o != end; ++o) {
-        if (to.need_weights) pointer<A>(to.weights)[begin->edge_index * to.weights.size(1) + o->op->column] = A(sum_of(*o));
+        if (to.need_weights) pointer<A>(to.weights)[o->edge_index * to.weights.size(1) + o->op->column] = A(sum_of(*o));
         if (o->op->norms) norms_.give(to.affine, o->op->norm + o->op->norms - 1, o->norm, o->weight, o->sum_g, o->sum);
       }
       if (!need_x && !need_params) return;
 
-      T* next_dz = dz.data();
+      auto next_dz = dz.begin();
       for (const OpSite<A, T>* o = begin; o != end; ++o) {
         if (o->branch < 0) continue;
         Branch<A, T>& b = site.branches[o->branch];
-        b.g = g[edge.node];
+        b.g = g[o->edge->node];
         Stage<A, T>& last = b.separable ? b.second : b.first;
         give_coefficients(last);
         for (int64_t c = 0; c < c_; ++c) set_coefficients(last, c, o->weight, o->sum_g[c], o->sum[c]);
         if (!b.separable) continue;
-        b.dz = next_dz;
-        next_dz += plane;
+        b.dz = next_dz++->data();
         b.chunk_dz = doubles_.zeros(chunks_ * cp_);
         b.chunk_dzy = doubles_.zeros(chunks_ * cp_);
       }
-      if (args_.recompute && site.separables() > 0) make_first_again(bank, again.data(), scratch.data());
       if (site.separables() > 0)
         over_tiles(bank.geo, [&](int64_t lo, int64_t hi, int64_t chunk, int64_t thread) {
           kernels_.second_backward(bank, lo, hi, chunk, scratch.data() + thread * size, grads.data() + chunk * grads_size);
@@ -574,22 +625,29 @@ class MixedSum {
     if (need_params) collect_grads(site, grads.data(), grads_size, to.params);
   }
 
-  // y of the first stages of an edge's separable convolutions, which was not saved. The moments that come along are not read.
-  void make_first_again(Bank<A, T>& bank, T* y, A* scratch) {
+  // y of both stages of a group's separable convolutions, which was not saved. The moments that come along are not read.
+  void make_again(BankSite<A, T>& site, OpSite<A, T>* begin, OpSite<A, T>* end, const std::deque<Block<T>>& firsts,
+                  const std::deque<Block<T>>& seconds, A* scratch) const {
     std::vector<Branch<A, T>> separable;
-    for (Branch<A, T>* b = bank.branches; b != bank.branches + bank.count; ++b) {
-      if (!b->separable) continue;
-      b->first.y = y;
-      y += n_ * ho_ * wo_ * cp_;
-      separable.push_back(*b);
+    for (OpSite<A, T>* o = begin; o != end; ++o) {
+      if (o->branch < 0 || !site.branches[o->branch].separable) continue;
+      Branch<A, T>& b = site.branches[o->branch];
+      b.first.y = firsts[separable.size()].data();
+      o->y = b.second.y = seconds[separable.size()].data();
+      separable.push_back(b);
     }
-    Bank<A, T> part = bank;
+    if (separable.empty()) return;
+    Bank<A, T> part = site.bank;
     part.branches = separable.data();
     part.count = separable.size();
     part.pools = {};
-    const int64_t size = ScratchLayout(bank.geo).total();
-    over_tiles(bank.geo, [&](int64_t lo, int64_t hi, int64_t chunk, int64_t thread) {
+    const int64_t size = ScratchLayout(part.geo).total();
+    over_tiles(part.geo, [&](int64_t lo, int64_t hi, int64_t chunk, int64_t thread) {
       kernels_.first_forward(part, lo, hi, chunk, scratch + thread * size);
+    });
+    for (Branch<A, T>& b : separable) b.first.soon = b.first.y;
+    over_tiles(part.geo, [&](int64_t lo, int64_t hi, int64_t chunk, int64_t thread) {
+      kernels_.second_forward(part, lo, hi, chunk, scratch + thread * size);
     });
   }
 

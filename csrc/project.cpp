@@ -14,7 +14,9 @@
 namespace fastdarts {
 namespace {
 
-constexpr int64_t kTileElements = 16 << 10;  // of a tile's inputs
+constexpr int64_t kTileElements = 16 << 10;  // of a tile's inputs, or as many as kTilePixels have
+constexpr int64_t kTilePixels = 64;
+constexpr int64_t kColumnsOfThread = 16, kWeightsOfThread = 4096;  // at least
 
 template <class A, class T>
 class Project {
@@ -28,7 +30,9 @@ class Project {
     p_.in_padded = padded_channels<A>(p_.in_channels);
     Stage<A, T>& s = p_.stage;
     s.k = stride * p_.in_padded;
-    const int64_t rows = std::clamp<int64_t>(kTileElements / (wo * s.k), 1, ho);
+    s.used_k = s.k - p_.in_padded + p_.in_channels;
+    s.used_c = c;
+    const int64_t rows = std::min(ho, std::max(kTileElements / (wo * s.k), ceil_div(kTilePixels, wo)));
     p_.geo = {x.size(0), h, w, ho, wo, c, cp, stride, 0, rows, ceil_div(ho, rows)};
     p_.x = view_of<const T>(x);
     s.y = pointer<T>(saved);
@@ -87,14 +91,16 @@ class Project {
   }
 
  private:
-  // Weight (part, o, i) of the parameters and its place in pw [k, cp].
+  // f(part, place in the part's weights, row and column of pw [k, cp]) for all weights, by several threads: a column by one.
   template <class F>
   void over_weights(const F& f) const {
-    const int64_t parts = params_.size(), share = p_.geo.c / parts;
-    for (int64_t part = 0; part < parts; ++part)
-      for (int64_t o = 0; o < share; ++o)
-        for (int64_t i = 0; i < p_.in_channels; ++i)
-          f(part, o * p_.in_channels + i, part * p_.in_padded + i, part * share + o);
+    const int64_t share = p_.geo.c / int64_t(params_.size());
+    at::parallel_for(0, p_.geo.c, kColumnsOfThread, [&](int64_t lo, int64_t hi) {
+      for (int64_t column = lo; column < hi; ++column) {
+        const int64_t part = column / share, first = column % share * p_.in_channels;
+        for (int64_t i = 0; i < p_.in_channels; ++i) f(part, first + i, part * p_.in_padded + i, column);
+      }
+    });
   }
 
   void pack() {
@@ -114,7 +120,8 @@ class Project {
   }
 
   void collect(A* grads, std::vector<at::Tensor>& dparams) const {
-    join_chunks(grads, p_.stage.k * p_.geo.cp, chunks_, p_.stage.k * p_.geo.cp);
+    const int64_t count = p_.stage.k * p_.geo.cp;
+    at::parallel_for(0, count, kWeightsOfThread, [&](int64_t lo, int64_t hi) { join_chunks(grads + lo, hi - lo, chunks_, count); });
     over_weights([&](int64_t part, int64_t at, int64_t row, int64_t column) {
       pointer<A>(dparams[part])[at] = grads[row * p_.geo.cp + column];
     });

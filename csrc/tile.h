@@ -38,6 +38,7 @@ template <class A, class T>
 struct Stage {
   int64_t kernel, dilation, stride, pad;
   int64_t k;             // inner size of the pointwise product: cp, 2 cp for a factorised reduction
+  int64_t used_k, used_c;  // k and cp without the padding at their ends
   const A* dw;           // [kernel * kernel, cp]
   const A* dw_flipped;   // the same, taps in reverse order; at stride 2 phase after phase, each phase's taps in reverse order
   const A* pw;           // [k, cp]
@@ -87,16 +88,16 @@ struct Pools {  // the pools of a state, shared by all its edges; null y: not us
 };
 
 template <class A, class T>
-struct Bank {  // everything that leaves one state at one stride; a pass runs over the branches of one edge at a time
+struct Bank {  // everything that leaves one state at one stride; a pass runs over the branches of one edge, or a few, at a time
   Geometry geo;
   View<const T> x;
   Branch<A, T>* branches;
   int64_t count;
   Pools<A, T> pools;
-  bool starts, finishes;      // whether this is the bank's first edge, and its last
+  bool starts, finishes;      // whether the bank's first edge is among these, and its last
   // backward
   bool need_params, need_x;
-  A* dx_partial;              // [n, h, w, cp]: the sum over the edges so far
+  A* dx_partial;              // [n, h, w, cp]: the sum over the edges so far; not used where all pass at once
   const View<T>* skip_g;      // [skips] stride-1 skip connections
   const A* skip_weight;       // [skips]
   const A* const* skip_factors;  // [skips]: see Branch
@@ -119,7 +120,7 @@ template <class A, class T>
 struct Mix {  // node = sum of scale * t + shift, or the sums of g * (t - mean)
   Geometry geo;  // of the node: h = ho, w = wo
   const Term<A, T>* terms;
-  int64_t count;
+  int64_t count;          // at least 1
   View<T> node;           // mix: written; term_sums: the gradient
   const A* shift;         // [cp], an image's shift_step after the one before: cp or 0
   int64_t shift_step;
@@ -186,9 +187,9 @@ struct Kernels {
 constexpr int64_t kSparePixels = 48;
 
 // A thread's scratch: the padded source, the padded gradient of depthwise outputs, a padded middle, depthwise outputs and their
-// gradients, gradients of pointwise outputs, sums, rows of pools' windows; each in elements of A.
+// gradients, gradients of pointwise outputs, sums, rows of pools' windows, the source's gradient; each in elements of A.
 struct ScratchLayout {
-  int64_t source, middle, d, dy, sums, windows;
+  int64_t source, middle, d, dy, sums, windows, dx;
   __attribute__((always_inline)) explicit ScratchLayout(const Geometry& g) {
     const int64_t reach = 2 * g.pad, out = g.rows * g.wo * g.cp;
     source = (g.stride * g.rows + reach) * (g.w + reach) * g.cp;
@@ -197,10 +198,11 @@ struct ScratchLayout {
     dy = out;
     sums = 3 * g.cp;
     windows = 2 * 3 * g.wo * g.cp;
+    dx = g.stride * g.rows * g.w * g.cp;
   }
   // The padded ones, which come first. They keep borders of zeros: whoever makes a scratch clears them, once.
   __attribute__((always_inline)) int64_t bordered() const { return source + 2 * middle; }
-  __attribute__((always_inline)) int64_t total() const { return source + 2 * (middle + d) + dy + sums + windows; }
+  __attribute__((always_inline)) int64_t total() const { return source + 2 * (middle + d) + dy + sums + windows + dx; }
 };
 
 // The kernels for this machine's instruction set, or the one FASTDARTS_CPU names (amx, avx512, avx2, portable).

@@ -69,15 +69,15 @@ FD_INLINE void ahead_dx(Ahead& ahead, const Bank<A, T>& bank, const Tile& tile) 
   if (bank.need_x && !bank.starts) ahead.add(bank.dx_partial + (tile.image * g.h + begin) * g.w * g.cp, end - begin, bytes, bytes);
 }
 
-// What second_backward reads for a separable branch, with the edge's part of it if the tile is new.
+// What second_backward reads for a separable branch, with its node's gradient if that is new.
 template <class A, class T>
-FD_INLINE void ahead_second(Ahead& ahead, const Branch<A, T>& branch, const Geometry& g, const Tile& tile, bool is_new) {
-  if (is_new) ahead.add(branch.g, tile.image, tile.begin, tile.end, g.wo, g.c);
+FD_INLINE void ahead_second(Ahead& ahead, const Branch<A, T>& branch, const Geometry& g, const Tile& tile, bool is_new_g) {
+  if (is_new_g) ahead.add(branch.g, tile.image, tile.begin, tile.end, g.wo, g.c);
   ahead_output(ahead, branch.first.y, g, tile);
   ahead_output(ahead, branch.second.y, g, tile);
 }
 
-// What first_backward reads for a branch, with the edge's part of it if the tile is new.
+// What first_backward reads for a branch, with the state's part of it if the tile is new.
 template <class A, class T>
 FD_INLINE void ahead_first(Ahead& ahead, const Bank<A, T>& bank, const Branch<A, T>& branch, const Tile& tile, bool is_new) {
   const Geometry& g = bank.geo;

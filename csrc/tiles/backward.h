@@ -45,7 +45,7 @@ FD_INLINE void stage_backward(const Stage<A, T>& stage, const Geometry& g, const
     if (need_params && own) {
       depthwise_forward(stage, g, padded + (begin - tile.begin) * S * of.row, of, rows, s.d);
       ahead.ask();
-      weight_grad<A, T>(s.d, pixels, s.dy, cp, stage.k, grads + stage.grad, s.dd);
+      weight_grad(stage, s.d, pixels, s.dy, cp, grads + stage.grad, s.dd);
       ahead.ask();
     }
     // From here on dy is only multiplied by the pointwise weights.
@@ -109,7 +109,7 @@ FD_INLINE const A* factors_of(const Branch<A, T>& branch, const Geometry& g, con
   return branch.factors ? branch.factors + tile.image * g.cp : nullptr;
 }
 
-// The second stages of an edge's separable convolutions: weight gradients, and the gradient of the middle with the sums that
+// The second stages of some edges' separable convolutions: weight gradients, and the gradient of the middle with the sums that
 // its batch norm needs.
 template <class A, bool FULL, class T>
 FD_INLINE void second_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t chunk, A* base, A* grads) {
@@ -128,7 +128,7 @@ FD_INLINE void second_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t
       const int64_t sh = branch.g.sh, sw = branch.g.sw, channels = g.c;
       Ahead ahead;
       if (const int64_t next = separable_from(b + 1); next < bank.count)
-        ahead_second(ahead, bank.branches[next], g, tile, false);
+        ahead_second(ahead, bank.branches[next], g, tile, bank.branches[next].g.data != branch.g.data);
       else if (index + 1 < g.n * g.bands)
         ahead_second(ahead, bank.branches[separable_from(0)], g, tile_at(g, index + 1), true);
       ahead.over(kAsks * strips<A>(g, tile));
@@ -167,7 +167,7 @@ FD_INLINE void second_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t
   }
 }
 
-// The first stages of an edge's branches; with the bank's last edge the state's whole gradient.
+// The first stages of some edges' branches; with the bank's last edge the state's whole gradient.
 template <class A, bool FULL, class T>
 FD_INLINE void first_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t hi, A* base, A* grads) {
   const Geometry g = bank.geo;
@@ -176,7 +176,8 @@ FD_INLINE void first_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t 
   for (int64_t index = lo; index < hi; ++index) {
     const Tile tile = tile_at(g, index);
     const int64_t x_begin = tile.begin * g.stride, x_end = tile.end * g.stride < g.h ? tile.end * g.stride : g.h;
-    A* dx = bank.need_x ? bank.dx_partial + (tile.image * g.h + x_begin) * g.w * g.cp : nullptr;
+    A* dx = nullptr;
+    if (bank.need_x) dx = bank.starts && bank.finishes ? s.dx : bank.dx_partial + (tile.image * g.h + x_begin) * g.w * g.cp;
     if (bank.need_x && bank.starts) clear(dx, (x_end - x_begin) * g.w * g.cp);
     if (bank.count && bank.need_params) fill_source<A, FULL>(bank, tile, s.source);
     for (int64_t b = 0; b < bank.count; ++b) {

@@ -56,7 +56,7 @@ FD_INLINE void stage_forward(const Stage<A, T>& stage, const Geometry& g, const 
   join_moments(s.sums, (tile.end - tile.begin) * g.wo, g.cp, before, stage.chunk_mean + chunk * g.cp, stage.chunk_m2 + chunk * g.cp);
 }
 
-// First stages of an edge's branches, and the pools of its source with the first edge.
+// First stages of some edges' branches, and the pools of their source with the first edge.
 template <class A, bool FULL, class T>
 FD_INLINE void first_forward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t chunk, A* base) {
   const Geometry& g = bank.geo;
@@ -76,7 +76,7 @@ FD_INLINE void first_forward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t h
   }
 }
 
-// Second stages of an edge's separable convolutions.
+// Second stages of some edges' separable convolutions.
 template <class A, class T>
 void second_forward(const Bank<A, T>& bank, int64_t lo, int64_t hi, int64_t chunk, A* base) {
   const ProductUnit unit;

@@ -16,7 +16,7 @@ FD_INLINE Tile tile_at(const Geometry& geo, int64_t index) {
 // A thread's scratch; its sizes stand in ScratchLayout.
 template <class A>
 struct Scratch {
-  A *source, *d_padded, *middle, *d, *dy, *dd, *sums, *windows;
+  A *source, *d_padded, *middle, *d, *dy, *dd, *sums, *windows, *dx;
   Scratch(const Geometry& geo, A* base) {
     const ScratchLayout layout(geo);
     source = base;
@@ -27,6 +27,7 @@ struct Scratch {
     dd = dy + layout.dy;
     sums = dd + layout.d;
     windows = sums + layout.sums;
+    dx = windows + layout.windows;
   }
 };
 
@@ -55,11 +56,15 @@ FD_INLINE void fill_padded(A* dst, int64_t begin, int64_t end, const Padded& of,
   }
 }
 
-// Rows of a strip: what passes from one step of a stage to the next stays in the first-level cache.
+constexpr int64_t kStripBytes = 8 << 10;
+constexpr int64_t kStripPixels = 32;  // a product reads all of its weights once a strip
+
+// Rows of a strip: what passes from one step of a stage to the next stays in the first-level cache, where channels are many in the
+// second.
 template <class A>
 FD_INLINE int64_t strip_rows(const Geometry& g) {
-  const int64_t rows = (8 << 10) / (g.wo * g.cp * int64_t(sizeof(A)));
-  return rows < 1 ? 1 : rows;
+  const int64_t small = kStripBytes / (g.wo * g.cp * int64_t(sizeof(A))), least = (kStripPixels + g.wo - 1) / g.wo;
+  return small < least ? least : small;
 }
 
 template <class A, class F>

@@ -29,7 +29,7 @@ FD_INLINE void product_of_rows(const A* d, int64_t pixels, const A* w, int64_t k
   else if (k_size == 112)
     product_strided<A, A, 112, false>(d, pixels, k_size, 1, w, columns, columns, k_size, y, columns);
   else
-    pointwise<A, A>(d, pixels, w, k_size, columns, y, columns);
+    pointwise<A, A>(d, pixels, w, k_size, k_size, columns, y, columns);
 }
 
 // x - mean in the type that is computed in, channels up to whole cache lines.
@@ -50,7 +50,7 @@ void image_sums(const A* y, int64_t pixels, int64_t cp, A* sums) {
 // products[i, j] += sum over pixels of x_i x_j
 template <class A>
 void outer_products(const A* dense, int64_t pixels, int64_t cp, A* products) {
-  pointwise_weight_grad<A, A>(dense, pixels, dense, cp, cp, products);
+  pointwise_weight_grad<A, A>(dense, pixels, dense, cp, cp, cp, products);
 }
 
 // act(norm(1x1 convolution)) of a block of channels, inside the borders of a padded tile; `strip` [kStripPixels + w, mb].
@@ -175,7 +175,7 @@ void project_backward_image(const Bottleneck<A>& b, const LayerShape& s, const N
       }
     for (int64_t block = 0; block < b.blocks(); ++block) {
       const A* h = to.h + block * count * b.mb;
-      if (to.weight) pointwise_weight_grad<A, A>(h, count, to.dy, s.op, b.mb, to.weight + block * b.mb * s.op);
+      if (to.weight) pointwise_weight_grad<A, A>(h, count, to.dy, s.op, b.mb, b.mb, to.weight + block * b.mb * s.op);
       product_of_rows<A>(to.dy, count, b.project_back + block * s.op * b.mb, s.op, b.mb, to.dh);
       const T* from = d + (block * pixels + first) * b.mb;
       A* out = dn + (block * pixels + first) * b.mb;
@@ -238,7 +238,7 @@ void expand_backward_image(const Bottleneck<A>& b, const LayerShape& s, const No
     }
     store(to.sum + c, sum);
   }
-  pointwise_weight_grad<A, A>(dense, s.pixels(), to.grad, b.mb, s.cp, to.outer);
+  pointwise_weight_grad<A, A>(dense, s.pixels(), to.grad, b.mb, s.cp, s.cp, to.outer);
   product_of_block<A, true>(to.grad, s.pixels(), b.expand_back + at * s.cp, b.mb, s.cp, to.dx);
 }
 

@@ -5,55 +5,55 @@
 
 namespace fastdarts::FASTDARTS_ISA {
 
-// sum += scale_t * t over COUNT terms and a tile's rows, one vector of channels.
-template <class A, bool FULL, int COUNT, class T>
-FD_INLINE void mix_terms(const Term<A, T>* terms, const Tile& tile, int64_t c, int64_t columns, int64_t cp, A* sum) {
+// from + sum of scale_t * t over COUNT terms and a tile's rows, one vector of channels: the tile's `sum`, or with LAST the node.
+// `from`: [pixels, cp] numbers, `step` from one pixel to the next.
+template <class A, bool FULL, int COUNT, bool LAST, class T>
+FD_INLINE void mix_terms(const Mix<A, T>& m, int64_t t, const Tile& tile, int64_t c, const A* from, int64_t step, A* sum) {
+  const Geometry& g = m.geo;
+  const View<T> node = m.node;
   const T* data[COUNT];
   int64_t sh[COUNT], sw[COUNT], channels[COUNT];
   Vec<A> scale[COUNT];
   FD_UNROLL
-  for (int t = 0; t < COUNT; ++t) {
-    const Term<A, T>& term = terms[t];
-    data[t] = term.t.data + tile.image * term.t.sn;
-    sh[t] = term.t.sh;
-    sw[t] = term.t.sw;
-    channels[t] = term.channels;
-    scale[t] = load<A>(term.scale + c);
-    if (term.factors) scale[t] *= load<A>(term.factors + tile.image * cp + c);
+  for (int i = 0; i < COUNT; ++i) {
+    const Term<A, T>& term = m.terms[t + i];
+    data[i] = term.t.data + tile.image * term.t.sn;
+    sh[i] = term.t.sh;
+    sw[i] = term.t.sw;
+    channels[i] = term.channels;
+    scale[i] = load<A>(term.scale + c);
+    if (term.factors) scale[i] *= load<A>(term.factors + tile.image * g.cp + c);
   }
-  for (int64_t r = tile.begin; r < tile.end; ++r)
-    for (int64_t column = 0; column < columns; ++column, sum += cp) {
-      Vec<A> v = load<A>(sum + c);
+  for (int64_t r = tile.begin; r < tile.end; ++r) {
+    T* out = node.data + tile.image * node.sn + r * node.sh;
+    for (int64_t column = 0; column < g.wo; ++column, from += step, sum += g.cp, out += node.sw) {
+      Vec<A> v = load<A>(from + c);
       FD_UNROLL
-      for (int t = 0; t < COUNT; ++t) {
-        const T* pixel = data[t] + r * sh[t] + column * sw[t];
-        v += scale[t] * load_channels<A, FULL>(pixel, c, channels[t]);
-      }
-      store(sum + c, v);
+      for (int i = 0; i < COUNT; ++i) v += scale[i] * load_channels<A, FULL>(data[i] + r * sh[i] + column * sw[i], c, channels[i]);
+      if constexpr (LAST)
+        store_channels<A, FULL>(out, v, c, g.c);
+      else
+        store(sum + c, v);
     }
+  }
 }
 
-// node = sum_t scale_t * t + shift; `sum` holds a tile.
+// node = sum_t scale_t * t + shift, of at least one term; `sum` holds a tile.
 template <class A, bool FULL, class T>
 FD_INLINE void mix_tiles(const Mix<A, T>& m, int64_t lo, int64_t hi, A* sum) {
-  const Geometry g = m.geo;
-  const View<T> node = m.node;
+  const Geometry& g = m.geo;
   for (int64_t index = lo; index < hi; ++index) {
     const Tile tile = tile_at(g, index);
-    const int64_t pixels = (tile.end - tile.begin) * g.wo;
-    for (int64_t c = 0; c < g.cp; c += kLanes<A>) {
-      const Vec<A> shift = load<A>(m.shift + tile.image * m.shift_step + c);
-      for (int64_t i = 0; i < pixels; ++i) store(sum + i * g.cp + c, shift);
+    const A* shift = m.shift + tile.image * m.shift_step;
+    for (int64_t c = 0; c < g.c; c += kLanes<A>)
       exact_blocks<8>(m.count, [&](auto size, int64_t t) FD_LAMBDA {
-        mix_terms<A, FULL, size.value>(m.terms + t, tile, c, g.wo, g.cp, sum);
+        const A* from = t ? sum : shift;
+        const int64_t step = t ? g.cp : 0;
+        if (t + size.value == m.count)
+          mix_terms<A, FULL, size.value, true>(m, t, tile, c, from, step, sum);
+        else
+          mix_terms<A, FULL, size.value, false>(m, t, tile, c, from, step, sum);
       });
-    }
-    const A* from = sum;
-    for (int64_t r = tile.begin; r < tile.end; ++r)
-      for (int64_t column = 0; column < g.wo; ++column, from += g.cp) {
-        T* out = node.data + tile.image * node.sn + r * node.sh + column * node.sw;
-        for (int64_t c = 0; c < g.c; c += kLanes<A>) store_channels<A, FULL>(out, load<A>(from + c), c, g.c);
-      }
   }
 }
 

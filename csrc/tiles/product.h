@@ -76,17 +76,20 @@ FD_INLINE void with_known(int64_t k_size, const F& f) {
     f(Int<0>{});
 }
 
-// y[p, :columns] = sum_k d[p, k] * w[k, :columns]; d holds k_size dense numbers a pixel, or pairs of them.
+// y[p, :columns] = sum_k d[p, k] * w[k, :columns]; d holds k_size dense numbers a pixel, or pairs of them, zeros behind the first
+// `used`.
 template <class A, class E>
-FD_INLINE void pointwise(const E* d, int64_t pixels, const E* w, int64_t k_size, int64_t columns, A* y, int64_t y_stride) {
+FD_INLINE void pointwise(const E* d, int64_t pixels, const E* w, int64_t k_size, int64_t used, int64_t columns, A* y,
+                         int64_t y_stride) {
   with_known<A, E>(k_size, [&](auto known) FD_LAMBDA {
-    product_strided<A, E, known.value, false>(d, pixels, k_size, 1, w, columns, columns, k_size, y, y_stride);
+    product_strided<A, E, known.value, false>(d, pixels, k_size, 1, w, columns, columns, used, y, y_stride);
   });
 }
 
 // y as above, of the stored type, to `out` past the caches, to `soon` as well unless null, and into the sums of `sum_strip`.
 template <class A, class E, int SA, int COLS, class T>
-FD_INLINE void product_summed_columns(const E* d, int64_t pixels, const E* w, int64_t k_size, int64_t cp, A* sums, T* out, T* soon) {
+FD_INLINE void product_summed_columns(const E* d, int64_t pixels, const E* w, int64_t k_size, int64_t used, int64_t cp, A* sums,
+                                      T* out, T* soon) {
   Vec<A> origin[COLS], sum[COLS][2], square[COLS][2];
   FD_UNROLL
   for (int j = 0; j < COLS; ++j) {
@@ -97,7 +100,7 @@ FD_INLINE void product_summed_columns(const E* d, int64_t pixels, const E* w, in
     sum[j][1] = square[j][1] = Vec<A>{};
   }
   exact_blocks<COLS == 2 ? kPairRows : kSingleRows>(pixels, [&](auto size, int64_t p) FD_LAMBDA {
-    product_block<A, E, SA, size.value, COLS>(d + p * k_size, k_size, 1, w, cp, k_size, [&](int row, int j, Vec<A> y) FD_LAMBDA {
+    product_block<A, E, SA, size.value, COLS>(d + p * k_size, k_size, 1, w, cp, used, [&](int row, int j, Vec<A> y) FD_LAMBDA {
       const int64_t at = (p + row) * cp + j * kLanes<A>;
       if (soon) store(soon + at, y);
       stream(out + at, y);
@@ -115,26 +118,27 @@ FD_INLINE void product_summed_columns(const E* d, int64_t pixels, const E* w, in
 }
 
 template <class A, class E, int SA, class T>
-void product_summed(const E* d, int64_t pixels, const E* w, int64_t k_size, int64_t cp, A* sums, T* out, T* soon) {
+void product_summed(const E* d, int64_t pixels, const E* w, int64_t k_size, int64_t used, int64_t cp, A* sums, T* out, T* soon) {
   const auto soon_at = [&](int64_t j) FD_LAMBDA { return soon ? soon + j : nullptr; };
   int64_t j = 0;
   for (; j + 2 * kLanes<A> <= cp; j += 2 * kLanes<A>)
-    product_summed_columns<A, E, SA, 2>(d, pixels, w + j, k_size, cp, sums + j, out + j, soon_at(j));
+    product_summed_columns<A, E, SA, 2>(d, pixels, w + j, k_size, used, cp, sums + j, out + j, soon_at(j));
   for (; j < cp; j += kLanes<A>)
-    product_summed_columns<A, E, SA, 1>(d, pixels, w + j, k_size, cp, sums + j, out + j, soon_at(j));
+    product_summed_columns<A, E, SA, 1>(d, pixels, w + j, k_size, used, cp, sums + j, out + j, soon_at(j));
 }
 
 template <class A, class E, class T>
-FD_INLINE void pointwise_summed(const E* d, int64_t pixels, const E* w, int64_t k_size, int64_t cp, A* sums, T* out, T* soon) {
+FD_INLINE void pointwise_summed(const E* d, int64_t pixels, const E* w, int64_t k_size, int64_t used, int64_t cp, A* sums, T* out,
+                                T* soon) {
   with_known<A, E>(k_size, [&](auto known) FD_LAMBDA {
-    product_summed<A, E, known.value>(d, pixels, w, k_size, cp, sums, out, soon);
+    product_summed<A, E, known.value>(d, pixels, w, k_size, used, cp, sums, out, soon);
   });
 }
 
-// dw[k, :columns] += sum_p d[p, k] * dy[p, :columns]
+// dw[k, :columns] += sum_p d[p, k] * dy[p, :columns] for the first `used` of k.
 template <class A, class E>
-FD_INLINE void pointwise_weight_grad(const E* d, int64_t pixels, const E* dy, int64_t columns, int64_t k_size, A* dw) {
-  product_strided<A, E, 1, true>(d, k_size, 1, k_size, dy, columns, columns, pixels, dw, columns);
+FD_INLINE void pointwise_weight_grad(const E* d, int64_t pixels, const E* dy, int64_t columns, int64_t k_size, int64_t used, A* dw) {
+  product_strided<A, E, 1, true>(d, used, 1, k_size, dy, columns, columns, pixels, dw, columns);
 }
 
 }  // namespace fastdarts::FASTDARTS_ISA

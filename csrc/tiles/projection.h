@@ -37,7 +37,8 @@ FD_INLINE void project_forward_tiles(const Projection<A, T>& p, int64_t lo, int6
   }
 }
 
-template <class A, bool FULL, class T>
+// FULL_X, FULL: of x and dx, and of g.
+template <class A, bool FULL_X, bool FULL, class T>
 FD_INLINE void project_backward_tiles(const Projection<A, T>& p, int64_t lo, int64_t hi, A* d, A* grads) {
   const Geometry g = p.geo;
   const Stage<A, T> stage = p.stage;
@@ -59,8 +60,8 @@ FD_INLINE void project_backward_tiles(const Projection<A, T>& p, int64_t lo, int
         }
     }
     if (p.need_params) {
-      gather_source<A, FULL>(p, tile, d);
-      weight_grad<A, T>(d, pixels, dy, g.cp, k, grads + stage.grad, dd);
+      gather_source<A, FULL_X>(p, tile, d);
+      weight_grad(stage, d, pixels, dy, g.cp, grads + stage.grad, dd);
     }
     if (!p.need_x) return;
     multiply_back(stage, dy, 1, pixels, g.cp, [&](int64_t) FD_LAMBDA { return dd; });
@@ -75,12 +76,12 @@ FD_INLINE void project_backward_tiles(const Projection<A, T>& p, int64_t lo, int
         for (int64_t c = 0; c < p.in_channels; c += kLanes<A>) {
           Vec<A> v = {};
           if (reached)
-            v = behind_relu<A>(load_channels<A, FULL>(x + row * p.x.sh + col * p.x.sw, c, p.in_channels), load<A>(from + c));
+            v = behind_relu<A>(load_channels<A, FULL_X>(x + row * p.x.sh + col * p.x.sw, c, p.in_channels), load<A>(from + c));
           T* out = dx + row * p.dx.sh + col * p.dx.sw;
-          if constexpr (FULL)
+          if constexpr (FULL_X)
             stream(out + c, v);
           else
-            store_channels<A, FULL>(out, v, c, p.in_channels);
+            store_channels<A, FULL_X>(out, v, c, p.in_channels);
         }
       }
   };
@@ -99,10 +100,13 @@ void project_forward(const Projection<A, T>& p, int64_t lo, int64_t hi, int64_t 
 template <class A, class T>
 void project_backward(const Projection<A, T>& p, int64_t lo, int64_t hi, int64_t, A* scratch, A* grads) {
   const ProductUnit unit;
-  if (p.in_channels == p.in_padded && p.geo.c == p.geo.cp)
-    project_backward_tiles<A, true>(p, lo, hi, scratch, grads);
+  const bool full_x = p.in_channels == p.in_padded;
+  if (full_x && p.geo.c == p.geo.cp)
+    project_backward_tiles<A, true, true>(p, lo, hi, scratch, grads);
+  else if (full_x)
+    project_backward_tiles<A, true, false>(p, lo, hi, scratch, grads);
   else
-    project_backward_tiles<A, false>(p, lo, hi, scratch, grads);
+    project_backward_tiles<A, false, false>(p, lo, hi, scratch, grads);
 }
 
 }  // namespace fastdarts::FASTDARTS_ISA

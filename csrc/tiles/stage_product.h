@@ -53,6 +53,7 @@ FD_INLINE void to_factors(A* numbers, int64_t count) {
 // Factors as pairs along channels.
 FD_INLINE const Pair* pairs_of(const float* factors, int64_t i) { return reinterpret_cast<const Pair*>(factors) + i / 2; }
 FD_INLINE const Pair* pairs(const uint32_t* packed) { return reinterpret_cast<const Pair*>(packed); }
+FD_INLINE int64_t pairs_with(int64_t channels) { return (channels + 1) / 2; }
 
 // Pairs along pixels, [count, k], of pixels 2 i and 2 i + 1 of [pixels, k], zeros behind the last. numbers(i): vector i of what
 // is paired; may be in place.
@@ -85,9 +86,9 @@ FD_INLINE void multiply(const Stage<A, T>& stage, const A* d, int64_t pixels, in
   });
 #else
   if constexpr (kDots<T>)
-    pointwise(pairs_of(d, 0), pixels, pairs(stage.pw_pairs), stage.k / 2, cp, y, cp);
+    pointwise(pairs_of(d, 0), pixels, pairs(stage.pw_pairs), stage.k / 2, pairs_with(stage.used_k), cp, y, cp);
   else
-    pointwise(d, pixels, stage.pw, stage.k, cp, y, cp);
+    pointwise(d, pixels, stage.pw, stage.k, stage.used_k, cp, y, cp);
 #endif
 }
 
@@ -109,9 +110,9 @@ FD_INLINE void multiply_summed(const Stage<A, T>& stage, const A* d, int64_t pix
   });
 #else
   if constexpr (kDots<T>)
-    pointwise_summed(pairs_of(d, 0), pixels, pairs(stage.pw_pairs), stage.k / 2, cp, sums, out, soon);
+    pointwise_summed(pairs_of(d, 0), pixels, pairs(stage.pw_pairs), stage.k / 2, pairs_with(stage.used_k), cp, sums, out, soon);
   else
-    pointwise_summed(d, pixels, stage.pw, stage.k, cp, sums, out, soon);
+    pointwise_summed(d, pixels, stage.pw, stage.k, stage.used_k, cp, sums, out, soon);
 #endif
 }
 
@@ -134,17 +135,19 @@ FD_INLINE void multiply_back(const Stage<A, T>& stage, const A* dy, int64_t rows
 #else
   for (int64_t r = 0; r < rows; ++r) {
     if constexpr (kDots<T>)
-      pointwise(pairs_of(dy, r * columns * cp), columns, pairs(stage.pw_t_pairs), cp / 2, stage.k, row(r), stage.k);
+      pointwise(pairs_of(dy, r * columns * cp), columns, pairs(stage.pw_t_pairs), cp / 2, pairs_with(stage.used_c), stage.k, row(r),
+                stage.k);
     else
-      pointwise(dy + r * columns * cp, columns, stage.pw_t, cp, stage.k, row(r), stage.k);
+      pointwise(dy + r * columns * cp, columns, stage.pw_t, cp, stage.used_c, stage.k, row(r), stage.k);
   }
 #endif
 }
 
-// dw [k, cp] += d^T dy: d [pixels, k] numbers of A, dy factors [pixels, cp]. Overwrites d and `spare` [pixels + kSparePixels,
-// larger of k and (k + cp) / 2].
+// dw [stage.k, cp] += d^T dy, perhaps without rows of padding: d [pixels, k] numbers of A, dy factors [pixels, cp]. Overwrites d and
+// `spare` [pixels + kSparePixels, larger of k and (k + cp) / 2].
 template <class A, class T>
-FD_INLINE void weight_grad(A* d, int64_t pixels, const A* dy, int64_t cp, int64_t k, A* dw, A* spare) {
+FD_INLINE void weight_grad(const Stage<A, T>& stage, A* d, int64_t pixels, const A* dy, int64_t cp, A* dw, A* spare) {
+  const int64_t k = stage.k;
 #if FASTDARTS_AMX
   const int64_t blocks = (pixels + kTileDepth - 1) / kTileDepth;
   float* dy_pairs = spare + blocks * kTileRows * k;
@@ -156,9 +159,9 @@ FD_INLINE void weight_grad(A* d, int64_t pixels, const A* dy, int64_t cp, int64_
     const int64_t count = (pixels + 1) / 2;
     pair_along_pixels(pixels, k, count, d, [&](int64_t i) FD_LAMBDA { return narrow(load<A>(d + i)); });
     pair_factors(dy, pixels, cp, count, spare);
-    pointwise_weight_grad(pairs_of(d, 0), count, pairs_of(spare, 0), cp, k, dw);
+    pointwise_weight_grad(pairs_of(d, 0), count, pairs_of(spare, 0), cp, k, stage.used_k, dw);
   } else {
-    pointwise_weight_grad(d, pixels, dy, cp, k, dw);
+    pointwise_weight_grad(d, pixels, dy, cp, k, stage.used_k, dw);
   }
 #endif
 }

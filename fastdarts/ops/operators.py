@@ -93,8 +93,8 @@ def mixed_sum(
         affine: the batch norms' weights and biases [norms, 2 (weight, bias), C / plan.K]; None for norms without.
         factors: a factor for each edge and sample [edges, N], which gets no gradient; None for 1. Batch statistics are
             those of all samples. Not together with partial channels.
-        recompute: on a CPU, compute the first stages of separable convolutions once more in the backward in the place
-            of keeping them.
+        recompute: on a CPU, compute separable convolutions once more in the backward in the place of keeping what they
+            made.
     Returns:
         The nodes, [N, nodes * C, H', W'] channels-last in the states' dtype, and the statistics [norms, 2, C / plan.K]
         that were used: means and biased variances.
@@ -195,7 +195,7 @@ def _saved_tensors(plan: MixedPlan, recompute: bool) -> int:
     """Count the batch-norm inputs saved for the backward: one per batch norm, but equal pools of a state share one."""
     pools = {(edge.source, edge.stride, c.kind) for edge in plan.edges for _, c in edge.ops if c.is_pool}
     ops = [(c, edge.stride) for edge in plan.edges for _, c in edge.ops if not c.is_pool]
-    return len(pools) + sum(1 if recompute and c.kind == "sep_conv" else norm_count(c, stride) for c, stride in ops)
+    return len(pools) + sum(norm_count(c, stride) for c, stride in ops if not (recompute and c.kind == "sep_conv"))
 
 
 MOST_ELEMENTS = 2**51

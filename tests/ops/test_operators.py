@@ -189,7 +189,7 @@ def test_gradcheck_mixed_sum(primitives: tuple[str, ...], stride: int, training:
 
 @TRAINING
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-def test_recomputed_first_stages_are_bit_for_bit_those_that_would_be_kept(dtype: torch.dtype, training: bool) -> None:
+def test_recomputed_convolutions_are_bit_for_bit_those_that_would_be_kept(dtype: torch.dtype, training: bool) -> None:
     names = ("sep_conv_3x3", "max_pool_3x3", "sep_conv_5x5", "dil_conv_3x3", "sep_conv_7x7")
     plan = reduction_cell(names)
     states, weights, params, running = arguments(plan, 6, (9, 8), dtype, training, N=3, columns=len(names))
@@ -203,7 +203,7 @@ def test_recomputed_first_stages_are_bit_for_bit_those_that_would_be_kept(dtype:
     assert all(map(torch.equal, *made))
     flat = (states, weights.detach(), params, running, plan.encoded, 1e-5, affine.detach(), factors)
     kept, less = (torch.ops.fastdarts.mixed_sum(*flat, recompute)[1].numel() for recompute in (False, True))
-    assert less < 0.65 * kept  # of an edge's seven tensors, three; and the pools of a state
+    assert less < 0.3 * kept  # of an edge's seven tensors, one; and the pools of a state
 
 
 @pytest.mark.parametrize("K", [1, 2])
