@@ -19,10 +19,10 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -113,22 +113,30 @@ def launches_to(launch: Any) -> Iterator[None]:
         bank.launch = node.launch = before
 
 
+class Listener(Protocol):
+    """Hear of what operators do with their second stream; see `fastdarts.kernels.second.Second`."""
+
+    def begin(self) -> None: ...
+    def beside(self) -> AbstractContextManager[None]: ...
+    def join(self) -> None: ...
+
+
 @contextmanager
-def telling(counting: Counting) -> Iterator[None]:
-    """Tell `counting` what operators inside do with their second stream."""
+def telling(listener: Listener) -> Iterator[None]:
+    """Tell `listener` what operators inside do with their second stream."""
 
     class Told(second.Second):  # type: ignore[misc]
         def begin(self, *kept: Tensor) -> None:
             super().begin(*kept)
-            counting.begin()
+            listener.begin()
 
         @contextmanager
         def beside(self) -> Iterator[None]:
-            with super().beside(), counting.beside():
+            with super().beside(), listener.beside():
                 yield
 
         def join(self) -> None:
-            counting.join()
+            listener.join()
             super().join()
 
     before = second.Second

@@ -57,10 +57,15 @@ class Late:
 
 
 class Lifetimes(Late):
-    """Start no launch of the second stream, but check that its tensors have not been freed when it might run."""
+    """Start no launch, but check that tensors of the second stream have not been freed when it might run."""
 
     # The first stream's gradient, to which a launch for weights' gradients only has a pointer, and its own scratch.
     NOT_SHARED = ("dx_ptr", "dd_ptr")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.started = lambda *_, **__: None
+        self.alive: list[tuple[str, StorageWeakRef]] = []
 
     def keep(self, launch: Launch) -> None:
         kernel, _, args, _ = launch
@@ -68,10 +73,6 @@ class Lifetimes(Late):
             for t in given if isinstance(given, tuple) else (given,):
                 if isinstance(t, Tensor) and name not in self.NOT_SHARED:
                     self.alive.append((name, StorageWeakRef(t.untyped_storage())))
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alive: list[tuple[str, StorageWeakRef]] = []
 
     def join(self) -> None:
         assert [name for name, storage in self.alive if storage.expired()] == []
