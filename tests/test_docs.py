@@ -14,11 +14,19 @@ from fastdarts.compare import CompareConfig
 from fastdarts.config.command_line import parse_cli
 from fastdarts.evaluate import EvalConfig
 from fastdarts.evaluate import _Command as EvalCommand
+from fastdarts.runs.latency_config import LatencyConfig
+from fastdarts.runs.suite_config import SuiteConfig
 from fastdarts.search import SearchConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
-CONFIGS = {"search": SearchConfig, "evaluate": EvalCommand, "compare": CompareConfig}
+CONFIGS = {
+    "search": SearchConfig,
+    "evaluate": EvalCommand,
+    "compare": CompareConfig,
+    "suite": SuiteConfig,
+    "latency": LatencyConfig,
+}
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -61,7 +69,7 @@ def test_commands_parse(
     if name in CONFIGS:
         config = parse_cli(CONFIGS[name], arguments)
         assert config.dataset in ("digits", "cifar10", "imagefolder", "imagenet", "pydoc")
-    elif name in ("predict", "export"):
+    elif name in ("predict", "export", "specialise"):
         import_module(f"fastdarts.{name}").parser().parse_args(arguments)
     else:
         assert name == "--print-completion"

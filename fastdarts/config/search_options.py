@@ -31,6 +31,11 @@ _PAPER: dict[str, Any] = {
     "max_skips": None,
     "crop_padding": 4,
     "flip": True,
+    "cutout": 0,
+    "auto_augment": "none",
+    "arch_weight_decay": 1e-3,
+    "faults": None,
+    "fault_weight": 0.5,
     "cost": None,
 }
 
@@ -190,7 +195,17 @@ class SearchOptions(Config):
     )
     crop_padding: int = option("data", "random crops out of images padded by this many pixels", at_least=0)
     flip: bool = option("data", "mirror half of the images")
-    cutout: int = option("data", "side of the square that is blanked in each image, in pixels", 0, at_least=0)
+    cutout: int = option("data", "side of the square that is blanked in each image, in pixels", at_least=0)
+    auto_augment: Literal["none", "autoaugment", "randaugment", "trivialaugment"] = option(
+        "data", "further random ops on each image, by torchvision"
+    )
+
+    faults: str | None = option(
+        "data",
+        "let the hardware fail: mibb (bit flips in maps), adsaf (stuck weights), gaussian or saltpepper, and a rate",
+        metavar="KIND:RATE",
+    )
+    fault_weight: float = option("data", "share of the losses that is measured under the faults", at_least=0, at_most=1)
 
     stem: Literal["cifar", "imagenet"] = option(
         "network", "first layers; imagenet divides the image's sides by 8", "cifar"
@@ -216,7 +231,7 @@ class SearchOptions(Config):
     alpha_warmup: float = option(
         "alphas", "share of the epochs, from the first, in which alphas stay as they are", at_least=0, below=1
     )
-    arch_weight_decay: float = option("alphas", "L2 of the alphas", 1e-3, at_least=0)
+    arch_weight_decay: float = option("alphas", "L2 of the alphas", at_least=0)
 
     seed: int = option(
         "run", "seed of weights, alphas, data order and augmentation", 0, at_least=0, at_most=LARGEST_SEED

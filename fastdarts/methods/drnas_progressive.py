@@ -85,7 +85,7 @@ class DrnasProgressive(Drnas):
         mixes = super().discrete(network, architecture)
         if self.options.k[self.stage()] == 1:
             return mixes
-        return {name: mix._replace(passing=mix.weights.sum(1)) for name, mix in mixes.items()}
+        return {name: mix._replace(passing=(mix.weights > 0).any(1).to(mix.weights)) for name, mix in mixes.items()}
 
     def end_epoch(self, state: RunningSearch, metrics: dict[str, Any]) -> None:
         super().end_epoch(state, metrics)

@@ -72,7 +72,7 @@ class PCDarts(Method):
         mixes = super().discrete(network, architecture)
         if self.options.k == 1:
             return mixes
-        return {name: mix._replace(passing=mix.weights.sum(1)) for name, mix in mixes.items()}
+        return {name: mix._replace(passing=(mix.weights > 0).any(1).to(mix.weights)) for name, mix in mixes.items()}
 
     def metrics(self, network: Supernet) -> dict[str, Any]:
         betas = {f"betas_{name}": beta.tolist() for name, beta in self.edge_weights(network).items()}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fastdarts.primitives.modules import FactorizedReduce
-from fastdarts.spaces.supernet import Supernet
+from fastdarts.spaces.supernet import Choices, Supernet
 
 Pair = tuple[nn.Module, nn.Module, "Channels"]
 
@@ -96,14 +96,20 @@ def _pairs(old: Supernet, new: Supernet, generator: torch.Generator) -> Iterator
         for cell, wider in zip(old.mixed_ops(group), new.mixed_ops(group), strict=True):
             for before, after in zip(cell, wider, strict=True):
                 inside |= {id(module) for op in after._ops for module in op.modules()}
-                known = dict(zip(before.primitives, before._ops, strict=True))
-                for name, op in zip(after.primitives, after._ops, strict=True):
+                known = _named(before)
+                for name, op in _named(after).items():
                     if name in known:
                         yield known[name], op, Channels(generator)
     rest = dict(old.named_modules())
     for path, module in new.named_modules():
         if id(module) not in inside and not any(True for _ in module.children()):
             yield rest[path], module, Channels(generator)
+
+
+def _named(row: Choices) -> dict[tuple[str, int], nn.Module]:
+    """Return the ops of a row by their names, with the number of those of the same name before them."""
+    names = row.primitives
+    return {(name, names[:column].count(name)): row._ops[column] for column, name in enumerate(names)}
 
 
 def _set_momentum(optimizer: Optimizer, weight: Tensor, momentum: Tensor) -> None:

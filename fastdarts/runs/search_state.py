@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, ClassVar
 
@@ -18,6 +18,7 @@ from fastdarts.bilevel.sync_norm import synchronise
 from fastdarts.data import BatchStream, ImageSet
 from fastdarts.data.augment import Augment
 from fastdarts.data.images import in_order
+from fastdarts.data.modern import auto_augment
 from fastdarts.methods import find
 from fastdarts.methods.cost import CostTerm
 from fastdarts.methods.darts_pt import DartsPt
@@ -28,12 +29,15 @@ from fastdarts.primitives.table import EdgeOps
 from fastdarts.runs.costs import cost_table
 from fastdarts.runs.images import outputs_for
 from fastdarts.runs.local_state import own_random_numbers
+from fastdarts.runs.progress import json_number
 from fastdarts.runs.search_config import SearchConfig
 from fastdarts.runs.state import Draws, Metrics, RunState, Stream
 from fastdarts.spaces.cost import Cost
 from fastdarts.spaces.network import imagenet_stem
 from fastdarts.spaces.supernet import Supernet
 from fastdarts.tasks.classification import Classification, Loss
+from fastdarts.tasks.faults import Faults
+from fastdarts.tasks.faulty import FaultyClassification
 from fastdarts.tasks.task import Batch, Task
 
 _PARTS = {
@@ -88,7 +92,7 @@ class SearchState(RunState):
         }
         self.validation = alphas_half
         if config.cost is not None:
-            self.costs = cost_table(config, self._sizes["num_classes"], weights_half.shape)
+            self.costs = cost_table(config, self.method, self._sizes["num_classes"], weights_half.shape)
         augment = Augment(
             weights_half.mean,
             weights_half.std,
@@ -98,6 +102,7 @@ class SearchState(RunState):
             generator_seed=config.seed,
             device=device,
         )
+        augment.before = auto_augment(config.auto_augment)
         halves = [weights_half] if self.method.level in ("single", "coordinate") else [weights_half, alphas_half]
         streams = [
             BatchStream(
@@ -111,7 +116,10 @@ class SearchState(RunState):
             for index, half in enumerate(halves)
             if half is not None
         ]
-        self._start(config, Classification(loss), device, augment, streams, ranks)
+        task = Classification(loss)
+        if config.faults is not None:
+            task = FaultyClassification(loss, Faults.read(config.faults), config.fault_weight)
+        self._start(config, task, device, augment, streams, ranks)
 
     def _start(
         self,
@@ -144,7 +152,7 @@ class SearchState(RunState):
             synchronise(network, self.ranks)
         self.network = network.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.cost = None
-        if self.costs is not None:
+        if self.costs is not None and not method.takes_costs(self.network, self.costs):
             how = config.cost_form, config.cost_weight, config.cost_target
             self.cost = CostTerm(method, self.network, self.costs, *how)
             method.rewarded = self.cost.rewarded
@@ -169,7 +177,7 @@ class SearchState(RunState):
             self.w_optimizer,
             order=config.order,
             grad_clip=config.grad_clip,
-            cuda_graphs=config.cuda_graphs,
+            cuda_graphs=config.cuda_graphs and config.faults is None,
             rules=method,
             kinds=self.graph_kinds,
         )
@@ -223,12 +231,17 @@ class SearchState(RunState):
         return tables | weights | {f"edges_{name}": value for name, value in edges.items()}
 
     def cost_numbers(self, architecture: Any) -> dict[str, float]:
-        """Return the cost of an architecture and the expected one of the alphas; nothing where no cost is asked for."""
-        if self.costs is None or self.cost is None:
+        """Return the cost of an architecture and, where it enters the loss, the expected one of the alphas.
+
+        Empty where no cost is asked for.
+        """
+        if self.costs is None:
             return {}
+        found = {"cost": self.costs.of(self.network, architecture)}
+        if self.cost is None:
+            return found
         with torch.no_grad():
-            expected = float(self.cost.expected(self.network))
-        return {"cost": self.costs.of(self.network, architecture), "expected_cost": expected}
+            return found | {"expected_cost": float(self.cost.expected(self.network))}
 
     def learning_rate(self) -> float:
         """Return the learning rate of the weights in this epoch."""
@@ -251,6 +264,19 @@ class SearchState(RunState):
             "gradient_norm": result.gradient_norm,
             "train_accuracy": result.correct * self.ranks.size / self.size_of(train),
         }
+
+    def under(self, faults: Faults) -> AbstractContextManager[None]:
+        """Inside, the network is measured under faults; the config must ask for some."""
+        assert isinstance(self._task, FaultyClassification)
+        return self._task.only(1.0, faults)
+
+    def fault_numbers(self, between_batches: Callable[[], object]) -> dict[str, float | None]:
+        """Return loss and accuracy on the alphas' half under the config's faults; nothing without faults or images."""
+        if self.config.faults is None or self.validation is None:
+            return {}
+        with self.under(Faults.read(self.config.faults)):
+            loss, accuracy = self.validate(between_batches)
+        return {"fault_loss": loss, "fault_accuracy": json_number(accuracy)}
 
     def test_batch(self, batch: Batch) -> tuple[Tensor, Tensor]:
         return self.architect.forward(batch)

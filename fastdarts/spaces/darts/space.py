@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from fastdarts.config.options import option
+from fastdarts.config.reading import parse_json
 from fastdarts.primitives.table import PRIMITIVES, check_primitives
-from fastdarts.spaces.darts import draw
+from fastdarts.spaces.darts import cell_genotypes, draw
 from fastdarts.spaces.darts.candidates import arguments_of
+from fastdarts.spaces.darts.cell_genotypes import CellGenotypes
 from fastdarts.spaces.darts.derivation import skips
 from fastdarts.spaces.darts.discrete import EvalNetwork
 from fastdarts.spaces.darts.genotype import PUBLISHED, Genotype
@@ -25,6 +27,9 @@ class DartsOptions(SpaceOptions):
     steps: int = option("space", "nodes of a cell", 4, at_least=1)
     multiplier: int = option("space", "last nodes of a cell that it puts out", 4, at_least=1)
     without: str = option("space", "candidate ops to leave out, with commas between", "", metavar="OP,...")
+    auxiliary_skip: bool = option(
+        "space", "true: every edge has a skip connection with weight 1 besides its ops, which found cells keep", False
+    )
 
 
 class DartsSpace:
@@ -34,22 +39,28 @@ class DartsSpace:
         primitives: the candidate ops of every edge.
         subset: "s1" to "s4" for the ops of RobustDARTS' small spaces instead.
         steps, multiplier: nodes of a cell, and how many of the last ones it puts out.
+        auxiliary_skip: every edge also has a skip connection with weight 1, which found cells keep.
     """
 
     SearchOptions = DartsOptions
 
     def __init__(
-        self, primitives: Sequence[str] = PRIMITIVES, subset: str | None = None, steps: int = 4, multiplier: int = 4
+        self,
+        primitives: Sequence[str] = PRIMITIVES,
+        subset: str | None = None,
+        steps: int = 4,
+        multiplier: int = 4,
+        auxiliary_skip: bool = False,
     ) -> None:
         self.name = subset or "darts"
         self.title = "normal and reduction cells of four nodes" + (f", ops of RobustDARTS' {subset}" if subset else "")
         names = check_primitives(primitives)
         self._arguments: dict[str, Any] = arguments_of(subset) if subset else {"primitives": names}
-        self._arguments |= {"steps": steps, "multiplier": multiplier}
+        self._arguments |= {"steps": steps, "multiplier": multiplier, "auxiliary_skip": auxiliary_skip}
         self._subset = subset
 
     def with_options(self, **options: Any) -> "DartsSpace":
-        """Return the space with cells of another shape or without some ops.
+        """Return the space with cells of another shape, without some ops or with an auxiliary skip connection.
 
         Raises: ValueError for options that do not go together, or with the ops of a subset.
         """
@@ -66,7 +77,8 @@ class DartsSpace:
             if name not in ops:
                 raise ValueError(f"space_options: without must name ops among {', '.join(ops)}; got {name!r}")
         left = tuple(name for name in ops if name not in without)
-        return DartsSpace(ops if self._subset else left, self._subset, wanted.steps, wanted.multiplier)
+        shape = wanted.steps, wanted.multiplier, wanted.auxiliary_skip
+        return DartsSpace(ops if self._subset else left, self._subset, *shape)
 
     @property
     def groups(self) -> Mapping[str, Group]:
@@ -77,7 +89,7 @@ class DartsSpace:
     def features(self) -> frozenset[Feature]:
         common: set[Feature] = {"edges", "auxiliary ops", "partial channels", "drop path", "depth", "stem"}
         skip: set[Feature] = {"skip connections"} if "skip_connect" in self._arguments["primitives"] else set()
-        return frozenset(common | skip | {"weights by cell"})
+        return frozenset(common | skip | {"weights by cell", "own cells"})
 
     def search_defaults(self, dataset: str) -> Mapping[str, Any]:
         return {}
@@ -91,25 +103,34 @@ class DartsSpace:
     def supernet(self, **arguments: Any) -> SearchNetwork:
         return SearchNetwork(**arguments)
 
-    def discrete(self, architecture: Genotype, **options: Any) -> EvalNetwork:
-        return EvalNetwork(architecture, **options)
+    def discrete(self, architecture: Genotype | CellGenotypes, **options: Any) -> EvalNetwork:
+        own = {"layers": len(architecture.cells)} if isinstance(architecture, CellGenotypes) else {}
+        return EvalNetwork(architecture, **(options | own))
 
-    def from_json(self, text: str) -> Genotype:
+    def from_json(self, text: str) -> Genotype | CellGenotypes:
+        value = parse_json(text)
+        if isinstance(value, dict) and "cells" in value:
+            return CellGenotypes.from_json(text)
         return Genotype.from_json(text)
 
-    def from_text(self, text: str) -> Genotype | None:
-        return PUBLISHED.get(text)
+    def from_text(self, text: str) -> Genotype | CellGenotypes | None:
+        return PUBLISHED.get(text) or cell_genotypes.PUBLISHED.get(text)
 
-    def numbers(self, architecture: Genotype) -> dict[str, float]:
+    def numbers(self, architecture: Genotype | CellGenotypes) -> dict[str, float]:
+        if isinstance(architecture, CellGenotypes):
+            ops = architecture.ops()
+            return {"ops": ops.total(), "skips": ops["skip_connect"]}
+        if architecture.auxiliary_skip:
+            architecture = architecture.without_auxiliary_skip()
         return {f"skips_{cell}": skips(architecture.nodes(cell)) for cell in ("normal", "reduce")}
 
-    def table(self, file: Path) -> Callable[[Genotype], dict[str, float]]:
+    def table(self, file: Path) -> Callable[[Any], dict[str, float]]:
         raise ValueError(f"benchmark: space {self.name!r} has no tabulated accuracies")
 
-    def svg(self, architecture: Genotype) -> str:
+    def svg(self, architecture: Genotype | CellGenotypes) -> str:
         return draw.draw_cells(architecture)
 
-    def png(self, architecture: Genotype) -> bytes:
+    def png(self, architecture: Genotype | CellGenotypes) -> bytes:
         return draw.png_of(architecture)
 
 

@@ -1,6 +1,7 @@
 """The search network of DARTS' convolutional space: a stack of cells whose edges mix all candidate operations."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,8 @@ from fastdarts.mixed.mix import Mix
 from fastdarts.mixed.mixed_op import Backend, MixedOp, check_backend, check_input
 from fastdarts.primitives.table import PRIMITIVES, EdgeOps, check_primitives, per_edge
 from fastdarts.spaces.darts.cell import Cell
-from fastdarts.spaces.darts.derivation import derive, random_genotype
+from fastdarts.spaces.darts.cell_genotypes import PREFIX, CellGenotypes
+from fastdarts.spaces.darts.derivation import DerivedCell, derive_cells, random_cells
 from fastdarts.spaces.darts.genotype import Genotype, edges_of
 from fastdarts.spaces.group import Choice, Group
 from fastdarts.spaces.network import Head, Stem
@@ -35,6 +37,16 @@ def groups_of(
     }
 
 
+def own_groups(types: Mapping[str, Group], layers: int) -> dict[str, Group]:
+    """Return a group for each cell of a network: the edges of `types`, the cell's alone."""
+    groups = {}
+    for index in range(layers):
+        reduction = _is_reduction(index, layers)
+        title = f"cell {index} (reduction)" if reduction else f"cell {index}"
+        groups[f"{PREFIX}{index}"] = replace(types[_type_of(reduction)], title=title)
+    return groups
+
+
 class SearchNetwork(Supernet):
     """The continuous relaxation of DARTS' convolutional space (Liu et al., ICLR 2019, sections 2.1 and 3.1).
 
@@ -55,9 +67,13 @@ class SearchNetwork(Supernet):
         auxiliary: ops that every edge has besides its candidates, without an alpha; their op weights follow the
             candidates'.
         K: only 1/K of the channels go through the ops (PC-DARTS).
+        auxiliary_skip: every edge also has a skip connection with weight 1, which found cells keep. Op weights do not
+            name it; an edge whose ops have all been removed has none.
         stem: make(in_channels, channels) -> your own first layers instead of a 3x3 convolution.
         head: make(channels, num_classes) -> your own last layers instead of global pooling and a linear classifier, for
             example for dense prediction.
+        own_cells: every cell has alphas of its own, in groups cell0, cell1, ... in place of normal and reduce, and the
+            architecture is a `CellGenotypes`.
     """
 
     def __init__(
@@ -75,8 +91,10 @@ class SearchNetwork(Supernet):
         candidates: Mapping[str, Sequence[Sequence[str]]] | None = None,
         auxiliary: Sequence[str] = (),
         K: int = 1,
+        auxiliary_skip: bool = False,
         stem: Stem | None = None,
         head: Head | None = None,
+        own_cells: bool = False,
     ) -> None:
         for name, value in (
             ("C", C),
@@ -93,18 +111,22 @@ class SearchNetwork(Supernet):
         check_backend(backend)
         if multiplier > steps:
             raise ValueError(f"multiplier must be at most steps = {steps}; got {multiplier}")
+        if own_cells and auxiliary_skip:
+            raise ValueError("own_cells and auxiliary_skip exclude each other: only two kinds of cells keep the skip")
         names = check_primitives(primitives)
         if candidates is not None and set(candidates) != set(TITLES):
             raise ValueError(f"candidates must have the keys {', '.join(TITLES)}; got {', '.join(candidates)}")
-        groups = groups_of(names, candidates, steps)
-        for name in {name for group in groups.values() for row in group.ops for name in row}:
+        types = groups_of(names, candidates, steps)
+        for name in {name for group in types.values() for row in group.ops for name in row}:
             if name not in names:
                 raise ValueError(f"candidates must be among the primitives {', '.join(names)}; got {name}")
-        super().__init__(groups, tuple(auxiliary))
+        super().__init__(own_groups(types, layers) if own_cells else types, tuple(auxiliary))
+        self._own_cells = own_cells
         self.steps = steps
         self.multiplier = multiplier
         self.in_channels = in_channels
         self.backend = backend
+        self.auxiliary_skip = auxiliary_skip
         self._primitives = names
 
         C_prev_prev, C_prev, C_cell = stem_multiplier * C, stem_multiplier * C, C
@@ -117,9 +139,10 @@ class SearchNetwork(Supernet):
         self.cells = nn.ModuleList()
         reduction_prev = False
         for i in range(layers):
-            reduction = i in (layers // 3, 2 * layers // 3)
+            reduction = _is_reduction(i, layers)
             C_cell *= 2 if reduction else 1
-            ops: EdgeOps = tuple((*row, *self.auxiliary) for row in groups[_group(reduction)].ops)
+            further = (*self.auxiliary, *(["skip_connect"] if auxiliary_skip else []))
+            ops: EdgeOps = tuple((*row, *further) for row in types[_type_of(reduction)].ops)
             self.cells.append(
                 Cell(steps, multiplier, C_prev_prev, C_prev, C_cell, reduction, reduction_prev, ops, backend, K)
             )
@@ -155,50 +178,92 @@ class SearchNetwork(Supernet):
         mixes = self.op_weights()
         s0 = s1 = self.stem(x)
         seen = dict.fromkeys(self.groups, 0)
-        for cell in self.cells:
-            assert isinstance(cell, Cell)
-            group = _group(cell.reduction)
-            mix = mixes[group].of_cell(seen[group])
+        for cell, group in self._cells():
+            mix = self._with_skip(mixes[group].of_cell(seen[group]), self._columns(group))
             seen[group] += 1
             s0, s1 = s1, cell(s0, s1, mix.weights, mix.active, mix.passing, mix.added, mix.drop_path)
         if hasattr(self, "head"):
             return self.head(s1)
         return self.classifier(self.global_pooling(s1).flatten(1))
 
+    def _columns(self, group: str) -> int:
+        """Return the number of ops that op weights name."""
+        return self.groups[group].shape[1] + len(self.auxiliary)
+
+    def _with_skip(self, mix: Mix, columns: int) -> Mix:
+        """Return the mix with a last column for the auxiliary skip, unless it has that already."""
+        if not self.auxiliary_skip or mix.weights.shape[1] > columns:
+            return mix
+        weights = torch.cat([mix.weights, mix.weights.new_ones(len(mix.weights), 1)], dim=1)
+        active = None if mix.active is None else [[*row, columns] if row else [] for row in mix.active]
+        return mix._replace(weights=weights, active=active)
+
     def mixed_ops(self, group: str) -> list[list[MixedOp]]:
-        """Return the mixed ops of each normal or each reduction cell."""
-        cells = [cell for cell in self.cells if isinstance(cell, Cell)]
-        return [cell.edges() for cell in cells if _group(cell.reduction) == group]
+        """Return the mixed ops of each cell that a group describes."""
+        return [cell.edges() for cell, name in self._cells() if name == group]
 
     def untrained(self) -> list[Group]:
         """Return the cell that a network of one or two layers has not."""
         return [group for name, group in self.groups.items() if not self.mixed_ops(name)]
 
-    def derive(self, scores: Mapping[str, Tensor], choice: Choice = Choice()) -> Genotype:  # noqa: B008 - frozen
-        """Return the genotype of scores [edges, ops]; see `derivation.derive`."""
-        return derive(self.groups, scores, choice, self.concat())
+    def derive(
+        self,
+        scores: Mapping[str, Tensor],
+        choice: Choice = Choice(),  # noqa: B008 - frozen
+    ) -> Genotype | CellGenotypes:
+        """Return the architecture of scores [edges, ops]; see `derivation.derive_cells`."""
+        return self._architecture(derive_cells(self.groups, scores, choice, self.concat(), self._limited()))
 
-    def mixes_of(self, architecture: Genotype) -> Mixes:
-        """Return op weights with which this network computes a genotype."""
+    def mixes_of(self, architecture: Genotype | CellGenotypes) -> Mixes:
+        """Return op weights with which this network computes an architecture."""
         mixes = {}
+        skip = self.auxiliary_skip and isinstance(architecture, Genotype) and architecture.auxiliary_skip
+        if skip:
+            assert isinstance(architecture, Genotype)
+            architecture = architecture.without_auxiliary_skip()
         for name, group in self.groups.items():
-            weights = torch.zeros(len(group.ops), group.shape[1] + len(self.auxiliary))
+            weights = torch.zeros(len(group.ops), self._columns(name) + self.auxiliary_skip)
             for state, node in enumerate(architecture.nodes(name), start=2):  # type: ignore[arg-type]
                 for op, source in node:
                     edge = group.ends.index((source, state))
-                    weights[edge, group.ops[edge].index(op)] = 1
+                    weights[edge, group.ops[edge].index(op)] += 1
+                    if skip:
+                        weights[edge, -1] = 1
             active = [row.nonzero().flatten().tolist() for row in weights]
             mixes[name] = Mix(weights.to(self.alphas[name]), active)
         return mixes
 
-    def random(self, generator: torch.Generator, max_skips: int | None = None) -> Genotype:
-        """Draw a genotype uniformly: two predecessors of each node, any op (`none`, too) on both edges."""
-        return random_genotype(self.groups, generator, self.concat(), max_skips)
+    def random(self, generator: torch.Generator, max_skips: int | None = None) -> Genotype | CellGenotypes:
+        """Draw an architecture uniformly: two predecessors of each node, any op (`none`, too) on both edges."""
+        return self._architecture(random_cells(self.groups, generator, self.concat(), max_skips, self._limited()))
 
     def concat(self) -> list[int]:
         """Return the states that a cell puts out."""
         return list(range(2 + self.steps - self.multiplier, 2 + self.steps))
 
+    def _cells(self) -> Iterator[tuple[Cell, str]]:
+        """Yield each cell with the name of its group."""
+        for index, cell in enumerate(self.cells):
+            assert isinstance(cell, Cell)
+            yield cell, f"{PREFIX}{index}" if self._own_cells else _type_of(cell.reduction)
 
-def _group(reduction: bool) -> str:
+    def _limited(self) -> set[str]:
+        """Return the groups whose skip connections may be limited: those of cells that are no reductions."""
+        if not self._own_cells:
+            return {"normal"}
+        return {name for cell, name in self._cells() if not cell.reduction}
+
+    def _architecture(self, cells: Mapping[str, DerivedCell]) -> Genotype | CellGenotypes:
+        if self._own_cells:
+            found = (Genotype(*cell, *cell).cell(0, reduction=False) for cell in cells.values())
+            return CellGenotypes(tuple(found))
+        genotype = Genotype(*cells["normal"], *cells["reduce"])
+        return genotype.with_auxiliary_skip() if self.auxiliary_skip else genotype
+
+
+def _is_reduction(index: int, layers: int) -> bool:
+    return index in (layers // 3, 2 * layers // 3)
+
+
+def _type_of(reduction: bool) -> str:
     return "reduce" if reduction else "normal"

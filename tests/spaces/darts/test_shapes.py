@@ -14,29 +14,27 @@ from fastdarts.spaces.darts.discrete import EvalNetwork, count_parameters
 from fastdarts.spaces.darts.genotype import DARTS_V2
 
 WIDE, DEEP, SINGLE = {"C": 18, "layers": 4}, {"C": 7, "layers": 18}, {"C": 26, "layers": 1}
-SKIP, AUXILIARY = {"without": "skip_connect"}, {"auxiliary": ("skip_connect",)}
+SKIP, AUXILIARY = {"without": "skip_connect"}, {"auxiliary_skip": True}
 
 
 @pytest.mark.parametrize(
-    ("sizes", "options", "more", "weights"),
+    ("sizes", "options", "weights"),
     [
-        (WIDE, {}, {}, 1_399_168),
-        (WIDE, SKIP, {}, 1_347_328),
-        (WIDE, {}, AUXILIARY, 1_451_008),
-        (DEEP, {}, {}, 991_392),
-        (DEEP, SKIP, {}, 983_552),
-        (DEEP, {}, AUXILIARY, 999_232),
-        (SINGLE, {"steps": 8}, {}, 1_002_960),
-        (SINGLE, {"steps": 8} | SKIP, {}, 959_696),
-        (SINGLE, {"steps": 8}, AUXILIARY, 1_046_224),
+        (WIDE, {}, 1_399_168),
+        (WIDE, SKIP, 1_347_328),
+        (WIDE, AUXILIARY, 1_451_008),
+        (DEEP, {}, 991_392),
+        (DEEP, SKIP, 983_552),
+        (DEEP, AUXILIARY, 999_232),
+        (SINGLE, {"steps": 8}, 1_002_960),
+        (SINGLE, {"steps": 8} | SKIP, 959_696),
+        (SINGLE, {"steps": 8} | AUXILIARY, 1_046_224),
     ],
 )
-def test_the_supernets_of_darts_bench_suite(
-    sizes: dict[str, int], options: dict[str, Any], more: dict[str, Any], weights: int
-) -> None:
+def test_the_supernets_of_darts_bench_suite(sizes: dict[str, int], options: dict[str, Any], weights: int) -> None:
     space = registry.find("darts", options=options)
     with torch.device("meta"):
-        network = space.supernet(**sizes, **space.arguments(), **more)
+        network = space.supernet(**sizes, **space.arguments())
     assert sum(p.numel() for p in network.parameters()) == weights
     edges, ops = space.groups["normal"].shape
     assert (edges, ops) == (44 if "steps" in options else 14, 7 if "without" in options else 8)
