@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from benchmarks.occupancy import Work
+from fastdarts.kernels.mix import TOGETHER
 from fastdarts.kernels.tables import (
     AVG,
     CONV_3,
@@ -72,6 +73,9 @@ class Traffic:
     slots: float = 0  # issue slots of windows: depthwise convolutions and pools
     products: int = 0  # multiply-adds of matrix instructions
     works: list[Work] = field(default_factory=list)  # each launch
+    joins: list[int] = field(
+        default_factory=list
+    )  # numbers of works before which the first stream waits for the second
 
     def add(self, name: str, size: int) -> None:
         self.bytes[name] += size
@@ -90,8 +94,15 @@ class Traffic:
 def traffic_of(name: str, grid: tuple[int, ...], a: dict[str, Any]) -> Traffic:
     """Return the traffic of a launch of kernel `name` with arguments `a` by name."""
     size, slots, products = COUNTS[name](grid, a)
-    work = Work(name, math.prod(grid), a["num_warps"], size, slots, products)
+    work = Work(name, math.prod(grid), a["num_warps"], size, slots, products, together=_under_way(a))
     return Traffic(Counter({name: size}), Counter({name: 1}), slots, products, [work])
+
+
+def _under_way(a: dict[str, Any]) -> float:
+    """Return how many tiles a program loads before it uses one: of a node's saved tensors some, on average over all."""
+    if "together" not in a:
+        return 1
+    return float(a["terms"] / (a["together"] / TOGETHER.value + a["terms"] - a["together"]))
 
 
 @cache

@@ -6,6 +6,7 @@ for an H100; none was measured.
 """
 
 import math
+from collections import deque
 from dataclasses import dataclass
 
 
@@ -13,7 +14,8 @@ from dataclasses import dataclass
 class Work:
     """Hold the work of a launch: programs of so many warps, bytes, issue slots of lanes, multiply-adds.
 
-    A torch operator has 0 programs: it fills the GPU.
+    A torch operator has 0 programs: it fills the GPU. A launch on a second stream waits for the `begun` launches before
+    it on the first; -1 is the first stream. `together` tiles of a program are under way at once.
     """
 
     name: str
@@ -22,6 +24,8 @@ class Work:
     bytes: int
     slots: float = 0
     products: int = 0
+    begun: int = -1
+    together: float = 1
 
 
 @dataclass(frozen=True)
@@ -65,13 +69,77 @@ class Chip:
         rate = min(self.most_slots, self.slots_of_warp * together * work.warps / 4)
         slots = waves * together * work.slots / work.programs / 32 / (4 * rate * self.clock)
         threads = min(work.programs, self.multiprocessors * together) * 32 * work.warps
-        under_way = threads * self.bytes_of_thread / (self.bandwidth * self.latency)
+        under_way = threads * self.bytes_of_thread * work.together / (self.bandwidth * self.latency)
         return max(self.shortest, slots, work.bytes / (self.bandwidth * min(1, under_way)))
+
+    def share(self, work: Work) -> float:
+        """Return the part of the GPU that a launch uses while it runs: its time if it filled all, by its time."""
+        slots = work.slots / 32 / (4 * self.multiprocessors * self.most_slots * self.clock)
+        return max(slots, work.bytes / self.bandwidth) / self.seconds(work)
 
 
 def total(works: list[Work], chip: Chip) -> float:
     """Return the seconds of launches one after the other, gaps included."""
     return sum(chip.seconds(work) + chip.gap for work in works)
+
+
+def elapsed(works: list[Work], joins: list[int], chip: Chip) -> float:
+    """Return the seconds of launches on two streams, gaps included.
+
+    Two launches at once share the GPU: each keeps its pace while their shares add up to no more than 1; beyond that
+    both slow down alike, even where one needs memory and the other slots.
+
+    Args:
+        works: in the order in which they were issued.
+        joins: numbers of works before those at which the first stream waited for the second.
+    """
+    firsts = deque((i, work) for i, work in enumerate(works) if work.begun < 0)
+    seconds = deque((i, work) for i, work in enumerate(works) if work.begun >= 0)
+    waiting = deque(joins)
+    now, running = 0.0, dict[int, Running]()
+    while firsts or seconds or running:
+        busy = running[1].index if 1 in running else seconds[0][0] if seconds else len(works)
+        while waiting and waiting[0] <= busy:
+            waiting.popleft()
+        if 0 not in running and firsts and not (waiting and waiting[0] <= firsts[0][0]):
+            running[0] = Running(*firsts.popleft(), chip)
+        done = running[0].index if 0 in running else firsts[0][0] if firsts else len(works)
+        if 1 not in running and seconds and seconds[0][1].begun <= done:
+            running[1] = Running(*seconds.popleft(), chip)
+        pace = 1 / max(1.0, sum(launch.share for launch in running.values()))
+        step = min(launch.ends(pace) for launch in running.values())
+        now += step
+        for stream, launch in list(running.items()):
+            if launch.advance(step, pace):
+                del running[stream]
+    return now
+
+
+class Running:
+    """A launch on its way: first the gap before it, in which it uses nothing, then its work."""
+
+    def __init__(self, index: int, work: Work, chip: Chip) -> None:
+        self.index = index
+        self._gap, self._left, self._share = chip.gap, chip.seconds(work), chip.share(work)
+
+    @property
+    def share(self) -> float:
+        return 0.0 if self._gap else self._share
+
+    def ends(self, pace: float) -> float:
+        """Return the seconds to the end of its gap or, at this pace, of its work."""
+        return self._gap or self._left / pace
+
+    def advance(self, step: float, pace: float) -> bool:
+        """Let `step` seconds pass; return True once all is done."""
+        if self._gap:
+            self._gap = self._gap - step if self._gap - step > EPSILON else 0.0
+            return False
+        self._left -= step * pace
+        return self._left <= EPSILON
+
+
+EPSILON = 1e-12  # seconds
 
 
 def unfilled(works: list[Work], chip: Chip, most: int = 1) -> tuple[int, int]:

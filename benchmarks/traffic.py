@@ -19,23 +19,24 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.gpu_day.alternative import streams
 from benchmarks.launch_traffic import Traffic, traffic_of
-from benchmarks.occupancy import Chip, total, unfilled
+from benchmarks.occupancy import Chip, elapsed, total, unfilled
 from benchmarks.original import OriginalSearch
 from fastdarts import Architect, SearchNetwork
 from fastdarts.bilevel.flat import FlatSGD
 from fastdarts.config.files import write_atomically
-from fastdarts.kernels import bank, node
+from fastdarts.kernels import bank, node, second
 from fastdarts.kernels.mixed_sum import mixed_sum, mixed_sum_backward
 from fastdarts.kernels.project import project, project_backward
 
@@ -70,10 +71,12 @@ class Counting(Planning):
     def __init__(self) -> None:
         super().__init__(self._launch)
         self.traffic = Traffic()
+        self._begun, self._beside = 0, False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket._qualified_op_name
-        out = super().__torch_dispatch__(func, types, args, kwargs)
+        with telling(self):
+            out = super().__torch_dispatch__(func, types, args, kwargs)
         if not (name in KERNELS or func.is_view or name.partition("::")[2] in LAUNCHES_NOTHING):
             tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, Tensor)]
             self.traffic.add(name, sum(map(elements_bytes, tensors)))
@@ -81,9 +84,22 @@ class Counting(Planning):
 
     def _launch(self, kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
         if all(grid):
-            self.traffic += traffic_of(
-                kernel.fn.__name__, grid, dict(zip(kernel.arg_names, args, strict=False)) | constants
-            )
+            named = dict(zip(kernel.arg_names, args, strict=False)) | constants
+            more = traffic_of(kernel.fn.__name__, grid, named)
+            more.works = [replace(work, begun=self._begun if self._beside else -1) for work in more.works]
+            self.traffic += more
+
+    def begin(self) -> None:
+        self._begun = len(self.traffic.works)
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        self._beside = True
+        yield
+        self._beside = False
+
+    def join(self) -> None:
+        self.traffic.joins.append(len(self.traffic.works))
 
 
 @contextmanager
@@ -95,6 +111,40 @@ def launches_to(launch: Any) -> Iterator[None]:
         yield
     finally:
         bank.launch = node.launch = before
+
+
+class Listener(Protocol):
+    """Hear of what operators do with their second stream; see `fastdarts.kernels.second.Second`."""
+
+    def begin(self) -> None: ...
+    def beside(self) -> AbstractContextManager[None]: ...
+    def join(self) -> None: ...
+
+
+@contextmanager
+def telling(listener: Listener) -> Iterator[None]:
+    """Tell `listener` what operators inside do with their second stream."""
+
+    class Told(second.Second):  # type: ignore[misc]
+        def begin(self, *kept: Tensor) -> None:
+            super().begin(*kept)
+            listener.begin()
+
+        @contextmanager
+        def beside(self) -> Iterator[None]:
+            with super().beside(), listener.beside():
+                yield
+
+        def join(self) -> None:
+            listener.join()
+            super().join()
+
+    before = second.Second
+    second.Second = Told
+    try:
+        yield
+    finally:
+        second.Second = before
 
 
 def elements_bytes(t: Tensor) -> int:
@@ -217,7 +267,10 @@ def seconds(t: Traffic, device: Device) -> tuple[float, float, float, float]:
 
 def report(search: Search, command: str) -> Iterator[str]:
     """Yield the lines of the report."""
-    ours = fused(search, *STEPS)
+    with streams("1"):
+        ours = fused(search, *STEPS)
+    with streams("2"):
+        on_two = fused(search, *STEPS)
     theirs = {step: plain(search, step) for step in STEPS}
     geometry = f"C={search.C}, {search.layers} cells, batch {search.batch}"
     yield f"Made by `{command}` with torch {torch.__version__}; {geometry},"
@@ -237,27 +290,28 @@ def report(search: Search, command: str) -> Iterator[str]:
             cells = (f"{found[step].bytes[kind] / 1e9:.2f} | {found[step].launches[kind]:,}" for step in STEPS)
             yield f"| {kind.removeprefix('aten::')} | {' | '.join(cells)} |"
     yield from _estimates(ours)
-    yield from _filled(ours, Chip())
+    yield from _filled(ours, on_two, Chip())
 
 
-def _filled(ours: dict[str, Traffic], chip: Chip) -> Iterator[str]:
+def _filled(ours: dict[str, Traffic], on_two: dict[str, Traffic], chip: Chip) -> Iterator[str]:
     yield (
         f"\nThe same steps on an {chip.name} by a model that knows how much of it a launch fills "
         "(benchmarks/occupancy.py "
         f"has its assumptions: {chip.multiprocessors} multiprocessors of {chip.warps} warps at 128 registers, "
         f"{chip.bandwidth / 1e12:.1f} TB/s once {chip.bandwidth * chip.latency / 1e6:.1f} MB are under way, "
-        f"{chip.gap * 1e6:.1f} µs between launches). Not measured either.\n"
+        f"{chip.gap * 1e6:.1f} µs between launches). With FASTDARTS_STREAMS=2 two launches at once share the GPU, and "
+        "slow down alike where together they need more than all of it. Not measured either.\n"
     )
-    yield "| step | launches, ms | gaps, ms | sum, ms | with fewer programs than multiprocessors |"
-    yield "| --- " * 5 + "|"
+    yield "| step | launches, ms | gaps, ms | sum, ms | on two streams, ms | with fewer programs than multiprocessors |"
+    yield "| --- " * 6 + "|"
     seconds = 0.0
     for step in STEPS:
-        works = ours[step].works
-        gaps = len(works) * chip.gap
-        seconds += total(works, chip)
+        works, beside = ours[step].works, on_two[step]
+        gaps, one, two = len(works) * chip.gap, total(works, chip), elapsed(beside.works, beside.joins, chip)
+        seconds += one
         few, large = unfilled(works, chip)
-        numbers = f"{1e3 * (total(works, chip) - gaps):.2f} | {1e3 * gaps:.2f} | {1e3 * total(works, chip):.2f}"
-        yield f"| {step} | {numbers} | {few} of {large} large launches |"
+        times = " | ".join(f"{1e3 * value:.2f}" for value in (one - gaps, gaps, one, two))
+        yield f"| {step} | {times} | {few} of {large} large launches |"
     yield f"\nA search by this model: {seconds * STEPS_IN_SEARCH / 3600:.2f} GPU-hours."
 
 

@@ -15,7 +15,8 @@ from fastdarts.runs.kernels import has_cuda_part, instruction_set
 from fastdarts.runs.program import run_parsed
 
 _PROGRAM = "fastdarts env"
-_VARIABLES = ("FASTDARTS_CPU", "FASTDARTS_GPU", "FASTDARTS_TILES", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+_OWN_VARIABLES = tuple(f"FASTDARTS_{name}" for name in ("CPU", "GPU", "STREAMS", "TILES"))
+_VARIABLES = (*_OWN_VARIABLES, "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 
 
 def describe() -> dict[str, Any]:

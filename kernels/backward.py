@@ -50,10 +50,10 @@ from fastdarts.kernels.tables import (
 from fastdarts.kernels.windows import depthwise, depthwise_weight_gradient, seen_from, window
 
 
-@triton.jit(do_not_specialize=["pixels", "rows", "pw_size", "dw_size"])
+@triton.jit(do_not_specialize=["pixels", "rows", "size"])
 def stage_backward_kernel(
     states, grad_ptr, own_ptr, saved_ptr, dz_ptr, dx_ptr, dd_ptr, dw_ptr, pw_ptr, norms_ptr, coefficients_ptr,
-    weights_ptr, factors_ptr, d_pw_ptr, d_dw_ptr, sums_ptr, rows_ptr, groups_ptr, pixels, rows, pw_size, dw_size,
+    weights_ptr, factors_ptr, d_pw_ptr, d_dw_ptr, sums_ptr, rows_ptr, groups_ptr, pixels, rows, size,
     C_IN: tl.constexpr, C_OUT: tl.constexpr, X_PITCH: tl.constexpr, PITCH: tl.constexpr, DX_PITCH: tl.constexpr,
     DD_PITCH: tl.constexpr, G_PITCH: tl.constexpr, H: tl.constexpr, W: tl.constexpr, HO: tl.constexpr,
     WO: tl.constexpr, STRIDE: tl.constexpr,
@@ -68,7 +68,7 @@ def stage_backward_kernel(
     depthwise convolution's windows read from there, while it is still in the caches. dx: [parts, input pixels,
     DX_PITCH], to which the stages of a group add up; with NORMALISED, which are second stages, that is dz [tensors,
     pixels, PITCH] instead, one for each, and sums [programs, 2 * rows, C] of dz and dz * (y - mean) of the first stage.
-    d_pw: [programs, matrices], d_dw: [programs, taps].
+    d_pw and d_dw: a program's shares, each `size` elements behind those of the program before.
     """
     group = groups_ptr + tl.program_id(1) * 2
     for n in tl.range(tl.load(group + 1) - tl.load(group), disable_licm=True):
@@ -89,7 +89,7 @@ def stage_backward_kernel(
                     tl.debug_barrier()
                 for block in tl.static_range((C_OUT + BLOCK_O - 1) // BLOCK_O):  # the last first: the first leaves dd
                     product_backward(grad_ptr, own_ptr, saved_ptr, dz_ptr, dd_ptr, pw_ptr, coefficients_ptr,
-                                     factors_ptr, d_pw_ptr, rows_ptr, row, pixels, pw_size,
+                                     factors_ptr, d_pw_ptr, rows_ptr, row, pixels, size,
                                      (C_OUT - 1) // BLOCK_O - block, C_IN, C_OUT, PITCH, DD_PITCH, G_PITCH, H, W,
                                      HO, WO, STRIDE, FACTORS, NEED_PARAMS, IMAGES, BLOCK_P, BLOCK_I, BLOCK_O, ACC,
                                      DOT)  # fmt: skip
@@ -106,7 +106,7 @@ def stage_backward_kernel(
                 if NEED_PARAMS and CONV_3 <= GEOMETRIES:
                     if column(rows_ptr, row, GEOMETRY) >= CONV_3:
                         x_ptr = state_of(states, rows_ptr, row)
-                        weights_backward(x_ptr, saved_ptr, dd_ptr, d_dw_ptr, norms_ptr, rows_ptr, row, pixels, dw_size,
+                        weights_backward(x_ptr, saved_ptr, dd_ptr, d_dw_ptr, norms_ptr, rows_ptr, row, pixels, size,
                                          C_IN, X_PITCH, PITCH, DD_PITCH, H, W, HO, WO, STRIDE, GEOMETRIES, NORMALISED,
                                          EPS, IMAGES, BLOCKS, BLOCK_I, ACC)  # fmt: skip
         tl.debug_barrier()  # the next stage overwrites dd and adds to dx
@@ -205,7 +205,7 @@ def activate_pixels(x_ptr, d_ptr, count, first, C: tl.constexpr, PITCH: tl.const
 @triton.jit
 def product_backward(
     grad_ptr, own_ptr, saved_ptr, dz_ptr, dd_ptr, pw_ptr, coefficients_ptr, factors_ptr, d_pw_ptr, rows_ptr, row,
-    pixels, pw_size, block: tl.constexpr, C_IN: tl.constexpr, C_OUT: tl.constexpr, PITCH: tl.constexpr,
+    pixels, size, block: tl.constexpr, C_IN: tl.constexpr, C_OUT: tl.constexpr, PITCH: tl.constexpr,
     DD_PITCH: tl.constexpr, G_PITCH: tl.constexpr, H: tl.constexpr, W: tl.constexpr, HO: tl.constexpr,
     WO: tl.constexpr, STRIDE: tl.constexpr, FACTORS: tl.constexpr, NEED_PARAMS: tl.constexpr, IMAGES: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_O: tl.constexpr, ACC: tl.constexpr, DOT: tl.constexpr,
@@ -220,7 +220,7 @@ def product_backward(
     dz_ptr += column(rows_ptr, row, DZ) * plane + begin * PITCH
     dd_ptr = scratch(dd_ptr, rows_ptr, row, pixels, begin, DD_PITCH)
     factors_ptr += tl.program_id(0) * (IMAGES * FACTORS)
-    d_pw_ptr += tl.program_id(0).to(tl.int64) * pw_size
+    d_pw_ptr += tl.program_id(0).to(tl.int64) * size
     i = tl.program_id(2) * BLOCK_I + tl.arange(0, BLOCK_I)
     o = block * BLOCK_O + tl.arange(0, BLOCK_O)
     pw_ptr += column(rows_ptr, row, PW) * (C_IN * C_OUT)
@@ -395,7 +395,7 @@ def middle_backward_by(
 
 @triton.jit(noinline=True)
 def weights_backward(
-    x_ptr, saved_ptr, dd_ptr, d_dw_ptr, norms_ptr, rows_ptr, row, pixels, dw_size, C: tl.constexpr,
+    x_ptr, saved_ptr, dd_ptr, d_dw_ptr, norms_ptr, rows_ptr, row, pixels, size, C: tl.constexpr,
     X_PITCH: tl.constexpr, PITCH: tl.constexpr, DD_PITCH: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
     HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr, GEOMETRIES: tl.constexpr, NORMALISED: tl.constexpr,
     EPS: tl.constexpr, IMAGES: tl.constexpr, BLOCKS: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
@@ -403,7 +403,7 @@ def weights_backward(
     """A program's share of a stage's depthwise weight's gradient, from dd."""
     begin, count = share(pixels, IMAGES, HO, WO)
     in_ptr = stage_input(x_ptr, saved_ptr, rows_ptr, row, pixels, X_PITCH, PITCH, H, W, NORMALISED, IMAGES)
-    d_dw_ptr += tl.program_id(0).to(tl.int64) * dw_size + column(rows_ptr, row, DW) * C
+    d_dw_ptr += tl.program_id(0).to(tl.int64) * size + column(rows_ptr, row, DW) * C
     dd_ptr = scratch(dd_ptr, rows_ptr, row, pixels, begin, DD_PITCH)
     depthwise_weight_gradient(column(rows_ptr, row, GEOMETRY), in_ptr, dd_ptr, d_dw_ptr, norms_ptr,
                               column(rows_ptr, row, X_NORM), count // (HO * WO), tl.program_id(2) * BLOCK_C,

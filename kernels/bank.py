@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +22,9 @@ from fastdarts.kernels.launch import (
 from fastdarts.kernels.mix import finish_sums_kernel
 from fastdarts.kernels.pools import pool_backward_kernel
 from fastdarts.kernels.reduction import reduction_backward_kernel
+from fastdarts.kernels.second import Second
 from fastdarts.kernels.stage import join_moments_kernel, learned_norms_kernel, stage_forward_kernel
-from fastdarts.kernels.tables import PIXEL, TAPS, Bank, Stage, constant, geometries, grouped, stage_rows
+from fastdarts.kernels.tables import PIXEL, SKIP, TAPS, Bank, Stage, constant, geometries, grouped, stage_rows
 
 Image = tuple[Tensor, int]  # [N, C, H, W] and the elements from pixel to pixel
 States = tuple[Image, ...]  # the inputs, or one node
@@ -240,26 +242,42 @@ def _input_shape(s: Shared, x: Image | None) -> dict[str, int]:
 
 
 class Parts:
-    """Shares of weights' gradients, [parts, size], that one launch at the end adds up in a fixed order."""
+    """Programs' shares of weights' gradients, which one launch at the end adds up in a fixed order.
 
-    def __init__(self, flat_weights: Tensor, parts: int, dtype: torch.dtype) -> None:
-        self.buffer = flat_weights.new_empty((parts, flat_weights.numel()), dtype=dtype)
-        self.rows: list[tuple[int, int, int, int]] = []  # (offset, taps, length, parts) of each weight
+    dw, pw: those of depthwise and of pointwise weights, rows `pitch` elements apart; total_dw, total_pw: their sums.
+    """
 
-    def total(self) -> Tensor:
-        """Gradients of the flat weights."""
-        total = self.buffer.new_empty(self.buffer.shape[1])
-        if self.rows:
-            longest = max(length for _, _, length, _ in self.rows)
-            launch(
-                sum_parts_kernel,
-                (len(self.rows), triton.cdiv(longest, tiles.SUM_PARTS)),
-                *(self.buffer, total, constant(tuple(self.rows), total.device), total.numel()),
-                BLOCK=tiles.SUM_PARTS,
-                ACC=accumulator(total.dtype),
-                num_warps=4,
-            )
-        return total
+    def __init__(self, dw: Tensor, pw: Tensor, parts: int, dtype: torch.dtype) -> None:
+        first = -(-dw.numel() // 16) * 16  # where pointwise weights begin, aligned
+        self.pitch = first + pw.numel()
+        self._buffer = dw.new_empty((parts, self.pitch), dtype=dtype)
+        self._total = self._buffer.new_empty(self.pitch if parts else 0)
+        self.dw, self.pw = self._buffer[:, :first], self._buffer[:, first:]
+        self.total_dw, self.total_pw = self._total[: dw.numel()], self._total[first:]
+        self._first = first
+        self._rows: list[tuple[int, int, int, int]] = []  # (offset, taps, length, parts) of each weight
+
+    def expect_depthwise(self, offset: int, taps: int, channels: int, parts: int) -> None:
+        """Note that a launch leaves shares for the depthwise weight at this offset of the flat ones."""
+        self._rows.append((offset, taps, taps * channels, parts))
+
+    def expect_pointwise(self, offset: int, length: int, parts: int) -> None:
+        """Note that a launch leaves shares for the pointwise weight at this offset of the flat ones."""
+        self._rows.append((self._first + offset, 1, length, parts))
+
+    def add_up(self) -> None:
+        """Make the totals, gradients of the flat weights."""
+        if not self._rows:
+            return
+        longest = max(length for _, _, length, _ in self._rows)
+        launch(
+            sum_parts_kernel,
+            (len(self._rows), triton.cdiv(longest, tiles.SUM_PARTS)),
+            *(self._buffer, self._total, constant(tuple(self._rows), self._total.device), self.pitch),
+            BLOCK=tiles.SUM_PARTS,
+            ACC=accumulator(self._total.dtype),
+            num_warps=4,
+        )
 
 
 @dataclass(frozen=True)
@@ -273,8 +291,33 @@ class Gradients:
     coefficients: Tensor  # [norms, 4, C]
     d_affine: Tensor  # [norms, 2, C] where they learn
     need_params: bool
-    dw_parts: Parts
-    pw_parts: Parts
+    parts: Parts
+    second: Second | None  # streams for weights' gradients beside those of states; None: one launch makes both
+
+    def launched(self, need_x: bool, dz: Tensor, launch_for: Callable[[bool, bool], None]) -> None:
+        """Call launch_for(need_x, need_params): once, or with a second stream for each, weights' gradients beside.
+
+        dz: what these read and nothing else keeps until the second stream has joined.
+        """
+        if self.second is None or not self.need_params:
+            launch_for(need_x, self.need_params)
+            return
+        self.second.begin(dz)
+        if need_x:
+            launch_for(True, False)
+        with self.second.beside():
+            launch_for(False, True)
+
+    def add_up(self) -> None:
+        """Make weights' gradients, if they are needed, of their shares; the last of an operator's launches."""
+        if self.second is None or not self.need_params:
+            if self.need_params:
+                self.parts.add_up()
+            return
+        self.second.begin()
+        with self.second.beside():
+            self.parts.add_up()
+        self.second.join()
 
 
 @dataclass(frozen=True)
@@ -414,40 +457,50 @@ def _stages_backward(
     block_i = tiles.channel_block(channels_in)
     tile = _backward_tile(s, channels_in)
     parts = backward_parts(s, channels_in)
-    rows, _, groups = stage_rows(programs(stages, parts, paired), s.saved.device, begins)
     dd_pitch = padded_channels(channels_in, s.saved.dtype)
-    dd = s.saved.new_empty((len(groups), s.pixels, dd_pitch))
     factors, op_weights = s.factors_or(g.weights)
-    launch(
-        stage_backward_kernel,
-        (parts, len(groups), triton.cdiv(channels_in, block_i)),
-        tuple(x for x, _ in (states if bank else states[:1])),
-        *(g.nodes[0], g.own, s.saved, dz, dx, dd, s.dw, s.pw, s.norms, g.coefficients, g.weights, factors),
-        *(g.pw_parts.buffer, g.dw_parts.buffer, s.stats if sums is None else sums, rows, groups),
-        *(s.pixels, len(stages), s.pw.numel(), s.dw.numel()),
-        **shape,
-        **s.constants,
-        DX_PITCH=dx_pitch,
-        DD_PITCH=dd_pitch,
-        G_PITCH=g.nodes[1],
-        STRIDE=bank.stride if bank else 1,
-        FACTORS=op_weights,
-        GEOMETRIES=geometries(stages, normalised),
-        NORMALISED=normalised,
-        NEED_X=need_x,
-        NEED_PARAMS=g.need_params,
-        IMAGES=s.chunk(tiles.BACKWARD_CHUNK, tile),
-        BLOCK_P=tile.pixels,
-        BLOCKS=tile.blocks(s.saved.dtype),
-        BLOCK_I=block_i,
-        BLOCK_O=tile.channels,
-        DOT=dot_type(s.saved.dtype),
-        num_warps=tile.warps,
-    )
+
+    def launch_for(need_x: bool, need_params: bool) -> None:
+        mine = stages if need_x else [stage for stage in stages if stage.geometry != SKIP.value]
+        if not mine:
+            return
+        rows, _, groups = stage_rows(programs(mine, parts, paired), s.saved.device, begins)
+        dd = s.saved.new_empty((len(groups), s.pixels, dd_pitch))
+        launch(
+            stage_backward_kernel,
+            (parts, len(groups), triton.cdiv(channels_in, block_i)),
+            tuple(x for x, _ in (states if bank else states[:1])),
+            *(g.nodes[0], g.own, s.saved, dz, dx, dd, s.dw, s.pw, s.norms, g.coefficients, g.weights, factors),
+            *(g.parts.pw, g.parts.dw, s.stats if sums is None else sums, rows, groups),
+            *(s.pixels, len(mine), g.parts.pitch),
+            **shape,
+            **s.constants,
+            DX_PITCH=dx_pitch,
+            DD_PITCH=dd_pitch,
+            G_PITCH=g.nodes[1],
+            STRIDE=bank.stride if bank else 1,
+            FACTORS=op_weights,
+            GEOMETRIES=geometries(mine, normalised),
+            NORMALISED=normalised,
+            NEED_X=need_x,
+            NEED_PARAMS=need_params,
+            IMAGES=s.chunk(tiles.BACKWARD_CHUNK, tile),
+            BLOCK_P=tile.pixels,
+            BLOCKS=tile.blocks(s.saved.dtype),
+            BLOCK_I=block_i,
+            BLOCK_O=tile.channels,
+            DOT=dot_type(s.saved.dtype),
+            num_warps=tile.warps,
+        )
+
+    if normalised:  # read twice they would cost more than they save
+        launch_for(need_x, g.need_params)
+    else:
+        g.launched(need_x, dz, launch_for)
     for stage in stages:
         if stage.geometry in TAPS:
             taps = TAPS[stage.geometry]
-            g.dw_parts.rows.append((stage.dw * s.channels, taps, taps * s.channels, parts))
+            g.parts.expect_depthwise(stage.dw * s.channels, taps, s.channels, parts)
         if stage.geometry in TAPS or stage.geometry == PIXEL.value:
             _expect_pointwise(stage, s, g, channels_in, parts)
 
@@ -465,11 +518,12 @@ def _reductions_backward(
     tile = _backward_tile(s, channels_in)
     parts = backward_parts(s, channels_in)
     factors, op_weights = s.factors_or(g.weights)
+
     launch(
         reduction_backward_kernel,
         (parts, len(stages), triton.cdiv(channels_in, block_i)),
-        *(x[0], g.nodes[0], g.own, s.saved, dx, s.pw, g.coefficients, factors, g.pw_parts.buffer),
-        *(stage_rows([stages], x[0].device)[0], s.pixels, s.pw.numel()),
+        *(x[0], g.nodes[0], g.own, s.saved, dx, s.pw, g.coefficients, factors, g.parts.pw),
+        *(stage_rows([stages], x[0].device)[0], s.pixels, g.parts.pitch),
         **shape,
         ACC=s.constants["ACC"],
         DX_PITCH=dx_pitch,
@@ -492,7 +546,7 @@ def _reductions_backward(
 def _expect_pointwise(stage: Stage, s: Shared, g: Gradients, channels_in: int, parts: int) -> None:
     """Notes for which pointwise weight a launch has left its parts."""
     matrix = s.channels * channels_in
-    g.pw_parts.rows.append((stage.pw * matrix, 1, matrix, parts))
+    g.parts.expect_pointwise(stage.pw * matrix, matrix, parts)
 
 
 def backward_parts(s: Shared, channels_in: int) -> int:

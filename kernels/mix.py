@@ -6,7 +6,7 @@ import triton.language as tl
 from fastdarts.kernels.blocks import blocks, pointers, times, within
 from fastdarts.kernels.gradients import edge_factor
 from fastdarts.kernels.parts import batch_norm, mask_of, statistics
-from fastdarts.kernels.strips import STRIP, load_strip, pooled_strip
+from fastdarts.kernels.strips import STRIP, converted, load_strip, pooled_strip, stored_strip
 from fastdarts.kernels.tables import (
     NARROW,
     POOL,
@@ -20,6 +20,8 @@ from fastdarts.kernels.tables import (
     TERM_NORM,
     WEIGHT,
 )
+
+TOGETHER = tl.constexpr(4)  # saved tensors that are loaded before one is used: with one, latencies would show
 
 
 @triton.jit
@@ -64,40 +66,79 @@ def term(states, out_ptr, saved_ptr, terms_ptr, t, q, h, w, exists, c, pixels, C
     return v
 
 
-@triton.jit(do_not_specialize=["node", "terms", "pixels"])
+@triton.jit(do_not_specialize=["node", "terms", "together", "pixels"])
 def mix_forward_kernel(
-    states, out_ptr, saved_ptr, norms_ptr, weights_ptr, factors_ptr, terms_ptr, node, terms, pixels,
+    states, out_ptr, saved_ptr, norms_ptr, weights_ptr, factors_ptr, terms_ptr, node, terms, together, pixels,
     C: tl.constexpr, PITCH: tl.constexpr, OUT_PITCH: tl.constexpr, STATES: tl.constexpr, HO: tl.constexpr,
     WO: tl.constexpr, FACTORS: tl.constexpr, EPS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
     ACC: tl.constexpr,
 ):  # fmt: skip
     """One program makes BLOCK_P pixels x BLOCK_C channels of node = sum of weight * batch norm (t) over its terms.
 
+    The first `together` of the terms, a multiple of TOGETHER, are saved tensors.
     With FACTORS, the number of op weights, a term also has a factor for each image: factors [images, FACTORS].
     """
     q, h, w, exists = blocks(tl.program_id(0), pixels // (HO * WO), STRIP, 1, 1, HO, WO, BLOCK_P // STRIP)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     total = times(tl.zeros((BLOCK_P // STRIP, BLOCK_C), ACC), STRIP)
-    for t in range(terms):
-        index = tl.load(terms_ptr + t * TERM + WEIGHT)
-        weight = op_weight(weights_ptr, index, ACC)
-        norm = tl.load(terms_ptr + t * TERM + TERM_NORM)
+    for t in range(0, together, TOGETHER):
+        v = saved_terms(saved_ptr, terms_ptr, t, q, h, exists, c, pixels, C, PITCH, HO, WO, BLOCK_C)
+        for k in tl.static_range(TOGETHER):
+            total = mixed(total, converted(v[k], ACC), norms_ptr, weights_ptr, factors_ptr, terms_ptr, t + k, q, exists,
+                          c, True, C, HO, WO, FACTORS, EPS, BLOCK_C, ACC)  # fmt: skip
+    for t in range(together, terms):
         v = term(states, out_ptr, saved_ptr, terms_ptr, t, q, h, w, exists, c, pixels, C, PITCH, OUT_PITCH, STATES,
                  HO, WO, BLOCK_C, ACC)  # fmt: skip
+        total = mixed(total, v, norms_ptr, weights_ptr, factors_ptr, terms_ptr, t, q, exists, c, False,
+                      C, HO, WO, FACTORS, EPS, BLOCK_C, ACC)  # fmt: skip
+    at, rows = pointers(out_ptr + node * C, q.to(tl.int64), c, OUT_PITCH), within(h, exists, STRIP, 0, 1, HO)
+    for j in tl.static_range(STRIP):
+        mask = mask_of(rows[j], c, C, BLOCK_C)
+        tl.store(at + j * (WO * OUT_PITCH), total[j].to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def saved_terms(saved_ptr, terms_ptr, t, q, h, exists, c, pixels, C: tl.constexpr, PITCH: tl.constexpr,
+                HO: tl.constexpr, WO: tl.constexpr, BLOCK_C: tl.constexpr):  # fmt: skip
+    """Strips of TOGETHER terms, as they are saved: all are under way before one is used, in half the registers."""
+    v = ()
+    for k in tl.static_range(TOGETHER):
+        slot = tl.load(terms_ptr + (t + k) * TERM + SLOT)
+        at = saved_ptr + slot * (pixels.to(tl.int64) * PITCH)
+        v = v + (stored_strip(at, q, h, exists, c, C, PITCH, HO, WO, BLOCK_C),)
+    return v
+
+
+@triton.jit
+def mixed(total, v, norms_ptr, weights_ptr, factors_ptr, terms_ptr, t, q, exists, c, NORMALISED: tl.constexpr,
+          C: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, FACTORS: tl.constexpr, EPS: tl.constexpr,
+          BLOCK_C: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+    """Strips of a node with those of term t: weighted, and normalised if it has a batch norm."""
+    index = tl.load(terms_ptr + t * TERM + WEIGHT)
+    weight = op_weight(weights_ptr, index, ACC)
+    norm = tl.load(terms_ptr + t * TERM + TERM_NORM)
+    mean, scale, shift = norm_of(norms_ptr, norm, c, NORMALISED, C, EPS, BLOCK_C, ACC)
+    factor = tl.zeros((q.shape[0],), ACC)
+    if FACTORS:
+        factor = edge_factor(factors_ptr, index, q, exists, HO * WO, FACTORS, ACC)
+    return add_term(total, v, mean, weight * scale, weight * shift, factor, EPS is None, FACTORS)
+
+
+@triton.jit
+def norm_of(norms_ptr, norm, c, NORMALISED: tl.constexpr, C: tl.constexpr, EPS: tl.constexpr, BLOCK_C: tl.constexpr,
+            ACC: tl.constexpr):  # fmt: skip
+    """Mean, scale and shift of a term; of one without batch norm, as there may be unless NORMALISED, 0, 1 and 0."""
+    if NORMALISED:  # no branch, which loads would have to wait for
+        mean, scale, shift = batch_norm(norms_ptr, norm, c, C, EPS)
+        return mean, scale, tl.zeros((BLOCK_C,), ACC) + shift
+    else:
         mean, scale, shift = tl.zeros((BLOCK_C,), ACC), tl.full((BLOCK_C,), 1.0, ACC), tl.zeros((BLOCK_C,), ACC)
         if norm >= 0:
             if EPS is None:
                 mean, scale, shift = batch_norm(norms_ptr, norm, c, C, EPS)
             else:
                 mean, scale = statistics(norms_ptr, norm, c, C, EPS)
-        factor = tl.zeros((BLOCK_P // STRIP,), ACC)
-        if FACTORS:
-            factor = edge_factor(factors_ptr, index, q, exists, HO * WO, FACTORS, ACC)
-        total = add_term(total, v, mean, weight * scale, weight * shift, factor, EPS is None, FACTORS)
-    at, rows = pointers(out_ptr + node * C, q.to(tl.int64), c, OUT_PITCH), within(h, exists, STRIP, 0, 1, HO)
-    for j in tl.static_range(STRIP):
-        mask = mask_of(rows[j], c, C, BLOCK_C)
-        tl.store(at + j * (WO * OUT_PITCH), total[j].to(out_ptr.dtype.element_ty), mask=mask)
+        return mean, scale, shift
 
 
 @triton.jit
@@ -115,15 +156,17 @@ def add_term(total, v, mean, scale, shift, factor, SHIFTED: tl.constexpr, FACTOR
     return more
 
 
-@triton.jit(do_not_specialize=["node", "terms", "pixels"])
+@triton.jit(do_not_specialize=["node", "terms", "together", "pixels"])
 def term_sums_kernel(
-    states, out_ptr, saved_ptr, norms_ptr, g_ptr, factors_ptr, terms_ptr, sums_ptr, node, terms, pixels,
+    states, out_ptr, saved_ptr, norms_ptr, g_ptr, factors_ptr, terms_ptr, sums_ptr, node, terms, together,
+    pixels,
     C: tl.constexpr, PITCH: tl.constexpr, OUT_PITCH: tl.constexpr, STATES: tl.constexpr, HO: tl.constexpr,
     WO: tl.constexpr, FACTORS: tl.constexpr, EPS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
     ACC: tl.constexpr,
 ):  # fmt: skip
     """One program sums a tile's g, and g * (t - mean) for every term of the node: sums [tiles, 1 + terms, C].
 
+    The first `together` of the terms, a multiple of TOGETHER, are saved tensors.
     With FACTORS each term has sums of its own, of g times the factors of its edge: sums [tiles, 2 * terms, C].
     """
     q, h, w, exists = blocks(tl.program_id(0), pixels // (HO * WO), STRIP, 1, 1, HO, WO, BLOCK_P // STRIP)
@@ -134,26 +177,34 @@ def term_sums_kernel(
     zero, none = tl.zeros((BLOCK_P // STRIP, BLOCK_C), ACC), tl.zeros((BLOCK_C,), ACC)
     if FACTORS == 0:
         tl.store(at, tl.sum(products(g, times(zero + 1, STRIP), none), 0), mask=c < C)
-    for t in range(terms):
-        g_term = g
-        if FACTORS:
-            index = tl.load(terms_ptr + t * TERM + WEIGHT)
-            factor = edge_factor(factors_ptr, index, q, exists, HO * WO, FACTORS, ACC)
-            g_term = ()
-            for j in tl.static_range(STRIP):
-                g_term = g_term + (g[j] * factor[:, None],)
-            tl.store(at + t * C, tl.sum(products(g_term, times(zero + 1, STRIP), none), 0), mask=c < C)
-        norm = tl.load(terms_ptr + t * TERM + TERM_NORM)
+    for t in range(0, together, TOGETHER):
+        v = saved_terms(saved_ptr, terms_ptr, t, q, h, exists, c, pixels, C, PITCH, HO, WO, BLOCK_C)
+        for k in tl.static_range(TOGETHER):
+            sum_term(g, converted(v[k], ACC), at, norms_ptr, factors_ptr, terms_ptr, t + k, q, exists, c, True,
+                     C, HO, WO, FACTORS, EPS, BLOCK_C, ACC)  # fmt: skip
+    for t in range(together, terms):
         v = term(states, out_ptr, saved_ptr, terms_ptr, t, q, h, w, exists, c, pixels, C, PITCH, OUT_PITCH, STATES,
                  HO, WO, BLOCK_C, ACC)  # fmt: skip
-        mean = tl.zeros((BLOCK_C,), ACC)
-        if norm >= 0:
-            mean, _, _ = batch_norm(norms_ptr, norm, c, C, EPS)
-        at += C
-        to = at
-        if FACTORS:
-            to = at + t * C
-        tl.store(to, tl.sum(products(g_term, v, mean), 0), mask=c < C)
+        sum_term(g, v, at, norms_ptr, factors_ptr, terms_ptr, t, q, exists, c, False,
+                 C, HO, WO, FACTORS, EPS, BLOCK_C, ACC)  # fmt: skip
+
+
+@triton.jit
+def sum_term(g, v, at, norms_ptr, factors_ptr, terms_ptr, t, q, exists, c, NORMALISED: tl.constexpr,
+             C: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, FACTORS: tl.constexpr, EPS: tl.constexpr,
+             BLOCK_C: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+    """Sum strips of g * (t - mean) for term t, with FACTORS also of its g, into a tile's sums `at`."""
+    g_term, to = g, at + (1 + t) * C
+    if FACTORS:
+        factor = edge_factor(factors_ptr, tl.load(terms_ptr + t * TERM + WEIGHT), q, exists, HO * WO, FACTORS, ACC)
+        g_term = ()
+        for j in tl.static_range(STRIP):
+            g_term = g_term + (g[j] * factor[:, None],)
+        to = at + (2 * t + 1) * C
+        one, none = tl.full((q.shape[0], BLOCK_C), 1.0, ACC), tl.zeros((BLOCK_C,), ACC)
+        tl.store(to - C, tl.sum(products(g_term, times(one, STRIP), none), 0), mask=c < C)
+    mean, _, _ = norm_of(norms_ptr, tl.load(terms_ptr + t * TERM + TERM_NORM), c, NORMALISED, C, EPS, BLOCK_C, ACC)
+    tl.store(to, tl.sum(products(g_term, v, mean), 0), mask=c < C)
 
 
 @triton.jit

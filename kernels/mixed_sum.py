@@ -18,6 +18,7 @@ from fastdarts.kernels.bank import (
 )
 from fastdarts.kernels.launch import channels_last, compute_dtype, dense_channels_last, new_image, padded_channels
 from fastdarts.kernels.node import mix, sum_terms
+from fastdarts.kernels.second import second_stream
 from fastdarts.kernels.tables import Tables, tables
 from fastdarts.ops.plan import decode, param_count
 from fastdarts.primitives.modules import check_even
@@ -85,7 +86,6 @@ def mixed_sum_backward(
     has_banks = any(t.banks_of(t.inputs + node) for node in range(len(t.nodes)))
     own = new_image(out, *out.shape[1:]) if has_banks else grads
     d_weights = torch.zeros(weights.shape, dtype=stats.dtype, device=weights.device)
-    parts = backward_parts(s, c) if need_params else 0
     g = Gradients(
         nodes=(grads, grads.shape[1]),
         own=own,
@@ -94,8 +94,8 @@ def mixed_sum_backward(
         coefficients=stats.new_empty((t.norms, 4, c)),
         d_affine=torch.empty_like(stats),
         need_params=need_params,
-        dw_parts=Parts(s.dw, parts, stats.dtype),
-        pw_parts=Parts(s.pw, parts, stats.dtype),
+        parts=Parts(s.dw, s.pw, backward_parts(s, c) if need_params else 0, stats.dtype),
+        second=second_stream(out.device) if need_params else None,
     )
     for node in reversed(range(len(t.nodes))):
         banks = t.banks_of(t.inputs + node)
@@ -115,9 +115,8 @@ def mixed_sum_backward(
             dx.zero_()
         d_states.append(dx)
     banks_backward(leaving, s, g, inputs)
-    d_params = (
-        t.split(params, g.dw_parts.total(), g.pw_parts.total()) if need_params else [p.new_empty(0) for p in params]
-    )
+    g.add_up()
+    d_params = t.split(params, g.parts.total_dw, g.parts.total_pw) if need_params else [p.new_empty(0) for p in params]
     return d_weights.to(weights.dtype), d_states, d_params, affine_gradient(affine, g.d_affine, need_params)
 
 

@@ -6,15 +6,21 @@ from torch import Tensor
 from fastdarts.kernels import tiles
 from fastdarts.kernels.bank import Gradients, Shared, States, finish_sums
 from fastdarts.kernels.launch import launch
-from fastdarts.kernels.mix import mix_forward_kernel, term_sums_kernel
+from fastdarts.kernels.mix import TOGETHER, mix_forward_kernel, term_sums_kernel
 from fastdarts.kernels.strips import STRIP
-from fastdarts.kernels.tables import Term, constant
+from fastdarts.kernels.tables import SOURCE, Term, constant
 from fastdarts.kernels.tiles import Tile
 
 
 def strip_tiles(s: Shared, tile: Tile) -> int:
     """Tiles of whole strips, STRIP pixels below each other, that cover all outputs."""
     return triton.cdiv(s.images * triton.cdiv(s.height, STRIP.value) * s.width, tile.pixels // STRIP.value)
+
+
+def saved_together(terms: list[Term]) -> int:
+    """Return how many of the saved tensors, which come first, kernels load some at a time."""
+    saved = sum(term[SOURCE.value] == 0 for term in terms)
+    return saved - saved % TOGETHER.value
 
 
 def mix(terms: list[Term], node: int, s: Shared, inputs: States, out: Tensor, weights: Tensor) -> None:
@@ -25,7 +31,8 @@ def mix(terms: list[Term], node: int, s: Shared, inputs: States, out: Tensor, we
         mix_forward_kernel,
         (strip_tiles(s, tile), triton.cdiv(s.channels, tile.channels)),
         tuple(x for x, _ in inputs),
-        *(out, s.saved, s.norms, weights, factors, constant(tuple(terms), out.device), node, len(terms), s.pixels),
+        *(out, s.saved, s.norms, weights, factors, constant(tuple(terms), out.device)),
+        *(node, len(terms), saved_together(terms), s.pixels),
         **s.constants,
         C=s.channels,
         PITCH=s.pitch,
@@ -64,6 +71,7 @@ def sum_terms(
             sums,
             node,
             len(terms),
+            saved_together(terms),
             s.pixels,
         ),
         **s.constants,

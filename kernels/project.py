@@ -19,6 +19,7 @@ from fastdarts.kernels.bank import (
 from fastdarts.kernels.launch import channels_last, compute_dtype, dense_channels_last, new_image, padded_channels
 from fastdarts.kernels.mixed_sum import affine_gradient, learned_norms
 from fastdarts.kernels.node import mix, sum_terms
+from fastdarts.kernels.second import second_stream
 from fastdarts.kernels.tables import projection
 
 _TERMS = [(0, 0, 0, -1, 0)]  # the batch norm's output, with no op weight
@@ -70,16 +71,17 @@ def project_backward(
         coefficients=stats.new_empty((1, 4, s.channels)),
         d_affine=torch.empty_like(stats),
         need_params=need_params,
-        dw_parts=Parts(s.dw, 0, stats.dtype),
-        pw_parts=Parts(s.pw, backward_parts(s, channels_in) if need_params else 0, stats.dtype),
+        parts=Parts(s.dw, s.pw, backward_parts(s, channels_in) if need_params else 0, stats.dtype),
+        second=second_stream(x.device) if need_params else None,
     )
     sum_terms(_TERMS, 0, s, g, (image,), grads, grads)
     dx = new_image(x, *x.shape[1:]) if need_x else x.new_empty(0)
     banks_backward([Leaving(projection(stride), None, (dx, channels_in) if need_x else None)], s, g, (image,))
+    g.add_up()
     d_affine = affine_gradient(affine, g.d_affine, need_params)
     if not need_params:
         return dx, [p.new_empty(0) for p in params], d_affine
-    parts = g.pw_parts.total().view(stride, *params[0].shape)
+    parts = g.parts.total_pw.view(stride, *params[0].shape)
     return dx, [part.to(p.dtype) for part, p in zip(parts, params, strict=True)], d_affine
 
 

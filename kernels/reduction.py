@@ -8,10 +8,10 @@ from fastdarts.kernels.parts import behind_relu, column, load_tile, mask_of, nei
 from fastdarts.kernels.tables import PW
 
 
-@triton.jit(do_not_specialize=["pixels", "pw_size"])
+@triton.jit(do_not_specialize=["pixels", "size"])
 def reduction_backward_kernel(
     x_ptr, grad_ptr, own_ptr, saved_ptr, dx_ptr, pw_ptr, coefficients_ptr, factors_ptr, d_pw_ptr, rows_ptr, pixels,
-    pw_size,
+    size,
     C_IN: tl.constexpr, C_OUT: tl.constexpr, X_PITCH: tl.constexpr, PITCH: tl.constexpr, DX_PITCH: tl.constexpr,
     G_PITCH: tl.constexpr, H: tl.constexpr, W: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, STRIDE: tl.constexpr,
     FACTORS: tl.constexpr, NEED_X: tl.constexpr, NEED_PARAMS: tl.constexpr, IMAGES: tl.constexpr, BLOCK_P: tl.constexpr,
@@ -19,7 +19,7 @@ def reduction_backward_kernel(
 ):  # fmt: skip
     """One program takes BLOCK_I inputs of a stage without windows backwards over IMAGES images: dx, its share of dW.
 
-    dx: [rows, input pixels, DX_PITCH]. d_pw: [programs, matrices].
+    dx: [rows, input pixels, DX_PITCH]. d_pw: a program's shares, `size` elements behind those of the program before.
     """
     TILES: tl.constexpr = (IMAGES * HO * WO + BLOCK_P - 1) // BLOCK_P
     part, row = tl.program_id(0), tl.program_id(1)
@@ -33,7 +33,7 @@ def reduction_backward_kernel(
     saved_ptr += begin * PITCH
     factors_ptr += part * (IMAGES * FACTORS)
     dx_ptr += ((pixels // (HO * WO) * (H * W)).to(tl.int64) * row + begin_in) * DX_PITCH
-    d_pw_ptr += part.to(tl.int64) * pw_size
+    d_pw_ptr += part.to(tl.int64) * size
     i = tl.program_id(2) * BLOCK_I + tl.arange(0, BLOCK_I)
     T = saved_ptr.dtype.element_ty
     pw_ptr += column(rows_ptr, row, PW) * (C_IN * C_OUT)

@@ -14,11 +14,27 @@ STRIP = tl.constexpr(2)
 def load_strip(ptr, q, h, exists, c, C: tl.constexpr, PITCH: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
                BLOCK_C: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
     """What stands at strips of pixels."""
+    return converted(stored_strip(ptr, q, h, exists, c, C, PITCH, H, W, BLOCK_C), ACC)
+
+
+@triton.jit
+def stored_strip(ptr, q, h, exists, c, C: tl.constexpr, PITCH: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
+                 BLOCK_C: tl.constexpr):  # fmt: skip
+    """The same as it is stored."""
     at, rows = pointers(ptr, q.to(tl.int64), c, PITCH), within(h, exists, STRIP, 0, 1, H)
     v = ()
     for j in tl.static_range(STRIP):
-        v = v + (tl.load(at + j * (W * PITCH), mask=mask_of(rows[j], c, C, BLOCK_C), other=0.0).to(ACC),)
+        v = v + (tl.load(at + j * (W * PITCH), mask=mask_of(rows[j], c, C, BLOCK_C), other=0.0),)
     return v
+
+
+@triton.jit
+def converted(v, ACC: tl.constexpr):
+    """Strips in the type of sums."""
+    more = ()
+    for j in tl.static_range(STRIP):
+        more = more + (v[j].to(ACC),)
+    return more
 
 
 @triton.jit

@@ -138,6 +138,8 @@ class _Builder:
             for column, c in edge.ops:
                 self._op(edge, c, e * columns + column)
         self.tables.banks.sort(key=lambda bank: bank.source)
+        for terms in self.tables.nodes:
+            terms.sort(key=lambda term: term[SOURCE.value] != 0)  # saved tensors first
         return self.tables
 
     def _bank(self, edge: PlannedEdge) -> Bank:

@@ -54,6 +54,7 @@ def compile_search(folder: Path, small: bool, may_compile_c: bool) -> tuple[list
     from triton.runtime import build
 
     from benchmarks.gpu_day import smoke
+    from benchmarks.gpu_day.alternative import streams
     from benchmarks.gpu_day.day import PAPER, SMALL
     from benchmarks.traffic import Planning, Search, fused_steps
     from fastdarts.kernels.launch import compiling_ahead, launch
@@ -75,8 +76,10 @@ def compile_search(folder: Path, small: bool, may_compile_c: bool) -> tuple[list
             search = Search(batch=8)  # kernels are the same for any number of images that leaves a GPU room
             network = search.network("auto").eval()
             with Planning(launch):
-                for step in fused_steps(search).values():
-                    step()
+                for count in ("1", "2"):
+                    with streams(count):
+                        for step in fused_steps(search).values():
+                            step()
                 with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
                     network(search.data(search.batch)[0])
     with_starters(sources, build._build if may_compile_c else None)

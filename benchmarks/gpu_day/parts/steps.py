@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_day.alternative import NAME, planes_asked_for
+from benchmarks.gpu_day.alternative import NAME, TWO_STREAMS, planes_asked_for, streams
 from benchmarks.gpu_day.day import Day, Notes, milliseconds
 from benchmarks.gpu_day.steps import Run, Steps, captured
 from benchmarks.original import OriginalSearch, autocast
@@ -34,6 +34,9 @@ def run(day: Day, notes: Notes) -> None:
     with planes_asked_for():
         for name in ("weight step", "alpha step, order 2"):
             _measure(day, notes, f"{name}, graph, {NAME}", lambda name=name: captured(fused[name], day.device))  # type: ignore[misc]
+    with streams("2"):
+        for name in ("weight step", "alpha step, order 2"):
+            _measure(day, notes, f"{name}, graph, {TWO_STREAMS}", lambda name=name: captured(fused[name], day.device))  # type: ignore[misc]
     _measure(day, notes, "weight step, plain graph", lambda: captured(plain["weight step"], day.device))
     for name, step in cells.items():
         _measure(day, notes, f"cell, {name}", lambda step=step: step)  # type: ignore[misc]
