@@ -46,6 +46,7 @@ class Oles(Method):
     """Freeze the weights of ops, one after another."""
 
     Options = OlesOptions
+    role = "freezing"
     settings: ClassVar[Settings] = {"order": 1}
     keep_weight_gradients = True
     sparse = True  # a frozen weight has no gradient: it is not decayed either

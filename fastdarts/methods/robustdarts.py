@@ -59,6 +59,7 @@ class RobustDarts(Method):
     """Run DARTS, and stop or regularise more when the curvature of the validation loss rises."""
 
     Options = RobustDartsOptions
+    role = "stop rule"
 
     def __init__(self, config: SearchOptions) -> None:
         super().__init__(config)
