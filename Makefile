@@ -98,7 +98,7 @@ SANITIZED_CHECK = import os, sys, torch, fastdarts._C as c; os.environ.pop("LD_P
 SANITIZED_PYTEST = $(SANITIZED_ENV) $(PY) -P -c '$(SANITIZED_CHECK); import pytest; \
     sys.exit(pytest.main(["--capture=sys", "-q", *sys.argv[1:]]))' $(ARGS)
 SANITIZED_FUZZ = $(SANITIZED_ENV) $(PY) -P -c '$(SANITIZED_CHECK); import runpy; \
-    runpy.run_path("tests/fuzz/fuzz_ops.py", run_name="__main__")'
+    sys.path.insert(0, "tests/fuzz"); runpy.run_path("tests/fuzz/fuzz_ops.py", run_name="__main__")'
 
 sanitized: dev
 	FASTDARTS_CUDA=0 FASTDARTS_SANITIZE=address,undefined \

@@ -15,13 +15,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from benchmarks.machine import device_name
 from fastdarts.bilevel.architect import Architect
 from fastdarts.bilevel.clipping import VirtualClip
 from fastdarts.bilevel.flat import FlatSGD
 from fastdarts.bilevel.step import SearchStep, StepRules
+from fastdarts.bilevel.task_step import TaskStep
 from fastdarts.runs.resources import peak_bytes, reset_peak
 from fastdarts.spaces.recurrent.architecture import PUBLISHED
 from fastdarts.spaces.recurrent.discrete import RecurrentNetwork
@@ -72,15 +72,8 @@ def step_of(size: Size, variant: str) -> Callable[[], object]:
     if size.step == "evaluation":
         found = RecurrentNetwork(PUBLISHED["RNN_DARTS_V2"], size.words, size.width, backend)  # type: ignore[arg-type]
         optimizer = FlatSGD(found.parameters(), 20.0, 0.0, 8e-7)
-
-        def train_found() -> None:
-            loss, read = task.forward(found, train, amp_dtype)
-            extra = task.regulariser(read)
-            total: Tensor = loss if extra is None else loss + extra
-            gradients = torch.autograd.grad(total, optimizer.flat.weights)
-            optimizer.step(gradient=optimizer.flat.gather(gradients), max_norm=0.25)
-
-        return train_found
+        training = TaskStep(found, optimizer, task, grad_clip=0.25, amp_dtype=amp_dtype)
+        return lambda: training.step(train)
     network = RecurrentSearchNetwork(size.words, size.width, backend)  # type: ignore[arg-type]
     optimizer = FlatSGD(network.parameters(), 20.0, 0.0, 5e-7)
     clip = VirtualClip(0.25)

@@ -143,19 +143,26 @@ at::Tensor combine(const at::Tensor& direct, const at::Tensor& plus, const at::T
   return result;
 }
 
-void clipped_sgd(at::Tensor& weights, at::Tensor& buffer, const at::Tensor& gradient, const at::Tensor& norm,
-                 const at::Tensor& lr, double momentum, double weight_decay, double max_norm) {
+void clipped_sgd(at::Tensor& weights, const std::optional<at::Tensor>& buffer, const at::Tensor& gradient,
+                 const at::Tensor& norm, const at::Tensor& lr, double momentum, double weight_decay, double max_norm) {
   check(weights, weights, "weights");
-  check(buffer, weights, "buffer");
+  if (buffer) check(*buffer, weights, "buffer");
   check(gradient, weights, "gradient");
   AT_DISPATCH_FLOATING_TYPES(weights.scalar_type(), "flat_clipped_sgd", [&] {
     const ClippedSgd<scalar_t> step{scalar_t(clip_factor(scalar(norm, "norm"), max_norm)), scalar_t(scalar(lr, "lr")),
                                     scalar_t(momentum), scalar_t(weight_decay)};
     scalar_t* __restrict w = weights.mutable_data_ptr<scalar_t>();
-    scalar_t* __restrict b = buffer.mutable_data_ptr<scalar_t>();
+    scalar_t* __restrict b = buffer ? buffer->mutable_data_ptr<scalar_t>() : nullptr;
     const scalar_t* __restrict g = gradient.const_data_ptr<scalar_t>();
     at::parallel_for(0, weights.numel(), kGrain, [=](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) step(w[i], b[i], g[i]);
+      if (b) {
+        for (int64_t i = begin; i < end; ++i) step(w[i], b[i], g[i]);
+      } else {
+        for (int64_t i = begin; i < end; ++i) {
+          scalar_t none = 0;
+          step(w[i], none, g[i]);
+        }
+      }
     });
   });
 }

@@ -1,9 +1,9 @@
 // fastdarts::recurrent and its backward on CPUs: a recurrent cell over a window. Schema, fakes and autograd: fastdarts/ops/recurrent.py.
 //
 // The inputs' products of all steps are one matrix product. Within a step, when state j exists, its products for all nodes that
-// read it are one more; everything between products is a few passes over rows (tiles/cell.h). The backward goes by groups of steps:
-// it computes activations anew, from the products that the forward kept or, in a cell of many edges, from products made again of all
-// the group's states at once, and the matrices' gradients of the group by one product for each state.
+// read it are one more; everything between products is a few passes over rows (tiles/cell.h). Of a step the forward keeps the hidden
+// state, the product that makes state 0, and the statistics of norms. The backward goes by groups of steps: since their hidden states
+// are known, it makes states and products again for all steps of a group at once, and likewise the matrices' gradients.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/addmm.h>
@@ -17,8 +17,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "cell.h"
@@ -26,7 +26,7 @@
 namespace fastdarts {
 namespace {
 
-constexpr int64_t kRowsOfProduct = 1024;  // of a group of steps: as many rows make a product as fast as it gets
+constexpr int64_t kBytesOfRows = 2048;  // of a column of a group's products: as many rows make products nearly as fast as they get
 
 struct Term {
   int64_t source, code, weight;
@@ -43,12 +43,17 @@ struct Plan {
       TORCH_CHECK_VALUE(at < numbers.size(), "recurrent: the plan ends too early");
       return numbers[at++];
     };
-    norm = next() != 0;
-    outputs.resize(next());
-    for (int64_t& state : outputs) state = next();
-    nodes.resize(next());
-    for (auto& terms : nodes) {
+    const auto next_count = [&](const char* what) {
       const int64_t count = next();
+      TORCH_CHECK_VALUE(count >= 0 && count <= int64_t(numbers.size()), "recurrent: the plan has ", count, " ", what);
+      return count;
+    };
+    norm = next() != 0;
+    outputs.resize(next_count("outputs"));
+    for (int64_t& state : outputs) state = next();
+    nodes.resize(next_count("nodes"));
+    for (auto& terms : nodes) {
+      const int64_t count = next_count("terms of a node");
       for (int64_t i = 0; i < count; ++i) {
         const int64_t source = next(), code = next();
         terms.push_back({source, code, next()});
@@ -58,27 +63,6 @@ struct Plan {
   }
 
   int64_t states() const { return nodes.size() + 1; }
-
-  // The number of nodes that read each state.
-  std::vector<int64_t> readers() const {
-    std::vector<int64_t> count(states(), 0);
-    for (const auto& terms : nodes) {
-      std::vector<bool> seen(states(), false);
-      for (const Term& term : terms)
-        if (term.code <= kActivations && !seen[term.source]) {
-          seen[term.source] = true;
-          ++count[term.source];
-        }
-    }
-    return count;
-  }
-
-  // The products of an edge take the memory of two states. Where they are so many that they would be most of what the forward
-  // keeps, as in a search, the backward makes them again: a fifth more time for a quarter of the memory.
-  bool makes_products_again() const {
-    const std::vector<int64_t> count = readers();
-    return std::accumulate(count.begin(), count.end(), int64_t(0)) > 2 * states();
-  }
 };
 
 // A node that reads a state: which edge of the node it is, and the columns of its product among those of the state.
@@ -128,41 +112,38 @@ class Window {
     for (const auto& readers : readers_) {
       std::vector<at::Tensor> parts;
       for (const Reader& reader : readers) parts.push_back(as_product(Ws[reader.node - 1]));
-      matrices_.push_back(parts.empty() ? at::Tensor() : at::cat(parts, 1));
+      matrices_.push_back(parts.empty() ? at::Tensor() : parts.size() == 1 ? parts[0] : at::cat(parts, 1));
     }
   }
 
   void forward(const at::Tensor& x, const at::Tensor& hidden, const std::optional<at::Tensor>& running, double eps, bool keep,
-               const at::Tensor& out, const at::Tensor& states, const at::Tensor& kept_products, const at::Tensor& gates,
-               const at::Tensor& stats) {
-    const bool keep_products = kept_products.numel() > 0;
-    const Parts products = parts_of(keep_products ? kept_products : new_products(1));
+               const at::Tensor& out, const at::Tensor& gates, const at::Tensor& stats) {
+    const at::Tensor states = at::empty({states_, rows_, width_}, options_);
+    const Parts products = new_products(1);
     const at::Tensor entering = masked(x.view({steps_ * rows_, width_}), mask_x_);
     at::Tensor inputs = at::mm(entering, input_matrix_).view({steps_, rows_, 2 * width_});
     at::Tensor carried = masked(hidden, mask_h_);
-    std::vector<at::Tensor> masks(states_);
-    for (auto& m : masks) m = at::empty({rows_, width_}, product_options_);
-    std::vector<A> mean(width_), rstd(width_);
+    const at::Tensor read = at::empty({rows_, width_}, product_options_);
     const A* before = hidden.const_data_ptr<A>();
     for (int64_t t = 0; t < steps_; ++t) {
-      const int64_t kept = keep ? t : 0, made = keep_products ? t : 0;
-      at::Tensor gate = gates[kept], input = inputs[t];
+      at::Tensor gate = gates[keep ? t : 0], input = inputs[t];
       at::addmm_out(gate, input, carried, hidden_matrix_);
       for (int64_t j = 0; j < states_; ++j) {
-        point_forward(j, before, states[kept], products, made, gate);
-        CellNode<A, T> node = node_of(j, states[kept]);
-        node.masked = reinterpret_cast<T*>(masks[j].data_ptr());
-        normalise(node, running, eps, plan_.norm ? stats[kept][j] : stats, mean, rstd);
+        point_forward(j, before, states, products, 0, gate);
+        const CellNode<A, T> node = node_of(j, states, read);
+        const at::Tensor used = plan_.norm ? stats[t][j] : stats;
+        measure(node, running, used);
+        finish(node, used, eps);
         if (readers_[j].empty()) continue;
-        at::Tensor product = products[j][made];
-        at::mm_out(product, masks[j], matrices_[j]);
+        at::Tensor product = products[j][0];
+        at::mm_out(product, read, matrices_[j]);
       }
-      std::vector<const A*> read;
-      for (int64_t state : plan_.outputs) read.push_back(states[kept][state].template const_data_ptr<A>());
+      std::vector<const A*> averaged;
+      for (int64_t state : plan_.outputs) averaged.push_back(states[state].template const_data_ptr<A>());
       A* h = out[t].template data_ptr<A>();
       T* next = reinterpret_cast<T*>(carried.data_ptr());
       over_chunks([&](int64_t, int64_t lo, int64_t hi) {
-        kernels_.average(read.data(), read.size(), width_, mask_h_, h, next, lo, hi);
+        kernels_.average(averaged.data(), averaged.size(), width_, mask_h_, h, next, lo, hi);
       });
       before = h;
     }
@@ -174,22 +155,20 @@ class Window {
   };
 
   Gradients backward(const at::Tensor& grad_out, const at::Tensor& x, const at::Tensor& hidden, const at::Tensor& weights,
-                     const at::Tensor& out, const at::Tensor& states, const at::Tensor& kept_products, const at::Tensor& gates,
-                     const at::Tensor& stats, bool training, double eps, bool need_x, bool need_matrices) {
-    const bool again = kept_products.numel() == 0;
-    const int64_t group = std::min(steps_, (kRowsOfProduct + rows_ - 1) / rows_);
-    // Gradients of products made again take their place; those of kept ones need their own memory, of one step where they are
-    // not used again.
-    const int64_t slots = again || need_matrices ? group : 1;
-    const Parts grad_products = parts_of(new_products(slots)), products = again ? grad_products : parts_of(kept_products);
-    std::vector<at::Tensor> state_grads(states_), masked_grads(states_), matrix_grads(states_), read(states_);
+                     const at::Tensor& out, const at::Tensor& gates, const at::Tensor& stats, bool training, double eps, bool need_x,
+                     bool need_matrices) {
+    const int64_t most = kBytesOfRows / int64_t(sizeof(T)), group = std::min(steps_, (most + rows_ - 1) / rows_);
+    const at::Tensor states = at::empty({group, states_, rows_, width_}, options_);
+    const Parts products = new_products(group);  // in the end their gradients
+    std::vector<at::Tensor> state_grads(states_), masked_grads(states_), matrix_grads(states_ - 1), read(states_);
+    for (at::Tensor& grad : matrix_grads) grad = need_matrices ? at::zeros({width_, 2 * width_}, options_) : at::empty({0}, options_);
     std::vector<A*> grads;
     for (int64_t j = 0; j < states_; ++j) {
       state_grads[j] = at::empty({rows_, width_}, options_);
       grads.push_back(state_grads[j].data_ptr<A>());
+      read[j] = at::empty({group * rows_, width_}, product_options_);
       if (readers_[j].empty()) continue;
       masked_grads[j] = at::empty({rows_, width_}, product_options_);
-      if (need_matrices) matrix_grads[j] = at::zeros({width_, matrices_[j].size(1)}, options_);
     }
     const bool all_gates = need_x || need_matrices;
     const at::Tensor grad_gates = at::empty({all_gates ? steps_ : 1, rows_, 2 * width_}, product_options_);
@@ -201,15 +180,9 @@ class Window {
 
     for (int64_t first = (steps_ - 1) / group * group; first >= 0; first -= group) {
       const int64_t count = std::min(group, steps_ - first);
-      for (int64_t j = 0; j < states_ && (again || need_matrices); ++j) {
-        if (readers_[j].empty()) continue;
-        read[j] = masked(states.narrow(0, first, count).select(1, j).contiguous().view({count * rows_, width_}), mask_h_);
-        if (!again) continue;
-        at::Tensor product = products[j].narrow(0, 0, count).flatten(0, 1);
-        at::mm_out(product, read[j], matrices_[j]);
-      }
+      make_again(first, count, hidden, out, gates, stats, eps, states, products, read);
       for (int64_t t = first + count - 1; t >= first; --t) {
-        const int64_t slot = slots > 1 ? t - first : 0;
+        const int64_t slot = t - first;
         const at::Tensor previous = t ? out[t - 1] : hidden, from_out = grad_out[t], grad_gate = grad_gates[all_gates ? t : 0];
         over_chunks([&](int64_t, int64_t lo, int64_t hi) {
           kernels_.spread(from_out.const_data_ptr<A>(), carried.const_data_ptr<A>(), product_data(grad_carried), mask_h_, grads.data(),
@@ -217,46 +190,55 @@ class Window {
         });
         carried.zero_();
         for (int64_t j = states_ - 1; j >= 0; --j) {
-          CellNode<A, T> node = node_of(j, states[t]);
+          CellNode<A, T> node = node_of(j, states[slot], {});
           node.grad = grads[j];
           if (!readers_[j].empty()) {
-            at::mm_out(masked_grads[j], grad_products[j][slot], matrices_[j].t());
+            at::mm_out(masked_grads[j], products[j][slot], matrices_[j].t());
             node.grad_masked = product_data(masked_grads[j]);
           }
-          point_forward(j, previous.const_data_ptr<A>(), states[t], products, again ? slot : t, gates[t]);
-          point_backward(j, grads, carried, grad_products, slot, grad_gate);
+          point_forward(j, previous.const_data_ptr<A>(), states[slot], products, slot, gates[t]);
+          point_backward(j, grads, carried, products, slot, grad_gate);
           node_backward(node, plan_.norm ? stats[t][j] : stats, training, eps);
           if (has_added_[j]) added_sums_[j] += state_grads[j].sum(at::kDouble).template item<double>();
         }
         at::mm_out(grad_carried, grad_gate, hidden_matrix_.t());
       }
       for (int64_t j = 0; j < states_ && need_matrices; ++j)
-        if (!readers_[j].empty()) add_product(matrix_grads[j], read[j], grad_products[j].narrow(0, 0, count).flatten(0, 1));
+        for (size_t i = 0; i < readers_[j].size(); ++i) {
+          const at::Tensor of_node = products[j].narrow(0, 0, count).narrow(2, i * 2 * width_, 2 * width_);
+          add_product(matrix_grads[readers_[j][i].node - 1], read[j].narrow(0, 0, count * rows_), of_node.flatten(0, 1));
+        }
     }
-    return collect(x, hidden, weights, out, carried, grad_carried, grad_gates, matrix_grads, need_x, need_matrices);
+    return collect(x, hidden, weights, out, carried, grad_carried, grad_gates, std::move(matrix_grads), need_x, need_matrices);
   }
 
  private:
   using Parts = std::vector<at::Tensor>;  // of each state [steps, rows, columns]: its products for all nodes that read it
 
-  int64_t columns() const {
-    int64_t count = 0;
-    for (const auto& readers : readers_) count += readers.size() * 2 * width_;
-    return count;
+  Parts new_products(int64_t steps) const {
+    Parts parts;
+    for (const auto& readers : readers_)
+      parts.push_back(at::empty({steps, rows_, int64_t(readers.size()) * 2 * width_}, product_options_));
+    return parts;
   }
 
-  at::Tensor new_products(int64_t steps) const { return at::empty({steps * rows_ * columns()}, product_options_); }
-
-  // Views of products that follow each other in one tensor.
-  Parts parts_of(const at::Tensor& products) const {
-    Parts parts;
-    int64_t at = 0;
-    for (const auto& readers : readers_) {
-      const int64_t steps = columns() ? products.numel() / (rows_ * columns()) : 0, own = readers.size() * 2 * width_;
-      parts.push_back(products.narrow(0, at, steps * rows_ * own).view({steps, rows_, own}));
-      at += steps * rows_ * own;
+  // Computes states and products of the steps from `first`, and what the products read, from what the forward kept.
+  void make_again(int64_t first, int64_t count, const at::Tensor& hidden, const at::Tensor& out, const at::Tensor& gates,
+                  const at::Tensor& stats, double eps, const at::Tensor& states, const Parts& products,
+                  const std::vector<at::Tensor>& read) {
+    for (int64_t j = 0; j < states_; ++j) {
+      for (int64_t slot = 0; slot < count; ++slot) {
+        const int64_t t = first + slot;
+        const at::Tensor before = t ? out[t - 1] : hidden;
+        point_forward(j, before.const_data_ptr<A>(), states[slot], products, slot, gates[t]);
+        const CellNode<A, T> node = node_of(j, states[slot], read[j].narrow(0, slot * rows_, rows_));
+        sum(node);
+        finish(node, plan_.norm ? stats[t][j] : stats, eps);
+      }
+      if (readers_[j].empty()) continue;
+      at::Tensor product = products[j].narrow(0, 0, count).flatten(0, 1);
+      at::mm_out(product, read[j].narrow(0, 0, count * rows_), matrices_[j]);
     }
-    return parts;
   }
 
   template <class F>
@@ -291,16 +273,12 @@ class Window {
 
   Gradients collect(const at::Tensor& x, const at::Tensor& hidden, const at::Tensor& weights, const at::Tensor& out,
                     const at::Tensor& carried, const at::Tensor& grad_carried, const at::Tensor& grad_gates,
-                    const std::vector<at::Tensor>& matrix_grads, bool need_x, bool need_matrices) const {
+                    std::vector<at::Tensor> matrix_grads, bool need_x, bool need_matrices) const {
     const at::Tensor none = at::empty({0}, options_);
-    Gradients result{none, carried.add(unmasked(grad_carried, mask_h_)), none, weight_gradients(weights), {}};
+    Gradients result{none, carried.add(unmasked(grad_carried, mask_h_)), none, weight_gradients(weights), std::move(matrix_grads)};
     const at::Tensor flat_gates = grad_gates.flatten(0, 1);
     if (need_x) result.x = unmasked(at::mm(flat_gates, input_matrix_.t()), mask_x_).view(x.sizes());
-    for (int64_t j = 1; j < states_; ++j) result.Ws.push_back(need_matrices ? at::zeros({width_, 2 * width_}, options_) : none);
     if (!need_matrices) return result;
-    for (int64_t j = 0; j < states_; ++j)
-      for (size_t i = 0; i < readers_[j].size(); ++i)
-        result.Ws[readers_[j][i].node - 1].add_(matrix_grads[j].narrow(1, i * 2 * width_, 2 * width_));
     const at::Tensor before = at::cat({hidden.unsqueeze(0), out.narrow(0, 0, steps_ - 1)}).flatten(0, 1);
     result.W0 = at::zeros({2 * width_, 2 * width_}, options_);
     at::Tensor of_inputs = result.W0.narrow(0, 0, width_), of_hidden = result.W0.narrow(0, width_, width_);
@@ -317,7 +295,8 @@ class Window {
       sum.add_(at::mm(a.t(), b));
   }
 
-  CellNode<A, T> node_of(int64_t j, const at::Tensor& states) const {
+  // read: where the state goes for products, times the mask; undefined for a backward pass
+  CellNode<A, T> node_of(int64_t j, const at::Tensor& states, const at::Tensor& read) const {
     CellNode<A, T> node{};
     node.width = width_;
     node.edges = edges_[j].data();
@@ -325,6 +304,7 @@ class Window {
     node.added = added_[j];
     node.mask = mask_h_;
     node.state = states[j].template data_ptr<A>();
+    node.masked = read.defined() ? reinterpret_cast<T*>(read.data_ptr()) : nullptr;
     return node;
   }
 
@@ -345,7 +325,7 @@ class Window {
     }
   }
 
-  void point_backward(int64_t j, const std::vector<A*>& grads, const at::Tensor& carried, const Parts& grad_products, int64_t slot,
+  void point_backward(int64_t j, const std::vector<A*>& grads, const at::Tensor& carried, const Parts& products, int64_t slot,
                       const at::Tensor& grad_gate) {
     for (size_t i = 0; i < edges_[j].size(); ++i) {
       CellEdge<A, T>& e = edges_[j][i];
@@ -357,9 +337,8 @@ class Window {
       }
       const int64_t source = sources_[j][i];
       e.grad_state = grads[source];
-      e.grad_stride = grad_products[source].size(2);
-      e.grad_product =
-          const_cast<T*>(product_data(grad_products[source])) + slot * rows_ * e.grad_stride + column_of(source, j);
+      e.grad_stride = products[source].size(2);
+      e.grad_product = const_cast<T*>(product_data(products[source])) + slot * rows_ * e.grad_stride + column_of(source, j);
     }
   }
 
@@ -369,28 +348,34 @@ class Window {
     return (found - readers.begin()) * 2 * width_;
   }
 
-  void normalise(const CellNode<A, T>& node, const std::optional<at::Tensor>& running, double eps, const at::Tensor& stats,
-                 std::vector<A>& mean, std::vector<A>& rstd) {
+  // Computes a state before the norm; returns the sums of its columns, of each chunk of rows.
+  std::vector<A> sum(const CellNode<A, T>& node) const {
     std::vector<A> sums(chunks_ * width_, A(0));
     over_chunks([&](int64_t c, int64_t lo, int64_t hi) { kernels_.sum(node, lo, hi, sums.data() + c * width_); });
-    if (plan_.norm) {
-      A* used = stats.data_ptr<A>();  // [2, width]
-      if (running) {
-        std::copy_n(running->const_data_ptr<A>(), 2 * width_, used);
-      } else {
-        combine(sums, width_, used);
-        std::fill(sums.begin(), sums.end(), A(0));
-        over_chunks([&](int64_t c, int64_t lo, int64_t hi) { kernels_.squares(node, lo, hi, used, sums.data() + c * width_); });
-        combine(sums, width_, used + width_);
-      }
-      for (int64_t c = 0; c < width_; ++c) {
-        mean[c] = used[c];
-        rstd[c] = A(1 / std::sqrt(double(used[width_ + c]) + eps));
-      }
+    return sums;
+  }
+
+  // Computes a state before the norm, and the statistics [2, width] to normalise it by.
+  void measure(const CellNode<A, T>& node, const std::optional<at::Tensor>& running, const at::Tensor& stats) const {
+    std::vector<A> sums = sum(node);
+    if (!plan_.norm) return;
+    A* used = stats.data_ptr<A>();
+    if (running) {
+      std::copy_n(running->const_data_ptr<A>(), 2 * width_, used);
+      return;
     }
-    over_chunks([&](int64_t, int64_t lo, int64_t hi) {
-      kernels_.finish(node, lo, hi, plan_.norm ? mean.data() : nullptr, rstd.data());
-    });
+    combine(sums, width_, used);
+    std::fill(sums.begin(), sums.end(), A(0));
+    over_chunks([&](int64_t c, int64_t lo, int64_t hi) { kernels_.squares(node, lo, hi, used, sums.data() + c * width_); });
+    combine(sums, width_, used + width_);
+  }
+
+  // Normalises a state, where the cell has a norm, and masks it for the products.
+  void finish(const CellNode<A, T>& node, const at::Tensor& stats, double eps) const {
+    const A* mean = plan_.norm ? stats.const_data_ptr<A>() : nullptr;
+    std::vector<A> rstd(width_);
+    for (int64_t c = 0; mean && c < width_; ++c) rstd[c] = A(1 / std::sqrt(double(mean[width_ + c]) + eps));
+    over_chunks([&](int64_t, int64_t lo, int64_t hi) { kernels_.finish(node, lo, hi, mean, rstd.data()); });
   }
 
   // The mean over rows of sums of chunks.
@@ -470,16 +455,20 @@ void dispatch_cell(const at::Tensor& x, bool half, const F& body) {
   return body(float{}, float{});
 }
 
+void check_like(const at::Tensor& x, const char* name, const at::Tensor& t, at::IntArrayRef sizes, at::ScalarType type) {
+  TORCH_CHECK_VALUE(t.sizes() == sizes, "recurrent: ", name, " must be ", sizes, "; got ", t.sizes());
+  TORCH_CHECK_TYPE(t.scalar_type() == type && t.device() == x.device() && t.is_contiguous(), "recurrent: ", name,
+                   " must be contiguous ", type, " on the device of x, ", x.device(), "; got ", t.scalar_type(), " on ", t.device());
+}
+
 void check(const at::Tensor& x, const at::Tensor& hidden, const std::optional<at::Tensor>& mask_x,
            const std::optional<at::Tensor>& mask_h, const at::Tensor& W0, at::TensorList Ws, const at::Tensor& weights,
-           const Plan& plan) {
+           const Plan& plan, double eps) {
+  TORCH_CHECK_VALUE(std::isfinite(eps) && eps >= 0, "recurrent: eps must be a finite number, 0 or more; got ", eps);
   TORCH_CHECK_VALUE(x.dim() == 3 && x.numel() > 0, "recurrent: x must be a non-empty [T, B, d]; got ", x.sizes());
   const int64_t rows = x.size(1), width = x.size(2), states = plan.nodes.size() + 1;
   const auto wants = [&](const char* name, const at::Tensor& t, at::IntArrayRef sizes) {
-    TORCH_CHECK_VALUE(t.sizes() == sizes, "recurrent: ", name, " must be ", sizes, "; got ", t.sizes());
-    TORCH_CHECK_TYPE(t.scalar_type() == x.scalar_type() && t.device() == x.device() && t.is_contiguous(), "recurrent: ", name,
-                     " must be contiguous and of the dtype and device of x, ", x.scalar_type(), "; got ", t.scalar_type(), " on ",
-                     t.device());
+    check_like(x, name, t, sizes, x.scalar_type());
   };
   wants("x", x, x.sizes());
   wants("hidden", hidden, {rows, width});
@@ -505,17 +494,16 @@ Saved recurrent(const at::Tensor& x, const at::Tensor& hidden, const std::option
                 const std::optional<at::Tensor>& mask_h, const at::Tensor& W0, at::TensorList Ws, const at::Tensor& weights,
                 const std::optional<at::Tensor>& running, at::IntArrayRef numbers, double eps, bool half, bool keep) {
   const Plan plan(numbers);
-  check(x, hidden, mask_x, mask_h, W0, Ws, weights, plan);
-  const int64_t rows = x.size(1), width = x.size(2), states = plan.states(), kept = keep ? x.size(0) : 1;
+  check(x, hidden, mask_x, mask_h, W0, Ws, weights, plan, eps);
+  if (running) check_like(x, "running", *running, {2, x.size(2)}, x.scalar_type());
+  const int64_t rows = x.size(1), width = x.size(2), kept = keep ? x.size(0) : 1;
   const at::TensorOptions products = half ? x.options().dtype(at::kBFloat16) : x.options();
-  const std::vector<int64_t> readers = plan.readers();
-  const int64_t edges = keep && !plan.makes_products_again() ? std::accumulate(readers.begin(), readers.end(), int64_t(0)) : 0;
-  Saved saved{at::empty_like(x), at::empty({kept, states, rows, width}, x.options()), at::empty({kept * rows * edges * 2 * width}, products),
-              at::empty({kept, rows, 2 * width}, products), at::empty({plan.norm ? x.size(0) : 0, states, 2, width}, x.options())};
-  auto& [out, values, parts, gates, stats] = saved;
+  Saved saved{at::empty_like(x), at::empty({0}, x.options()), at::empty({0}, products), at::empty({kept, rows, 2 * width}, products),
+              at::empty({plan.norm ? x.size(0) : 0, plan.states(), 2, width}, x.options())};
+  auto& [out, states, parts, gates, stats] = saved;
   dispatch_cell(x, half, [&](auto a, auto t) {
     Window<decltype(a), decltype(t)>(x, mask_x, mask_h, W0, Ws, weights, plan, half)
-        .forward(x, hidden, running, eps, keep, out, values, parts, gates, stats);
+        .forward(x, hidden, running, eps, keep, out, gates, stats);
   });
   return saved;
 }
@@ -526,14 +514,18 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, std::vector<at::Tensor>, at::Tens
     const at::Tensor& states, const at::Tensor& products, const at::Tensor& gates, const at::Tensor& stats, at::IntArrayRef numbers,
     bool training, double eps, bool half, bool need_x, bool need_matrices) {
   const Plan plan(numbers);
-  check(x, hidden, mask_x, mask_h, W0, Ws, weights, plan);
-  TORCH_CHECK_VALUE(states.dim() == 4 && states.size(0) == x.size(0), "recurrent_backward: the forward kept nothing");
+  check(x, hidden, mask_x, mask_h, W0, Ws, weights, plan, eps);
+  const int64_t steps = x.size(0), rows = x.size(1), width = x.size(2);
+  TORCH_CHECK_VALUE(gates.dim() == 3 && gates.size(0) == steps, "recurrent_backward: the forward kept nothing");
+  check_like(x, "gates", gates, {steps, rows, 2 * width}, half ? at::kBFloat16 : x.scalar_type());
+  check_like(x, "stats", stats, {plan.norm ? steps : 0, plan.states(), 2, width}, x.scalar_type());
+  check_like(x, "out", out, x.sizes(), x.scalar_type());
   const at::Tensor g = grad_out.contiguous();
-  TORCH_CHECK_VALUE(g.sizes() == x.sizes() && g.scalar_type() == x.scalar_type(), "recurrent_backward: grad_out must be like x");
+  check_like(x, "grad_out", g, x.sizes(), x.scalar_type());
   std::tuple<at::Tensor, at::Tensor, at::Tensor, std::vector<at::Tensor>, at::Tensor> result;
   dispatch_cell(x, half, [&](auto a, auto t) {
     auto found = Window<decltype(a), decltype(t)>(x, mask_x, mask_h, W0, Ws, weights, plan, half)
-                     .backward(g, x, hidden, weights, out, states, products, gates, stats, training, eps, need_x, need_matrices);
+                     .backward(g, x, hidden, weights, out, gates, stats, training, eps, need_x, need_matrices);
     result = {found.x, found.hidden, found.W0, found.Ws, found.weights};
   });
   return result;

@@ -22,6 +22,7 @@ COMMANDS = {
     "compare": "search by several methods and seeds, and rank what they find",
     "suite": "rank methods on the nine benchmarks of DARTS-Bench-Suite",
     "latency": "measure how long each op of a space takes on this machine",
+    "specialise": "find a network for a device in a trained search network, without training",
     "draw": "draw the cells of a genotype as SVG and PNG",
     "predict": "classify images with a trained network",
     "export": "write a trained network as a torch.export program, as ONNX or as PyTorch code",

@@ -1,7 +1,7 @@
 """Search methods side by side: `python -m fastdarts.compare --methods darts,gdas --seeds 4`, or `compare(...)`.
 
 The paper's protocol (Liu et al., ICLR 2019, section 3.1) for each method: some searches that differ in their seed, a
-short training from scratch of each cell that was found, and the best by validation. The test images play no part.
+short training from scratch of each cell that was found, and the best by validation. Test data play no part in a choice.
 """
 
 if __name__ == "__main__":  # before the imports, so that a signal while they run is answered
@@ -16,47 +16,39 @@ import dataclasses
 import fcntl
 import json
 import sys
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from fastdarts import data
 from fastdarts.config.command_line import build_parser
 from fastdarts.config.files import write_atomically
 from fastdarts.config.named_code import refuse_unnamed_code
-from fastdarts.config.options import Config, check_names, differences, option, read_file
+from fastdarts.config.options import differences, read_file
 from fastdarts.config.plugins import plugin_flags
 from fastdarts.config.reading import read_object
-from fastdarts.config.search_options import Dataset
 from fastdarts.data import ImageData, StreamedImages, Streaming
+from fastdarts.data.text import load_corpus
 from fastdarts.evaluate import evaluate
-from fastdarts.methods import NAMES, find
+from fastdarts.evaluate_text import evaluate_text
+from fastdarts.report.measure import measure_in, measure_on
 from fastdarts.report.records import Record, check_record, summaries
+from fastdarts.runs.compare_config import CompareConfig
 from fastdarts.runs.console import LOGGER
-from fastdarts.runs.eval_config import EvalConfig
 from fastdarts.runs.folder import check_out, out_dir
 from fastdarts.runs.images import outputs_for
 from fastdarts.runs.jobs import ends_with_parent
 from fastdarts.runs.lock import releases_folders
-from fastdarts.runs.pool import Run, check_pool, check_processes, run_pool, scheduler_option, workers_option
+from fastdarts.runs.pool import Run, check_processes, run_pool
 from fastdarts.runs.program import run_cli
 from fastdarts.runs.progress import duration
-from fastdarts.runs.search_config import SearchConfig
 from fastdarts.search import search
 from fastdarts.spaces.registry import load_architecture, space_of
 
 _PROGRAM = "python -m fastdarts.compare"
 _CHILD = "import sys; from fastdarts.compare import work; sys.exit(work(*sys.argv[1:]))"
-_SIZES = ("image_size", "epochs", "init_channels", "layers", "batch_size", "order")
-_SEARCH_OWN = {*_SIZES, "dataset", "data", "method", "seed", "device", "deterministic", "out", "resume"}
-_SELECT_OWN = {"dataset", "data", "image_size", "epochs", "seed", "device", "deterministic", "out", "resume"} | {
-    "test_only",
-    "checkpoint",
-    "export",
-}
 _MAY_DIFFER = (
     "methods",
     "seeds",
@@ -67,96 +59,6 @@ _MAY_DIFFER = (
     "out",
     "resume",
 )  # when a comparison goes on
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompareConfig(Config):
-    """Everything that decides a comparison. What is not given is each method's own default for the data set.
-
-    Raises: ValueError or TypeError that names the field (and the method that cannot take it).
-    """
-
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        name: {"select_epochs": 20 if name == "digits" else 100, "search": {}, "select": {}}
-        for name in typing.get_args(Dataset)
-    }
-
-    dataset: Dataset = option("data", "data set and its preset", "digits")
-    data: Path = option("data", "folder of the data set", Path("data"), metavar="DIR")
-    image_size: tuple[int, int] | None = option(
-        "data", "resize images to this (default: as they are)", None, metavar="SIZE|HxW", at_least=1
-    )
-
-    methods: str = option(
-        "comparison", "names of methods with commas between", ",".join(NAMES), metavar="NAME,...", names_code=True
-    )
-    seeds: int = option("comparison", "searches of each method, with the seeds 0, 1, ...", 4, at_least=1)
-    select_epochs: int = option("comparison", "epochs of the training of each found cell from scratch", at_least=1)
-
-    epochs: int | None = option("searches", "epochs (default: each method's)", None, at_least=1)
-    init_channels: int | None = option("searches", "channels of the first cells (default: each method's)", None)
-    layers: int | None = option("searches", "number of cells (default: each method's)", None)
-    batch_size: int | None = option("searches", "images in a step (default: each method's)", None)
-    order: int | None = option("searches", "1 or 2 (default: each method's)", None)
-    search: dict[str, Any] = option("searches", "other options of fastdarts.search", metavar="NAME=VALUE")
-    select: dict[str, Any] = option(
-        "comparison", "options of fastdarts.evaluate for these trainings", metavar="NAME=VALUE"
-    )
-
-    device: str = option("run", "auto (CUDA if available), cpu, cuda or cuda:N", "auto", metavar="DEVICE")
-    deterministic: bool = option("run", "the same bits in each run on the same machine", False)
-    workers: int = workers_option()
-    scheduler: str | None = scheduler_option()
-    out: Path | None = option(
-        "run", "folder of the results (default: runs/comparison-DATASET-TIME)", None, metavar="DIR"
-    )
-    resume: bool = option("run", "continue the comparison in --out; methods and seeds may be added", False)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.dataset == "custom":
-            raise ValueError("dataset must be one that can be read from files; custom is for search() and evaluate()")
-        if self.resume and self.out is None:
-            raise ValueError("resume needs out, the folder of the comparison to continue")
-        check_pool(self)
-        for field, config_type, own in (("search", SearchConfig, _SEARCH_OWN), ("select", EvalConfig, _SELECT_OWN)):
-            values = getattr(self, field)
-            check_names(config_type, values, field)
-            if taken := sorted(own & values.keys()):
-                raise ValueError(f"{field} must not set {', '.join(taken)}; a comparison decides that by other means")
-        names = self.method_names()
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"methods names {name!r} more than once")
-            find(name)
-            try:
-                self.search_config(name, 0, Path())
-            except (ValueError, TypeError) as error:
-                raise type(error)(f"{name}: {error}") from None
-        self.select_config(0, Path())
-
-    def method_names(self) -> list[str]:
-        return [name.strip() for name in self.methods.split(",")]
-
-    def search_config(self, method: str, seed: int, out: Path) -> SearchConfig:
-        """Return the config of one search."""
-        given = {name: value for name in _SIZES if (value := getattr(self, name)) is not None}
-        return SearchConfig(**{**given, **self.search, **self._common(seed, out), "method": method, "data": self.data})
-
-    def select_config(self, seed: int, out: Path) -> EvalConfig:
-        """Return the config of the training that judges a found cell."""
-        space = self.search.get("space", "darts")
-        return EvalConfig(**{"space": space, **self.select, **self._common(seed, out), "epochs": self.select_epochs})
-
-    def _common(self, seed: int, out: Path) -> dict[str, Any]:
-        return {
-            "dataset": self.dataset,
-            "seed": seed,
-            "device": self.device,
-            "deterministic": self.deterministic,
-            "out": out,
-            "resume": (out / "config.json").is_file(),
-        }
 
 
 @dataclass(frozen=True)
@@ -206,8 +108,7 @@ def compare(config: CompareConfig, executor: Executor | None = None) -> Comparis
         names = dict.fromkeys(before.method_names() + config.method_names())
         seeds = max(before.seeds, config.seeds)
         config = dataclasses.replace(config, methods=",".join(names), seeds=seeds)  # what is there stays in the report
-    # Says what is wrong with the images.
-    outputs_for(_images(config))
+    _check_data(config)
     out = out_dir(config, "comparison")
     config = dataclasses.replace(config, out=out)
     config.save(out / "config.json")
@@ -235,14 +136,13 @@ def compare(config: CompareConfig, executor: Executor | None = None) -> Comparis
         order = [_words_of(*task) for task in tasks]
         failures = {task: failures[task] for task in order if task in failures}  # not in the order in which they ended
         write_comparison(out, runs, failures)
-    return Comparison(summaries(runs), runs, failures, out)
+    return Comparison(summaries(runs, measure_on(config.dataset)), runs, failures, out)
 
 
 def run_one(config: CompareConfig, method: str, seed: int) -> Record:
     """One search and the short training of its cell, or what is left of them; the record in its result.json.
 
-    Its folder has `search/` and `select/`, as fastdarts.search and fastdarts.evaluate write them. `select` trains on
-    the part of the training images that a search's weights get and is measured on the other, the same for all runs.
+    Its folder has `search/` and `select/`, as fastdarts.search and fastdarts.evaluate write them.
     """
     assert config.out is not None  # compare() sets it
     folder = _folder(config.out, method, seed)
@@ -263,23 +163,49 @@ def run_one(config: CompareConfig, method: str, seed: int) -> Record:
             }
             write_atomically(folder / "search.json", json.dumps(found, indent=2) + "\n")
         genotype = load_architecture(str(folder / "search" / "genotype.json"))
-        images = _images(config)
-        train, validation = data.split(images, search_config.train_portion, seed=0)
-        trained = evaluate(genotype, config.select_config(seed, folder / "select"), train, validation)
+        judge = _judged_by_text if config.reads_text else _judged_by_images
         record: Record = {
             "method": method,
             "seed": seed,
-            "accuracy": trained.test_accuracy,
-            "parameters": trained.parameters,
-            "multiply_adds": trained.multiply_adds,
+            **judge(config, method, seed, genotype),
             "numbers": space_of(genotype).numbers(genotype),
             "tabulated": _read(folder / "search" / "benchmark.json") or {},
             **found,
-            "select_seconds": sum(metrics["seconds"] for metrics in trained.metrics),
             "folder": folder.name,
         }
         write_atomically(folder / "result.json", json.dumps(record, indent=2) + "\n")
         return record
+
+
+def _judged_by_images(config: CompareConfig, method: str, seed: int, genotype: Any) -> Record:
+    """Train a found cell on the part of the training images that a search's weights get, and measure it on the other.
+
+    The parts are the same for all runs.
+    """
+    assert config.out is not None  # compare() sets it
+    folder = _folder(config.out, method, seed)
+    portion = config.search_config(method, seed, folder / "search").train_portion
+    train, validation = data.split(_images(config), portion, seed=0)
+    trained = evaluate(genotype, config.select_config(seed, folder / "select"), train, validation)
+    return {
+        "accuracy": trained.test_accuracy,
+        "parameters": trained.parameters,
+        "multiply_adds": trained.multiply_adds,
+        "select_seconds": sum(metrics["seconds"] for metrics in trained.metrics),
+    }
+
+
+def _judged_by_text(config: CompareConfig, method: str, seed: int, genotype: Any) -> Record:
+    """Train the language model of a found cell, and measure it on the validation text and, for the table, the other."""
+    assert config.out is not None  # compare() sets it
+    trained = evaluate_text(genotype, config.select_config(seed, _folder(config.out, method, seed) / "select"))
+    return {
+        "perplexity": trained.valid_perplexity,
+        "test_perplexity": trained.test_perplexity,
+        "parameters": trained.parameters,
+        "multiply_adds": trained.multiply_adds,
+        "select_seconds": sum(metrics["seconds"] for metrics in trained.metrics),
+    }
 
 
 def work(out: str, methods: str, method: str, seed: str, *plugins: str) -> int:
@@ -308,6 +234,14 @@ def _words_of(method: str, seed: int) -> str:
     return f"{method}, seed {seed}"
 
 
+def _check_data(config: CompareConfig) -> None:
+    """Say what is wrong with the images or texts before any run starts."""
+    if config.reads_text:
+        load_corpus(config.dataset, config.data)
+    else:
+        outputs_for(_images(config))
+
+
 def _images(config: CompareConfig) -> ImageData | StreamedImages:
     """The images that searches and trainings share; those of a test part are not among them."""
     return data.open_images(
@@ -321,7 +255,7 @@ def _images(config: CompareConfig) -> ImageData | StreamedImages:
 
 
 def _folder(out: Path, method: str, seed: int) -> Path:
-    return out / f"{method.replace(':', '.')}-{seed}"
+    return out / f"{method.replace(':', '.').replace('/', '.')}-{seed}"
 
 
 def _result(out: Path, method: str, seed: int) -> Record | None:
@@ -337,8 +271,9 @@ def _read(path: Path) -> Record | None:
 
 
 def _words(run: Record) -> str:
+    measure = measure_in(run)
     return (
-        f"validation accuracy {100 * run['accuracy']:.2f} %, search {duration(run['search_seconds'])}, "
+        f"validation {measure.key} {measure.text(run[measure.key])}, search {duration(run['search_seconds'])}, "
         f"training {duration(run['select_seconds'])}"
     )
 

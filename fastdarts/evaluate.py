@@ -52,6 +52,7 @@ from fastdarts.runs.resuming import resume
 from fastdarts.runs.state import Metrics, check_divides
 from fastdarts.runs.trained import TrainedNetwork
 from fastdarts.runs.weights import load_weights
+from fastdarts.spaces.darts.cell_genotypes import CellGenotypes
 from fastdarts.spaces.darts.discrete import count_multiply_adds, count_parameters
 from fastdarts.spaces.network import DiscreteNetwork
 from fastdarts.spaces.registry import architecture_of, load_architecture, read_architecture, space_of
@@ -117,6 +118,7 @@ def evaluate(
     callbacks: Sequence[Callback] = (),
     loggers: Sequence[Logger] = (),
     transform: Transform | None = None,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> EvalResult:
     """Train the genotype's network on all training images and measure it on the test images (Liu et al., section 3.2).
 
@@ -132,6 +134,7 @@ def evaluate(
         transform: called with each batch of training images [N, C, H, W] before they are augmented; returns images of
             the same shape and dtype. Its random choices are repeatable if they come from torch's global generator.
         callbacks, loggers: as of `search`; a callback that returns True ends the training there.
+        weights: the state_dict of a network of this genotype, which is measured and written as it is, not trained.
 
     Raises:
         ValueError, TypeError, FileNotFoundError, ImportError: input that cannot be used, before any work is done.
@@ -152,7 +155,8 @@ def evaluate(
     if material_of(space_of(genotype)) == "text":
         raise ValueError("genotype is of a language model: evaluate_text(genotype, config) trains it")
     with joined(config.device) as team:
-        return _evaluate(genotype, taken_up(config, team), team, train, test, loss, callbacks, loggers, transform)
+        given = train, test, loss, callbacks, loggers, transform, weights
+        return _evaluate(genotype, taken_up(config, team), team, *given)
 
 
 def _evaluate(
@@ -165,6 +169,7 @@ def _evaluate(
     callbacks: Sequence[Callback],
     loggers: Sequence[Logger],
     transform: Transform | None,
+    weights: Mapping[str, Tensor] | None,
 ) -> EvalResult:
     device, ranks = team.device, team.ranks
     check_divides(config.batch_size, ranks)
@@ -176,11 +181,15 @@ def _evaluate(
         out = None if config.test_only else run_folder(config, "evaluation", team)
         state = EvalState(genotype, config, train_images, loss, device, ranks, transform)
         LOGGER.info("kernels: %s", _kernels_used(state.network, device))
+        if isinstance(genotype, CellGenotypes) and config.layers != len(genotype.cells):
+            LOGGER.info("note: the genotype has %d cells, each its own, in place of --layers", len(genotype.cells))
         if line := config.recipe_line():
             LOGGER.info(line)
         if out is None:
             assert config.checkpoint is not None  # EvalConfig checks it
             _load_weights(state.network, config.checkpoint)
+        elif weights is not None:
+            _keep(state, weights, out)
         else:
             _train(state, test_images, out, callbacks, loggers)
         again = "to repeat it, run it again" if out is None else f"to write them: {how_to_continue(state, out)}"
@@ -219,7 +228,7 @@ def _evaluate(
         if config.export is not None:
             result = dataclasses.replace(result, exported=export_trained(_trained(state, train_images), config.export))
         if out is not None:  # pictures last: the numbers and the network are worth more
-            _write_pages(out)
+            _write_pages(out, trained=result.epochs > 0)
     return result
 
 
@@ -252,6 +261,17 @@ def _train(
                     progress.end_epoch(metrics["epoch"], _epoch_line(metrics))
                     if asked_to_end(callbacks, metrics, state.network, ranks):
                         break
+
+
+def _keep(state: EvalState, weights: Mapping[str, Tensor], out: Path) -> None:
+    """Write the run's folder of a network that has its weights already."""
+    state.network.load_state_dict(weights)
+    if state.average is not None:
+        state.average.module.load_state_dict(weights)
+    if state.ranks.first:
+        write_atomically(out / "genotype.json", state.genotype.to_json() + "\n")
+    with stop_requests() as stop, Keeper(state, out, stop, _kernels_used(state.network, state.device)):
+        pass
 
 
 def _kernels_used(network: DiscreteNetwork, device: torch.device) -> str:
@@ -354,12 +374,14 @@ def _trained(state: EvalState, train_images: ImageSet) -> TrainedNetwork:
     )
 
 
-def _write_pages(out: Path) -> None:
+def _write_pages(out: Path, trained: bool) -> None:
+    """Write the picture, and the report of a training."""
     from fastdarts.report import run_report  # imports matplotlib and jinja2, which takes a second
     from fastdarts.report.pictures import write_picture
 
     write_picture(read_architecture((out / "genotype.json").read_text()), out)
-    run_report.write_report(out)
+    if trained:
+        run_report.write_report(out)
 
 
 def _write_numbers(result: EvalResult, train_images: ImageSet, image_shape: Sequence[int], out: Path) -> None:
@@ -435,6 +457,12 @@ def _run(command: _Command) -> int:
     result = evaluate(genotype, config)
     if rank_of_process():
         return 0
+    print_result(result)
+    return 0
+
+
+def print_result(result: EvalResult) -> None:
+    """Print the numbers of an evaluation and where its files are."""
     print(
         f"test error {result.test_error:.2f} % (accuracy {100 * result.test_accuracy:.2f} %), "
         f"{result.parameters:,} parameters ({result.parameters_with_auxiliary:,} with the auxiliary head), "
@@ -443,10 +471,9 @@ def _run(command: _Command) -> int:
     if result.cost is not None:
         print(result.cost)
     if result.out_dir is not None:
-        print(f"results: {result.out_dir} (report.html)")
+        print(f"results: {result.out_dir}{' (report.html)' if result.epochs else ''}")
     if result.exported:
         print(f"exported: {', '.join(map(str, result.exported))}")
-    return 0
 
 
 def _print_text(result: TextEvalResult) -> int:

@@ -25,7 +25,7 @@ from fastdarts.runs.timing import milliseconds, runner
 from fastdarts.spaces import registry
 from fastdarts.spaces.cost import CostTable, Place, names_of, places
 from fastdarts.spaces.cost_model import CostModel, fit, weights_of
-from fastdarts.spaces.space import Space
+from fastdarts.spaces.space import Space, priced_supernet
 from fastdarts.spaces.supernet import Supernet
 
 _PROGRAM = "fastdarts latency"
@@ -123,13 +123,12 @@ def measure_whole(config: LatencyConfig) -> Latencies:
 
 
 def _supernet(space: Space, config: LatencyConfig) -> Supernet:
-    return space.supernet(
+    return priced_supernet(
+        space,
         C=config.init_channels,
         num_classes=config.num_classes,
         layers=config.layers,
         in_channels=config.in_channels,
-        backend="reference",
-        **space.arguments(),
     )
 
 

@@ -10,6 +10,7 @@ from fastdarts.config.command_line import OneLineParser, one_of, output_flags
 from fastdarts.runs.eval_config import EvalConfig
 from fastdarts.runs.program import run_parsed
 from fastdarts.spaces import registry
+from fastdarts.spaces.darts.cell_genotypes import PUBLISHED as OWN_CELLS
 from fastdarts.spaces.darts.published import CELLS, SIZES
 from fastdarts.spaces.layerwise import published as chains
 from fastdarts.spaces.recurrent import architecture as cells
@@ -56,12 +57,13 @@ def list_genotypes() -> dict[str, str]:
         name: f"{SIZES[name][0] / 1e6:.2f}M parameters, {SIZES[name][1] / 1e6:.0f}M multiply-adds; {cell.source}"
         for name, cell in CELLS.items()
     }
+    own = {name: f"a cell for each of {len(found.cells)} places: {found}" for name, found in OWN_CELLS.items()}
     recurrent = {name: f"recurrent cell: {cell}" for name, cell in cells.PUBLISHED.items()}
     layers = {
         name: f"{len(chain.layers)} layers of space {chain.space}, {chain.skips()} left out"
         for name, chain in chains.PUBLISHED.items()
     }
-    return convolutional | recurrent | layers
+    return convolutional | own | recurrent | layers
 
 
 KINDS: dict[str, Callable[[], dict[str, str]]] = {

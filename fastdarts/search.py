@@ -231,7 +231,7 @@ def _on_images(
     config: SearchConfig, team: Team, train: Images | None, valid: Images | None, loss: Loss | None
 ) -> Callable[[torch.device], SearchState]:
     """Read the images; return what makes the state of a search on them, on a device."""
-    weights_half, alphas_half = _halves(config, train, valid, loss, team.device)
+    weights_half, alphas_half = halves(config, train, valid, loss, team.device)
     outputs_for(weights_half)  # says what is wrong with the classes before the run's folder is made
 
     def make(device: torch.device) -> SearchState:
@@ -302,10 +302,18 @@ def _histograms(state: SearchState) -> dict[str, Tensor]:
     return {f"alphas_{name}": latest[name][latest[name].isfinite()] for name in state.network.groups}
 
 
-def _halves(
+def halves(
     config: SearchConfig, train: Images | None, valid: Images | None, loss: Loss | None, device: torch.device
 ) -> tuple[ImageSet, ImageSet | None]:
-    """The images of the weight steps and of the alpha steps; all and none where the alphas learn from the first."""
+    """Return the images of the weight steps and of the alpha steps; all and none where alphas learn from the first.
+
+    Args:
+        config: the search's.
+        train, valid, loss: as of `search`.
+        device: of the run.
+
+    Raises: ValueError, TypeError or FileNotFoundError for images that cannot be used.
+    """
     if train is None:
         if valid is not None:
             raise ValueError("valid was given without train")
@@ -364,6 +372,7 @@ def _candidates(state: SearchState, genotype: Any) -> dict[str, Any]:
     return {
         "unit": None if state.costs is None else state.costs.unit,
         "found": json.loads(genotype.to_json()),
+        "measured": state.method.compared_by,
         "candidates": [
             {
                 "architecture": json.loads(text := one.architecture.to_json()),

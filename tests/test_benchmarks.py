@@ -18,7 +18,7 @@ if not (ROOT / "benchmarks" / "cases.py").is_file():
     pytest.skip("needs the benchmarks, which are not installed", allow_module_level=True)
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import compare, found, layers, picture, ranks, scaling  # noqa: E402
+from benchmarks import compare, found, layers, mask_noise, picture, ranks, recurrent, scaling  # noqa: E402
 from benchmarks.cases import (  # noqa: E402
     AT_PAPERS_SIZE,
     AUTOCAST,
@@ -299,6 +299,22 @@ def test_found_networks_are_compared_with_plain_modules(capsys: pytest.CaptureFi
     assert re.search(
         r"^inference, batch 1, fused: .* s \(.*\), \d+ MiB; .*x plain channels_last, .* of its memory$", fused
     )
+
+
+def test_recurrent_steps_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--width", "16", "--batch", "8", "--window", "4", "--words", "50", "--repeats", "1"]
+    assert recurrent.main([*small, "--steps", "evaluation", "--variants", "plain", "fused"]) == 0
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert [line.split()[:2] for line in lines] == [["evaluation", "plain"], ["evaluation", "fused"]]
+    assert all(float(value) >= 0 for line in lines for value in line.split()[2:])
+
+
+def test_mask_noise_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    """Redrawn masks make the implicit term far longer than frozen ones do, after a few steps already."""
+    assert mask_noise.main(["--steps", "2", "--windows", "2"]) == 0
+    values = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines()]
+    assert len(values) == 5
+    assert values[2] > 10 * values[1]
 
 
 def test_layers_of_candidates_are_compared(capsys: pytest.CaptureFixture[str]) -> None:

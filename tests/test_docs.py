@@ -62,7 +62,7 @@ def test_commands_parse(
     if name in CONFIGS:
         config = parse_cli(CONFIGS[name], arguments)
         assert config.dataset in ("digits", "cifar10", "imagefolder", "imagenet", "pydoc")
-    elif name in ("predict", "export"):
+    elif name in ("predict", "export", "specialise"):
         import_module(f"fastdarts.{name}").parser().parse_args(arguments)
     else:
         assert name == "--print-completion"

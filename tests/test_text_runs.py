@@ -33,7 +33,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "fairdarts": {},
     "sdarts-rs": {},
     "sdarts-adv": {},
-    "darts-plus": {"method_options": {"rule": "ranking", "stable": 1}, "arch_lr": 1e-6},
+    "darts-plus": {"method_options": {"stable": 1}, "arch_lr": 1e-6},
 }
 
 
@@ -66,7 +66,7 @@ def test_methods_without_a_meaning_say_so(tmp_path: Path, method: str) -> None:
         ({"layers": 3}, "layers has no meaning for texts"),
         ({"space_options": {"widht": 3}}, "space_options sets 'widht', which is unknown; did you mean 'width'"),
         ({"space_options": {"dropout": 1.0}}, "space_options: dropout must be below 1"),
-        ({"method": "darts-plus"}, "rule 'skips' counts skip connections"),
+        ({"method": "darts-plus", "method_options": {"rule": "skips"}}, "rule 'skips' counts skip connections"),
     ],
 )
 def test_wrong_options_are_named(fields: dict[str, Any], message: str) -> None:

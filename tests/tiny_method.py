@@ -19,6 +19,7 @@ SMALL = {"epochs": 3, "batch_size": 8, "init_channels": 4, "layers": 3, "arch_lr
 OPTIONS: dict[str, dict[str, Any]] = {
     "random": {"cells": 4, "finalists": 2},
     "fairnas": {"cells": 4, "finalists": 2, "population": 2},
+    "ofa": {"cells": 4, "finalists": 2, "population": 2},
     "robustdarts": {"iterations": 2, "images": 4},
     "darts-plus": {"min_epoch": 2},
     "p-darts": {"depth": (1.0, 1.0, 1.4)},
@@ -26,13 +27,18 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "drnas-progressive": {"k": (2, 1), "left": 2},
 }
 
+FIELDS: dict[str, dict[str, Any]] = {
+    "ofa": {"space": "ofa", "layers": 2, "space_options": {"least": 2}, "cost": None},  # three phases
+}
+"""What a method needs besides its options."""
+
 
 def tiny_state(method: str = "darts", ranks: Ranks = ALONE, **fields: Any) -> SearchState:
     """A search on 32 images of 6x6 in two classes, half of them for the alphas: two steps an epoch."""
     noise = torch.randint(0, 256, (32, 1, 6, 6), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     images = ImageData(noise, torch.arange(32) % 2, ("even", "odd"), (0.5,), (0.3,))
     options = {"method_options": OPTIONS.get(method, {})}
-    config = SearchConfig(dataset="digits", method=method, **(SMALL | options | fields))
+    config = SearchConfig(dataset="digits", method=method, **(SMALL | FIELDS.get(method, {}) | options | fields))
     first, second = (images.subset(torch.arange(16) + start) for start in (0, 16))
     return SearchState(config, first, second, cross_entropy, torch.device("cpu"), ranks)
 

@@ -114,15 +114,15 @@ at::Tensor combine(const at::Tensor& direct, const at::Tensor& plus, const at::T
   return result;
 }
 
-void clipped_sgd(at::Tensor& weights, at::Tensor& buffer, const at::Tensor& gradient, const at::Tensor& norm,
-                 const at::Tensor& lr, double momentum, double weight_decay, double max_norm) {
+void clipped_sgd(at::Tensor& weights, const std::optional<at::Tensor>& buffer, const at::Tensor& gradient,
+                 const at::Tensor& norm, const at::Tensor& lr, double momentum, double weight_decay, double max_norm) {
   check(weights, weights, "weights");
-  check(buffer, weights, "buffer");
+  if (buffer) check(*buffer, weights, "buffer");
   check(gradient, weights, "gradient");
   const c10::cuda::CUDAGuard guard(weights.device());
   AT_DISPATCH_FLOATING_TYPES(weights.scalar_type(), "flat_clipped_sgd", [&] {
     const ClippedSgdPass<scalar_t> pass{weights.mutable_data_ptr<scalar_t>(),
-                                        buffer.mutable_data_ptr<scalar_t>(),
+                                        buffer ? buffer->mutable_data_ptr<scalar_t>() : nullptr,
                                         gradient.const_data_ptr<scalar_t>(),
                                         scalar(norm, weights, "norm"),
                                         scalar(lr, weights, "lr"),

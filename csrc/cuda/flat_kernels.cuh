@@ -92,7 +92,7 @@ struct CombinePass {
 template <typename T>
 struct ClippedSgdPass {
   T* w;
-  T* buffer;
+  T* buffer;  // may be null
   const T* gradient;
   const double* norm;
   const double* lr;
@@ -103,11 +103,12 @@ struct ClippedSgdPass {
     using P = Pack<T, Width>;
     const ClippedSgd<T> step{T(clip_factor(*norm, max_norm)), T(*lr), T(momentum), T(weight_decay)};
     P at = *reinterpret_cast<const P*>(w + i);
-    P b = *reinterpret_cast<const P*>(buffer + i);
+    P b{};
+    if (buffer) b = *reinterpret_cast<const P*>(buffer + i);
     const P g = *reinterpret_cast<const P*>(gradient + i);
 #pragma unroll
     for (int k = 0; k < Width; ++k) step(at.value[k], b.value[k], g.value[k]);
-    *reinterpret_cast<P*>(buffer + i) = b;
+    if (buffer) *reinterpret_cast<P*>(buffer + i) = b;
     *reinterpret_cast<P*>(w + i) = at;
   }
 };

@@ -86,15 +86,12 @@ class FlatASGD(Optimizer):
         step += 1
         if step == 1:
             eta = _rounded(group["lr"])
-        unchanged = torch.zeros_like(self.average)  # SGD without momentum
         rate = torch.full((), eta, dtype=torch.float64, device=weights.device)
-        flat_ops.clipped_sgd(
-            weights, unchanged, gradient, self.gradient_norm, rate, 0.0, group["weight_decay"], max_norm
-        )
+        flat_ops.clipped_sgd(weights, None, gradient, self.gradient_norm, rate, 0.0, group["weight_decay"], max_norm)
         if mu == 1:
             self.average.copy_(weights)
         else:
-            self.average.add_(weights - self.average, alpha=mu)
+            self.average.lerp_(weights, mu)
         self._numbers = step, _rounded(group["lr"]), _rounded(1 / max(1.0, step))
         for weight in self.flat.weights:
             for name, value in zip(_NUMBERS, self._numbers, strict=True):

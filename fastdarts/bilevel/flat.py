@@ -179,7 +179,7 @@ class FlatSGD(SGD):
             lr = as_scalar(group["lr"], weights.device)
         self.gradient_norm = flat_ops.norm(gradient)
         # With momentum 0 the momentum buffers keep their values, as in torch.optim.SGD, in case it is set again.
-        buffer = self.momentum if group["momentum"] else torch.zeros_like(self.momentum)
+        buffer = self.momentum if group["momentum"] else None
         flat_ops.clipped_sgd(
             weights,
             buffer,

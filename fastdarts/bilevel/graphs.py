@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastdarts.bilevel.host_values import recording
+
 Work = Callable[..., Tensor]
-"""work(*inputs) -> measurements; reads nothing back from the device."""
+"""work(*inputs) -> measurements; reads nothing back from the device, and takes from the host only by `from_host`."""
 
 _EAGER_STEPS = 3  # of one kind before capture: libraries choose their algorithms, optimizers create their state
 
@@ -64,13 +66,20 @@ class Replay:
 
 
 class CapturedStep:
-    """Capture a step as a CUDA graph, with static tensors for its inputs, in memory from a pool that graphs share."""
+    """Capture a step as a CUDA graph, with static tensors for its inputs and for the values that the host computes.
+
+    Its memory comes from a pool that graphs share.
+    """
 
     def __init__(self, work: Work, inputs: Sequence[Tensor], stream: torch.cuda.Stream, pool: Any) -> None:
         self.inputs = [t.clone() for t in inputs]
         self.graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.device(stream.device), torch.cuda.graph(self.graph, pool=pool, stream=stream):
+            with (
+                torch.cuda.device(stream.device),
+                recording() as self.host_values,
+                torch.cuda.graph(self.graph, pool=pool, stream=stream),
+            ):
                 self.measured = work(*self.inputs)
         except torch.OutOfMemoryError:
             raise
@@ -79,6 +88,7 @@ class CapturedStep:
                 "the step could not be captured as a CUDA graph (does the network or the loss synchronise with "
                 "the device?); cuda_graphs=False runs it eagerly"
             ) from error
+        self._replayed = False
 
     def replay(self, inputs: Sequence[Tensor], carried: Sequence[int]) -> Tensor:
         """Replay the graph on other inputs of the same shapes, of which it changes those `carried` in place.
@@ -87,6 +97,12 @@ class CapturedStep:
         """
         for place, tensor in zip(self.inputs, inputs, strict=True):
             place.copy_(tensor)
+        for value in self.host_values:
+            if self._replayed:
+                value.renew()
+            else:  # those of the capture, so that the host's generators advance as in an eager step
+                value.write(value.first)
+        self._replayed = True
         self.graph.replay()
         for i in carried:
             inputs[i].copy_(self.inputs[i])

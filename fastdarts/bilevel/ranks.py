@@ -115,9 +115,14 @@ class Ranks:
         So random numbers of single samples are those that one process would draw for the whole batch, and generators
         advance alike on all ranks.
         """
-        if self.alone or self._share is None:
-            return draw(count)
-        return self._share.of(draw(self._share.total))
+        return self.later_rows(draw, count)()
+
+    def later_rows(self, draw: Callable[[int], Tensor], count: int) -> Callable[[], Tensor]:
+        """Return a function that does what `rows` does, for other batches that are divided as this one."""
+        share = self._share
+        if self.alone or share is None:
+            return lambda: draw(count)
+        return lambda: share.of(draw(share.total))
 
     # Values on the host.
 

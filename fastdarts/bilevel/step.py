@@ -62,8 +62,8 @@ class StepRules:
     sparse: bool = False
     """True if a pass may use only some of the weights; the others get no gradient and are neither moved nor decayed."""
     capturable: bool = True
-    """True if every step launches the same work, so that a CUDA graph can replay it: nothing is sampled or decided on
-    the host."""
+    """True if every step launches the same work, so that a CUDA graph can replay it: the host decides nothing, and the
+    values that it computes or samples go through `fastdarts.bilevel.host_values.from_host`."""
 
     def graph_key(self) -> Hashable:
         """Return the host values that a capture fixes; two steps may share a CUDA graph only if these are equal."""
@@ -76,6 +76,10 @@ class StepRules:
     def weight_gradients(self, step: SearchStep, train: Batch) -> TrainPass:
         """Return the pass whose gradients move the weights; a method may change them or add passes of its own."""
         return step.train_pass(train)
+
+    def weight_penalty(self, outputs: Any) -> Tensor | None:
+        """Return what a method adds to the loss of the weights, given the network's outputs; None for nothing."""
+        return None
 
     def level_now(self) -> Level:
         """Return the level of this step: the loss that its alpha step minimises."""
@@ -233,9 +237,10 @@ class SearchStep:
         return _measured(architect.task, loss, loss.detach(), outputs, train, norm, _norm(of_alphas))
 
     def _regularised(self, loss: Tensor, outputs: Any) -> Tensor:
-        """Return the loss of the weight step: with what the task adds to it there."""
-        extra = self.architect.task.regulariser(outputs)
-        return loss if extra is None else loss + extra
+        """Return the loss of the weight step: with what the task and the rules add to it there."""
+        for extra in (self.architect.task.regulariser(outputs), self.rules.weight_penalty(outputs)):
+            loss = loss if extra is None else loss + extra
+        return loss
 
     def _gradients(self, loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor | None]:
         """Return this rank's part of d loss / d inputs; for inputs that the pass did not use, None if the rules are

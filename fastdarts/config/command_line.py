@@ -131,7 +131,7 @@ def build_parser(
             group.add_argument(flag, action=argparse.BooleanOptionalAction, help=help_text)
         elif typing.get_origin(hint) is dict:
             group.add_argument(  # given twice, it adds to the pairs before
-                flag, type=_name_value, nargs="+", action="extend", metavar=meta["metavar"], help=meta["help"]
+                flag, type=parse_name_value, nargs="+", action="extend", metavar=meta["metavar"], help=meta["help"]
             )
         elif typing.get_origin(hint) is Literal:
             choices = typing.get_args(hint)
@@ -140,7 +140,7 @@ def build_parser(
         else:
             parse = hint
             if typing.get_origin(hint) is tuple:
-                parse = _names if typing.get_args(hint)[-1] is ... else _image_size
+                parse = _names if typing.get_args(hint)[-1] is ... else parse_image_size
             group.add_argument(flag, type=parse, metavar=meta["metavar"] or _METAVARS.get(hint), help=help_text)
     return parser
 
@@ -160,9 +160,12 @@ def _shown_defaults(config_type: type[ConfigType], argv: Sequence[str] | None) -
         return config_type()
 
 
-def _name_value(text: str) -> tuple[str, Any]:
-    """name=value; a value that reads as JSON (a number, true, false) or as such values with commas is one or a list of
-    them, others are text."""
+def parse_name_value(text: str) -> tuple[str, Any]:
+    """Return name and value of NAME=VALUE.
+
+    A value that reads as JSON (a number, true, false), or as such values with commas, is one or a list of them; others
+    are text.
+    """
     name, separator, value = text.partition("=")
     if not (name and separator):
         raise argparse.ArgumentTypeError(f"wanted NAME=VALUE, got {text!r}")
@@ -178,7 +181,8 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(","))
 
 
-def _image_size(text: str) -> tuple[int, int]:
+def parse_image_size(text: str) -> tuple[int, int]:
+    """Return height and width of SIZE or HxW."""
     height, separator, width = text.partition("x")
     try:
         return int(height), int(width if separator else height)

@@ -31,6 +31,9 @@ _PAPER: dict[str, Any] = {
     "max_skips": None,
     "crop_padding": 4,
     "flip": True,
+    "cutout": 0,
+    "auto_augment": "none",
+    "arch_weight_decay": 1e-3,
     "cost": None,
 }
 
@@ -190,7 +193,10 @@ class SearchOptions(Config):
     )
     crop_padding: int = option("data", "random crops out of images padded by this many pixels", at_least=0)
     flip: bool = option("data", "mirror half of the images")
-    cutout: int = option("data", "side of the square that is blanked in each image, in pixels", 0, at_least=0)
+    cutout: int = option("data", "side of the square that is blanked in each image, in pixels", at_least=0)
+    auto_augment: Literal["none", "autoaugment", "randaugment", "trivialaugment"] = option(
+        "data", "further random ops on each image, by torchvision"
+    )
 
     stem: Literal["cifar", "imagenet"] = option(
         "network", "first layers; imagenet divides the image's sides by 8", "cifar"
@@ -216,7 +222,7 @@ class SearchOptions(Config):
     alpha_warmup: float = option(
         "alphas", "share of the epochs, from the first, in which alphas stay as they are", at_least=0, below=1
     )
-    arch_weight_decay: float = option("alphas", "L2 of the alphas", 1e-3, at_least=0)
+    arch_weight_decay: float = option("alphas", "L2 of the alphas", at_least=0)
 
     seed: int = option(
         "run", "seed of weights, alphas, data order and augmentation", 0, at_least=0, at_most=LARGEST_SEED

@@ -1,7 +1,7 @@
 """Augment as recent trainings do, by torchvision's transforms: ops drawn for each image, and mixtures of images."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -10,20 +10,28 @@ from fastdarts.config.importing import importing
 
 Transform = Callable[[Tensor], Tensor]
 """Change a batch of images [N, C, H, W], uint8, before crop, flip and normalisation; same shape and dtype."""
-AutoAugment = Literal["none", "randaugment", "trivialaugment"]
+AutoAugment = Literal["none", "autoaugment", "randaugment", "trivialaugment"]
 
 
 def auto_augment(name: AutoAugment) -> Transform | None:
-    """Return RandAugment (arXiv:1909.13719) or TrivialAugment (arXiv:2103.10158), drawn for each image of a batch.
+    """Return what draws ops for each image of a batch; None for "none".
 
-    Random choices come from torch's global generator.
+    "autoaugment" is AutoAugment with its policy for CIFAR-10 (arXiv:1805.09501), "randaugment" RandAugment
+    (arXiv:1909.13719), "trivialaugment" TrivialAugment (arXiv:2103.10158). Random choices come from torch's global
+    generator.
     """
     if name == "none":
         return None
     with importing("torchvision"):
         from torchvision.transforms import v2  # here, because importing it takes a second
 
-    augment = v2.RandAugment() if name == "randaugment" else v2.TrivialAugmentWide()
+    match name:
+        case "autoaugment":
+            augment: Any = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)
+        case "randaugment":
+            augment = v2.RandAugment()
+        case "trivialaugment":
+            augment = v2.TrivialAugmentWide()
 
     def apply(images: Tensor) -> Tensor:
         if images.shape[1] not in (1, 3) or images.dtype != torch.uint8:

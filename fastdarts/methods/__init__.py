@@ -36,7 +36,9 @@ _CLASSES = {
     "oles": "oles:Oles",
     "beta-darts": "beta_darts:BetaDarts",
     "lambda-darts": "lambda_darts:LambdaDarts",
+    "gold-nas": "gold_nas:GoldNas",
     "reinmax": "reinmax:ReinMax",
+    "ofa": "ofa:Ofa",
 }
 NAMES = tuple(_CLASSES)
 

@@ -1,7 +1,8 @@
 """DARTS+: early stopping (Liang et al., 2019, arXiv:1909.06035).
 
 After every epoch one of two rules decides whether to stop: the normal cell has two skip connections, or the ranking of
-the ops with weights has not changed on any edge for ten epochs. The authors have published no code that we know of.
+the ops with weights has not changed on any edge for ten epochs. The default is the first rule, and in spaces without
+skip connections the second. The authors have published no code that we know of.
 """
 
 from collections.abc import Mapping
@@ -19,7 +20,9 @@ from fastdarts.spaces.supernet import Supernet
 class DartsPlusOptions(MethodOptions):
     """Define the hyper-parameters of DARTS+; defaults are the paper's."""
 
-    rule: Literal["skips", "ranking"] = hyper("rule that ends the search", "skips")
+    rule: Literal["auto", "skips", "ranking"] = hyper(
+        "rule that ends the search; auto: skips where the space has them, else ranking", "auto"
+    )
     skips: int = hyper("rule skips: number of skip connections in a cell that ends the search", 2, at_least=1)
     stable: int = hyper("rule ranking: epochs without a change that end the search", 10, at_least=1)
     cells: Literal["normal", "both"] = hyper("rule skips: cells whose skips count (both: either cell)", "normal")
@@ -46,6 +49,9 @@ class DartsPlus(Method):
 
     def __init__(self, config: SearchOptions) -> None:
         super().__init__(config)
+        self._by_ranking = self.options.rule == "ranking" or (
+            self.options.rule == "auto" and "skip connections" not in self.space.features
+        )
         self._ranking: list[list[list[int]]] = []
         self._unchanged = 0
         self._genotypes: list[str] = []  # of the previous and the latest epoch, as JSON
@@ -64,7 +70,7 @@ class DartsPlus(Method):
 
     def _reason(self, network: Supernet, architecture: Any) -> str | None:
         options = self.options
-        if options.rule == "ranking":
+        if self._by_ranking:
             if self._unchanged >= options.stable:
                 return f"the ranking of the ops with weights has not changed for {self._unchanged} epochs"
             return None

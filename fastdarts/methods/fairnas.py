@@ -10,18 +10,17 @@ and the shorter rows go on through permutations from step to step, so that count
 In cells all edges run, each with one op, and derived cells keep two edges a node.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from fastdarts.bilevel.step import SearchStep, TrainPass
 from fastdarts.config.search_options import SearchOptions
-from fastdarts.methods import nsga2
 from fastdarts.methods.method import Settings, hyper
-from fastdarts.methods.one_shot import OneShot, OneShotOptions
+from fastdarts.methods.one_shot import OneShot, OneShotOptions, Sampler, summed
 from fastdarts.mixed.mix import Mix
 from fastdarts.spaces.supernet import Supernet
 from fastdarts.tasks.task import Batch
@@ -31,9 +30,7 @@ from fastdarts.tasks.task import Batch
 class FairNASOptions(OneShotOptions):
     """Define the hyper-parameters of FairNAS."""
 
-    sampler: Literal["auto", "random", "enumeration", "evolution", "nsga2"] = hyper(  # type: ignore[assignment]
-        "as of random search; auto: nsga2, or evolution where there is no cost or no package pymoo", "auto"
-    )
+    sampler: Sampler = hyper("as of random search", "auto")
     recalibrate: int = hyper(
         "training batches over which the batch norms of each architecture are averaged (0: leave them)", 4, at_least=0
     )
@@ -52,23 +49,12 @@ class FairNAS(OneShot):
         """Number of models of a step: the ops of the longest row."""
         self._ahead: dict[str, list[list[int]]] = {}
 
-    @classmethod
-    def sampler_of(cls, config: SearchOptions) -> str:
-        given = super().sampler_of(config)
-        if given != "auto":
-            return given
-        return "nsga2" if config.cost is not None and nsga2.installed() else "evolution"
-
     def attach(self, network: Supernet) -> None:
         super().attach(network)
         self.passes = max(group.shape[1] for group in network.groups.values())
 
     def weight_gradients(self, step: SearchStep, train: Batch) -> TrainPass:
-        passes = [step.train_pass(train) for _ in range(self.passes)]
-        loss = torch.stack([one.loss.detach() for one in passes]).mean()
-        return TrainPass(
-            loss, passes[-1].outputs, [_sum(terms) for terms in zip(*(p.gradients for p in passes), strict=True)]
-        )
+        return summed([step.train_pass(train) for _ in range(self.passes)])
 
     def relax(self, network: Supernet, group: str, alpha: Tensor) -> Mix:
         if not network.training:
@@ -90,9 +76,3 @@ class FairNAS(OneShot):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self._ahead = {name: [list(row) for row in rows] for name, rows in state["ahead"].items()}
-
-
-def _sum(terms: Sequence[Tensor | None]) -> Tensor | None:
-    """Return the sum of a weight's gradients; None if no pass used it."""
-    known = [term for term in terms if term is not None]
-    return torch.stack(known).sum(0) if known else None

@@ -37,7 +37,6 @@ class FBNet(Method):
     settings: ClassVar[Settings] = {"order": 1, "alpha_warmup": 1 / 9}
     published: ClassVar[Settings] = {"epochs": 90, "lr": 0.1, "weight_decay": 1e-4, "arch_lr": 0.01}
     draws = True
-    capturable = False  # op weights are sampled on the host
 
     def tau(self) -> float:
         """Return the temperature of this epoch: the paper's at the same share of its ninety epochs."""
@@ -52,7 +51,7 @@ class FBNet(Method):
     def relax(self, network: Supernet, group: str, alpha: Tensor) -> Mix:
         if not network.training:
             return Mix(alpha.softmax(dim=-1))
-        return Mix(gumbel.sample(alpha, self.tau(), self.generator))
+        return Mix(gumbel.sample(alpha, self.tau, self.generator))
 
     def metrics(self, network: Supernet) -> dict[str, Any]:
         return super().metrics(network) | {"temperature": self.tau()}

@@ -58,7 +58,7 @@ class Gdas(Method):
 
     def relax(self, network: Supernet, group: str, alpha: Tensor) -> Mix:
         if network.training:
-            weights = gumbel.one_hot(gumbel.sample(alpha, self.tau(), self.generator))
+            weights = gumbel.one_hot(gumbel.sample(alpha, self.tau, self.generator))
         else:
             weights = gumbel.one_hot(alpha.detach())
         active = [[column] for column in weights.argmax(1).tolist()]

@@ -1,17 +1,31 @@
-"""Sample op weights by Gumbel-softmax (Jang et al., ICLR 2017), for GDAS and SNAS."""
+"""Sample op weights by Gumbel-softmax (Jang et al., ICLR 2017), for GDAS, SNAS, FBNet and ReinMax."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from fastdarts.bilevel.host_values import from_host
 
-def sample(alpha: Tensor, tau: float, generator: torch.Generator) -> Tensor:
+
+def sample(alpha: Tensor, tau: Callable[[], float], generator: torch.Generator) -> Tensor:
     """Return z = softmax((log_softmax(alpha) + g) / tau) for each row of alpha [edges, ops], with g standard Gumbel.
 
     The position of a row's largest entry is distributed as softmax(alpha) for any tau.
+
+    Args:
+        alpha: [edges, ops].
+        tau: returns the temperature of the present step.
+        generator: generator on the CPU.
     """
-    waiting = torch.empty(alpha.shape, dtype=torch.float64).exponential_(generator=generator)
-    noise = -waiting.clamp(1e-30, 1e30).log()  # g = -log(E), E ~ Exp(1); E = 0 has probability 2^-53
-    return ((alpha.log_softmax(dim=-1) + noise.to(alpha)) / tau).softmax(dim=-1)
+
+    def draw() -> Tensor:
+        waiting = torch.empty(shape, dtype=torch.float64).exponential_(generator=generator)
+        return -waiting.clamp(1e-30, 1e30).log()  # g = -log(E), E ~ Exp(1); E = 0 has probability 2^-53
+
+    shape = alpha.shape
+    temperature = from_host(lambda: torch.tensor(tau(), dtype=torch.float64), alpha)
+    return ((alpha.log_softmax(dim=-1) + from_host(draw, alpha)) / temperature).softmax(dim=-1)
 
 
 def one_hot(z: Tensor) -> Tensor:

@@ -23,8 +23,9 @@ from fastdarts.methods.schedules import cosine
 from fastdarts.methods.scored import Scored
 from fastdarts.mixed.mix import Mix
 from fastdarts.spaces import registry
+from fastdarts.spaces.cost import Cost
 from fastdarts.spaces.group import Choice
-from fastdarts.spaces.space import Feature, Space
+from fastdarts.spaces.space import Feature, Space, material_of
 from fastdarts.spaces.supernet import Mixes, Supernet
 
 Settings = Mapping[str, Any]
@@ -88,6 +89,12 @@ class Method(StepRules):
     """Largest global norm of the alphas' gradient; None for no clipping."""
     needs: ClassVar[frozenset[Feature]] = frozenset()
     """Features that a search space must have for this method."""
+    measures_images: ClassVar[bool] = False
+    """True if the method computes with the images of a batch itself, so that it has no meaning for texts."""
+    compared_by: ClassVar[str] = (
+        "with the shared weights on the alphas' half; such accuracies are below those after a training from scratch"
+    )
+    """How the architectures in `compared` were measured, for the report."""
     choice: Choice = Choice()
     """Rules by which an architecture is derived from the scores."""
 
@@ -123,6 +130,8 @@ class Method(StepRules):
         refuse = f"method {config.method!r}"
         for feature in sorted(cls.needs - cls.space_of(config).features):
             raise ValueError(f"{refuse} needs {feature}, which space {config.space!r} does not have")
+        if cls.measures_images and material_of(cls.space_of(config)) != "images":
+            raise ValueError(f"{refuse} measures images; space {config.space!r} reads text")
         if config.order == 2 and cls.level != "bilevel":
             raise ValueError(f"{refuse} has no second order: its alphas do not look through a step of the weights")
         if config.order == 2 and (cls.draws or config.op_dropout):
@@ -145,6 +154,17 @@ class Method(StepRules):
         If they have changed when an epoch begins, network and optimizers are built anew.
         """
         return {"layers": self.config.layers, **self.space.arguments()}
+
+    def cost_arguments(self) -> dict[str, Any]:
+        """Return arguments of `Space.supernet` for the network whose ops are counted for `cost`."""
+        return {"layers": self.config.layers, **self.space.arguments()}
+
+    def takes_costs(self, network: Supernet, costs: Cost) -> bool:
+        """Return True if the method makes its own use of the costs of choices, so that they do not enter the loss.
+
+        Called for each new network, after `attach`, where the config asks for a cost.
+        """
+        return False
 
     def attach(self, network: Supernet) -> None:
         """Prepare a new network: set its relaxation, add architecture parameters, change initial alphas."""

@@ -47,6 +47,7 @@ class Oles(Method):
 
     Options = OlesOptions
     role = "freezing"
+    measures_images = True
     settings: ClassVar[Settings] = {"order": 1}
     keep_weight_gradients = True
     sparse = True  # a frozen weight has no gradient: it is not decayed either

@@ -3,30 +3,33 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from fastdarts.bilevel.statistics import kept_statistics
-from fastdarts.bilevel.step import Level
+from fastdarts.bilevel.step import Level, TrainPass
 from fastdarts.config.search_options import SearchOptions
-from fastdarts.methods import nsga2
+from fastdarts.methods import nsga2, predictor
 from fastdarts.methods.method import Method, MethodOptions, Settings, hyper
 from fastdarts.methods.running import RunningSearch
-from fastdarts.methods.samplers import Draws, check_enumerable, everything, evolve
+from fastdarts.methods.samplers import Draws, Limit, Score, check_enumerable, everything, evolve
 from fastdarts.methods.scored import Scored, best_within, pareto_front
 from fastdarts.mixed.mix import Mix
 from fastdarts.spaces.supernet import Supernet
+
+Sampler = Literal["auto", "random", "enumeration", "evolution", "nsga2"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class OneShotOptions(MethodOptions):
     """Define how architectures are ranked at the end."""
 
-    sampler: Literal["random", "enumeration", "evolution", "nsga2"] = hyper(
+    sampler: Sampler = hyper(
         "architectures that are scored: random ones, all, those that evolution breeds for accuracy, or by NSGA-II for "
-        "accuracy and cost",
+        "accuracy and cost; auto: nsga2, or evolution where there is no cost or no package pymoo",
         "random",
     )
     cells: int = hyper("number of architectures scored at the end (enumeration: all)", 100, at_least=1)
@@ -38,6 +41,12 @@ class OneShotOptions(MethodOptions):
         at_least=0,
     )
     population: int = hyper("size of a generation of evolution and nsga2", 20, at_least=2)
+    predictor: int = hyper(
+        "random architectures to whose scores a predictor is fitted, which then scores in their place in evolution and "
+        "nsga2; the finalists are scored (0: no predictor)",
+        0,
+        at_least=0,
+    )
     mutation: float = hyper("share of the rows that a mutation draws anew", 0.1, above=0, at_most=1)
 
 
@@ -58,6 +67,8 @@ class OneShot(Method):
     @classmethod
     def check(cls, config: SearchOptions) -> None:
         super().check(config)
+        if config.method_options["predictor"] and cls.sampler_of(config) in ("random", "enumeration"):
+            raise ValueError("predictor is for sampler=evolution and nsga2, which choose what is scored next")
         if cls.sampler_of(config) == "nsga2":
             if config.cost is None:
                 raise ValueError(
@@ -69,7 +80,10 @@ class OneShot(Method):
     @classmethod
     def sampler_of(cls, config: SearchOptions) -> str:
         """Return the name of the sampler that ranks at the end."""
-        return str(config.method_options["sampler"])
+        given = str(config.method_options["sampler"])
+        if given != "auto":
+            return given
+        return "nsga2" if config.cost is not None and nsga2.installed() else "evolution"
 
     def attach(self, network: Supernet) -> None:
         super().attach(network)
@@ -114,13 +128,28 @@ class OneShot(Method):
         options, network = self.options, state.network
         generator = torch.Generator()
         generator.set_state(self.generator.get_state())
-        draws = Draws(network, generator, self.config.max_skips)
+        draws = Draws(network, generator, self.config.max_skips, self._limit(state))
         if self.sampler == "random":
             return [score(draws.random()) for _ in range(options.cells)]
         if self.sampler == "enumeration":
             return [score(architecture) for architecture in everything(network)]
+        if options.predictor:
+            score = self._predicted(state, draws, score)
         order = nsga2.by_front if self.sampler == "nsga2" else self._by_accuracy
         return evolve(draws, score, order, options.cells, options.population, options.mutation)
+
+    def _predicted(self, state: RunningSearch, draws: Draws, score: Score) -> Score:
+        """Return a score by a predictor, which is fitted to the scores of random architectures."""
+        known = [score(draws.random()) for _ in range(self.options.predictor)]
+        predicted = predictor.fit(state.network, known, self.config.seed)
+        return lambda architecture: Scored(architecture, predicted(architecture), _cost(state, architecture))
+
+    def _limit(self, state: RunningSearch) -> Limit | None:
+        """Return the limit of what is sampled: the wanted cost, except where a whole front is wanted."""
+        most = self.config.cost_target
+        if most is None or state.costs is None or self.sampler == "nsga2":
+            return None
+        return Limit(partial(state.costs.of, state.network), most)
 
     def _by_accuracy(self, scored: Sequence[Scored]) -> list[Scored]:
         return _best_first(scored, self.config.cost_target)
@@ -130,8 +159,25 @@ class OneShot(Method):
             if self.options.recalibrate:
                 state.recalibrate(self.options.recalibrate)
             loss, accuracy = state.measure(data, lambda: None)
-        cost = None if state.costs is None else state.costs.of(state.network, architecture)
-        return Scored(architecture, -loss if math.isnan(accuracy) else accuracy, cost)
+        return Scored(architecture, -loss if math.isnan(accuracy) else accuracy, _cost(state, architecture))
+
+
+def _cost(state: RunningSearch, architecture: Any) -> float | None:
+    """Return the cost of an architecture; None where the search has no costs."""
+    return None if state.costs is None else state.costs.of(state.network, architecture)
+
+
+def summed(passes: Sequence[TrainPass]) -> TrainPass:
+    """Return passes of several architectures on one batch as one: the mean of losses, the sums of gradients."""
+    loss = torch.stack([one.loss.detach() for one in passes]).mean()
+    gradients = [_sum(terms) for terms in zip(*(one.gradients for one in passes), strict=True)]
+    return TrainPass(loss, passes[-1].outputs, gradients)
+
+
+def _sum(terms: Sequence[Tensor | None]) -> Tensor | None:
+    """Return the sum of a weight's gradients; None if no pass used it."""
+    known = [term for term in terms if term is not None]
+    return torch.stack(known).sum(0) if known else None
 
 
 def _best_first(scored: Sequence[Scored], limit: float | None) -> list[Scored]:

@@ -9,13 +9,14 @@ the number of skip connections is one setting, `--max-skips`, 2 by default (thei
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from fastdarts.bilevel.host_values import from_host
 from fastdarts.config.search_options import SearchOptions
 from fastdarts.methods.method import Method, MethodOptions, Settings, check_warmup, hyper
 from fastdarts.methods.running import RunningSearch
@@ -45,7 +46,6 @@ class PDarts(Method):
     Options = PDartsOptions
     settings: ClassVar[Settings] = {"order": 1, "alpha_warmup": 0.4, "max_skips": 2}
     published: ClassVar[Settings] = {"epochs": 75, "batch_size": 96, "layers": 5, "lr_min": 0.0, "arch_lr": 6e-4}
-    capturable = False  # dropout masks are sampled on the host
     alpha_grad_clip = 5.0
     needs: ClassVar[frozenset[Feature]] = frozenset({"depth", "skip connections"})
     choice = Choice(last_wins=True)
@@ -118,6 +118,9 @@ class PDarts(Method):
             return float(rate * (length - epoch - 1) / length)
         return float(rate * math.exp(-5 * (epoch - self._first_of_alphas()) / length))
 
+    def graph_key(self) -> Hashable:
+        return super().graph_key(), self.skip_dropout() > 0
+
     def end_epoch(self, state: RunningSearch, metrics: dict[str, Any]) -> None:
         super().end_epoch(state, metrics)
         if self._epoch_of_stage() == self._length() - 1 and self.stage() < STAGES - 1:
@@ -147,15 +150,18 @@ class DroppedSkip(nn.Module):
         self.method = method
 
     def forward(self, x: Tensor) -> Tensor:
-        rate = self.method.skip_dropout() if self.training else 0.0
-        if rate == 0:
+        if not self.training or self.method.skip_dropout() == 0:
             return x
 
         def draw(rows: int) -> Tensor:
-            return torch.rand((rows, *x.shape[1:]), generator=self.method.generator)
+            return torch.rand((rows, *shape), generator=self.method.generator)
 
-        stays = self.method.ranks.rows(draw, len(x)) >= rate
-        return x * stays.to(x.device) / (1 - rate)
+        def factors() -> Tensor:
+            rate = self.method.skip_dropout()
+            return (drawn() >= rate).double() / (1 - rate)
+
+        shape, drawn = x.shape[1:], self.method.ranks.later_rows(draw, len(x))
+        return x * from_host(factors, x)
 
 
 def without_weakest(scores: Tensor, names: EdgeOps, count: int) -> EdgeOps:

@@ -55,7 +55,7 @@ class ReinMax(Method):
         if not network.training:
             chosen = alpha.argmax(1)
         else:
-            chosen = gumbel.sample(alpha.detach(), 1.0, self.generator).argmax(1)
+            chosen = gumbel.sample(alpha.detach(), lambda: 1.0, self.generator).argmax(1)
         weights = Sample.apply(alpha, chosen, self.options.tau)
         if network.training and not self._drawn_alone:
             return Mix(weights)

@@ -14,7 +14,7 @@ while stopping is on; after a return, the search does not return to earlier epoc
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,13 +22,14 @@ import torch
 from torch import Tensor
 
 from fastdarts.bilevel.architect import frozen_buffers, without_gradients
+from fastdarts.bilevel.host_values import from_host
 from fastdarts.config.search_options import SearchOptions
 from fastdarts.data.images import first_images
 from fastdarts.data.share import Share, SharedBatch
 from fastdarts.methods.lanczos import largest_eigenvalue
 from fastdarts.methods.method import Method, MethodOptions, hyper
 from fastdarts.methods.running import RunningSearch
-from fastdarts.mixed.mix import DropPath, Mix
+from fastdarts.mixed.mix import Mix
 from fastdarts.spaces.registry import read_architecture
 from fastdarts.spaces.supernet import Supernet
 
@@ -60,6 +61,7 @@ class RobustDarts(Method):
 
     Options = RobustDartsOptions
     role = "stop rule"
+    measures_images = True
 
     def __init__(self, config: SearchOptions) -> None:
         super().__init__(config)
@@ -70,7 +72,6 @@ class RobustDarts(Method):
         self._start = 0  # the first measurement to whose epoch the search may return
         self._level = self._first_level()
         self._snapshots: list[dict[str, Any]] = []  # the search after each of the latest measured epochs
-        self.capturable = self.capturable and not self.options.drop_path  # drop path is sampled on the host
 
     @classmethod
     def check(cls, config: SearchOptions) -> None:
@@ -96,11 +97,19 @@ class RobustDarts(Method):
 
     def relax(self, network: Supernet, group: str, alpha: Tensor) -> Mix:
         mix = super().relax(network, group, alpha)
-        rate = self.drop_path() if network.training else 0.0
-        return mix._replace(drop_path=DropPath(rate, self._draw)) if rate else mix
+        return mix._replace(drop_path=self._factors) if network.training and self.drop_path() else mix
 
-    def _draw(self, samples: int) -> Tensor:
-        return self.ranks.rows(lambda rows: torch.rand(rows, generator=self.generator), samples)
+    def _factors(self, term: Tensor) -> Tensor:
+        drawn = self.ranks.later_rows(lambda rows: torch.rand(rows, generator=self.generator), len(term))
+
+        def factors() -> Tensor:
+            rate = self.drop_path()
+            return (drawn() >= rate).double() / (1 - rate)
+
+        return from_host(factors, term)
+
+    def graph_key(self) -> Hashable:
+        return super().graph_key(), self.drop_path() > 0
 
     def drop_path(self) -> float:
         level = self._level if self.options.strengthen == "drop-path" else self.options.drop_path

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -20,6 +20,14 @@ Order = Callable[[Sequence[Scored]], list[Scored]]
 MOST = 20_000
 """Largest number of architectures that are enumerated."""
 _TRIES = 100  # draws for a new architecture before a space counts as exhausted
+_CHEAPER = 0.2  # share of the rows that are drawn anew on the way below a limit
+
+
+class Limit(NamedTuple):
+    """The largest cost that architectures may have."""
+
+    cost: Callable[[Any], float]
+    most: float
 
 
 @dataclass(frozen=True)
@@ -30,19 +38,37 @@ class Draws:
         network: the search network.
         generator: on the CPU.
         max_skips: most skip connections; None for any number.
+        limit: of their cost; an architecture above it gives way to cheaper mutations, one after another.
     """
 
     network: Supernet
     generator: torch.Generator
     max_skips: int | None = None
+    limit: Limit | None = None
 
     def random(self) -> Any:
-        return self.network.random(self.generator, self.max_skips)
+        return self._within(self.network.random(self.generator, self.max_skips))
 
     def crossed(self, first: Any, second: Any) -> Any:
-        return crossed(self.network, first, second, 0.5, self.generator, self.max_skips)
+        return self._within(crossed(self.network, first, second, 0.5, self.generator, self.max_skips))
 
     def mutated(self, architecture: Any, share: float) -> Any:
+        return self._within(self._mutation(architecture, share))
+
+    def _within(self, architecture: Any) -> Any:
+        """Return an architecture within the limit; one above it where a hundred mutations do not lead below."""
+        if self.limit is None:
+            return architecture
+        cost = self.limit.cost(architecture)
+        for _ in range(_TRIES):
+            if cost <= self.limit.most:
+                break
+            other = self._mutation(architecture, _CHEAPER)
+            if (lower := self.limit.cost(other)) < cost:
+                architecture, cost = other, lower
+        return architecture
+
+    def _mutation(self, architecture: Any, share: float) -> Any:
         return mutated(self.network, architecture, share, self.generator, self.max_skips)
 
     def choose(self, count: int) -> int:

@@ -29,6 +29,7 @@ class SdartsAdv(SdartsRs):
     """Run the weight step with adversarial op weights."""
 
     Options = SdartsAdvOptions
+    varies = True  # eps and the length of a step of the ascent are numbers in the step
 
     def perturb(self, step: SearchStep, train: Batch, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         network, ranks, eps = search_network(step), step.architect.ranks, self.eps()

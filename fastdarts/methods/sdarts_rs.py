@@ -4,7 +4,7 @@ The weights are trained with randomly perturbed op weights, so that they do well
 second order this penalises the trace of the loss's Hessian in the op weights. The alpha step is that of DARTS.
 """
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fastdarts.bilevel.host_values import from_host
 from fastdarts.bilevel.step import SearchStep
 from fastdarts.methods.method import Method, MethodOptions, Settings, hyper, search_network
 from fastdarts.spaces.supernet import Supernet
@@ -32,7 +33,6 @@ class SdartsRs(Method):
     Options = SdartsOptions
     role = "perturbation"
     settings: ClassVar[Settings] = {"order": 1}
-    capturable = False  # the noise is sampled on the host
 
     def eps(self) -> float:
         first, last = self.options.eps_min, self.options.eps_max
@@ -60,8 +60,15 @@ class SdartsRs(Method):
 
     def noise(self, a: Tensor) -> Tensor:
         """Return uniform noise in [-eps, eps] of the shape of `a`; 0 for masked ops, whose weight in `a` is 0."""
-        uniform = torch.rand(a.shape, generator=self.generator, dtype=torch.float64)
-        return (self.eps() * (2 * uniform - 1)).to(a) * (a > 0)
+
+        def draw() -> Tensor:
+            return self.eps() * (2 * torch.rand(shape, generator=self.generator, dtype=torch.float64) - 1)
+
+        shape = a.shape
+        return from_host(draw, a) * (a > 0)
+
+    def graph_key(self) -> Hashable:
+        return super().graph_key(), self.eps() == 0
 
     def metrics(self, network: Supernet) -> dict[str, Any]:
         return super().metrics(network) | {"epsilon": self.eps()}

@@ -4,18 +4,21 @@ Op weights are soft Gumbel-softmax samples, one per pass, shared by the cells of
 together on one loss over all training images. A derived cell has the most likely op of each edge, `none` included.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from fastdarts.bilevel.host_values import from_host
 from fastdarts.config.search_options import SearchOptions
 from fastdarts.methods import gumbel
 from fastdarts.methods.method import Method, MethodOptions, Settings, hyper
 from fastdarts.mixed.mix import Mix
 from fastdarts.spaces.group import Choice
-from fastdarts.spaces.supernet import Supernet
+from fastdarts.spaces.supernet import Choices, Supernet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +38,6 @@ class Snas(Method):
     published: ClassVar[Settings] = {"epochs": 150}
     level = "single"
     draws = True
-    capturable = False  # op weights are sampled on the host
     choice = Choice(edges_per_node=None, none_wins=True)
 
     def __init__(self, config: SearchOptions) -> None:
@@ -48,20 +50,25 @@ class Snas(Method):
     def relax(self, network: Supernet, group: str, alpha: Tensor) -> Mix:
         if not network.training:
             return Mix(alpha.softmax(dim=-1))
-        self._drawn[group] = gumbel.sample(alpha, self.tau(), self.generator)
+        self._drawn[group] = gumbel.sample(alpha, self.tau, self.generator)
         return Mix(self._drawn[group])
 
     def penalty(self, network: Supernet) -> Tensor | None:
         """Return `resource` times the parameters, in thousands, of the latest pass's sample (section 2.3), or None."""
         if not self.options.resource:
             return None
-        costs = []
-        for group, drawn in self._drawn.items():
-            for edges in network.mixed_ops(group):
-                candidates = [list(edge._ops)[: drawn.shape[1]] for edge in edges]
-                counts = [[sum(p.numel() for p in op.parameters()) / 1000 for op in row] for row in candidates]
-                costs.append((drawn * torch.tensor(counts, dtype=torch.float64).to(drawn)).sum())
+        costs = [
+            (drawn * from_host(partial(_thousands, edges, drawn.shape[1]), drawn)).sum()
+            for group, drawn in self._drawn.items()
+            for edges in network.mixed_ops(group)
+        ]
         return self.options.resource * torch.stack(costs).sum()
 
     def metrics(self, network: Supernet) -> dict[str, Any]:
         return super().metrics(network) | {"temperature": self.tau()}
+
+
+def _thousands(edges: Sequence[Choices], ops: int) -> Tensor:
+    """Return the number of parameters, in thousands, of each edge's first `ops` ops [edges, ops]."""
+    counts = [[sum(p.numel() for p in op.parameters()) / 1000 for op in list(edge._ops)[:ops]] for edge in edges]
+    return torch.tensor(counts, dtype=torch.float64)

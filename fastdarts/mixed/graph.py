@@ -34,12 +34,11 @@ def nodes_of(
 
     Returns: [N, nodes * C, H', W'].
     """
-    drops = mix.drop_path is not None and mix.drop_path.rate > 0
     if K > 1:
-        if drops or mix.added is not None:
+        if mix.drop_path is not None or mix.added is not None:
             raise ValueError("partial channels (K > 1) go together neither with drop_path nor with added")
         return _partial(edges, read, ends, states, mix, K)
-    if drops or mix.added is not None or read is None:
+    if mix.drop_path is not None or mix.added is not None or read is None:
         return _node_by_node(edges, read, ends, states, mix)
     return fused.mixed_nodes(read, ends, states, mix.weights, mix.active)
 
@@ -59,11 +58,10 @@ def _node_by_node(
 ) -> Tensor:
     """Make a node when all states before it exist: its edges in one call, or one by one where each drops samples."""
     known = list(states)
-    drop = mix.drop_path if mix.drop_path is not None and mix.drop_path.rate > 0 else None
     for here in rows_by_target(ends):
         active = [None if mix.active is None else mix.active[e] for e in here]
         sources = [known[ends[e][0]] for e in here]
-        if read is not None and drop is None:
+        if read is not None and mix.drop_path is None:
             # Not weights[here]: torch would copy the list to the GPU, which a captured step may not wait for.
             rows = torch.stack([mix.weights[e] for e in here])
             into = [(source, len(sources)) for source in range(len(sources))]
@@ -71,10 +69,9 @@ def _node_by_node(
             node = fused.mixed_nodes([read[e] for e in here], into, sources, rows, columns)
         else:
             terms = [edges[e](x, mix.weights[e], a) for e, x, a in zip(here, sources, active, strict=True)]
-            if drop is not None:  # each edge has samples of its own
+            if mix.drop_path is not None:  # each edge has samples of its own
                 for i, term in enumerate(terms):
-                    stays = drop.draw(len(term)) >= drop.rate
-                    terms[i] = term * (stays.to(term) / (1 - drop.rate))[:, None, None, None]
+                    terms[i] = term * mix.drop_path(term)[:, None, None, None]
             node = sum(terms[1:], terms[0])
         if mix.added is not None:
             node = node + torch.stack([mix.added[e] for e in here]).sum().to(node.dtype)

@@ -8,14 +8,9 @@ from torch import Tensor
 Active = Sequence[Sequence[int]]
 """For each edge, the columns of the ops that run; ops that are left out cost nothing and get no gradient."""
 
-
-class DropPath(NamedTuple):
-    """Drop single samples on each edge in training and scale up the others (RobustDARTS, Zela et al., ICLR 2020)."""
-
-    rate: float
-    """Probability that an edge drops a sample."""
-    draw: Callable[[int], Tensor]
-    """Returns uniform random numbers in [0, 1) for so many samples, on the CPU."""
+DropPath = Callable[[Tensor], Tensor]
+"""Returns factors [N] for the samples of an edge's output [N, C, H, W]: 0 for those that the edge drops, else
+1 / (1 - p) with p the probability of dropping one (RobustDARTS, Zela et al., ICLR 2020)."""
 
 
 class Mix(NamedTuple):

@@ -63,16 +63,26 @@ class CellPlan:
 
     @property
     def makes_products_again(self) -> bool:
-        """Return True if the kernels' backward makes the products of all edges again, since they are so many that they
-        would be most of the memory that a forward keeps."""
+        """Return True if the GPU kernels' backward makes the products of all edges again, since they are so many that
+        they would be most of the memory that a forward keeps. The CPU kernels' backward always does."""
         return sum(self.readers) > 2 * len(self.readers)
 
     @classmethod
     def decode(cls, numbers: Sequence[int]) -> "CellPlan":
-        """Return the plan whose `encoded` this is."""
+        """Return the plan whose `encoded` this is; raise a ValueError where there is none."""
         left = iter(numbers)
-        norm, outputs = bool(next(left)), tuple(next(left) for _ in range(next(left)))
-        nodes = [tuple(Term(next(left), next(left), next(left)) for _ in range(next(left))) for _ in range(next(left))]
+        try:
+            norm, outputs = bool(next(left)), tuple([next(left) for _ in range(next(left))])
+            count = next(left)
+            nodes = [tuple([Term(*[next(left) for _ in range(3)]) for _ in range(next(left))]) for _ in range(count)]
+        except StopIteration:
+            raise ValueError("recurrent: the plan ends too early") from None
+        if count < 0 or next(left, None) is not None:
+            raise ValueError("recurrent: the plan holds numbers too many")
+        states = range(count + 1)
+        sources = [(term.source, node) for node, terms in enumerate(nodes) for term in terms]
+        if any(source not in range(node + 1) for source, node in sources) or any(out not in states for out in outputs):
+            raise ValueError("recurrent: the plan names a state that is not there")
         return cls(tuple(nodes), outputs, norm)
 
 

@@ -84,7 +84,14 @@ def _(
     affine: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    decoded, C = decode(plan), running.shape[2]
+    decoded = decode(plan)
+    if running.dim() != 3:
+        raise ValueError(f"pack_eval_cell: running must be [norms, 2, C]; got {list(running.shape)}")
+    if len(parts) != decoded.inputs or not all(part in (1, 2) for part in parts):
+        raise ValueError(f"pack_eval_cell: parts must be {decoded.inputs} numbers, each 1 or 2; got {parts}")
+    if len(projections) != sum(parts) or any(weight.dim() != 4 for weight in projections):
+        raise ValueError("pack_eval_cell: projections must be [C / part, C_in, 1, 1] each, as many as parts tell")
+    C = running.shape[2]
     compute = torch.float64 if dtype == torch.float64 else torch.float32
 
     def padded(numbers: int) -> int:
@@ -111,7 +118,13 @@ def _(
 @torch.library.register_fake("fastdarts::eval_cell", lib=_library)
 def _(states: list[Tensor], packed: Tensor, parts: list[int], plan: list[int], concat: list[int], C: int) -> Tensor:
     decoded = decode(plan)
-    edge = next(edge for edge in decoded.edges if edge.source < decoded.inputs)
+    edge = next((edge for edge in decoded.edges if edge.source < decoded.inputs), None)
+    if edge is None:
+        raise ValueError("eval_cell: no edge leaves an input")
+    if len(states) != decoded.inputs or any(state.dim() != 4 for state in states):
+        raise ValueError(f"eval_cell: states must be {decoded.inputs} tensors [N, C_in, H, W]")
+    if len(parts) != decoded.inputs or not all(part in (1, 2) for part in parts):
+        raise ValueError(f"eval_cell: parts must be {decoded.inputs} numbers, each 1 or 2; got {parts}")
     scale = parts[edge.source] * edge.stride
     x = states[edge.source]
     H, W = (-(-side // scale) for side in x.shape[2:])

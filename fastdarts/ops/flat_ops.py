@@ -75,7 +75,7 @@ def combine(direct: Tensor, plus: Tensor, minus: Tensor, norm: Tensor, xi: Tenso
 
 def clipped_sgd(
     weights: Tensor,
-    buffer: Tensor,
+    buffer: Tensor | None,
     gradient: Tensor,
     norm: Tensor,
     lr: Tensor,
@@ -89,11 +89,11 @@ def clipped_sgd(
     c = min(1, max_norm / (norm + 1e-6)). `gradient` is not changed.
 
     Args:
-        weights, buffer, gradient: [n], of one dtype.
+        weights, buffer, gradient: [n], of one dtype; buffer None counts as zero, and is not kept.
         norm, lr: the gradient's norm and the learning rate, float64 scalars on the device.
         max_norm: largest norm of the gradient; infinity for no clipping.
     """
-    _check(weights, norm=norm, lr=lr, buffer=buffer, gradient=gradient)
+    _check(weights, norm=norm, lr=lr, buffer=weights if buffer is None else buffer, gradient=gradient)
     torch.ops.fastdarts.flat_clipped_sgd.default(weights, buffer, gradient, norm, lr, momentum, weight_decay, max_norm)
 
 
@@ -152,7 +152,7 @@ def _combine(direct: Tensor, plus: Tensor, minus: Tensor, norm: Tensor, xi: Tens
 
 def _clipped_sgd(
     weights: Tensor,
-    buffer: Tensor,
+    buffer: Tensor | None,
     gradient: Tensor,
     norm: Tensor,
     lr: Tensor,
@@ -161,6 +161,8 @@ def _clipped_sgd(
     max_norm: float,
 ) -> None:
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    if buffer is None:
+        buffer = torch.zeros_like(weights)
     buffer.mul_(momentum).add_(gradient * factor).add_(weights, alpha=weight_decay)
     weights.sub_(buffer * lr)
 
@@ -178,7 +180,7 @@ _OPERATORS = {
         _combine,
         lambda direct, *_: torch.empty_like(direct),
     ),
-    "flat_clipped_sgd(Tensor(a!) weights, Tensor(b!) buffer, Tensor gradient, Tensor norm, Tensor lr, "
+    "flat_clipped_sgd(Tensor(a!) weights, Tensor(b!)? buffer, Tensor gradient, Tensor norm, Tensor lr, "
     "float momentum, float weight_decay, float max_norm) -> ()": (_clipped_sgd, lambda *_: None),
 }
 for _schema, (_plain, _fake) in _OPERATORS.items():

@@ -149,6 +149,15 @@ def _fake(
     six: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if x.dim() != 4:
+        raise ValueError(f"mbconv_sum: x must be [N, C, H, W]; got {list(x.shape)}")
+    if stride not in (1, 2):
+        raise ValueError(f"mbconv_sum: stride must be 1 or 2; got {stride}")
+    wanted = len(Bottleneck._fields) * len(kernels)
+    if not wanted or len(params) != wanted:
+        raise ValueError(f"mbconv_sum: {len(kernels)} kernels need {wanted} params; got {len(params)}")
+    if any(weight.dim() == 0 for weight in params):
+        raise ValueError("mbconv_sum: params must have a dimension of channels each")
     images, channels, height, width = x.shape
     rows, columns = (height - 1) // stride + 1, (width - 1) // stride + 1
     inside = [expand.shape[0] for expand in params[:: len(Bottleneck._fields)]]

@@ -146,14 +146,17 @@ def _recurrent_fake(
     half: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    if x.dim() != 3:
+        raise ValueError(f"recurrent: x must be a non-empty [T, B, d]; got {list(x.shape)}")
     steps, rows, width = x.shape
     decoded = CellPlan.decode(plan)
     kept, states = steps if keep else 1, len(decoded.nodes) + 1
     dtype = torch.bfloat16 if half else x.dtype
-    edges = 0 if not keep or decoded.makes_products_again else sum(decoded.readers)
+    on_gpu = x.device.type == "cuda"  # the CPU kernels' backward makes states and products again
+    edges = 0 if not (keep and on_gpu) or decoded.makes_products_again else sum(decoded.readers)
     return (
         torch.empty_like(x),
-        x.new_empty(kept, states, rows, width),
+        x.new_empty((kept, states, rows, width) if on_gpu else 0),
         x.new_empty(kept * rows * edges * 2 * width, dtype=dtype),
         x.new_empty(kept, rows, 2 * width, dtype=dtype),
         x.new_empty(steps if decoded.norm else 0, states, 2, width),
@@ -195,13 +198,16 @@ def _setup_recurrent(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...])
     out, states, products, gates, stats = output
     masks = [mask for mask in (mask_x, mask_h) if mask is not None]
     ctx.save_for_backward(x, hidden, W0, weights, out, states, products, gates, stats, *masks, *Ws)
+    ctx.set_materialize_grads(False)  # zeros for what the forward kept would take as much memory again
     ctx.masked = bool(masks)
     ctx.settings = (plan, running is None, eps, half)
 
 
-def _recurrent_backward(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Any, ...]:
+def _recurrent_backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Any, ...]:
     x, hidden, W0, weights, out, states, products, gates, stats, *Ws = ctx.saved_tensors
     mask_x, mask_h, *Ws = Ws if ctx.masked else (None, None, *Ws)
+    if grad_out is None:  # only statistics were used, which are constants
+        return *[None] * 5, [None] * len(Ws), *[None] * 6
     needs = ctx.needs_input_grad
     need_matrices = bool(needs[4] or (any(needs[5]) if isinstance(needs[5], list | tuple) else needs[5]))
     found = torch.ops.fastdarts.recurrent_backward(

@@ -16,8 +16,12 @@ _RIGHT, _TOP, _BOTTOM = 14, 12, 40
 
 
 class Candidate(NamedTuple):
-    """One architecture: its text, score (accuracy or minus the loss), cost, and True on the Pareto front."""
+    """One architecture.
 
+    Its number in the list, its text, score (accuracy or minus the loss), cost, and True on the Pareto front.
+    """
+
+    number: int
     text: str
     score: float
     cost: float
@@ -32,11 +36,13 @@ class Candidates:
         compared: the architectures.
         found: text of the one that the search returns.
         unit: unit of the costs; empty where there are none.
+        measured: how scores were measured, in words.
     """
 
     compared: Sequence[Candidate]
     found: str
     unit: str
+    measured: str
 
     @property
     def count(self) -> int:
@@ -46,10 +52,11 @@ class Candidates:
     def axis(self) -> str:
         return "accuracy" if all(0 <= one.score <= 1 for one in self.compared) else "minus loss"
 
-    def rows(self) -> list[tuple[str, str, str]]:
-        """Return text, score and cost of the architectures on the front, the best first."""
-        best = sorted((one for one in self.compared if one.front), key=lambda one: -one.score)
-        return [(one.text, self._score(one.score), f"{one.cost:.4g}") for one in best]
+    def rows(self) -> list[tuple[int, str, str, str]]:
+        """Return number, text, score and cost of those on the front and of the one found, the best first."""
+        shown = (one for one in self.compared if one.front or one.text == self.found)
+        best = sorted(shown, key=lambda one: -one.score)
+        return [(one.number, one.text, self._score(one.score), f"{one.cost:.4g}") for one in best]
 
     def svg(self) -> Markup:
         """Return the dots and axes as SVG; the page provides the classes `grid`, `tick`, `s0`, `s1` and `scatter`."""
@@ -100,10 +107,12 @@ def read_candidates(record: Mapping[str, Any], place: str) -> Candidates:
     """
     try:
         compared = [
-            Candidate(_text(one["architecture"]), float(one["score"]), float(one["cost"] or 0), bool(one["front"]))
-            for one in record["candidates"]
+            Candidate(
+                number, _text(one["architecture"]), float(one["score"]), float(one["cost"] or 0), bool(one["front"])
+            )
+            for number, one in enumerate(record["candidates"])
         ]
-        return Candidates(compared, _text(record["found"]), str(record["unit"] or ""))
+        return Candidates(compared, _text(record["found"]), str(record["unit"] or ""), str(record["measured"]))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"report: {place} is no list of compared architectures: {error}") from None
 

@@ -7,9 +7,11 @@ import torch
 
 from fastdarts.config.reading import parse_json, read_text
 from fastdarts.config.search_options import SearchOptions
-from fastdarts.spaces import cost, registry
+from fastdarts.methods.method import Method
+from fastdarts.spaces import cost
 from fastdarts.spaces.cost import Cost, CostTable, Shape
 from fastdarts.spaces.cost_model import CostModel
+from fastdarts.spaces.space import priced_supernet
 
 COUNTED = {"flops": cost.multiply_adds, "params": cost.parameters}
 """The costs that are counted on the search network itself, by their names in a config."""
@@ -32,28 +34,27 @@ def load_cost(path: Path) -> Cost:
         raise ValueError(f"{path} is no regressor of costs, as `fastdarts latency` writes it: {error}") from None
 
 
-def cost_table(config: SearchOptions, outputs: int, image_shape: Shape) -> Cost:
+def cost_table(config: SearchOptions, method: Method, outputs: int, image_shape: Shape) -> Cost:
     """Return the costs of all choices of a search.
 
     Args:
         config: `cost` is a key of `COUNTED` or a file that `fastdarts latency` wrote.
+        method: the search's method, which knows the space.
         outputs: number of classes.
         image_shape: (C, H, W).
 
     Raises: ValueError or FileNotFoundError for a file that is no table of costs.
     """
-    space = registry.find(config.space, config.primitives, config.space_options)
     count = COUNTED.get(str(config.cost))
     if count is None:
         return load_cost(Path(str(config.cost)))
     with torch.device("meta"):
-        network = space.supernet(
+        network = priced_supernet(
+            method.space,
             C=config.init_channels,
             num_classes=outputs,
-            layers=config.layers,
             in_channels=image_shape[0],
-            backend="reference",
-            **space.arguments(),
+            **method.cost_arguments(),
         )
     table = count(network, (1, *image_shape))
     return replace(table, about={"network": f"the search network, C={config.init_channels}, {config.layers} layers"})

@@ -171,7 +171,7 @@ class EvalConfig(Config):
     crop_padding: int = option("data", "random crops out of images padded by this many pixels", at_least=0)
     flip: bool = option("data", "mirror half of the images")
     cutout: int = option("data", "side of the square that is blanked in each image, in pixels", at_least=0)
-    auto_augment: Literal["none", "randaugment", "trivialaugment"] = option(
+    auto_augment: Literal["none", "autoaugment", "randaugment", "trivialaugment"] = option(
         "data", "ops drawn for each image by torchvision, before crop and flip"
     )
     mixup: float = option("data", "mix pairs of images; parameter of the shares' distribution (0: off)", at_least=0)

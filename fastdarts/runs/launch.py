@@ -3,6 +3,7 @@
 Where processes meet is theirs to say who starts them: addresses, ports and ranks come from torchrun's environment.
 """
 
+import json
 import logging
 import os
 import time
@@ -10,6 +11,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cache
 from itertools import count
 from typing import Any
@@ -17,6 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, rendezvous  # type: ignore[attr-defined]
+from torch.distributed.constants import default_pg_nccl_timeout, default_pg_timeout
 
 from fastdarts.bilevel.ranks import ALONE, RankLostError, Ranks, RanksError
 from fastdarts.runs.console import LOGGER
@@ -25,6 +28,8 @@ from fastdarts.runs.interrupt import Interrupted, stop_requests
 from fastdarts.runs.lock import started, this_process
 
 _SECONDS = 10.0  # in which the ranks of a machine find one of theirs gone
+_PATIENCE = default_pg_timeout.total_seconds()  # for processes that have not started yet
+_CONNECTING = timedelta(seconds=30)
 _calls = count()
 
 
@@ -69,14 +74,36 @@ class Board:
     Args:
         lasting: the store of this run.
         attempt: that of the present start of its processes.
-        ranks: the processes.
+        rank, size: number of this process, and of all of them.
     """
 
-    def __init__(self, lasting: Store, attempt: Store, ranks: Ranks) -> None:
+    def __init__(self, lasting: Store, attempt: Store, rank: int, size: int) -> None:
         self._lasting = lasting
         self._attempt = attempt
-        self._ranks = ranks
-        self._processes: list[dict[str, Any]] = ranks.gather(this_process())
+        self._rank = rank
+        self._size = size
+        self._processes: dict[int, dict[str, Any]] = {}  # by their ranks
+
+    def meet(self) -> None:
+        """Return when all ranks have written down which process they are.
+
+        Raises:
+            RankLostError: a rank of this machine has died since it did, or no news of one came in half an hour.
+        """
+        try:
+            self._attempt.set(f"process-{self._rank}", json.dumps(this_process()))
+            end = time.monotonic() + _PATIENCE
+            while len(self._processes) < self._size:
+                for rank in set(range(self._size)) - set(self._processes):
+                    if self._attempt.check([f"process-{rank}"]):
+                        self._processes[rank] = json.loads(self._attempt.get(f"process-{rank}"))
+                if self._gone() or time.monotonic() > end:
+                    raise self.explain()
+                time.sleep(0.05)
+        except RuntimeError as error:
+            if isinstance(error, RankLostError):
+                raise
+            raise self.explain() from error
 
     def keep(self, key: str, value: str) -> None:
         """Keep a note beyond a restart."""
@@ -92,20 +119,20 @@ class Board:
         if not isinstance(error, ValueError | TypeError | OSError | MemoryError | ArithmeticError | RanksError):
             words += "\n" + "".join(traceback.format_exception(error)).rstrip()
         with suppress(RuntimeError):  # the store may have gone with rank 0
-            self._attempt.set("failed", f"rank {self._ranks.rank} failed: {words}")
-            if self._ranks.first:  # which prints its errors itself
+            self._attempt.set("failed", f"rank {self._rank} failed: {words}")
+            if self._rank == 0:  # which prints its errors itself
                 self._attempt.set("told", "0")
 
     def explain(self) -> RankLostError:
         """Return the error of a rank whose exchange with the others has failed: it names the one that is gone."""
         try:
             reason = self._reason()
-            if not self._ranks.first:
+            if self._rank > 0:
                 time.sleep(1)  # the first rank prints, if it lives
-            teller = str(self._ranks.rank)
+            teller = str(self._rank)
             told = self._attempt.compare_set("told", "", teller).decode() != teller
         except RuntimeError:  # the store was in a process that is gone
-            return RankLostError("rank 0, or the launcher that held torch's store, is gone", told=self._ranks.rank != 1)
+            return RankLostError("rank 0, or the launcher that held torch's store, is gone", told=self._rank != 1)
         return RankLostError(f"{reason}; the run can go on from its last checkpoint", told=told)
 
     def _reason(self) -> str:
@@ -117,7 +144,9 @@ class Board:
                 self._attempt.set("failed", gone)
                 return gone
             time.sleep(0.1)
-        others = {process["host"] for process in self._processes} - {this_process()["host"]}
+        if missing := sorted(set(range(self._size)) - set(self._processes)):
+            return f"rank {' and '.join(map(str, missing))} of {self._size} did not start"
+        others = {process["host"] for process in self._processes.values()} - {this_process()["host"]}
         return f"a rank on {' or '.join(sorted(others)) or 'this machine'} does not answer"
 
     def _gone(self) -> str | None:
@@ -125,7 +154,7 @@ class Board:
         here = this_process()["host"]
         gone = [
             f"rank {rank} (process {process['pid']} on {here})"
-            for rank, process in enumerate(self._processes)
+            for rank, process in sorted(self._processes.items())
             if process["host"] == here and started(process["pid"]) != process["started"]
         ]
         return f"{' and '.join(gone)} died" if gone else None
@@ -157,14 +186,8 @@ def joined(device_name: str) -> Iterator[Team]:
     lasting = PrefixStore(f"fastdarts/run-{next(_calls)}", store)
     # Processes that are started again would read the addresses of those before them.
     attempt = PrefixStore(f"of-{size}/attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT') or 0}", lasting)
-    ranks = ALONE
-    if size > 1:
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=attempt, rank=rank, world_size=size)
-        ranks = Ranks.of_process_group()
-    board = Board(lasting, attempt, ranks)
+    board = Board(lasting, attempt, rank, size)
+    ranks = _connected(board, attempt, rank, size, device) if size > 1 else ALONE
     with _silent(not ranks.first):
         try:
             yield Team(ranks, device, board)
@@ -180,6 +203,21 @@ def joined(device_name: str) -> Iterator[Team]:
             _leave(ranks)
             raise
         _leave(ranks)
+
+
+def _connected(board: Board, store: Store, rank: int, size: int, device: torch.device) -> Ranks:
+    """Connect this process to the others and return the ranks; raise a RankLostError if one dies meanwhile."""
+    board.meet()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    backend, later = ("nccl", default_pg_nccl_timeout) if device.type == "cuda" else ("gloo", default_pg_timeout)
+    try:  # all are there, so that connecting takes no time; later a rank may wait long for another's reports
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_CONNECTING)
+    except RuntimeError as error:
+        raise board.explain() from error
+    set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # torch before 2.14
+    set_timeout(later or default_pg_timeout)
+    return Ranks.of_process_group()
 
 
 def _leave(ranks: Ranks) -> None:

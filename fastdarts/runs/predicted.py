@@ -10,6 +10,7 @@ from torch import nn
 from fastdarts.runs.timing import milliseconds, runner
 from fastdarts.spaces import registry
 from fastdarts.spaces.cost import Cost
+from fastdarts.spaces.space import priced_supernet
 
 _ROUNDS = 15
 _CHANNELS = 8  # of a search network that only knows its rows
@@ -50,9 +51,7 @@ def predicted_cost(table: Cost, architecture: Any, layers: int) -> CostCompariso
     Raises: ValueError for a table of another space.
     """
     space = registry.shaped_like(architecture)
-    network = space.supernet(
-        C=_CHANNELS, num_classes=2, layers=layers, in_channels=1, backend="reference", **space.arguments()
-    )
+    network = priced_supernet(space, C=_CHANNELS, num_classes=2, layers=layers, in_channels=1)
     table.check(network.groups, "cost")
     return CostComparison(table.unit, table.of(network, architecture))
 

@@ -15,7 +15,7 @@ from fastdarts.spaces import registry
 from fastdarts.spaces.space import material_of, search_options_of
 
 IMAGE_ONLY = (
-    *("image_size", "test_portion", "train_portion", "crop_padding", "flip", "cutout", "small_data"),
+    *("image_size", "test_portion", "train_portion", "crop_padding", "flip", "cutout", "auto_augment", "small_data"),
     *("init_channels", "layers", "max_skips", "stream", "workers", "search_fraction", "stem"),
 )
 """Options without a meaning for texts."""

@@ -18,6 +18,7 @@ from fastdarts.bilevel.sync_norm import synchronise
 from fastdarts.data import BatchStream, ImageSet
 from fastdarts.data.augment import Augment
 from fastdarts.data.images import in_order
+from fastdarts.data.modern import auto_augment
 from fastdarts.methods import find
 from fastdarts.methods.cost import CostTerm
 from fastdarts.methods.darts_pt import DartsPt
@@ -88,7 +89,7 @@ class SearchState(RunState):
         }
         self.validation = alphas_half
         if config.cost is not None:
-            self.costs = cost_table(config, self._sizes["num_classes"], weights_half.shape)
+            self.costs = cost_table(config, self.method, self._sizes["num_classes"], weights_half.shape)
         augment = Augment(
             weights_half.mean,
             weights_half.std,
@@ -98,6 +99,7 @@ class SearchState(RunState):
             generator_seed=config.seed,
             device=device,
         )
+        augment.before = auto_augment(config.auto_augment)
         halves = [weights_half] if self.method.level in ("single", "coordinate") else [weights_half, alphas_half]
         streams = [
             BatchStream(
@@ -144,7 +146,7 @@ class SearchState(RunState):
             synchronise(network, self.ranks)
         self.network = network.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.cost = None
-        if self.costs is not None:
+        if self.costs is not None and not method.takes_costs(self.network, self.costs):
             how = config.cost_form, config.cost_weight, config.cost_target
             self.cost = CostTerm(method, self.network, self.costs, *how)
             method.rewarded = self.cost.rewarded
@@ -223,12 +225,17 @@ class SearchState(RunState):
         return tables | weights | {f"edges_{name}": value for name, value in edges.items()}
 
     def cost_numbers(self, architecture: Any) -> dict[str, float]:
-        """Return the cost of an architecture and the expected one of the alphas; nothing where no cost is asked for."""
-        if self.costs is None or self.cost is None:
+        """Return the cost of an architecture and, where it enters the loss, the expected one of the alphas.
+
+        Empty where no cost is asked for.
+        """
+        if self.costs is None:
             return {}
+        found = {"cost": self.costs.of(self.network, architecture)}
+        if self.cost is None:
+            return found
         with torch.no_grad():
-            expected = float(self.cost.expected(self.network))
-        return {"cost": self.costs.of(self.network, architecture), "expected_cost": expected}
+            return found | {"expected_cost": float(self.cost.expected(self.network))}
 
     def learning_rate(self) -> float:
         """Return the learning rate of the weights in this epoch."""

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ _FACTORIES: dict[str, str | Callable[..., Space]] = {
     "fbnet": "fastdarts.spaces.layerwise.space:FBNET",
     "fairnas": "fastdarts.spaces.layerwise.space:FAIRNAS",
     "mobilenet-small": "fastdarts.spaces.layerwise.space:MOBILENET_SMALL",
+    "ofa": "fastdarts.spaces.layerwise.elastic_space:ElasticSpace",
 }
 _ALIASES = {"s5": "darts"}  # RobustDARTS' name for the whole space
 
@@ -97,7 +99,8 @@ def load_architecture(source: str) -> Any:
     """Return the architecture that a user names.
 
     Args:
-        source: a JSON file such as a search's genotype.json; a run's folder; text that one of the spaces understands: a
+        source: a JSON file such as a search's genotype.json; a run's folder; RUN/candidates.json:N, the N-th of the
+            architectures that a search has compared; text that one of the spaces understands: a
             cell as the space's users write it; or anything that `Genotype.load` takes.
 
     Raises: ValueError with what is wrong with the file, or with what is allowed.
@@ -105,6 +108,8 @@ def load_architecture(source: str) -> Any:
     for name in _FACTORIES:
         if (found := find(name).from_text(source)) is not None:
             return found
+    if found := _compared(source):
+        return found
     path = Path(source)
     if not source.lstrip().startswith("{") and "(" not in source:
         path = path / "genotype.json" if path.is_dir() else path
@@ -114,3 +119,15 @@ def load_architecture(source: str) -> Any:
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from None
     return Genotype.load(source)
+
+
+def _compared(source: str) -> Any | None:
+    """Return the architecture that PATH/candidates.json:N names; None for other text."""
+    name, _, number = source.rpartition(":")
+    path = Path(name)
+    if path.name != "candidates.json" or not number.isdecimal():
+        return None
+    listed = parse_json(read_text(path))["candidates"]
+    if int(number) >= len(listed):
+        raise ValueError(f"{path} has the architectures 0..{len(listed) - 1}; got {number}")
+    return read_architecture(json.dumps(listed[int(number)]["architecture"]))

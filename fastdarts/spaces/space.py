@@ -20,10 +20,13 @@ Feature = Literal[
     "probed ops",
     "stem",
     "weights by cell",
+    "own cells",
+    "elastic layers",
 ]
 """Properties of a space that a method may need: rows that are edges of cells; `skip_connect` among the ops; ops without
 an alpha; ops on some of the channels; edges that drop samples; a number of cells to choose; ops that run in the
-backward pass only; first layers to choose; op weights that differ from cell to cell of a type."""
+backward pass only; first layers to choose; op weights that differ from cell to cell of a type; alphas of its own for
+each cell; choices that are parts of one network."""
 
 
 Material = Literal["images", "text"]
@@ -45,6 +48,17 @@ def has_kernels(space: "Space", device: str) -> bool:
     """Return False if the ops of a space are torch's own modules on this kind of device: not in `kernel_devices`."""
     devices: tuple[str, ...] | None = getattr(space, "kernel_devices", None)
     return devices is None or device in devices
+
+
+def priced_supernet(space: "Space", **arguments: Any) -> Supernet:
+    """Build the search network on which costs are counted and measured: each choice has modules of its own.
+
+    Args:
+        space: a space; its method `priced_supernet` builds the network where choices share weights.
+        arguments: C, num_classes, layers, in_channels and others of `Space.supernet`.
+    """
+    build: Callable[..., Supernet] = getattr(space, "priced_supernet", space.supernet)
+    return build(backend="reference", **(space.arguments() | arguments))
 
 
 def search_options_of(space: "Space") -> type[SpaceOptions]:

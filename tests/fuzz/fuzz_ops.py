@@ -10,83 +10,19 @@ import argparse
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import torch
+from sound_calls import OPERATORS, SHARES, Call
 from torch import Tensor
 
 import fastdarts
-import fastdarts.ops.operators
-from fastdarts.ops.plan import KIND_CODES, MOST, MixedPlan, PlannedEdge, norm_count, param_count, param_size
-from fastdarts.primitives.table import CANDIDATES
+from fastdarts.ops import eval_cell, mbconv, operators, recurrent  # noqa: F401 - they define the operators
+from fastdarts.ops.plan import MOST
 
-OPS = [c for c in CANDIDATES.values() if c.kind in KIND_CODES]
 NUMBERS = (-(2**63), -(2**31), -1, 0, 1, 2, 3, 4, 5, 6, 7, 9, 300, MOST + 1, 2**31, 2**40, 2**62, 2**63 - 1)
+NUMBER_LISTS = ("plan", "need_states", "kernels", "parts", "concat")
 ERRORS = (ValueError, TypeError, RuntimeError)  # the last: of memory, and torch's own
-Call = dict[str, Any]
-
-
-def random_plan(draw: random.Random, columns: int, K: int, even: bool) -> MixedPlan:
-    """A plan that makes sense, but for sizes: its first input has them, the others may or may not."""
-    inputs, nodes = draw.randint(1, 3), draw.randint(1, 3)
-    strides = [draw.choice((1, 2)) for _ in range(inputs)]
-    edges = []
-    for _ in range(draw.randint(1, 5)):
-        node = draw.randrange(inputs, inputs + nodes)
-        source = draw.randrange(node)
-        stride = strides[source] if source < inputs else 1
-        chosen = draw.sample(range(columns), draw.randint(0, columns))
-        fit = [c for c in OPS if even or stride == 1 or c.kind != "skip"]
-        edges.append(PlannedEdge(source, node, stride, tuple((column, draw.choice(fit)) for column in chosen)))
-    edges.append(PlannedEdge(0, inputs, strides[0], ()))
-    return MixedPlan(inputs, nodes, tuple(edges), K)
-
-
-def mixed_sum_call(draw: random.Random) -> Call:
-    """Arguments that fit."""
-    K, C, columns = draw.choice((1, 1, 2, 3)), draw.choice((1, 2, 3, 4, 6, 16, 17)), draw.randint(0, 5)
-    plan = random_plan(draw, columns, K, C % 2 == 0)
-    dtype = draw.choice((torch.float32, torch.float64, torch.bfloat16))
-    compute = torch.promote_types(dtype, torch.float32)
-    N, H, W = draw.randint(1, 4), draw.randint(1, 5), draw.randint(1, 5)
-    strides = {edge.source: edge.stride for edge in plan.edges}
-    states = []
-    for i in range(plan.inputs):
-        stride = strides.get(i, draw.randint(1, 3))
-        h, w = (max(1, size * stride - draw.randint(0, stride - 1)) for size in (H, W))
-        states.append(torch.randn(N, C * K, h, w).to(dtype))
-    params = [
-        torch.randn(param_size(c, i, C), dtype=compute)
-        for edge in plan.edges
-        for _, c in edge.ops
-        for i in range(param_count(c, edge.stride))
-    ]
-    norms = sum(norm_count(c, edge.stride) for edge in plan.edges for _, c in edge.ops)
-    running = draw.choice((None, torch.rand(norms, 2, C, dtype=compute) + 0.5))
-    weights = torch.randn(len(plan.edges), columns + (K > 1), dtype=compute)
-    factors = None if K > 1 else draw.choice((None, torch.rand(len(plan.edges), N, dtype=compute).round()))
-    return {
-        "states": states,
-        "weights": weights,
-        "params": params,
-        "running": running,
-        "plan": plan.encoded,
-        "eps": 1e-5,
-        "affine": draw.choice((None, torch.randn(norms, 2, C, dtype=compute))),
-        "factors": factors,
-    }
-
-
-def project_call(draw: random.Random) -> Call:
-    C_in, C, parts = draw.choice((1, 3, 8, 16, 33)), draw.choice((1, 4, 16, 20)), draw.choice((1, 2))
-    dtype = draw.choice((torch.float32, torch.float64, torch.bfloat16))
-    compute = torch.promote_types(dtype, torch.float32)
-    x = torch.randn(draw.randint(1, 3), C_in, draw.randint(1, 6), draw.randint(1, 6)).to(dtype)
-    params = [torch.randn(C, C_in, 1, 1, dtype=compute) for _ in range(parts)]
-    running = draw.choice((None, torch.rand(1, 2, C * parts, dtype=compute) + 0.5))
-    affine = draw.choice((None, torch.randn(1, 2, C * parts, dtype=compute)))
-    return {"x": x, "params": params, "running": running, "eps": 1e-5, "affine": affine}
 
 
 def spoiled_tensor(t: Tensor, draw: random.Random) -> Tensor:
@@ -143,7 +79,11 @@ def spoil(call: Call, draw: random.Random) -> None:
         call[name] = spoiled_tensor(value, draw)
     elif value is None:
         call[name] = torch.zeros([draw.randint(0, 4) for _ in range(draw.choice((1, 2, 3, 3, 3, 4)))])
-    elif name in ("plan", "need_states"):
+    elif isinstance(value, torch.dtype):
+        call[name] = draw.choice((torch.float16, torch.float64, torch.bfloat16, torch.int64, torch.bool))
+    elif isinstance(value, int):
+        call[name] = draw.choice(NUMBERS)
+    elif name in NUMBER_LISTS:
         call[name] = spoiled_numbers(value, draw)
     elif value:
         at = draw.randrange(len(value))
@@ -151,10 +91,10 @@ def spoil(call: Call, draw: random.Random) -> None:
         call[name] = [*value[:at], *changed, *value[at + 1 :]]
 
 
-def attempt(operator: Callable[..., Any], call: Call, sound: bool, told: Counter[str]) -> Any:
+def attempt(name: str, call: Call, sound: bool, told: Counter[str]) -> Any:
     """The operator's result, or None where it refuses the call, which it may not where the call is sound."""
     try:
-        result = operator(**call)
+        result = getattr(torch.ops.fastdarts, name)(**call)
     except ERRORS as error:
         if sound:
             raise
@@ -174,29 +114,27 @@ def run(calls: int, seed: int) -> Counter[str]:
     torch.manual_seed(seed)
     made = 0
     while made < calls:
-        mixed = draw.random() < 0.75
-        call = mixed_sum_call(draw) if mixed else project_call(draw)
-        name = "mixed_sum" if mixed else "project"
+        (name,) = draw.choices(list(SHARES), list(SHARES.values()))
+        operator = OPERATORS[name]
+        call = operator.draw(draw)
         spoils = draw.choice((0, 1, 1, 1, 2, 3))
-        later = draw.random() < 0.5  # spoil the backward
+        later = operator.after is not None and draw.random() < 0.5  # spoil the call after it
         for _ in range(0 if later else spoils):
             spoil(call, draw)
-        result = attempt(getattr(torch.ops.fastdarts, name), call, later or spoils == 0, told)
+        result = attempt(name, call, later or spoils == 0, told)
         made += 1
-        if result is None or any(t.device.type == "meta" for t in result):
+        if result is None or any(t.device.type == "meta" for t in flat(result)):
             continue
-        out, saved, stats = result
-        training = call.pop("running") is None
-        needs: Call = {"need_states": [draw.randint(0, 1) for _ in call["states"]]} if mixed else {"need_x": True}
-        back = {"grad_out": torch.randn(out.shape).to(out.dtype), **call, "saved": saved, "stats": stats} | needs
-        back |= {"training": training, "need_params": draw.random() < 0.7}
-        back |= {"out": out, "need_weights": draw.random() < 0.7} if mixed else {}
-        for _ in range(spoils if later else 0):
-            spoil(back, draw)
-        grads = attempt(getattr(torch.ops.fastdarts, f"{name}_backward"), back, spoils == 0, told)
-        made += 1
+        found = flat(result)
+        if operator.after is not None:
+            after, back = operator.after(draw, call, result)
+            for _ in range(spoils if later else 0):
+                spoil(back, draw)
+            gradients = attempt(after, back, spoils == 0, told)
+            found += [] if gradients is None else flat(gradients)
+            made += 1
         if spoils == 0:
-            assert all(t.isfinite().all() for t in flat([out, stats, *grads])), "a result that is not finite"
+            assert all(t.isfinite().all() for t in found), f"{name}: a result that is not finite"
     return told
 
 

@@ -14,7 +14,7 @@ from fastdarts.mixed.mix import Mix
 def test_the_largest_entry_is_distributed_as_the_softmax_whatever_the_temperature(tau):
     p = torch.tensor([0.5, 0.25, 0.125, 0.125], dtype=torch.float64)
     n = 20_000
-    z = gumbel.sample(p.log().expand(n, 4), tau, torch.Generator().manual_seed(0))
+    z = gumbel.sample(p.log().expand(n, 4), lambda: tau, torch.Generator().manual_seed(0))
     share = z.argmax(1).bincount(minlength=4) / n
     assert ((share - p).abs() <= 3 * (p * (1 - p) / n).sqrt()).all()
     assert torch.allclose(z.sum(1), torch.ones(n, dtype=torch.float64))
@@ -23,7 +23,7 @@ def test_the_largest_entry_is_distributed_as_the_softmax_whatever_the_temperatur
 def test_hard_samples_have_the_gradient_of_soft_ones():
     alpha = torch.randn(14, 8, dtype=torch.float64, requires_grad=True)
     g = torch.randn(14, 8, dtype=torch.float64)
-    z, again = (gumbel.sample(alpha, 0.7, torch.Generator().manual_seed(1)) for _ in range(2))
+    z, again = (gumbel.sample(alpha, lambda: 0.7, torch.Generator().manual_seed(1)) for _ in range(2))
     h = gumbel.one_hot(again)
     assert torch.allclose(h, (z == z.max(1, keepdim=True).values).double(), atol=1e-15)
     assert torch.equal(torch.autograd.grad(h, alpha, g)[0], torch.autograd.grad(z, alpha, g)[0])
@@ -73,7 +73,7 @@ def test_alphas_learn_from_the_chosen_op_alone():
         dweights, dalpha = torch.autograd.grad(network(x).square().sum(), [weights, network.alphas_normal])
     generator = torch.Generator()
     generator.set_state(noise)
-    z = gumbel.sample(network.alphas_normal, method.tau(), generator).detach()
+    z = gumbel.sample(network.alphas_normal, method.tau, generator).detach()
     k = z.argmax(1, keepdim=True)
     chosen = torch.zeros_like(z).scatter(1, k, 1.0)
     assert not dweights[chosen == 0].any()
@@ -109,7 +109,7 @@ def test_samples_of_the_other_ops_are_zeros_with_a_gradient(reduction, backend):
     generator = torch.Generator()
     generator.set_state(noise)
     for alpha in list(network.alphas.values())[: reduction + 1]:
-        h = gumbel.one_hot(gumbel.sample(alpha, method.tau(), generator))
+        h = gumbel.one_hot(gumbel.sample(alpha, method.tau, generator))
     states, e = [cell.preprocess0(s0), cell.preprocess1(s1)], 0
     for _ in range(4):
         terms = []

@@ -160,10 +160,13 @@ def test_what_is_wrong_is_said() -> None:
     core, (x, hidden, masks, weights) = core_of(plan, 4), inputs(plan, 4)
     with pytest.raises(ValueError, match=r"hidden must be \[5, 4\]; got \[4, 4\]"):
         run_cell(core, x, hidden[:4], masks, weights, plan)
-    with pytest.raises(TypeError, match="W0 must be contiguous and of the dtype"):
+    with pytest.raises(TypeError, match="W0 must be contiguous Float on the device of x"):
         run_cell(core.double(), x, hidden, masks, weights, plan)
     with pytest.raises(ValueError, match="more than one column"):
         run_cell(core_of(PLANS["search"], 4), x[:, :1], hidden[:1], None, torch.rand(180), PLANS["search"])
     with pytest.raises(IndexError, match="target 5 is none of 5 words"):
         linear_nll(torch.randn(2, 3), torch.randn(5, 3), torch.randn(5), torch.tensor([0, 5]))
     assert CellPlan.decode(PLANS["enas"].encoded) == PLANS["enas"]
+    for numbers in ([], [0, 2**40], [0, 1, 1, 2, 0], [0, 1, 7, 1, 0], [0, 1, 1, 1, 1, 5, 1, 0], [0, 1, 1, 1, 0, 9]):
+        with pytest.raises(ValueError, match="recurrent: the plan"):
+            CellPlan.decode(numbers)

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,7 +68,9 @@ def _serve() -> None:
 
     import fastdarts.evaluate
     import fastdarts.search  # noqa: F401
+    from fastdarts.runs import launch
 
+    launch._CONNECTING = timedelta(seconds=10)
     torch.set_num_threads(1)
     for line in sys.stdin:
         size, port, arguments, acts, said = json.loads(line)
@@ -102,10 +105,19 @@ def _rank(rank: int, size: int, port: int, arguments: list[str], acts: dict[str,
 def _prepare(acts: dict[str, Any]) -> None:
     import threading
 
+    from fastdarts.runs.launch import Board
     from fastdarts.runs.state import RunState
 
-    if "seconds" in acts:
-        threading.Timer(acts["seconds"], lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
+    if "seconds" in acts:  # after this process has met the others: torch itself waits for one that never came
+        meet = Board.meet
+
+        def met(board: Board) -> None:
+            meet(board)
+            if acts["seconds"] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            threading.Timer(acts["seconds"], lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
+
+        Board.meet = met  # type: ignore[method-assign]
         return
     step = RunState.train_step
 

@@ -121,6 +121,12 @@ def test_a_rank_that_dies_is_named_and_the_run_goes_on(
         assert 0 < np.abs(ours["reduce"] - theirs["reduce"]).max() < 4 * 2 * 0.03
 
 
+def test_a_rank_that_dies_before_the_ranks_are_connected_is_named(started: Starter, tmp_path: Path) -> None:
+    ended = started.run(2, search_line(tmp_path / "run"), {"rank": 1, "seconds": 0})
+    assert ended.codes == [1, -9]
+    assert re.search(r"rank 1 \(process \d+ on \S+\) died", ended.said[0]), ended.said
+
+
 @pytest.mark.slow
 def test_a_run_of_one_process_goes_on_with_two(whole: dict[int, Path], started: Starter, tmp_path: Path) -> None:
     line = search_line(tmp_path / "run")
@@ -181,8 +187,9 @@ def test_a_rank_killed_at_any_moment(moment: int, whole: dict[int, Path], starte
     """Resumed on 2 ranks bit for bit, and to the end on 1."""
     draw = random.Random(moment)
     killed, other = tmp_path / "2", tmp_path / "1"
-    when = {"rank": draw.randrange(2), "seconds": draw.uniform(0.05, 1) * started.seconds}
+    when = {"rank": draw.randrange(2), "seconds": draw.uniform(0, 1) * started.seconds}
     ended = started.run(2, search_line(killed), when)
+    assert ended.seconds < 300  # a rank that waits for one that is gone does so for half an hour
     if (killed / "config.json").is_file():
         shutil.copytree(killed, other)
     for size, out in ((2, killed), (1, other)):

@@ -1,6 +1,7 @@
 """From scores to cells: which edges and ops of a relaxed cell form the discrete one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,6 +11,8 @@ from fastdarts.spaces.darts.genotype import Genotype, Pairs, derive_cell
 from fastdarts.spaces.group import Choice, Group
 
 Ends = Sequence[tuple[int, int]]
+DerivedCell = tuple[list[Pairs] | Pairs, list[int]]
+"""The ops of a cell, as a `Genotype` lists them, and the states that it puts out."""
 
 
 def skips(nodes: Sequence[Pairs]) -> int:
@@ -17,23 +20,37 @@ def skips(nodes: Sequence[Pairs]) -> int:
     return sum(op == "skip_connect" for node in nodes for op, _ in node)
 
 
-def derive(
-    groups: Mapping[str, Group], scores: Mapping[str, Tensor], choice: Choice, concat: Sequence[int]
-) -> Genotype:
-    """Derive a genotype; its normal cell has at most `choice.max_skips` skip connections.
-
-    As long as there are more, the weakest of them leaves its edge and the cell is derived anew (P-DARTS, Chen et al.,
-    ICCV 2019). An edge that has no other op keeps its skip connection.
+def derive_cells(
+    groups: Mapping[str, Group],
+    scores: Mapping[str, Tensor],
+    choice: Choice,
+    concat: Sequence[int],
+    limited: Collection[str],
+) -> dict[str, DerivedCell]:
+    """Derive the cell of each group; each of the `limited` ones has at most `choice.max_skips` skip connections.
 
     Args:
-        groups: the edges and ops of "normal" and "reduce".
+        groups: the edges and ops of each cell.
         scores: [edges, ops] of each; minus infinity for ops that were pruned.
         choice: the method's rule.
         concat: the states that a cell puts out.
+        limited: names of groups.
     """
-    group, normal = groups["normal"], scores["normal"].clone()
+    cells = {}
+    for name, group in groups.items():
+        limit = choice.max_skips if name in limited else None
+        cells[name] = _limited_cell(name, group, scores[name].clone(), replace(choice, max_skips=limit), concat)
+    return cells
+
+
+def _limited_cell(name: str, group: Group, scores: Tensor, choice: Choice, concat: Sequence[int]) -> DerivedCell:
+    """Derive a cell; as long as it has too many skip connections, the weakest of them leaves its edge (P-DARTS).
+
+    An edge that has no other op keeps its skip connection. Source: Chen et al., ICCV 2019.
+    """
+    known = scores[scores.isfinite()]
     removed: set[tuple[int, int]] = set()
-    pairs, states = _cell(group, choice.ranked("normal", normal), choice, concat)
+    pairs, states = _cell(group, choice.ranked(name, scores), choice, concat)
     while choice.max_skips is not None and skips(_nodes(pairs)) > choice.max_skips:
         chosen = [
             group.ends.index((source, state))
@@ -42,23 +59,21 @@ def derive(
             if op == "skip_connect"
         ]
         places = [(edge, group.ops[edge].index("skip_connect")) for edge in chosen]
-        places = [place for place in places if place not in removed and normal[place].isfinite()]
+        places = [place for place in places if place not in removed and scores[place].isfinite()]
         if not places:
             break
-        weakest = min(places, key=lambda place: float(normal[place]))
+        weakest = min(places, key=lambda place: float(scores[place]))
         removed.add(weakest)
-        known = scores["normal"][scores["normal"].isfinite()]
-        normal[weakest] = known.min().clamp(max=0) - 1  # below all ops but those that were pruned
-        pairs, states = _cell(group, choice.ranked("normal", normal), choice, concat)
-    reduce = choice.ranked("reduce", scores["reduce"])
-    return Genotype(pairs, states, *_cell(groups["reduce"], reduce, choice, concat))
+        scores[weakest] = known.min().clamp(max=0) - 1  # below all ops but those that were pruned
+        pairs, states = _cell(group, choice.ranked(name, scores), choice, concat)
+    return pairs, states
 
 
 def _nodes(pairs: list[Pairs] | Pairs) -> list[Pairs]:
     return Genotype(pairs, [], [], []).nodes("normal")
 
 
-def _cell(group: Group, score: Tensor, choice: Choice, concat: Sequence[int]) -> tuple[list[Pairs] | Pairs, list[int]]:
+def _cell(group: Group, score: Tensor, choice: Choice, concat: Sequence[int]) -> DerivedCell:
     steps = group.ends[-1][1] - 1
     if choice.last_wins:
         return top_two(score, group.ops, group.ends), list(concat)
@@ -68,9 +83,7 @@ def _cell(group: Group, score: Tensor, choice: Choice, concat: Sequence[int]) ->
     return _any_number(group, score, choice, usual, concat)
 
 
-def _any_number(
-    group: Group, score: Tensor, choice: Choice, usual: Pairs, concat: Sequence[int]
-) -> tuple[list[Pairs] | Pairs, list[int]]:
+def _any_number(group: Group, score: Tensor, choice: Choice, usual: Pairs, concat: Sequence[int]) -> DerivedCell:
     """Derive a cell whose nodes may have any number of ops.
 
     A node without ops vanishes, and with it the edges that leave it. A cell without any op is derived as DARTS'.
@@ -117,19 +130,22 @@ def top_two(scores: Tensor, names: EdgeOps, ends: Ends) -> Pairs:
     return pairs
 
 
-def random_genotype(
-    groups: Mapping[str, Group], generator: torch.Generator, concat: Sequence[int], max_skips: int | None = None
-) -> Genotype:
-    """Draw normal and reduction cell uniformly, until the normal cell has at most `max_skips` skip connections."""
+def random_cells(
+    groups: Mapping[str, Group],
+    generator: torch.Generator,
+    concat: Sequence[int],
+    max_skips: int | None,
+    limited: Collection[str],
+) -> dict[str, DerivedCell]:
+    """Draw the cell of each group uniformly, all of them until the `limited` ones have at most `max_skips` skips."""
     while True:
-        cells = []
-        for group in groups.values():
+        cells: dict[str, DerivedCell] = {}
+        for name, group in groups.items():
             pairs: Pairs = []
             for state in dict.fromkeys(target for _, target in group.ends):
                 for source in torch.randperm(state, generator=generator)[:2].sort().values.tolist():
                     row = group.ops[group.ends.index((source, state))]
                     pairs.append((row[int(torch.randint(len(row), (), generator=generator))], source))
-            cells.append(pairs)
-        genotype = Genotype(cells[0], list(concat), cells[1], list(concat))
-        if max_skips is None or skips(genotype.nodes("normal")) <= max_skips:
-            return genotype
+            cells[name] = pairs, list(concat)
+        if max_skips is None or all(skips(_nodes(cells[name][0])) <= max_skips for name in limited):
+            return cells

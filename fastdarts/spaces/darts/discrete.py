@@ -15,7 +15,8 @@ from fastdarts.mixed import eval_cell, fused
 from fastdarts.mixed.mixed_op import Backend, check_backend, check_input, usable
 from fastdarts.primitives.modules import FactorizedReduce, ReLUConvBN, build
 from fastdarts.primitives.table import candidate
-from fastdarts.spaces.darts.genotype import Genotype
+from fastdarts.spaces.darts.cell_genotypes import CellGenotypes
+from fastdarts.spaces.darts.genotype import FoundCell, Genotype
 from fastdarts.spaces.network import DiscreteNetwork, Head, Stem
 
 STEMS = ("cifar", "imagenet")
@@ -25,11 +26,12 @@ class EvalNetwork(DiscreteNetwork):
     """Stack `layers` discrete cells with `C` initial channels; cells L//3 and 2L//3 halve the image and double C.
 
     Args:
-        genotype: the two cells, with any number of ops per node and any concat.
+        genotype: the two cells, with any number of ops per node and any concat; or a cell for each place.
         C: channels of the first cell's nodes, even with stem "imagenet", which halves them. The paper uses 36 for
             CIFAR-10 and 48 for ImageNet.
         num_classes: number of outputs of the classifiers.
-        layers: number of cells. The paper uses 20 for CIFAR-10 and 14 for ImageNet.
+        layers: number of cells; None for 20, the paper's for CIFAR-10 (14 for ImageNet), or for the number of cells in
+            `genotype` if each place has its own.
         auxiliary: attach a second classifier after cell 2L//3, used in train mode only.
         drop_path_prob: in train mode, the probability of dropping an op's output for one sample; identities are never
             dropped. A schedule may assign the attribute of the same name: it is a tensor on the network's device, so
@@ -49,10 +51,10 @@ class EvalNetwork(DiscreteNetwork):
 
     def __init__(
         self,
-        genotype: Genotype,
+        genotype: Genotype | CellGenotypes,
         C: int = 36,
         num_classes: int = 10,
-        layers: int = 20,
+        layers: int | None = None,
         auxiliary: bool = True,
         drop_path_prob: float = 0.2,
         in_channels: int = 3,
@@ -64,10 +66,11 @@ class EvalNetwork(DiscreteNetwork):
         check_backend(backend)
         if not callable(stem) and stem not in STEMS:
             raise ValueError(f"stem must be one of {', '.join(STEMS)}, or make(in_channels, channels); got {stem!r}")
+        genotype = genotype if isinstance(genotype, CellGenotypes) else Genotype.of(genotype)
+        layers = depth_of(genotype, layers)
         for name, value in {"C": C, "num_classes": num_classes, "layers": layers, "in_channels": in_channels}.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
-        genotype = Genotype.of(genotype)
 
         self.register_buffer("_drop_path_prob", torch.zeros(()), persistent=False)
         self.drop_path_prob = drop_path_prob
@@ -98,7 +101,8 @@ class EvalNetwork(DiscreteNetwork):
             reduction = index in (layers // 3, 2 * layers // 3)
             if reduction:
                 C *= 2
-            cell = EvalCell(genotype, C_prev_prev, C_prev, C, reduction, reduction_prev, backend)
+            found = genotype.cell(index, reduction)
+            cell = EvalCell(found, C_prev_prev, C_prev, C, reduction, reduction_prev, backend)
             self.cells.append(cell)
             reduction_prev = reduction
             C_prev_prev, C_prev = C_prev, cell.out_channels
@@ -151,14 +155,14 @@ class EvalNetwork(DiscreteNetwork):
 
 
 class EvalCell(nn.Module):
-    """Compute a discrete cell: each node sums its ops in the genotype, the output concatenates the concat's states."""
+    """Compute a discrete cell: each node sums its ops in `found`, the output concatenates the concat's states."""
 
     _droppable: Tensor
     _weights: Tensor
 
     def __init__(
         self,
-        genotype: Genotype,
+        found: FoundCell,
         C_prev_prev: int,
         C_prev: int,
         C: int,
@@ -170,8 +174,7 @@ class EvalCell(nn.Module):
         self.backend = backend
         self.preprocess0: nn.Module = FactorizedReduce(C_prev_prev, C) if reduction_prev else ReLUConvBN(C_prev_prev, C)
         self.preprocess1 = ReLUConvBN(C_prev, C)
-        nodes = genotype.nodes("reduce" if reduction else "normal")
-        concat = genotype.reduce_concat if reduction else genotype.normal_concat
+        nodes, concat = found
         self.out_channels = len(concat) * C
         existing = [0, 1, *(state for state, node in enumerate(nodes, start=2) if node)]
         number = {state: i for i, state in enumerate(existing)}  # a node without ops does not exist
@@ -241,6 +244,18 @@ class EvalCell(nn.Module):
                 terms.append(term)
             states.append(sum(terms[1:], start=terms[0]))
         return states
+
+
+def depth_of(genotype: Genotype | CellGenotypes, layers: int | None) -> int:
+    """Return the number of cells of a genotype's network; `layers` or 20 where it leaves the choice.
+
+    Raises: ValueError for another number than the genotype has.
+    """
+    if not isinstance(genotype, CellGenotypes):
+        return 20 if layers is None else layers
+    if layers not in (None, len(genotype.cells)):
+        raise ValueError(f"layers must be {len(genotype.cells)}, the number of the genotype's cells; got {layers}")
+    return len(genotype.cells)
 
 
 def drop_path(probability: Tensor, N: int) -> Tensor:

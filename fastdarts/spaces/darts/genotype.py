@@ -19,6 +19,13 @@ CellName = Literal["normal", "reduce"]
 _CELLS: tuple[CellName, ...] = ("normal", "reduce")
 
 
+class FoundCell(NamedTuple):
+    """One discrete cell: the (primitive, predecessor state) pairs of each node, and the states that it puts out."""
+
+    nodes: list[Pairs]
+    concat: list[int]
+
+
 class Genotype(NamedTuple):
     """A normal and a reduction cell; unpacks and compares like the named tuple of the original code.
 
@@ -139,32 +146,49 @@ class Genotype(NamedTuple):
     def validated(self) -> "Genotype":
         """Itself, once every primitive is known, every predecessor comes earlier and every concat state exists."""
         for cell in _CELLS:
-            nodes, concat = self.nodes(cell), getattr(self, f"{cell}_concat")
+            nodes = self.nodes(cell)
             if not any(nodes) or (not _is_nested(getattr(self, cell)) and len(nodes[-1]) != 2):
                 raise ValueError(
                     f"genotype.{cell} must hold two (primitive, predecessor) pairs a node, or a list of pairs for each "
                     f"node; got {getattr(self, cell)}"
                 )
-            for state, pairs in enumerate(nodes, start=2):
-                for name, predecessor in pairs:
-                    candidate(name)
-                    if not 0 <= predecessor < state:
-                        raise ValueError(
-                            f"genotype.{cell}: ({name!r}, {predecessor}) of state {state} must have a predecessor in "
-                            f"0..{state - 1}"
-                        )
-                    if predecessor >= 2 and not nodes[predecessor - 2]:
-                        raise ValueError(
-                            f"genotype.{cell}: ({name!r}, {predecessor}) of state {state} has a predecessor without ops"
-                        )
-            states = 2 + len(nodes)
-            if not concat or any(not 0 <= state < states for state in concat) or len(set(concat)) != len(concat):
-                raise ValueError(
-                    f"genotype.{cell}_concat must name distinct states of 0..{states - 1}; got {list(concat)}"
-                )
-            if any(state >= 2 and not nodes[state - 2] for state in concat):
-                raise ValueError(f"genotype.{cell}_concat must name states that have ops; got {list(concat)}")
+            check_cell(FoundCell(nodes, getattr(self, f"{cell}_concat")), f"genotype.{cell}", f"genotype.{cell}_concat")
         return self
+
+    def cell(self, index: int, reduction: bool) -> FoundCell:
+        """Return the cell at a place of the network; all cells of a type are the same."""
+        if reduction:
+            return FoundCell(self.nodes("reduce"), list(self.reduce_concat))
+        return FoundCell(self.nodes("normal"), list(self.normal_concat))
+
+
+def check_cell(cell: FoundCell, nodes_name: str, concat_name: str) -> None:
+    """Check that a cell's primitives are known, that predecessors come earlier and that what it puts out exists.
+
+    Args:
+        cell: the cell, with an op at least.
+        nodes_name, concat_name: names of its parts in messages.
+
+    Raises: ValueError that names the wrong part.
+    """
+    nodes, concat = cell
+    for state, pairs in enumerate(nodes, start=2):
+        for name, predecessor in pairs:
+            candidate(name)
+            if not 0 <= predecessor < state:
+                allowed = f"0..{state - 1}"
+                raise ValueError(
+                    f"{nodes_name}: ({name!r}, {predecessor}) of state {state} must have a predecessor in {allowed}"
+                )
+            if predecessor >= 2 and not nodes[predecessor - 2]:
+                raise ValueError(
+                    f"{nodes_name}: ({name!r}, {predecessor}) of state {state} has a predecessor without ops"
+                )
+    states = 2 + len(nodes)
+    if not concat or any(not 0 <= state < states for state in concat) or len(set(concat)) != len(concat):
+        raise ValueError(f"{concat_name} must name distinct states of 0..{states - 1}; got {list(concat)}")
+    if any(state >= 2 and not nodes[state - 2] for state in concat):
+        raise ValueError(f"{concat_name} must name states that have ops; got {list(concat)}")
 
 
 def _by_source(node: Pairs) -> dict[int, list[str]]:
@@ -182,7 +206,7 @@ def _parse_field(field: str, value: Any) -> Any:
         raise ValueError(f"genotype.{field} must be a list of state numbers; got {value!r}")
     nested = isinstance(value, list) and all(isinstance(node, list) for node in value) and _is_nested(value)
     nodes = value if nested else [value]
-    if not all(isinstance(node, list) and all(_is_pair(pair) for pair in node) for node in nodes):
+    if not all(isinstance(node, list) and all(is_pair(pair) for pair in node) for node in nodes):
         raise ValueError(
             f"genotype.{field} must be a list of [primitive, predecessor] pairs, or one for each node; got {value!r}"
         )
@@ -195,7 +219,8 @@ def _is_nested(pairs: list[Any]) -> bool:
     return all(not node or not isinstance(node[0], str) for node in pairs)
 
 
-def _is_pair(value: Any) -> bool:
+def is_pair(value: Any) -> bool:
+    """Return True for [primitive, predecessor]."""
     return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and type(value[1]) is int
 
 

@@ -3,13 +3,15 @@
 import inspect
 import re
 import textwrap
-from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from fastdarts.primitives import modules
 from fastdarts.primitives.table import candidate
 from fastdarts.spaces.darts import discrete
-from fastdarts.spaces.darts.genotype import Genotype
+from fastdarts.spaces.darts.cell_genotypes import CellGenotypes
+from fastdarts.spaces.darts.discrete import depth_of
+from fastdarts.spaces.darts.genotype import FoundCell, Genotype
 
 _HEAD = '''"""{title}
 
@@ -100,6 +102,15 @@ _CELL = '''class {name}(nn.Module):
 '''
 
 
+class CellClass(NamedTuple):
+    """Hold the name and the description of a cell's class in the code, the cell, and True for a reduction."""
+
+    name: str
+    what: str
+    cell: FoundCell
+    reduction: bool
+
+
 class ImageFormat(NamedTuple):
     """Hold the images that a network takes: (C, H, W), statistics of each channel, and their values in words."""
 
@@ -109,7 +120,9 @@ class ImageFormat(NamedTuple):
     takes_bytes: bool
 
 
-def network_source(genotype: Genotype, options: Mapping[str, Any], images: ImageFormat, weights: str) -> str:
+def network_source(
+    genotype: Genotype | CellGenotypes, options: Mapping[str, Any], images: ImageFormat, weights: str
+) -> str:
     """Return the code of a module `Network` whose parameters have the names of `EvalNetwork`'s.
 
     Args:
@@ -120,8 +133,10 @@ def network_source(genotype: Genotype, options: Mapping[str, Any], images: Image
 
     Raises: ValueError for ops of the user's own, whose code is not known.
     """
-    classes, layers, stem = options["num_classes"], options["layers"], options["stem"]
-    cells, features, auxiliary_channels = _cell_calls(genotype, options["C"], layers, stem)
+    classes, stem = options["num_classes"], options["stem"]
+    layers = depth_of(genotype, None if isinstance(genotype, CellGenotypes) else options["layers"])
+    classes_of_cells = [_class_of(genotype, index, layers) for index in range(layers)]
+    cells, features, auxiliary_channels = _cell_calls(classes_of_cells, options["C"], stem)
     auxiliary = options["auxiliary"] and auxiliary_channels is not None
     channels, height, width = images.shape
     network = _NETWORK.format(
@@ -142,11 +157,8 @@ def network_source(genotype: Genotype, options: Mapping[str, Any], images: Image
         else "",
         result=_indented(_AUXILIARY_RESULT.format(index=2 * layers // 3) if auxiliary else "return logits"),
     )
-    parts = [
-        _cell(genotype, "normal", "NormalCell", "Keep the image's size"),
-        _cell(genotype, "reduce", "ReductionCell", "Halve the image's sides"),
-        network,
-    ]
+    used = {one.name: one for one in classes_of_cells}
+    parts = [*map(_cell, used.values()), network]
     head = _HEAD.format(
         title=f"A network of {layers} cells that differentiable architecture search (DARTS) found.",
         shape=f"It takes images [N, {channels}, {height}, {width}] and has {classes} outputs",
@@ -181,34 +193,40 @@ def _indented(code: str, levels: int = 2) -> str:
     return textwrap.indent(code, "    " * levels)
 
 
-def _cell_calls(genotype: Genotype, C: int, layers: int, stem: str) -> tuple[list[str], int, int | None]:
+def _class_of(genotype: Genotype | CellGenotypes, index: int, layers: int) -> CellClass:
+    """Return the class of the cell at a place."""
+    reduction = index in (layers // 3, 2 * layers // 3)
+    kind, what = ("Reduction", "Halve the image's sides") if reduction else ("Normal", "Keep the image's size")
+    number = index if isinstance(genotype, CellGenotypes) else ""
+    return CellClass(f"{kind}Cell{number}", what, genotype.cell(index, reduction), reduction)
+
+
+def _cell_calls(cells: Sequence[CellClass], C: int, stem: str) -> tuple[list[str], int, int | None]:
     """Return the code of each cell, the channels of the last, and those of the one that feeds the auxiliary head."""
     calls: list[str] = []
     reduction_prev = stem == "imagenet"
     C_prev_prev = C_prev = C if stem == "imagenet" else 3 * C
     auxiliary = None
-    for index in range(layers):
-        reduction = index in (layers // 3, 2 * layers // 3)
+    for index, (name, _, (_, concat), reduction) in enumerate(cells):
         C *= 2 if reduction else 1
-        kind, concat = ("Reduction", genotype.reduce_concat) if reduction else ("Normal", genotype.normal_concat)
-        calls.append(f"{kind}Cell({C_prev_prev}, {C_prev}, {C}, reduction_prev={reduction_prev}),")
+        calls.append(f"{name}({C_prev_prev}, {C_prev}, {C}, reduction_prev={reduction_prev}),")
         reduction_prev = reduction
-        C_prev_prev, C_prev = C_prev, len(tuple(concat)) * C
-        if index == 2 * layers // 3:
+        C_prev_prev, C_prev = C_prev, len(concat) * C
+        if index == 2 * len(cells) // 3:
             auxiliary = C_prev
     return calls, C_prev, auxiliary
 
 
-def _cell(genotype: Genotype, kind: Literal["normal", "reduce"], name: str, what: str) -> str:
-    nodes = genotype.nodes(kind)
-    concat = list(genotype.reduce_concat if kind == "reduce" else genotype.normal_concat)
+def _cell(described: CellClass) -> str:
+    """Return the code of a cell's class."""
+    name, what, (nodes, concat), reduction = described
     ops: list[str] = []
     lines = []
     for state, node in enumerate(nodes, start=2):
         terms = []
         for op, source in node:
             terms.append(f"op({len(ops)}, s{source})")
-            ops.append(f"{_op(op, 2 if kind == 'reduce' and source < 2 else 1)},  # {source} -> {state}: {op}")
+            ops.append(f"{_op(op, 2 if reduction and source < 2 else 1)},  # {source} -> {state}: {op}")
         lines.append(f"s{state} = {' + '.join(terms) or 's0'}")
     outputs = ", ".join(f"s{state}" for state in concat)
     words = ", ".join(map(str, concat))

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from fastdarts.config.options import option
+from fastdarts.config.reading import parse_json
 from fastdarts.primitives.table import PRIMITIVES, check_primitives
-from fastdarts.spaces.darts import draw
+from fastdarts.spaces.darts import cell_genotypes, draw
 from fastdarts.spaces.darts.candidates import arguments_of
+from fastdarts.spaces.darts.cell_genotypes import CellGenotypes
 from fastdarts.spaces.darts.derivation import skips
 from fastdarts.spaces.darts.discrete import EvalNetwork
 from fastdarts.spaces.darts.genotype import PUBLISHED, Genotype
@@ -87,7 +89,7 @@ class DartsSpace:
     def features(self) -> frozenset[Feature]:
         common: set[Feature] = {"edges", "auxiliary ops", "partial channels", "drop path", "depth", "stem"}
         skip: set[Feature] = {"skip connections"} if "skip_connect" in self._arguments["primitives"] else set()
-        return frozenset(common | skip | {"weights by cell"})
+        return frozenset(common | skip | {"weights by cell", "own cells"})
 
     def search_defaults(self, dataset: str) -> Mapping[str, Any]:
         return {}
@@ -101,27 +103,34 @@ class DartsSpace:
     def supernet(self, **arguments: Any) -> SearchNetwork:
         return SearchNetwork(**arguments)
 
-    def discrete(self, architecture: Genotype, **options: Any) -> EvalNetwork:
-        return EvalNetwork(architecture, **options)
+    def discrete(self, architecture: Genotype | CellGenotypes, **options: Any) -> EvalNetwork:
+        own = {"layers": len(architecture.cells)} if isinstance(architecture, CellGenotypes) else {}
+        return EvalNetwork(architecture, **(options | own))
 
-    def from_json(self, text: str) -> Genotype:
+    def from_json(self, text: str) -> Genotype | CellGenotypes:
+        value = parse_json(text)
+        if isinstance(value, dict) and "cells" in value:
+            return CellGenotypes.from_json(text)
         return Genotype.from_json(text)
 
-    def from_text(self, text: str) -> Genotype | None:
-        return PUBLISHED.get(text)
+    def from_text(self, text: str) -> Genotype | CellGenotypes | None:
+        return PUBLISHED.get(text) or cell_genotypes.PUBLISHED.get(text)
 
-    def numbers(self, architecture: Genotype) -> dict[str, float]:
+    def numbers(self, architecture: Genotype | CellGenotypes) -> dict[str, float]:
+        if isinstance(architecture, CellGenotypes):
+            ops = architecture.ops()
+            return {"ops": ops.total(), "skips": ops["skip_connect"]}
         if architecture.auxiliary_skip:
             architecture = architecture.without_auxiliary_skip()
         return {f"skips_{cell}": skips(architecture.nodes(cell)) for cell in ("normal", "reduce")}
 
-    def table(self, file: Path) -> Callable[[Genotype], dict[str, float]]:
+    def table(self, file: Path) -> Callable[[Any], dict[str, float]]:
         raise ValueError(f"benchmark: space {self.name!r} has no tabulated accuracies")
 
-    def svg(self, architecture: Genotype) -> str:
+    def svg(self, architecture: Genotype | CellGenotypes) -> str:
         return draw.draw_cells(architecture)
 
-    def png(self, architecture: Genotype) -> bytes:
+    def png(self, architecture: Genotype | CellGenotypes) -> bytes:
         return draw.png_of(architecture)
 
 

@@ -1,6 +1,7 @@
 """The search network of DARTS' convolutional space: a stack of cells whose edges mix all candidate operations."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,8 @@ from fastdarts.mixed.mix import Mix
 from fastdarts.mixed.mixed_op import Backend, MixedOp, check_backend, check_input
 from fastdarts.primitives.table import PRIMITIVES, EdgeOps, check_primitives, per_edge
 from fastdarts.spaces.darts.cell import Cell
-from fastdarts.spaces.darts.derivation import derive, random_genotype
+from fastdarts.spaces.darts.cell_genotypes import PREFIX, CellGenotypes
+from fastdarts.spaces.darts.derivation import DerivedCell, derive_cells, random_cells
 from fastdarts.spaces.darts.genotype import Genotype, edges_of
 from fastdarts.spaces.group import Choice, Group
 from fastdarts.spaces.network import Head, Stem
@@ -33,6 +35,16 @@ def groups_of(
         name: Group(title, per_edge(candidates[name] if candidates else primitives, len(ends)), ends)
         for name, title in TITLES.items()
     }
+
+
+def own_groups(types: Mapping[str, Group], layers: int) -> dict[str, Group]:
+    """Return a group for each cell of a network: the edges of `types`, the cell's alone."""
+    groups = {}
+    for index in range(layers):
+        reduction = _is_reduction(index, layers)
+        title = f"cell {index} (reduction)" if reduction else f"cell {index}"
+        groups[f"{PREFIX}{index}"] = replace(types[_type_of(reduction)], title=title)
+    return groups
 
 
 class SearchNetwork(Supernet):
@@ -60,6 +72,8 @@ class SearchNetwork(Supernet):
         stem: make(in_channels, channels) -> your own first layers instead of a 3x3 convolution.
         head: make(channels, num_classes) -> your own last layers instead of global pooling and a linear classifier, for
             example for dense prediction.
+        own_cells: every cell has alphas of its own, in groups cell0, cell1, ... in place of normal and reduce, and the
+            architecture is a `CellGenotypes`.
     """
 
     def __init__(
@@ -80,6 +94,7 @@ class SearchNetwork(Supernet):
         auxiliary_skip: bool = False,
         stem: Stem | None = None,
         head: Head | None = None,
+        own_cells: bool = False,
     ) -> None:
         for name, value in (
             ("C", C),
@@ -96,14 +111,17 @@ class SearchNetwork(Supernet):
         check_backend(backend)
         if multiplier > steps:
             raise ValueError(f"multiplier must be at most steps = {steps}; got {multiplier}")
+        if own_cells and auxiliary_skip:
+            raise ValueError("own_cells and auxiliary_skip exclude each other: only two kinds of cells keep the skip")
         names = check_primitives(primitives)
         if candidates is not None and set(candidates) != set(TITLES):
             raise ValueError(f"candidates must have the keys {', '.join(TITLES)}; got {', '.join(candidates)}")
-        groups = groups_of(names, candidates, steps)
-        for name in {name for group in groups.values() for row in group.ops for name in row}:
+        types = groups_of(names, candidates, steps)
+        for name in {name for group in types.values() for row in group.ops for name in row}:
             if name not in names:
                 raise ValueError(f"candidates must be among the primitives {', '.join(names)}; got {name}")
-        super().__init__(groups, tuple(auxiliary))
+        super().__init__(own_groups(types, layers) if own_cells else types, tuple(auxiliary))
+        self._own_cells = own_cells
         self.steps = steps
         self.multiplier = multiplier
         self.in_channels = in_channels
@@ -121,10 +139,10 @@ class SearchNetwork(Supernet):
         self.cells = nn.ModuleList()
         reduction_prev = False
         for i in range(layers):
-            reduction = i in (layers // 3, 2 * layers // 3)
+            reduction = _is_reduction(i, layers)
             C_cell *= 2 if reduction else 1
             further = (*self.auxiliary, *(["skip_connect"] if auxiliary_skip else []))
-            ops: EdgeOps = tuple((*row, *further) for row in groups[_group(reduction)].ops)
+            ops: EdgeOps = tuple((*row, *further) for row in types[_type_of(reduction)].ops)
             self.cells.append(
                 Cell(steps, multiplier, C_prev_prev, C_prev, C_cell, reduction, reduction_prev, ops, backend, K)
             )
@@ -160,9 +178,7 @@ class SearchNetwork(Supernet):
         mixes = self.op_weights()
         s0 = s1 = self.stem(x)
         seen = dict.fromkeys(self.groups, 0)
-        for cell in self.cells:
-            assert isinstance(cell, Cell)
-            group = _group(cell.reduction)
+        for cell, group in self._cells():
             mix = self._with_skip(mixes[group].of_cell(seen[group]), self._columns(group))
             seen[group] += 1
             s0, s1 = s1, cell(s0, s1, mix.weights, mix.active, mix.passing, mix.added, mix.drop_path)
@@ -183,23 +199,27 @@ class SearchNetwork(Supernet):
         return mix._replace(weights=weights, active=active)
 
     def mixed_ops(self, group: str) -> list[list[MixedOp]]:
-        """Return the mixed ops of each normal or each reduction cell."""
-        cells = [cell for cell in self.cells if isinstance(cell, Cell)]
-        return [cell.edges() for cell in cells if _group(cell.reduction) == group]
+        """Return the mixed ops of each cell that a group describes."""
+        return [cell.edges() for cell, name in self._cells() if name == group]
 
     def untrained(self) -> list[Group]:
         """Return the cell that a network of one or two layers has not."""
         return [group for name, group in self.groups.items() if not self.mixed_ops(name)]
 
-    def derive(self, scores: Mapping[str, Tensor], choice: Choice = Choice()) -> Genotype:  # noqa: B008 - frozen
-        """Return the genotype of scores [edges, ops]; see `derivation.derive`."""
-        return self._kept(derive(self.groups, scores, choice, self.concat()))
+    def derive(
+        self,
+        scores: Mapping[str, Tensor],
+        choice: Choice = Choice(),  # noqa: B008 - frozen
+    ) -> Genotype | CellGenotypes:
+        """Return the architecture of scores [edges, ops]; see `derivation.derive_cells`."""
+        return self._architecture(derive_cells(self.groups, scores, choice, self.concat(), self._limited()))
 
-    def mixes_of(self, architecture: Genotype) -> Mixes:
-        """Return op weights with which this network computes a genotype."""
+    def mixes_of(self, architecture: Genotype | CellGenotypes) -> Mixes:
+        """Return op weights with which this network computes an architecture."""
         mixes = {}
-        skip = self.auxiliary_skip and architecture.auxiliary_skip
+        skip = self.auxiliary_skip and isinstance(architecture, Genotype) and architecture.auxiliary_skip
         if skip:
+            assert isinstance(architecture, Genotype)
             architecture = architecture.without_auxiliary_skip()
         for name, group in self.groups.items():
             weights = torch.zeros(len(group.ops), self._columns(name) + self.auxiliary_skip)
@@ -213,17 +233,37 @@ class SearchNetwork(Supernet):
             mixes[name] = Mix(weights.to(self.alphas[name]), active)
         return mixes
 
-    def random(self, generator: torch.Generator, max_skips: int | None = None) -> Genotype:
-        """Draw a genotype uniformly: two predecessors of each node, any op (`none`, too) on both edges."""
-        return self._kept(random_genotype(self.groups, generator, self.concat(), max_skips))
-
-    def _kept(self, genotype: Genotype) -> Genotype:
-        return genotype.with_auxiliary_skip() if self.auxiliary_skip else genotype
+    def random(self, generator: torch.Generator, max_skips: int | None = None) -> Genotype | CellGenotypes:
+        """Draw an architecture uniformly: two predecessors of each node, any op (`none`, too) on both edges."""
+        return self._architecture(random_cells(self.groups, generator, self.concat(), max_skips, self._limited()))
 
     def concat(self) -> list[int]:
         """Return the states that a cell puts out."""
         return list(range(2 + self.steps - self.multiplier, 2 + self.steps))
 
+    def _cells(self) -> Iterator[tuple[Cell, str]]:
+        """Yield each cell with the name of its group."""
+        for index, cell in enumerate(self.cells):
+            assert isinstance(cell, Cell)
+            yield cell, f"{PREFIX}{index}" if self._own_cells else _type_of(cell.reduction)
 
-def _group(reduction: bool) -> str:
+    def _limited(self) -> set[str]:
+        """Return the groups whose skip connections may be limited: those of cells that are no reductions."""
+        if not self._own_cells:
+            return {"normal"}
+        return {name for cell, name in self._cells() if not cell.reduction}
+
+    def _architecture(self, cells: Mapping[str, DerivedCell]) -> Genotype | CellGenotypes:
+        if self._own_cells:
+            found = (Genotype(*cell, *cell).cell(0, reduction=False) for cell in cells.values())
+            return CellGenotypes(tuple(found))
+        genotype = Genotype(*cells["normal"], *cells["reduce"])
+        return genotype.with_auxiliary_skip() if self.auxiliary_skip else genotype
+
+
+def _is_reduction(index: int, layers: int) -> bool:
+    return index in (layers // 3, 2 * layers // 3)
+
+
+def _type_of(reduction: bool) -> str:
     return "reduce" if reduction else "normal"

@@ -6,7 +6,10 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from fastdarts.spaces.layerwise.chain import CHAINS, SKIP, Chain
+from fastdarts.spaces.layerwise.chain import CHAINS, SKIP, Chain, sides_of
+
+_LISTS = ("strides", "widths", "depths", "kernels", "expansions")
+_NUMBERS = ("head", "least")
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,7 @@ class LayerChoices:
         widths: of each stage, for the space's own width of the stem.
         depths: layers of each stage, left-out ones included.
         head: channels of the last 1x1 convolution; None takes the space's own.
+        kernels, expansions, least: of a chain whose layers share weights, see `Chain.with_choices`.
 
     Raises: ValueError for an unknown space, numbers that make no chain, or another number of layers.
     """
@@ -30,29 +34,39 @@ class LayerChoices:
     widths: tuple[int, ...] = ()
     depths: tuple[int, ...] = ()
     head: int | None = None
+    kernels: tuple[int, ...] = ()
+    expansions: tuple[int, ...] = ()
+    least: int | None = None
 
     def __post_init__(self) -> None:
         if self.space not in CHAINS:
             raise ValueError(f"space must be one of {', '.join(CHAINS)}; got {self.space!r}")
-        for name in ("layers", "strides", "widths", "depths"):
+        for name in ("layers", *_LISTS):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        layers = self.chain().layers()
+        chain = self.chain()
+        layers = chain.layers()
         if len(self.layers) != len(layers):
             raise ValueError(f"layers must name a block for each of the {len(layers)} layers; got {len(self.layers)}")
         for index, (name, layer) in enumerate(zip(self.layers, layers, strict=True)):
             if name not in layer.choices:
                 raise ValueError(f"layers[{index}] must be one of {', '.join(layer.choices)}; got {name!r}")
+            left_out = index > 0 and self.layers[index - 1] == SKIP and layers[index - 1].stage == layer.stage
+            if chain.skips == "last" and left_out and name != SKIP:
+                raise ValueError(f"layers[{index}] must be {SKIP!r}, as the layer before it in its stage; got {name!r}")
 
     def chain(self) -> Chain:
         """Return the chain of these choices, with the space's own widths or `widths`."""
-        return CHAINS[self.space].changed(self.strides or None, self.widths or None, self.depths or None, self.head)
+        own = CHAINS[self.space]
+        if self.kernels or self.expansions or self.least is not None:
+            own = own.with_choices(self.kernels or None, self.expansions or None, self.least)
+        return own.changed(self.strides or None, self.widths or None, self.depths or None, self.head)
 
     def __str__(self) -> str:
         return " | ".join(self.layers)
 
     def to_json(self) -> str:
         """Return one JSON object: the space, the layers, and the numbers that differ from the space's own."""
-        changed = {name: getattr(self, name) for name in ("strides", "widths", "depths", "head")}
+        changed = {name: getattr(self, name) for name in (*_LISTS, *_NUMBERS)}
         return json.dumps({"space": self.space, "layers": self.layers} | {k: v for k, v in changed.items() if v})
 
     @classmethod
@@ -61,11 +75,11 @@ class LayerChoices:
         value: Any = json.loads(text)
         if not isinstance(value, dict) or not isinstance(value.get("layers"), list):
             raise ValueError(f"genotype must be a JSON object with the key layers, a list of names; got {text[:80]!r}")
-        allowed = ("space", "layers", "head", "strides", "widths", "depths")
+        allowed = ("space", "layers", *_NUMBERS, *_LISTS)
         for name in value:
             if name not in allowed:
                 raise ValueError(f"genotype has the key {name!r}; the keys are {', '.join(allowed)}")
-        for name in allowed[3:]:
+        for name in _LISTS:
             if not isinstance(value.get(name, []), list):
                 raise ValueError(f"{name} must be a list of integers; got {value[name]!r}")
         return cls(**value)
@@ -83,4 +97,9 @@ def shape_arguments(space: str, chain: Chain) -> dict[str, Any]:
         "widths": (tuple(s.width for s in own.stages), tuple(s.width for s in chain.stages)),
         "depths": (tuple(s.layers for s in own.stages), tuple(s.layers for s in chain.stages)),
     }
-    return {name: theirs for name, (ours, theirs) in numbers.items() if ours != theirs}
+    different: dict[str, Any] = {name: theirs for name, (ours, theirs) in numbers.items() if ours != theirs}
+    if own.skips == "last":
+        pairs = zip(("kernels", "expansions"), sides_of(own.blocks), sides_of(chain.blocks), strict=True)
+        different |= {name: theirs for name, ours, theirs in pairs if ours != theirs}
+        different |= {"least": chain.least} if chain.least != own.least else {}
+    return different

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
+Activation = Literal["relu", "relu6", "hardswish"]
+
 SKIP = "skip"
 """The choice that leaves a layer out: an identity, or a 1x1 convolution where the layer changes the shape."""
+_NAME = re.compile(r"k(\d+) e(\d+)(?: g(\d+))?")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Layers of one width; the first has the stage's stride."""
+    """Layers of one width; the first has the stage's stride.
+
+    Attributes:
+        activation: of its blocks; None takes the chain's.
+        excites: blocks weigh their channels by squeeze and excitation.
+    """
 
     width: int
     layers: int
     stride: int
+    activation: Activation | None = None
+    excites: bool = False
 
 
 class Layer(NamedTuple):
@@ -27,6 +38,8 @@ class Layer(NamedTuple):
     width: int
     stride: int
     choices: tuple[str, ...]
+    activation: Activation | None = None
+    excites: bool = False
 
     @property
     def keeps_shape(self) -> bool:
@@ -47,9 +60,14 @@ class Chain:
         activation: activation after each convolution but a block's last.
         blocks: names of the candidate blocks, "k5 e6": kernel 5, six times the layer's input channels inside;
             "g2" after them: 1x1 convolutions in two groups.
-        skips: the layers that may be left out: "none", those that "repeat" their stage's shape, or "all".
+        skips: the layers that may be left out: "none", those that "repeat" their stage's shape, "all", or the "last"
+            ones of each stage.
         eps: eps of the batch norms.
         dropout: probability with which the classifier's input is dropped in training.
+        least: with skips "last", the layers that each stage keeps.
+        fixed_activation: activation of the fixed block; None takes the chain's.
+        fixed_shortcut: the fixed block adds its input to its output.
+        feature: channels of a 1x1 convolution between pooling and classifier; None for none.
     """
 
     stem: int
@@ -57,11 +75,15 @@ class Chain:
     fixed: int | None
     stages: tuple[Stage, ...]
     head: int
-    activation: Literal["relu", "relu6"]
+    activation: Activation
     blocks: tuple[str, ...]
-    skips: Literal["none", "repeat", "all"]
+    skips: Literal["none", "repeat", "all", "last"]
     eps: float = 1e-5
     dropout: float = 0.0
+    least: int = 1
+    fixed_activation: Activation | None = None
+    fixed_shortcut: bool = False
+    feature: int | None = None
 
     def layers(self) -> list[Layer]:
         """Return the layers with choices, in the order of the chain."""
@@ -69,9 +91,9 @@ class Chain:
         for index, stage in enumerate(self.stages):
             for place in range(stage.layers):
                 stride = stage.stride if place == 0 else 1
-                optional = self.skips == "all" or (self.skips == "repeat" and place > 0)
-                choices = (*self.blocks, SKIP) if optional else self.blocks
-                made.append(Layer(index, channels, stage.width, stride, choices))
+                kept = {"none": place + 1, "repeat": 1, "all": 0, "last": self.least}[self.skips]
+                choices = (*self.blocks, SKIP) if place >= kept else self.blocks
+                made.append(Layer(index, channels, stage.width, stride, choices, stage.activation, stage.excites))
                 channels = stage.width
         return made
 
@@ -100,9 +122,39 @@ class Chain:
         strides = _numbers("strides", strides, self.strides, "the stem and each stage", at_most=2)
         widths = _numbers("widths", widths, [stage.width for stage in self.stages], "each stage")
         depths = _numbers("depths", depths, [stage.layers for stage in self.stages], "each stage")
-        stages = tuple(map(Stage, widths, depths, strides[1:]))
+        stages = tuple(
+            replace(stage, width=width, layers=depth, stride=stride)
+            for stage, width, depth, stride in zip(self.stages, widths, depths, strides[1:], strict=True)
+        )
         head = _numbers("head", None if head is None else [head], [self.head], "the last convolution")[0]
         return replace(self, stem_stride=strides[0], stages=stages, head=head)
+
+    def with_choices(
+        self,
+        kernels: Sequence[int] | None = None,
+        expansions: Sequence[int] | None = None,
+        least: int | None = None,
+    ) -> Chain:
+        """Return this chain with other choices, where its blocks are all pairs of a kernel and an expansion.
+
+        Args:
+            kernels: odd; in rising order.
+            expansions: in rising order.
+            least: layers that each stage keeps, from 1 on.
+
+        Raises: ValueError that names the argument.
+        """
+        own = sides_of(self.blocks)
+        kernels = own[0] if kernels is None else kernels
+        expansions = own[1] if expansions is None else expansions
+        least = self.least if least is None else least
+        for name, values, odd in (("kernels", kernels, True), ("expansions", expansions, False)):
+            rising = list(values) == sorted(set(values)) and len(values) > 0
+            if not rising or values[0] < 1 or (odd and any(value % 2 == 0 for value in values)):
+                raise ValueError(f"{name} must be {'odd ' * odd}integers from 1 on, rising; got {list(values)}")
+        if least < 1:
+            raise ValueError(f"least must be at least 1; got {least}")
+        return replace(self, blocks=elastic_blocks(kernels, expansions), least=least)
 
     def scaled(self, stem: int) -> Chain:
         """Return this chain with all widths in proportion to `stem` channels of the stem, multiples of 4."""
@@ -113,8 +165,8 @@ class Chain:
             return max(4, round(width * stem / self.stem / 4) * 4)
 
         stages = tuple(replace(stage, width=scale(stage.width)) for stage in self.stages)
-        fixed = None if self.fixed is None else scale(self.fixed)
-        return replace(self, stem=stem, fixed=fixed, stages=stages, head=scale(self.head))
+        fixed, feature = (None if width is None else scale(width) for width in (self.fixed, self.feature))
+        return replace(self, stem=stem, fixed=fixed, stages=stages, head=scale(self.head), feature=feature)
 
     def shortened(self, layers: int) -> Chain:
         """Return this chain with at most so many layers in each stage."""
@@ -126,6 +178,15 @@ class Chain:
         for stride in self.strides:
             side = -(-side // stride)
         return side
+
+
+def parse_block(name: str) -> tuple[int, int, int]:
+    """Return kernel, expansion and groups of a block's name such as "k5 e6" or "k3 e1 g2"; ValueError for others."""
+    match = _NAME.fullmatch(name)
+    kernel, expansion, groups = (int(number or 1) for number in match.groups()) if match else (0, 0, 0)
+    if kernel % 2 == 0 or expansion < 1 or groups < 1:
+        raise ValueError(f"a block must be named like 'k5 e6' (odd kernel, expansion; 'g2' for groups); got {name!r}")
+    return kernel, expansion, groups
 
 
 def _numbers(
@@ -141,6 +202,18 @@ def _numbers(
 
 def _stages(*shapes: tuple[int, int, int]) -> tuple[Stage, ...]:
     return tuple(Stage(*shape) for shape in shapes)
+
+
+def elastic_blocks(kernels: Sequence[int], expansions: Sequence[int]) -> tuple[str, ...]:
+    """Return the names of the blocks of all pairs of a kernel and an expansion."""
+    return tuple(f"k{kernel} e{expansion}" for kernel in kernels for expansion in expansions)
+
+
+def sides_of(blocks: Sequence[str]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the kernels and the expansions of blocks, each in rising order."""
+    shapes = [parse_block(name) for name in blocks]
+    kernels, expansions, _ = zip(*shapes, strict=True)
+    return tuple(sorted(set(kernels))), tuple(sorted(set(expansions)))
 
 
 _MOBILE = ("k3 e3", "k3 e6", "k5 e3", "k5 e6", "k7 e3", "k7 e6")
@@ -191,6 +264,28 @@ CHAINS = {
         activation="relu6",
         blocks=("k3 e3", "k3 e6", "k5 e3", "k5 e6"),
         skips="repeat",
+    ),
+    # Cai et al., ICLR 2020, arXiv:1908.09791: layers share weights
+    "ofa": Chain(
+        stem=16,
+        stem_stride=2,
+        fixed=16,
+        fixed_activation="relu",
+        fixed_shortcut=True,
+        stages=(
+            Stage(24, 4, 2, "relu"),
+            Stage(40, 4, 2, "relu", excites=True),
+            Stage(80, 4, 2),
+            Stage(112, 4, 1, excites=True),
+            Stage(160, 4, 2, excites=True),
+        ),
+        head=960,
+        feature=1280,
+        activation="hardswish",
+        blocks=elastic_blocks((3, 5, 7), (3, 4, 6)),
+        skips="last",
+        least=2,
+        dropout=0.1,
     ),
 }
 """The chains by the names of their spaces."""

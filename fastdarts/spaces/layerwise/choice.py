@@ -1,6 +1,6 @@
 """A layer of the search network: the weighted sum of its candidate blocks, and its shortcut."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,12 +13,12 @@ from fastdarts.spaces.layerwise.mixture import fits, mixture
 
 def block(layer: Layer, name: str, chain: Chain, shortcut: bool = False) -> nn.Module:
     """Build one choice of a layer; `shortcut` adds the layer's input to a block's output."""
-    shape = layer.in_channels, layer.width
+    activation = layer.activation or chain.activation
     if name != SKIP:
-        return InvertedResidual(*shape, name, layer.stride, chain.activation, chain.eps, shortcut)
+        return InvertedResidual(layer, name, activation, chain.eps, shortcut)
     if layer.keeps_shape:
         return LeftOut()
-    return ConvNorm(*shape, 1, layer.stride, chain.activation, chain.eps)
+    return ConvNorm(layer.in_channels, layer.width, 1, layer.stride, activation, chain.eps)
 
 
 class ChoiceLayer(nn.Module):
@@ -38,7 +38,15 @@ class ChoiceLayer(nn.Module):
         self.primitives = layer.choices
         self.stride = layer.stride
         self.keeps_shape = layer.keeps_shape
-        self._ops = nn.ModuleList(block(layer, name, chain) for name in layer.choices)
+        self._ops = nn.ModuleList(self._make(layer, chain))
+
+    def _make(self, layer: Layer, chain: Chain) -> Iterable[nn.Module]:
+        """Build the candidate blocks in the order of the choices."""
+        return [block(layer, name, chain) for name in layer.choices]
+
+    def state_of(self, column: int) -> dict[str, Tensor]:
+        """Return the weights and buffers of a choice, by the names that they have in `block`."""
+        return self._ops[column].state_dict()
 
     def forward(
         self, x: Tensor, weights: Tensor, active: Sequence[int] | None = None, probed: Sequence[int] = ()

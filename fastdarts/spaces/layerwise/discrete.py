@@ -7,8 +7,8 @@ from torch.nn.functional import dropout
 
 from fastdarts.mixed.mixed_op import check_input
 from fastdarts.spaces.layerwise.architecture import LayerChoices
-from fastdarts.spaces.layerwise.blocks import ACTIVATIONS, DepthwiseSeparable, initialise, parse_block
-from fastdarts.spaces.layerwise.chain import SKIP, Chain, Layer
+from fastdarts.spaces.layerwise.blocks import ACTIVATIONS, DepthwiseSeparable, feature, initialise
+from fastdarts.spaces.layerwise.chain import SKIP, Chain, Layer, parse_block
 from fastdarts.spaces.layerwise.choice import block
 from fastdarts.spaces.network import DiscreteNetwork
 
@@ -43,29 +43,32 @@ class LayerwiseNetwork(DiscreteNetwork):
             for stage in _stages(architecture, chain)
         ]
         if chain.fixed is not None:
-            stages.insert(0, [DepthwiseSeparable(chain.stem, chain.fixed, chain.activation, chain.eps)])
+            stages.insert(0, [DepthwiseSeparable(chain)])
         self.blocks = nn.Sequential(*(nn.Sequential(*stage) for stage in stages))
         self.conv_head = nn.Conv2d(chain.stages[-1].width, chain.head, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(chain.head, chain.eps)
         self.dropout = chain.dropout
-        self.classifier = nn.Linear(chain.head, num_classes)
+        self.feature = feature(chain)
+        self.classifier = nn.Linear(chain.feature or chain.head, num_classes)
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute logits [N, num_classes] from images [N, in_channels, H, W]."""
         check_input(x, self.in_channels)
         x = self.blocks(self.act(self.bn1(self.conv_stem(x))))
-        x = self.act(self.bn2(self.conv_head(x))).mean((2, 3))
-        logits: Tensor = self.classifier(dropout(x, self.dropout, self.training))
+        x = self.act(self.bn2(self.conv_head(x))).mean((2, 3), keepdim=True)
+        logits: Tensor = self.classifier(dropout(self.feature(x).flatten(1), self.dropout, self.training))
         return logits
 
 
 def block_strings(architecture: LayerChoices) -> list[list[str]]:
     """Describe the stages of a network of the space's own widths in the strings from which timm builds an EfficientNet.
 
-    Raises: ValueError for a block with groups, of which timm has none.
+    Raises: ValueError for a block with groups, of which timm has none, and for a chain that is no EfficientNet.
     """
     chain = architecture.chain()
+    if chain.feature is not None:
+        raise ValueError(f"timm's EfficientNet has no layer behind pooling, as chains of space {architecture.space!r}")
     stages = [[_block_string(layer, name) for layer, name in stage] for stage in _stages(architecture, chain)]
     return stages if chain.fixed is None else [[f"ds_r1_k3_s1_c{chain.fixed}_noskip"], *stages]
 

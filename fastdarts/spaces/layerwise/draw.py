@@ -4,8 +4,7 @@ from itertools import pairwise
 
 from fastdarts.spaces.drawing import FAMILIES, Box, Drawing, Line
 from fastdarts.spaces.layerwise.architecture import LayerChoices
-from fastdarts.spaces.layerwise.blocks import parse_block
-from fastdarts.spaces.layerwise.chain import SKIP
+from fastdarts.spaces.layerwise.chain import SKIP, parse_block
 from fastdarts.spaces.staircase import MARGIN, TITLE, counted
 
 _WIDTH, _GAP, _LOWEST, _HIGHEST = 62, 22, 44, 150

@@ -22,6 +22,7 @@ def fits(blocks: Sequence[InvertedResidual], x: Tensor) -> bool:
     return all(
         block.conv_dw.kernel_size[0] in mbconv.KERNELS
         and type(block.act1) in (nn.ReLU, nn.ReLU6)
+        and type(block.se) is nn.Identity
         and not any(map(watched, modules_of(block)))
         and all(
             type(norm) is nn.BatchNorm2d

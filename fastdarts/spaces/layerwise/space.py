@@ -42,7 +42,7 @@ class LayerwiseSpace:
     """
 
     SearchOptions = LayerwiseOptions
-    kernel_devices = ("cpu",)
+    kernel_devices: tuple[str, ...] = ("cpu",)
     features = frozenset[Feature]({"probed ops"})
 
     def __init__(self, name: str, primitives: Sequence[str] | None = None) -> None:
@@ -132,5 +132,7 @@ class LayerwiseSpace:
         return png(draw.lay_out(architecture))
 
 
-PROXYLESS, FBNET, FAIRNAS, MOBILENET_SMALL = (partial(LayerwiseSpace, name) for name in CHAINS)
+PROXYLESS, FBNET, FAIRNAS, MOBILENET_SMALL = (
+    partial(LayerwiseSpace, name) for name in ("proxyless", "fbnet", "fairnas", "mobilenet-small")
+)
 """Factories of the spaces."""

@@ -1,6 +1,6 @@
 """The search network of a chain of layers."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +9,10 @@ from fastdarts.mixed.mix import Mix
 from fastdarts.mixed.mixed_op import Backend, check_backend, check_input
 from fastdarts.spaces.group import Choice, Group
 from fastdarts.spaces.layerwise.architecture import LayerChoices, shape_arguments
-from fastdarts.spaces.layerwise.blocks import ConvNorm, DepthwiseSeparable, initialise
+from fastdarts.spaces.layerwise.blocks import ConvNorm, DepthwiseSeparable, feature, initialise
 from fastdarts.spaces.layerwise.chain import SKIP, Chain
 from fastdarts.spaces.layerwise.choice import ChoiceLayer
+from fastdarts.spaces.layerwise.discrete import LayerwiseNetwork
 from fastdarts.spaces.supernet import Mixes, Supernet
 
 
@@ -63,19 +64,22 @@ class LayerwiseSupernet(Supernet):
         self.shape = shape_arguments(space, chain)
         """Arguments of the found architectures that differ from the space's own."""
         self.in_channels = in_channels
+        self.num_classes = num_classes
+        self._stages = [layer.stage for layer in chain.layers()]
+        self._skips = chain.skips
         self.backend = backend
         chain = chain.scaled(C)
         self.stem = ConvNorm(in_channels, chain.stem, 3, chain.stem_stride, chain.activation, chain.eps)
-        self.fixed = (
-            nn.Identity()
-            if chain.fixed is None
-            else DepthwiseSeparable(chain.stem, chain.fixed, chain.activation, chain.eps)
-        )
-        self.layers = nn.ModuleList(ChoiceLayer(layer, chain, backend != "reference") for layer in chain.layers())
+        self.fixed = nn.Identity() if chain.fixed is None else DepthwiseSeparable(chain)
+        self.layers = nn.ModuleList(self._make_layers(chain))
         self.head = ConvNorm(chain.stages[-1].width, chain.head, 1, 1, chain.activation, chain.eps)
-        self.classifier = nn.Linear(chain.head, num_classes)
+        self.feature = feature(chain)
+        self.classifier = nn.Linear(chain.feature or chain.head, num_classes)
         initialise(self)
         self.make_alphas()
+
+    def _make_layers(self, chain: Chain) -> Iterable[ChoiceLayer]:
+        return [ChoiceLayer(layer, chain, self.backend != "reference") for layer in chain.layers()]
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute logits [N, num_classes] from images [N, in_channels, H, W]."""
@@ -90,7 +94,7 @@ class LayerwiseSupernet(Supernet):
             x = layer(x, mix.weights[row], active, () if mix.probed is None else mix.probed[row])
             if mix.added is not None:
                 x = x + mix.added[row].to(x.dtype)
-        logits: Tensor = self.classifier(self.head(x).mean((2, 3)))
+        logits: Tensor = self.classifier(self.feature(self.head(x).mean((2, 3), keepdim=True)).flatten(1))
         return logits
 
     def mixed_ops(self, group: str) -> list[list[ChoiceLayer]]:
@@ -116,6 +120,13 @@ class LayerwiseSupernet(Supernet):
             skipped.sort(key=lambda at: max(rows[at]))
             for at in skipped[: len(skipped) - choice.max_skips]:
                 names[at] = self._strongest(rows[at], at, SKIP)
+        return self._architecture(names)
+
+    def _architecture(self, names: Sequence[str]) -> LayerChoices:
+        """Return the architecture of a choice for each layer; left-out layers move to their stage's end if need be."""
+        if self._skips == "last":
+            ordered = sorted(zip(self._stages, names, strict=True), key=lambda pair: (pair[0], pair[1] == SKIP))
+            names = [name for _, name in ordered]
         return LayerChoices(self.space, tuple(names), **self.shape)
 
     def mixes_of(self, architecture: LayerChoices) -> Mixes:
@@ -134,7 +145,33 @@ class LayerwiseSupernet(Supernet):
             rows = [self.groups[group].ops[row] for group, row in self._rows()]
             names = [row[int(torch.randint(len(row), (), generator=generator))] for row in rows]
             if max_skips is None or names.count(SKIP) <= max_skips:
-                return LayerChoices(self.space, tuple(names), **self.shape)
+                return self._architecture(names)
+
+    @torch.no_grad()
+    def cut(self, architecture: LayerChoices) -> LayerwiseNetwork:
+        """Return the network of an architecture with copies of the weights and buffers by which this one computes it.
+
+        In eval mode, in the same memory format, its logits have the same bits.
+        """
+        network = LayerwiseNetwork(architecture, self.stem.conv.out_channels, self.num_classes, self.in_channels)
+        network = network.to(self.classifier.weight)  # of this device and dtype
+        blocks = [block for stage in network.blocks for block in stage]  # type: ignore[attr-defined]
+        parts: list[tuple[nn.Module, Mapping[str, Tensor]]] = [
+            (network.conv_stem, self.stem.conv.state_dict()),
+            (network.bn1, self.stem.bn1.state_dict()),
+            (network.conv_head, self.head.conv.state_dict()),
+            (network.bn2, self.head.bn1.state_dict()),
+            (network.feature, self.feature.state_dict()),
+            (network.classifier, self.classifier.state_dict()),
+        ]
+        if isinstance(self.fixed, DepthwiseSeparable):
+            parts.append((blocks.pop(0), self.fixed.state_dict()))
+        for layer, name in zip(self._layers(), architecture.layers, strict=True):
+            if not (name == SKIP and layer.keeps_shape):
+                parts.append((blocks.pop(0), layer.state_of(layer.primitives.index(name))))
+        for module, state in parts:
+            module.load_state_dict(state)
+        return network
 
     def _rows(self) -> list[tuple[str, int]]:
         """Return group and row of each layer."""

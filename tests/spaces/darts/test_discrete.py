@@ -18,6 +18,7 @@ from fastdarts.spaces.darts.discrete import (
     drop_path,
     quarter_means,
 )
+from fastdarts.spaces.darts.genotype import FoundCell
 
 ALL_SKIP = Genotype([("skip_connect", 0), ("skip_connect", 1)], [2], [("skip_connect", 0), ("skip_connect", 1)], [2])
 UNEVEN = Genotype(  # one, three and two ops a node; the concat leaves node 3 out and puts an input out
@@ -224,7 +225,7 @@ def test_normal_cell_equals_formula() -> None:
         reduce=DARTS_V2.reduce,
         reduce_concat=[2],
     )
-    cell = randomised(EvalCell(genotype, 6, 5, 4, reduction=False, reduction_prev=True))
+    cell = randomised(EvalCell(genotype.cell(0, reduction=False), 6, 5, 4, reduction=False, reduction_prev=True))
     s0, s1 = torch.randn(3, 6, 13, 9, dtype=torch.float64), torch.randn(3, 5, 7, 5, dtype=torch.float64)
     a, b = reduce_by_halves(s0, cell.preprocess0), relu_conv_bn(s1, cell.preprocess1)
     node2 = sep_conv(b, cell._ops[0], 1) + a
@@ -247,7 +248,7 @@ def test_reduction_cell_equals_formula() -> None:
         ],
         reduce_concat=[2, 3, 4],
     )
-    cell = randomised(EvalCell(genotype, 3, 5, 4, reduction=True, reduction_prev=False))
+    cell = randomised(EvalCell(genotype.cell(0, reduction=True), 3, 5, 4, reduction=True, reduction_prev=False))
     s0, s1 = torch.randn(2, 3, 9, 6, dtype=torch.float64), torch.randn(2, 5, 9, 6, dtype=torch.float64)
     a, b = relu_conv_bn(s0, cell.preprocess0), relu_conv_bn(s1, cell.preprocess1)
     node2 = reduce_by_halves(a, cell._ops[0]) + dil_conv(b, cell._ops[1], 2)
@@ -302,7 +303,7 @@ def test_any_depth(layers: int) -> None:
 
 
 def test_uneven_genotype_is_what_it_says() -> None:
-    cell = EvalCell(UNEVEN, 6, 6, 4, reduction=False, reduction_prev=False)
+    cell = EvalCell(UNEVEN.cell(0, reduction=False), 6, 6, 4, reduction=False, reduction_prev=False)
     assert cell.out_channels == 12
     preprocessing = 2 * (6 * 4 + 2 * 4)
     sep3, dil3 = 2 * (9 * 4 + 16 + 8), 9 * 4 + 16 + 8
@@ -323,7 +324,7 @@ def test_drop_path_keeps_the_mean() -> None:
 def test_drop_path_in_a_cell() -> None:
     """Each op but the identity is dropped on its own: four equal ops give a binomial number of survivors."""
     ops = [("max_pool_3x3", 0), ("avg_pool_3x3", 1), ("max_pool_3x3", 1), ("skip_connect", 0), ("avg_pool_3x3", 0)]
-    cell = EvalCell(Genotype([ops], [2], [ops], [2]), 2, 2, 2, reduction=False, reduction_prev=False)
+    cell = EvalCell(FoundCell([ops], [2]), 2, 2, 2, reduction=False, reduction_prev=False)
     cell.preprocess0 = cell.preprocess1 = nn.Identity()
     ones = torch.ones(2500, 2, 4, 4)
     survivors = (cell(ones, ones, 0.5)[:, 0, 0, 0] - 1) / 2  # the skip gives 1, a survivor 1 / (1 - 0.5)
@@ -336,10 +337,10 @@ def test_drop_path_in_a_cell() -> None:
 
 def test_drop_path_of_skips() -> None:
     """At stride 1 a skip is an identity and stays; at stride 2 it is a factorised reduction and is dropped."""
-    normal = EvalCell(ALL_SKIP, 4, 4, 4, reduction=False, reduction_prev=False)
+    normal = EvalCell(ALL_SKIP.cell(0, reduction=False), 4, 4, 4, reduction=False, reduction_prev=False)
     x = torch.randn(64, 4, 4, 4)
     assert torch.equal(normal(x, x, 0.9), normal(x, x, 0.0))
-    reduction = EvalCell(ALL_SKIP, 4, 4, 4, reduction=True, reduction_prev=False)
+    reduction = EvalCell(ALL_SKIP.cell(0, reduction=True), 4, 4, 4, reduction=True, reduction_prev=False)
     zeros = (reduction(x, x, 0.9) == 0).flatten(1).all(1).sum()
     assert 30 < zeros < 64  # 64 samples, both ops dropped with 0.81: 52 expected, standard deviation 3.1
 

@@ -145,7 +145,9 @@ def test_both_backends_drop_the_same() -> None:
     drawn = {}
     for backend in ("fused", "reference"):
         torch.manual_seed(5)
-        cell = EvalCell(genotype, 4, 4, 4, reduction=False, reduction_prev=False, backend=backend)
+        cell = EvalCell(
+            genotype.cell(0, reduction=False), 4, 4, 4, reduction=False, reduction_prev=False, backend=backend
+        )
         drawn[backend] = [cell(x, x, p).detach() for p in (0.5, 0.0, torch.tensor(0.3))]
         drawn[backend].append(torch.rand(3))
     for ours, theirs in zip(*drawn.values(), strict=True):

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from fastdarts.spaces import registry
 from fastdarts.spaces.group import Choice
 from fastdarts.spaces.layerwise.architecture import LayerChoices
-from fastdarts.spaces.layerwise.blocks import parse_block
-from fastdarts.spaces.layerwise.chain import CHAINS, SKIP
+from fastdarts.spaces.layerwise.chain import CHAINS, SKIP, parse_block
 from fastdarts.spaces.layerwise.discrete import LayerwiseNetwork, block_strings
 from fastdarts.spaces.layerwise.published import PUBLISHED
 from fastdarts.spaces.layerwise.supernet import LayerwiseSupernet
@@ -105,36 +104,13 @@ def test_one_hot_op_weights_make_the_discrete_network(space: str) -> None:
     torch.manual_seed(0)
     supernet = small(space)
     architecture = supernet.random(torch.Generator().manual_seed(1))
-    network = registry.find(space).discrete(architecture, C=8, num_classes=3, in_channels=1).double()
-    copy_chosen(supernet, network, architecture)
+    network = supernet.cut(architecture)
     x = torch.randn(4, 1, 16, 16, dtype=torch.float64)
     supernet.train()
     network.train()
     network.dropout = 0.0
     with supernet.mixing(supernet.mixes_of(architecture)):
         torch.testing.assert_close(supernet(x), network(x), rtol=1e-12, atol=1e-12)
-
-
-def copy_chosen(supernet: LayerwiseSupernet, network: LayerwiseNetwork, architecture: LayerChoices) -> None:
-    """Copy the weights of the chosen blocks into the discrete network."""
-    chain = architecture.chain()
-    pairs = [
-        (supernet.stem.conv, network.conv_stem),
-        (supernet.stem.bn1, network.bn1),
-        (supernet.head.conv, network.conv_head),
-        (supernet.head.bn1, network.bn2),
-        (supernet.classifier, network.classifier),
-    ]
-    targets = [block for stage in network.blocks for block in stage]
-    if chain.fixed is not None:
-        pairs.append((supernet.fixed, targets.pop(0)))
-    for layer, choices, name in zip(chain.layers(), supernet.layers, architecture.layers, strict=True):
-        if name == SKIP and layer.keeps_shape:
-            continue
-        pairs.append((choices._ops[choices.primitives.index(name)], targets.pop(0)))
-    assert not targets
-    for source, target in pairs:
-        target.load_state_dict(source.state_dict())
 
 
 def test_the_sum_of_a_layer_and_its_alpha_gradients() -> None:

@@ -15,7 +15,7 @@ from fastdarts.spaces import registry
 from fastdarts.spaces.layerwise.architecture import LayerChoices
 from fastdarts.spaces.space import has_kernels
 
-NEEDS_MORE = {"lambda-darts", "pc-darts", "p-darts", "daas", "darts-minus", "drnas-progressive"}
+NEEDS_MORE = {"lambda-darts", "pc-darts", "p-darts", "daas", "darts-minus", "drnas-progressive", "ofa"}
 OPTIONS = {
     "darts-plus": {"rule": "ranking"},
     "fairnas": {"cells": 3, "population": 2},
@@ -40,7 +40,7 @@ def test_a_method_searches_a_chain(tmp_path: Path, method: str) -> None:
 
 
 @pytest.mark.parametrize("method", sorted(NEEDS_MORE))
-def test_a_method_that_needs_edges_says_so(tmp_path: Path, method: str) -> None:
+def test_a_method_that_needs_another_space_says_so(tmp_path: Path, method: str) -> None:
     with pytest.raises(ValueError, match=f"method '{method}' needs .*, which space 'proxyless' does not have"):
         config(tmp_path, method=method)
 

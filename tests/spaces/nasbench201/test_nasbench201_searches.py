@@ -38,7 +38,7 @@ def config_of(out: Path, **fields: Any) -> SearchConfig:
     return tiny_config(out, **({"space": "nasbench201", "init_channels": 4, "deterministic": True} | fields))
 
 
-@pytest.mark.parametrize("name", methods.NAMES)
+@pytest.mark.parametrize("name", [name for name in methods.NAMES if name != "ofa"])
 def test_every_method_searches_here(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search_module, "_write_results", lambda *_: None)
     epochs = 3 if name == "p-darts" else 2
@@ -168,7 +168,8 @@ def test_a_comparison(tmp_path: Path) -> None:
         layers=1,
         batch_size=4,
         order=1,
-        search={"space": "nasbench201", "crop_padding": 1},
+        space="nasbench201",
+        search={"crop_padding": 1},
         select_epochs=1,
         select={"init_channels": 4, "layers": 1, "batch_size": 4, "crop_padding": 1},
         device="cpu",
