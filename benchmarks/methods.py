@@ -20,7 +20,7 @@ from fastdarts.runs.search_state import SearchState
 
 
 def state_of(method: str, batch_size: int, channels: int) -> SearchState:
-    """Return a search that is in the first epoch in which alphas move."""
+    """Return a search in its second epoch, where alphas move and what grows from 0 has begun to."""
     config = SearchConfig(
         dataset="cifar10",
         method=method,
@@ -37,7 +37,9 @@ def state_of(method: str, batch_size: int, channels: int) -> SearchState:
     images = ImageData(noise, torch.arange(4 * batch_size) % 10, names, (0.5,) * 3, (0.25,) * 3)
     halves = images.subset(torch.arange(2 * batch_size)), images.subset(torch.arange(2 * batch_size, 4 * batch_size))
     single = None if method in ("snas", "single-level") else halves[1]
-    return SearchState(config, halves[0], single, cross_entropy, torch.device("cpu"))
+    state = SearchState(config, halves[0], single, cross_entropy, torch.device("cpu"))
+    state.method.begin_epoch(1)
+    return state
 
 
 def seconds(state: SearchState) -> float:
