@@ -36,6 +36,7 @@ from fastdarts.runs.costs import load_cost
 from fastdarts.runs.device import determinism
 from fastdarts.runs.eval_config import EvalConfig
 from fastdarts.runs.eval_state import EvalState
+from fastdarts.runs.faults import FaultCurve, fault_curve
 from fastdarts.runs.folder import check_out, check_writable, run_folder, taken_up
 from fastdarts.runs.forecast import forecast_line, out_of_memory_explained
 from fastdarts.runs.images import Images, open_images, outputs_for, read_images, read_second_images
@@ -89,6 +90,7 @@ class EvalResult:
         latency: seconds of a forward pass for batches of 1 and of 64 images, on the run's device; empty if the network
             was only tested.
         cost: what the table of config.cost predicts, and what was measured; None without a table.
+        faults: accuracy on the test images under config.faults, by their rate; None without.
     """
 
     test_error: float
@@ -106,6 +108,7 @@ class EvalResult:
     balanced_accuracy: float = math.nan
     latency: Mapping[int, float] = field(default_factory=dict)
     cost: CostComparison | None = None
+    faults: FaultCurve | None = None
 
 
 @releases_folders
@@ -197,6 +200,7 @@ def _evaluate(
         with stops_at_once(how):
             test_loss, accuracy = state.measure(test_images, lambda: None)
             counts = measures.confusion(state, test_images, lambda: None)
+            curve = None if config.faults is None else fault_curve(state, config.faults, test_images)
     network = state.measured.eval()
     image_shape = state.augment.normalise(first_images(test_images, 1)[0]).shape[1:]
     result = EvalResult(
@@ -212,6 +216,7 @@ def _evaluate(
         network=network,
         confusion=counts,
         balanced_accuracy=math.nan if counts is None else measures.balanced_accuracy(counts),
+        faults=curve,
     )
     if not ranks.first:
         return result
@@ -225,6 +230,8 @@ def _evaluate(
                 compared = with_measured(predicted, table, network, image_shape, device)
                 result = dataclasses.replace(result, cost=compared)
             _write_numbers(result, train_images, image_shape, out)
+            if curve is not None:
+                curve.save(out / "faults.json")
         if config.export is not None:
             result = dataclasses.replace(result, exported=export_trained(_trained(state, train_images), config.export))
         if out is not None:  # pictures last: the numbers and the network are worth more
@@ -403,6 +410,7 @@ def _write_numbers(result: EvalResult, train_images: ImageSet, image_shape: Sequ
         "balanced_accuracy": json_number(result.balanced_accuracy),
         "latency_seconds": {str(size): seconds for size, seconds in result.latency.items()},
         "cost": None if result.cost is None else dataclasses.asdict(result.cost),
+        "faults": None if result.faults is None else dataclasses.asdict(result.faults),
         "confusion": None,
     }
     if result.confusion is not None and len(result.confusion) <= _CONFUSION_CLASSES:
@@ -470,6 +478,8 @@ def print_result(result: EvalResult) -> None:
     )
     if result.cost is not None:
         print(result.cost)
+    if result.faults is not None:
+        print(f"under faults: {result.faults}")
     if result.out_dir is not None:
         print(f"results: {result.out_dir}{' (report.html)' if result.epochs else ''}")
     if result.exported:

@@ -34,6 +34,7 @@ from fastdarts.methods.scored import pareto_front
 from fastdarts.runs import checkpoint, movement, resources
 from fastdarts.runs.console import LOGGER
 from fastdarts.runs.device import determinism
+from fastdarts.runs.faults import fault_curve
 from fastdarts.runs.folder import check_out, run_folder, taken_up
 from fastdarts.runs.forecast import forecast_line, out_of_memory_explained
 from fastdarts.runs.images import Images, open_images, outputs_for, read_images, read_second_images
@@ -198,7 +199,13 @@ def _search(
         seconds = sum(metrics["seconds"] for metrics in state.metrics) + time.monotonic() - start
         peak = resources.peak_bytes(device)
         tabulated = table(genotype) if table is not None else {}
+        curve = None
+        if config.faults is not None and state.validation is not None:
+            curve = fault_curve(state, config.faults, state.validation)
         if ranks.first:
+            if curve is not None:
+                curve.save(out / "faults.json")
+                LOGGER.info("the search network under faults: %s", curve)
             _write_results(state, genotype, tabulated, out)
     return SearchResult(genotype, state.alphas(), out, state.metrics, seconds, peak, state.method.stopped, tabulated)
 
@@ -286,6 +293,7 @@ def _epoch_metrics(state: SearchState, keeper: Keeper) -> Metrics:
         "genotype": json.loads(genotype.to_json()),
         **state.method.space.numbers(genotype),
         **state.cost_numbers(genotype),
+        **state.fault_numbers(keeper.stop_if_asked),
         **entropies,
     }
     state.method.end_epoch(state, metrics)
@@ -406,17 +414,23 @@ def _epoch_line(metrics: Metrics) -> str:
         *accuracies,
         *perplexities,
         *([f"{skips} skips"] if skips else []),
-        "entropy " + "/".join(f"{value:.3f}" for name, value in metrics.items() if name.startswith("entropy_")),
+        _entropies([value for name, value in metrics.items() if name.startswith("entropy_")]),
         *(f"{name.replace('_', ' ')} {value:.4g}" for name, value in [*costs, *numbers]),
         f"{metrics[f'{unit}_per_second']:.0f} {unit}/s",
     ]
     return ", ".join(parts)
 
 
+def _entropies(values: Sequence[float]) -> str:
+    """Return the entropies of groups as text; their mean where these are many."""
+    shown = "/".join(f"{value:.3f}" for value in values)
+    return f"entropy {shown}" if len(values) <= 4 else f"mean entropy {sum(values) / len(values):.3f}"
+
+
 def _entropy(weights: Tensor) -> float:
     """Mean over edges of the op weights' entropy in nats, each edge's sum made 1; ln(ops) at the start of DARTS."""
     shares = weights / weights.sum(-1, keepdim=True).clamp_min(1e-30)
-    return float(-torch.xlogy(shares, shares).sum(-1).mean())
+    return float(-torch.xlogy(shares, shares).sum(-1).mean()) + 0.0  # not -0
 
 
 _DESCRIPTION = (__doc__ or "").replace("`", "'")

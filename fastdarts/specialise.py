@@ -24,12 +24,14 @@ from torch.nn.functional import cross_entropy
 from fastdarts.config.command_line import OneLineParser, output_flags, parse_image_size, parse_name_value
 from fastdarts.config.options import read_file
 from fastdarts.evaluate import EvalConfig, EvalResult, evaluate, print_result
+from fastdarts.export import check_export_packages
 from fastdarts.methods import find
 from fastdarts.methods.one_shot import OneShot
 from fastdarts.runs import checkpoint
 from fastdarts.runs.console import LOGGER
 from fastdarts.runs.costs import COUNTED
 from fastdarts.runs.device import choose_device
+from fastdarts.runs.folder import check_out
 from fastdarts.runs.images import Images
 from fastdarts.runs.lock import releases_folders
 from fastdarts.runs.program import run_parsed
@@ -80,6 +82,12 @@ def specialise(
         ImportError: as of `evaluate`.
     """
     config = _config(run, wanted, train, evaluation)
+    shared = {name: getattr(config, name) for name in (*_SHARED, *_SIZES)}
+    table = {} if config.cost in COUNTED else {"cost": Path(str(config.cost))}
+    settings = EvalConfig(**{**shared, **table, **evaluation})
+    check_out(settings)
+    if settings.export is not None:
+        check_export_packages(settings.export)
     device = choose_device(config.device)
     weights_half, alphas_half = halves(config, train, None, None, device)
     assert alphas_half is not None  # all one-shot methods leave it
@@ -91,9 +99,11 @@ def specialise(
     network, method = state.network, state.method
     if not isinstance(network, LayerwiseSupernet):
         raise ValueError(f"networks are cut out in spaces of layers alone; {run} is of space {config.space!r}")
+    assert state.costs is not None
+    if (size := state.costs.about.get("image_size", list(weights_half.shape[1:]))) != list(weights_half.shape[1:]):
+        LOGGER.info("note: the table was measured on images of %s, these are of %s", size, weights_half.shape[1:])
     LOGGER.info("scoring %d networks with the weights of %s", method.options.cells, run)
     architecture = method.result(state)
-    assert state.costs is not None
     cost = state.costs.of(network, architecture)
     if cost > wanted.target:
         raise ValueError(
@@ -103,11 +113,8 @@ def specialise(
     LOGGER.info("found one of %.4g %s: %s", cost, state.costs.unit, architecture)
     with network.mixing(method.discrete(network, architecture)):
         state.recalibrate(method.options.recalibrate or 1)
-    cut = network.cut(architecture)
-    shared = {name: getattr(config, name) for name in (*_SHARED, *_SIZES)}
-    table = {} if config.cost in COUNTED else {"cost": Path(str(config.cost))}
-    settings = EvalConfig(**{**shared, **table, **evaluation})
-    return evaluate(architecture, settings, train, test, weights=cut.state_dict())
+    weights = network.cut(architecture).state_dict()
+    return evaluate(architecture, settings, train, test, weights=weights)
 
 
 def _config(run: Path, wanted: Wanted, train: Images | None, evaluation: Mapping[str, Any]) -> SearchConfig:

@@ -14,12 +14,19 @@ from fastdarts.compare import CompareConfig
 from fastdarts.config.command_line import parse_cli
 from fastdarts.evaluate import EvalConfig
 from fastdarts.evaluate import _Command as EvalCommand
+from fastdarts.runs.latency_config import LatencyConfig
 from fastdarts.runs.suite_config import SuiteConfig
 from fastdarts.search import SearchConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
-CONFIGS = {"search": SearchConfig, "evaluate": EvalCommand, "compare": CompareConfig, "suite": SuiteConfig}
+CONFIGS = {
+    "search": SearchConfig,
+    "evaluate": EvalCommand,
+    "compare": CompareConfig,
+    "suite": SuiteConfig,
+    "latency": LatencyConfig,
+}
 
 
 def blocks(page: Path, language: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Networks found for a device in a trained search network: cut out, written as trained ones, refused otherwise."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,13 @@ import torch
 from tiny_search import tiny_config, tiny_images
 
 from fastdarts import cli
+from fastdarts.runs.latency_config import LatencyConfig
+from fastdarts.runs.search_config import SearchConfig
 from fastdarts.runs.trained import load
 from fastdarts.search import SearchResult, search
 from fastdarts.spaces import registry
+from fastdarts.spaces.cost import parameters
+from fastdarts.spaces.space import priced_supernet
 from fastdarts.specialise import Wanted, specialise
 
 OPTIONS = {"cells": 6, "population": 3, "finalists": 2, "recalibrate": 1}
@@ -43,7 +48,8 @@ def test_the_network_is_within_the_target_and_in_a_folder_of_a_trained_one(run: 
     images = tiny_images().images
     assert len(trained.predict(images[:3])) == 3
     with torch.inference_mode():
-        assert torch.equal(trained.logits(images[:3]), result.network(trained.normalise(images[:3])))
+        logits = result.network(trained.normalise(images[:3]))  # in another memory format
+    torch.testing.assert_close(trained.logits(images[:3]), logits, rtol=1e-5, atol=1e-5)
     assert registry.load_architecture(str(tmp_path / "small")) == trained.architecture
     assert (run / "checkpoint.pt").read_bytes() == before
     other = found(run, tmp_path / "large", target=1.0)
@@ -59,6 +65,26 @@ def test_the_network_computes_what_its_part_did(run: Path, tmp_path: Path) -> No
     assert torch.equal(ours["classifier.weight"], saved["classifier.weight"])
     block = ours["blocks.1.0.conv_pw.weight"]
     assert torch.equal(block, saved["layers.0.shared.conv_pw.weight"][: len(block)])
+
+
+def test_a_table_of_this_device_limits_the_search(run: Path, tmp_path: Path) -> None:
+    """The file is a table of milliseconds; the prediction stands beside what was measured."""
+    space = registry.find("ofa", None, json.loads((run / "config.json").read_text())["space_options"])
+    with torch.device("meta"):
+        priced = priced_supernet(space, C=8, num_classes=3, layers=1, in_channels=1)
+    table = replace(parameters(priced, (1, 1, 6, 6)), unit="ms")
+    table.save(tmp_path / "phone.json")
+    result = found(run, tmp_path / "out", target=0.4, cost=str(tmp_path / "phone.json"))
+    assert result.cost is not None
+    assert result.cost.predicted == pytest.approx(result.parameters / 1e6)
+    assert result.cost.predicted <= 0.4
+    assert result.cost.measured is not None
+
+
+def test_the_defaults_of_a_table_are_those_of_a_search() -> None:
+    table, config = (kind(space="ofa", dataset="digits") for kind in (LatencyConfig, SearchConfig))
+    for name in ("init_channels", "layers", "space_options"):
+        assert getattr(table, name) == getattr(config, name)
 
 
 def test_searches_of_other_one_shot_methods_are_taken(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 """Run steps of ordinary training: one pass, clipping and SGD, without waiting for the device."""
 
 import math
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,7 @@ class TrainStep:
         amp_dtype: autocast the pass to this dtype; None keeps the weights' own.
         cuda_graphs: False runs every step eagerly.
         ranks: processes that share each batch.
+        second: a share of the loss, and another pass, images -> outputs, whose loss it is (fault training).
     """
 
     def __init__(
@@ -59,8 +60,10 @@ class TrainStep:
         amp_dtype: torch.dtype | None = None,
         cuda_graphs: bool = True,
         ranks: Ranks = ALONE,
+        second: tuple[float, Callable[[Tensor], Any]] | None = None,
     ) -> None:
         self.network = network
+        self.second = second
         self.optimizer = optimizer
         self.loss = loss
         self.auxiliary_weight = auxiliary_weight
@@ -98,10 +101,11 @@ class TrainStep:
         """
         with torch.autocast(images.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
             outputs = self.network(images)
-        logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
-        loss = total = self.loss(logits.float(), targets)
-        for more in auxiliary:
-            total = total + self.auxiliary_weight * self.loss(more.float(), targets)
+            again = None if self.second is None else self.second[1](images)
+        logits, loss, total = self._losses(outputs, targets)
+        if self.second is not None:
+            share = self.second[0]
+            total = (1 - share) * total + share * self._losses(again, targets)[2]
         weights = self.optimizer.flat.weights
         part = self.ranks.part(total * weight)
         gradients = torch.autograd.grad(part, weights, allow_unused=True, materialize_grads=True)
@@ -109,6 +113,14 @@ class TrainStep:
         self.optimizer.step(gradient=whole, max_norm=self.grad_clip, lr=lr)
         measured = (loss.detach(), count_correct(logits.detach().float(), targets), self.optimizer.gradient_norm)
         return torch.stack([value.double() for value in measured])
+
+    def _losses(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the logits, their loss, and that with the auxiliary one."""
+        logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
+        loss = total = self.loss(logits.float(), targets)
+        for more in auxiliary:
+            total = total + self.auxiliary_weight * self.loss(more.float(), targets)
+        return logits, loss, total
 
     def _kind_of(self, batch: Batch) -> Hashable:
         group = self.optimizer.param_groups[0]

@@ -34,6 +34,8 @@ _PAPER: dict[str, Any] = {
     "cutout": 0,
     "auto_augment": "none",
     "arch_weight_decay": 1e-3,
+    "faults": None,
+    "fault_weight": 0.5,
     "cost": None,
 }
 
@@ -197,6 +199,13 @@ class SearchOptions(Config):
     auto_augment: Literal["none", "autoaugment", "randaugment", "trivialaugment"] = option(
         "data", "further random ops on each image, by torchvision"
     )
+
+    faults: str | None = option(
+        "data",
+        "let the hardware fail: mibb (bit flips in maps), adsaf (stuck weights), gaussian or saltpepper, and a rate",
+        metavar="KIND:RATE",
+    )
+    fault_weight: float = option("data", "share of the losses that is measured under the faults", at_least=0, at_most=1)
 
     stem: Literal["cifar", "imagenet"] = option(
         "network", "first layers; imagenet divides the image's sides by 8", "cifar"

@@ -37,6 +37,7 @@ _CLASSES = {
     "beta-darts": "beta_darts:BetaDarts",
     "lambda-darts": "lambda_darts:LambdaDarts",
     "gold-nas": "gold_nas:GoldNas",
+    "ftt-nas": "ftt_nas:FttNas",
     "reinmax": "reinmax:ReinMax",
     "ofa": "ofa:Ofa",
 }

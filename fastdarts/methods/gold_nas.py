@@ -4,8 +4,8 @@ Every cell has alphas of its own, any number of ops may stay on an edge, and op 
 move on one loss of all images, to which lambda * R is added, with R the sum over all living ops of
 ln(1 + n * share) * (rho + mu * cost): share is an op's part of the sigmoids that enter its node, n the number of living
 ops there. After each epoch ops of small share are removed for good; an epoch that removes few raises lambda. The search
-ends when the network is within `cost_target` (by default multiply-adds; any table of `cost` will do), so that nothing
-is left to derive. Networks that had been stable before they shrank are the series that the report shows.
+ends when the network is within `cost_target` (in multiply-adds; in weights with cost=params), so that nothing is left
+to derive. Networks that had been stable before they shrank are the series that the report shows.
 
 Differences from the authors' code: all edges can be pruned and the count of multiply-adds is right (theirs divides by
 sums that it has just set to 0, so that ten of a cell's fourteen edges always stay, and never ends); an op is removed
@@ -112,7 +112,7 @@ class GoldNas(Method):
     def check(cls, config: SearchOptions) -> None:
         super().check(config)
         if config.cost is None:
-            raise ValueError(f"method {config.method!r} shrinks a network to a cost: give flops, params or a table")
+            raise ValueError(f"method {config.method!r} shrinks a network to a cost: give flops or params")
         if config.cost_form != "add" or config.cost_weight is not None:
             raise ValueError(
                 f"method {config.method!r} has a resource term of its own, with --method-options mu=X for its weight: "

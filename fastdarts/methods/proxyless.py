@@ -19,7 +19,6 @@ are not smoothed; the baseline of REINFORCE is the average of earlier rewards (t
 paper's main results come from REINFORCE, to which its author found the gradients slightly inferior.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ from fastdarts.bilevel.step import Level, SearchStep
 from fastdarts.config.search_options import SearchOptions
 from fastdarts.methods import gumbel
 from fastdarts.methods.method import Method, MethodOptions, Settings, hyper, search_network
-from fastdarts.methods.reinforce import measured, policy_gradients
+from fastdarts.methods.reinforce import draw, gates, measured, policy_gradients
 from fastdarts.mixed.mix import Mix
 from fastdarts.spaces.supernet import Supernet
 from fastdarts.tasks.task import Batch
@@ -108,32 +107,32 @@ class Proxyless(Method):
 
     def relax(self, network: Supernet, group: str, alpha: Tensor) -> Mix:
         if not network.training:
-            return _gates(alpha.detach().argmax(1), alpha.detach())
+            return gates(alpha.detach().argmax(1), alpha.detach())
         if not self._for_alphas:
             shares = alpha.detach().softmax(dim=-1)
-            return _gates(_draw(shares, 1, self.generator)[:, 0], alpha.detach())
+            return gates(draw(shares, 1, self.generator)[:, 0], alpha.detach())
         if self.gradient == "two":
             return self._pair(group, alpha)
         shares = alpha.softmax(dim=-1)
-        chosen = _draw(shares.detach(), 1, self.generator)[:, 0]
-        gates = gumbel.straight_through(chosen, shares)
+        chosen = draw(shares.detach(), 1, self.generator)[:, 0]
+        weights = gumbel.straight_through(chosen, shares)
         if self.gradient == "full":
-            return Mix(gates)
+            return Mix(weights)
         columns = range(alpha.shape[1])
         return Mix(
-            gates,
+            weights,
             [[active] for active in chosen.tolist()],
             probed=[[c for c in columns if c != active] for active in chosen.tolist()],
         )
 
     def _pair(self, group: str, alpha: Tensor) -> Mix:
         """Return gates of which one of two sampled ops runs, and the other is probed."""
-        pairs = _draw(alpha.detach().softmax(dim=-1), 2, self.generator)
+        pairs = draw(alpha.detach().softmax(dim=-1), 2, self.generator)
         shares = alpha.gather(1, pairs).softmax(dim=-1)
-        first = _draw(shares.detach(), 1, self.generator)
-        gates = torch.zeros_like(alpha).scatter(1, pairs, gumbel.straight_through(first[:, 0], shares))
+        first = draw(shares.detach(), 1, self.generator)
+        weights = torch.zeros_like(alpha).scatter(1, pairs, gumbel.straight_through(first[:, 0], shares))
         self._pairs[group] = pairs
-        return Mix(gates, pairs.gather(1, first).tolist(), probed=pairs.gather(1, 1 - first).tolist())
+        return Mix(weights, pairs.gather(1, first).tolist(), probed=pairs.gather(1, 1 - first).tolist())
 
     def alpha_step(self, step: SearchStep, train: Batch, valid: Batch, lr: Tensor) -> Sequence[Tensor]:
         if self.gradient != "reinforce":
@@ -180,14 +179,3 @@ class Proxyless(Method):
 
     def metrics(self, network: Supernet) -> dict[str, Any]:
         return super().metrics(network) | ({} if self._baseline is None else {"baseline": self._baseline})
-
-
-def _draw(shares: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Draw `count` different columns for each row of shares [rows, ops] -> [rows, count]."""
-    least = math.ulp(0.0)  # a masked op keeps the rest of a row drawable
-    return shares.double().cpu().clamp_min(least).multinomial(count, generator=generator).to(shares.device)
-
-
-def _gates(chosen: Tensor, like: Tensor) -> Mix:
-    weights = torch.zeros_like(like).scatter(1, chosen[:, None], 1.0)
-    return Mix(weights, [[column] for column in chosen.tolist()])

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fastdarts.bilevel.architect import Architect, frozen_buffers
 from fastdarts.data.share import SharedBatch
+from fastdarts.mixed.mix import Mix
 from fastdarts.spaces.supernet import Mixes, Supernet
 from fastdarts.tasks.task import Batch
 
@@ -46,22 +47,45 @@ def measured(architect: Architect, batch: Batch, mixes: Mixes) -> Measured:
 
 
 @torch.no_grad()
-def policy_gradients(network: Supernet, samples: Sequence[Mixes], advantages: Sequence[float]) -> list[Tensor]:
+def policy_gradients(
+    network: Supernet,
+    samples: Sequence[Mixes],
+    advantages: Sequence[float],
+    temperature: float = 1.0,
+    entropy: float = 0.0,
+) -> list[Tensor]:
     """Return the gradients that descend towards higher rewards, one tensor for each of the network's alphas.
 
-    With p = softmax(alpha) and one-hot samples h they are the mean of (R - b) (p - h).
+    With p = softmax(alpha / T) and one-hot samples h they are the mean of (R - b) (p - h) / T, and
+    w p (log p + H(p)) / T for a weight w of the rows' entropies H.
 
     Args:
         network: holds the alphas; further architecture parameters get zeros.
         samples: one-hot op weights of each network.
         advantages: R - b of each.
+        temperature: T.
+        entropy: w.
     """
     gradients = []
     for name, alpha in network.alphas.items():
-        shares = alpha.softmax(dim=-1)
+        log_p = (alpha / temperature).log_softmax(dim=-1)
+        shares = log_p.exp()
         terms = [
             advantage * (shares - mixes[name].weights.to(shares))
             for mixes, advantage in zip(samples, advantages, strict=True)
         ]
-        gradients.append(torch.stack(terms).mean(0))
+        rows = -(shares * log_p).sum(1, keepdim=True)
+        gradients.append((torch.stack(terms).mean(0) + entropy * shares * (log_p + rows)) / temperature)
     return [*gradients, *map(torch.zeros_like, network.extra_alphas.values())]
+
+
+def draw(shares: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Draw `count` different columns for each row of shares [rows, ops] -> [rows, count]; `generator` is on the CPU."""
+    least = math.ulp(0.0)  # a masked op keeps the rest of a row drawable
+    return shares.double().cpu().clamp_min(least).multinomial(count, generator=generator).to(shares.device)
+
+
+def gates(chosen: Tensor, like: Tensor) -> Mix:
+    """Return one-hot op weights in the shape and kind of `like` [rows, ops], given the columns `chosen` [rows]."""
+    weights = torch.zeros_like(like).scatter(1, chosen[:, None], 1.0)
+    return Mix(weights, [[column] for column in chosen.tolist()])

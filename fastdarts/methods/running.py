@@ -1,6 +1,7 @@
 """Declare the parts of a running search that a search method may use."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from fastdarts.bilevel.architect import Architect
@@ -8,6 +9,7 @@ from fastdarts.config.search_options import SearchOptions
 from fastdarts.data.augment import Augment
 from fastdarts.spaces.cost import Cost
 from fastdarts.spaces.supernet import Supernet
+from fastdarts.tasks.faults import Faults
 
 
 class RunningSearch(Protocol):
@@ -33,6 +35,10 @@ class RunningSearch(Protocol):
 
     def measure(self, data: Any, between_batches: Callable[[], object]) -> tuple[float, float]:
         """Return the network's mean loss and accuracy on `data`; call `between_batches` between batches."""
+        ...
+
+    def under(self, faults: Faults) -> AbstractContextManager[None]:
+        """Inside, `measure` is that under faults, where the config asks for some."""
         ...
 
     def recalibrate(self, batches: int) -> None:

@@ -73,6 +73,16 @@ def reading_once() -> Iterator[None]:
         _reading.before = None
 
 
+@contextmanager
+def reading_anew() -> Iterator[None]:
+    """Leave the cache of `reading_once` aside, for a pass with other weights or hooks than the passes around it."""
+    before, _reading.before = _reading.before, None
+    try:
+        yield
+    finally:
+        _reading.before = before
+
+
 def read(edge: Edge, active: Sequence[int] | None = None) -> ReadEdge:
     """Sort the columns of mixed op `edge` into those that a kernel computes and those that their modules compute.
 

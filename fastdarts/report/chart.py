@@ -26,6 +26,8 @@ class Chart:
         percent: show fractions as %.
         integer: use whole numbers as ticks.
         zero: start the y axis at 0.
+        axis: name of the x axis.
+        names: texts under the x axis in place of the epochs, which count from 0 on.
         marks: epochs to mark with a vertical line, with the names of the lines.
     """
 
@@ -36,6 +38,8 @@ class Chart:
     integer: bool = False
     zero: bool = False
     marks: Sequence[tuple[int, str]] = ()
+    axis: str = "epoch"
+    names: Sequence[str] = ()
 
     def last(self, name: str) -> str:
         """Return the last finite value of the series `name` as text, "none" if there is none."""
@@ -65,7 +69,9 @@ class Chart:
         values = [value for line in points.values() for _, value in line] or [0.0]
         y_ticks = ticks(0.0 if self.zero else min(values), max(values), 5, self.integer)
         first, last = self.epochs[0], self.epochs[-1]
-        x_ticks = [tick for tick in ticks(first, last, 6, True) if first <= tick <= last]
+        x_ticks: Sequence[float] = [tick for tick in ticks(first, last, 6, True) if first <= tick <= last]
+        if self.names:
+            x_ticks = self.epochs
         if first == last:  # one epoch: a dot in the middle
             first, last = first - 1, last + 1
 
@@ -78,7 +84,8 @@ class Chart:
         def y_of(value: float) -> float:
             return TOP + (HEIGHT - TOP - BOTTOM) * (y_ticks[-1] - value) / (y_ticks[-1] - y_ticks[0])
 
-        label = f"{self.title} over epochs {self.epochs[0]} to {self.epochs[-1]}: " + ", ".join(
+        x_labels = self.names or [f"{tick:g}" for tick in x_ticks]
+        label = f"{self.title} over {self.axis}s {x_labels[0]} to {x_labels[-1]}: " + ", ".join(
             f"{name} ends at {self.last(name)}" for name in self.series
         )
         yield f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">'
@@ -86,10 +93,11 @@ class Chart:
             y = y_of(tick)
             yield f'<path class="grid" d="M{left:g} {y:.1f}H{WIDTH - RIGHT}"/>'
             yield f'<text class="tick" x="{left - 6:g}" y="{y + 4:.1f}" text-anchor="end">{text}</text>'
-        for tick in x_ticks:
+        for tick, text in zip(x_ticks, x_labels, strict=True):
             x = x_of(tick)
-            yield f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{tick:g}</text>'
-        yield f'<text class="tick" x="{WIDTH - RIGHT}" y="{HEIGHT - 3}" text-anchor="end">epoch</text>'
+            place = f'x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle"'
+            yield f'<text class="tick" {place}>{escape(text)}</text>'
+        yield f'<text class="tick" x="{WIDTH - RIGHT}" y="{HEIGHT - 3}" text-anchor="end">{self.axis}</text>'
         for epoch, name in self.marks:
             x = x_of(epoch)
             beside, anchor = (x - 4, "end") if x > (left + WIDTH - RIGHT) / 2 else (x + 4, "start")

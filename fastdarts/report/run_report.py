@@ -20,6 +20,7 @@ from fastdarts.report.alphas import GroupHistory, read_alphas
 from fastdarts.report.alphas_svg import group_svg, largest, legend, margins
 from fastdarts.report.candidates import Candidates, read_candidates
 from fastdarts.report.chart import Chart
+from fastdarts.report.faults import fault_chart
 from fastdarts.report.heat import confusion_map
 from fastdarts.report.notes import note
 from fastdarts.runs.progress import duration
@@ -393,7 +394,12 @@ def _charts(run: Run) -> list[Chart]:
         ("Loss", {"training": "train_loss", "validation": "valid_loss", "test": "test_loss"}, {}),
         (
             "Accuracy",
-            {"training": "train_accuracy", "validation": "valid_accuracy", "test": "test_accuracy"},
+            {
+                "training": "train_accuracy",
+                "validation": "valid_accuracy",
+                "test": "test_accuracy",
+                "under faults": "fault_accuracy",
+            },
             {"percent": True},
         ),
         (
@@ -414,7 +420,9 @@ def _charts(run: Run) -> list[Chart]:
         series = {name: column for name, column in columns.items() if any(value is not None for value in column)}
         if series:
             charts.append(Chart(title, epochs, series, **style))
-    return [*charts, *_method_charts(run, epochs)]
+    path = run.folder / "faults.json"
+    faults = [fault_chart(_read_object(path), str(path))] if path.is_file() else []
+    return [*faults, *charts, *_method_charts(run, epochs)]
 
 
 def _method_charts(run: Run, epochs: list[int]) -> list[Chart]:

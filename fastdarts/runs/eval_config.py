@@ -12,12 +12,13 @@ from fastdarts.config.search_options import LARGEST_SEED, Dataset, TextDataset
 from fastdarts.runs.space_options import choose_dataset, notes, settle_space_options
 from fastdarts.spaces import registry
 from fastdarts.spaces.space import evaluation_options_of
+from fastdarts.tasks.faults import Faults
 
 IMAGE_ONLY = (
     *("image_size", "test_portion", "augment", "crop_padding", "flip", "cutout", "stem", "init_channels", "layers"),
     *("auxiliary", "drop_path", "schedule", "lr_decay", "auxiliary_weight", "label_smoothing", "export", "recipe"),
     *("init_from", "stream", "workers", "auto_augment", "mixup", "cutmix", "warmup_epochs", "class_weights"),
-    *("ema_epochs", "cost"),
+    *("ema_epochs", "cost", "faults", "fault_weight"),
 )
 """Options without a meaning for texts."""
 
@@ -43,6 +44,8 @@ _CIFAR: dict[str, Any] = {  # Liu et al., section 3.2
     "mixup": 0.0,
     "cutmix": 0.0,
     "ema_epochs": 0.0,
+    "faults": None,
+    "fault_weight": 0.0,
     "save_every_steps": 0,
     "momentum": 0.9,
     "grad_clip": 5.0,
@@ -208,6 +211,19 @@ class EvalConfig(Config):
         "training", "measure and keep an average of the weights over about so many epochs (0: the weights)", at_least=0
     )
 
+    faults: str | None = option(
+        "training",
+        "measure the network under faults of this rate and others: mibb (bit flips in maps), adsaf (stuck weights), "
+        "gaussian or saltpepper",
+        metavar="KIND:RATE",
+    )
+    fault_weight: float = option(
+        "training",
+        "share of the training loss that is measured under the faults (fault training)",
+        at_least=0,
+        at_most=1,
+    )
+
     seed: int = option(
         "run", "seed of weights, data order, augmentation and drop path", 0, at_least=0, at_most=LARGEST_SEED
     )
@@ -264,6 +280,10 @@ class EvalConfig(Config):
         settle_space_options(self, evaluation_options_of(registry.find(self.space)), IMAGE_ONLY)
         if self.augment == "imagenet" and (self.crop_padding or self.cutout):
             raise ValueError("crop_padding and cutout must be 0 with augment 'imagenet'; they belong to 'cifar'")
+        if self.faults is not None:
+            Faults.read(self.faults)
+        elif self.fault_weight:
+            raise ValueError("fault_weight needs faults, such as faults=mibb:1e-4")
         if self.test_only and self.resume:
             raise ValueError("resume continues a training; it cannot go with test_only")
         if self.test_only != (self.checkpoint is not None):

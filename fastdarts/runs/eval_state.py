@@ -1,6 +1,7 @@
 """Hold all that changes while a discrete network is trained."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
 
@@ -26,6 +27,7 @@ from fastdarts.runs.state import RunState
 from fastdarts.spaces.network import DiscreteNetwork
 from fastdarts.spaces.registry import space_of
 from fastdarts.tasks.classification import Loss
+from fastdarts.tasks.faults import Faults
 from fastdarts.tasks.task import Batch
 
 _PARTS: dict[str, str | None] = {
@@ -101,6 +103,10 @@ class EvalState(RunState):
         self.optimizer = FlatSGD(
             network.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
         )
+        self._faults: Faults | None = None
+        second = None
+        if config.faults is not None and config.fault_weight:
+            second = config.fault_weight, partial(Faults.read(config.faults).run_beside, network)
         self._step = TrainStep(
             network,
             self.optimizer,
@@ -108,8 +114,9 @@ class EvalState(RunState):
             auxiliary_weight=config.auxiliary_weight,
             grad_clip=config.grad_clip,
             amp_dtype=torch.bfloat16 if config.amp else None,
-            cuda_graphs=config.cuda_graphs,
+            cuda_graphs=config.cuda_graphs and second is None,
             ranks=ranks,
+            second=second,
         )
 
     def learning_rate(self) -> float:
@@ -150,10 +157,20 @@ class EvalState(RunState):
         """Return the network that is measured and kept: the weights' average if there is one."""
         return self.network if self.average is None else cast(DiscreteNetwork, self.average.module)
 
+    @contextmanager
+    def under(self, faults: Faults) -> Iterator[None]:
+        """Inside, the network is measured under faults."""
+        self._faults = faults
+        try:
+            yield
+        finally:
+            self._faults = None
+
     def test_batch(self, batch: Batch) -> tuple[Tensor, Tensor]:
         images, targets = batch
         with self._autocast(images.device):
-            logits = self.measured(images)
+            network = self.measured
+            logits = network(images) if self._faults is None else self._faults.run(network, images)
         return self.loss(logits.float(), targets), logits.float()
 
     def _autocast(self, device: torch.device) -> torch.autocast:

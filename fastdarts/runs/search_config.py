@@ -13,9 +13,11 @@ from fastdarts.methods.method import Method
 from fastdarts.runs.space_options import choose_dataset, notes, settle_space_options
 from fastdarts.spaces import registry
 from fastdarts.spaces.space import material_of, search_options_of
+from fastdarts.tasks.faults import Faults
 
 IMAGE_ONLY = (
     *("image_size", "test_portion", "train_portion", "crop_padding", "flip", "cutout", "auto_augment", "small_data"),
+    *("faults", "fault_weight"),
     *("init_channels", "layers", "max_skips", "stream", "workers", "search_fraction", "stem"),
 )
 """Options without a meaning for texts."""
@@ -46,7 +48,7 @@ class SearchConfig(SearchOptions):
         small = SMALL_DATA if self.small_data else {}
         found = {**super().preset(), **space.search_defaults(self.dataset), **method.settings, **published, **small}
         if text:
-            found["cost"] = None  # costs are those of networks that read images
+            found["cost"] = found["faults"] = None  # these are of networks that read images
         if text and self.lr is not FROM_PRESET:
             found["lr_min"] = self.lr * found["lr_min"] / found["lr"]  # the same share of a rate that was given
         return found
@@ -81,6 +83,10 @@ class SearchConfig(SearchOptions):
         object.__setattr__(self, "method_options", dataclasses.asdict(method.read_options(self.method_options)))
         method.check(self)
         self._settle_selection(method)
+        if self.faults is not None:
+            Faults.read(self.faults)
+            if self.order == 2:
+                raise ValueError("faults have no second order: its difference needs passes without chance")
         if self.lr_min > self.lr:
             raise ValueError(f"lr_min must be at most lr = {self.lr}; got {self.lr_min}")
         if self.stem != "cifar" and "stem" not in registry.find(self.space).features:

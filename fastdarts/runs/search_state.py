@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, ClassVar
 
@@ -29,12 +29,15 @@ from fastdarts.primitives.table import EdgeOps
 from fastdarts.runs.costs import cost_table
 from fastdarts.runs.images import outputs_for
 from fastdarts.runs.local_state import own_random_numbers
+from fastdarts.runs.progress import json_number
 from fastdarts.runs.search_config import SearchConfig
 from fastdarts.runs.state import Draws, Metrics, RunState, Stream
 from fastdarts.spaces.cost import Cost
 from fastdarts.spaces.network import imagenet_stem
 from fastdarts.spaces.supernet import Supernet
 from fastdarts.tasks.classification import Classification, Loss
+from fastdarts.tasks.faults import Faults
+from fastdarts.tasks.faulty import FaultyClassification
 from fastdarts.tasks.task import Batch, Task
 
 _PARTS = {
@@ -113,7 +116,10 @@ class SearchState(RunState):
             for index, half in enumerate(halves)
             if half is not None
         ]
-        self._start(config, Classification(loss), device, augment, streams, ranks)
+        task = Classification(loss)
+        if config.faults is not None:
+            task = FaultyClassification(loss, Faults.read(config.faults), config.fault_weight)
+        self._start(config, task, device, augment, streams, ranks)
 
     def _start(
         self,
@@ -171,7 +177,7 @@ class SearchState(RunState):
             self.w_optimizer,
             order=config.order,
             grad_clip=config.grad_clip,
-            cuda_graphs=config.cuda_graphs,
+            cuda_graphs=config.cuda_graphs and config.faults is None,
             rules=method,
             kinds=self.graph_kinds,
         )
@@ -258,6 +264,19 @@ class SearchState(RunState):
             "gradient_norm": result.gradient_norm,
             "train_accuracy": result.correct * self.ranks.size / self.size_of(train),
         }
+
+    def under(self, faults: Faults) -> AbstractContextManager[None]:
+        """Inside, the network is measured under faults; the config must ask for some."""
+        assert isinstance(self._task, FaultyClassification)
+        return self._task.only(1.0, faults)
+
+    def fault_numbers(self, between_batches: Callable[[], object]) -> dict[str, float | None]:
+        """Return loss and accuracy on the alphas' half under the config's faults; nothing without faults or images."""
+        if self.config.faults is None or self.validation is None:
+            return {}
+        with self.under(Faults.read(self.config.faults)):
+            loss, accuracy = self.validate(between_batches)
+        return {"fault_loss": loss, "fault_accuracy": json_number(accuracy)}
 
     def test_batch(self, batch: Batch) -> tuple[Tensor, Tensor]:
         return self.architect.forward(batch)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdarts.mixed.mix import Mix
-from fastdarts.mixed.walk import modules_of
+from fastdarts.mixed.statistics import frozen_statistics
 from fastdarts.spaces.group import Choice, Group
 
 
@@ -151,20 +151,8 @@ class Supernet(nn.Module):
 
         Buffers of other modules, which a caller has added, are restored at the end.
         """
-        holders = [module for module in modules_of(self) if module._buffers]
-        tracking = [m for m in holders if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
-        others = (m._buffers.values() for m in holders if not isinstance(m, nn.BatchNorm2d))
-        saved = [(buffer, buffer.clone()) for buffers in others for buffer in buffers if buffer is not None]
-        # Not by nn.Module's own __setattr__, which takes 20 times as long: a network has 1,000 batch norms.
-        for module in tracking:
-            object.__setattr__(module, "track_running_stats", False)
-        try:
+        with frozen_statistics(self):
             yield
-        finally:
-            for module in tracking:
-                object.__setattr__(module, "track_running_stats", True)
-            for buffer, value in saved:
-                buffer.copy_(value)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Supernet":
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from fake_gpu import NothingFromTheHost, fake_cuda
-from tiny_method import OPTIONS, SMALL, tiny_state
+from tiny_method import FIELDS, OPTIONS, SMALL, tiny_state
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.nn.functional import cross_entropy
@@ -37,7 +37,8 @@ DRAWING: dict[str, dict[str, Any]] = {
 
 
 def capturable(name: str) -> bool:
-    return methods.find(name)(SearchConfig(dataset="digits", method=name)).capturable
+    space = {"space": FIELDS[name]["space"]} if name in FIELDS else {}
+    return methods.find(name)(SearchConfig(dataset="digits", method=name, **space)).capturable
 
 
 def made_for_real(make: host_values.Make) -> Tensor:

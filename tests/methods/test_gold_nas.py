@@ -3,16 +3,21 @@
 import copy
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tiny_method import finish, finish_epoch, network_of, paper_method, tiny_state
+from tiny_search import tiny_config, tiny_images
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from fastdarts.evaluate import EvalConfig, evaluate
 from fastdarts.methods.budget import Budget, node_shares
 from fastdarts.runs.costs import cost_table
+from fastdarts.runs.trained import load
+from fastdarts.search import search
 from fastdarts.spaces.cost_model import CostModel
 from fastdarts.spaces.darts.cell_genotypes import PUBLISHED, CellGenotypes
 from fastdarts.spaces.darts.discrete import EvalNetwork, count_parameters
@@ -299,3 +304,28 @@ def test_a_resumed_series_is_that_of_a_whole_search() -> None:
     assert state.method.series == other.method.series
     costs = [one.cost for one in state.method.series]
     assert costs == sorted(costs, reverse=True)
+
+
+def test_networks_of_the_series_are_trained_by_their_numbers(tmp_path: Path) -> None:
+    images = tiny_images()
+    options = {"stable": 0, "deadline": 0.0}
+    found = search(tiny_config(tmp_path / "s", method="gold-nas", layers=3, epochs=4, method_options=options), images)
+    listed = json.loads((tmp_path / "s" / "candidates.json").read_text())["candidates"]
+    last = load_architecture(f"{tmp_path}/s/candidates.json:{len(listed) - 1}")
+    assert last == found.genotype == load_architecture(str(tmp_path / "s"))
+    with pytest.raises(ValueError, match=rf"has the architectures 0\.\.{len(listed) - 1}; got 99"):
+        load_architecture(f"{tmp_path}/s/candidates.json:99")
+    page = (tmp_path / "s" / "report.html").read_text()
+    assert "as search networks on the training images" in page
+    assert "Cell 2 (reduction)" in page
+    config = EvalConfig(
+        dataset="custom", out=tmp_path / "e", device="cpu", epochs=1, init_channels=2, layers=5, batch_size=12,
+        auxiliary=False, crop_padding=0,
+    )  # fmt: skip
+    trained = evaluate(last, config, images, images)
+    loaded = load(tmp_path / "e", "cpu")
+    assert len(loaded.network.cells) == 3
+    assert loaded.architecture == last
+    x = torch.randn(2, 1, 6, 6)
+    with torch.no_grad():
+        assert torch.equal(loaded.network.eval()(x), trained.network.eval()(x))

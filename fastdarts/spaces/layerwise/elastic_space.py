@@ -61,6 +61,10 @@ class ElasticSpace(LayerwiseSpace):
             found["space_options"] = {**found["space_options"], **_SMALL}
         return found
 
+    def evaluation_defaults(self, dataset: str) -> Mapping[str, Any]:
+        found = super().evaluation_defaults(dataset)
+        return {**found, "layers": self.search_defaults(dataset)["layers"]}  # a part has no more layers than the whole
+
     def supernet(self, **arguments: Any) -> ElasticSupernet:
         return ElasticSupernet(**arguments)
 

@@ -13,10 +13,10 @@ from tiny_search import tiny_config, tiny_images
 from torch.nn.functional import cross_entropy
 
 import fastdarts.search as search_module
-from fastdarts import methods
 from fastdarts.compare import CompareConfig, compare, run_one
 from fastdarts.evaluate import EvalConfig, _Command, evaluate
 from fastdarts.report.alphas import read_alphas
+from fastdarts.runs.compare_config import methods_of
 from fastdarts.runs.search_config import SearchConfig
 from fastdarts.runs.search_state import SearchState
 from fastdarts.search import search
@@ -38,7 +38,7 @@ def config_of(out: Path, **fields: Any) -> SearchConfig:
     return tiny_config(out, **({"space": "nasbench201", "init_channels": 4, "deterministic": True} | fields))
 
 
-@pytest.mark.parametrize("name", [name for name in methods.NAMES if name != "ofa"])
+@pytest.mark.parametrize("name", methods_of("nasbench201"))
 def test_every_method_searches_here(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search_module, "_write_results", lambda *_: None)
     epochs = 3 if name == "p-darts" else 2
