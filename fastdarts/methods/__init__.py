@@ -45,11 +45,16 @@ NAMES = tuple(_CLASSES)
 
 
 def find(name: str) -> "type[Method]":
-    """Return the method called `name`, or the class at "module:Class".
+    """Return the method called `name`, the class at "module:Class", or the composition of several with + between.
 
     Raises:
-        ValueError: `name` is unknown, or its class cannot be imported or is not a subclass of Method.
+        ValueError: `name` is unknown, its class cannot be imported or is not a subclass of Method, or parts cannot go
+            together.
     """
+    if "+" in name:
+        from fastdarts.methods.composition import compose
+
+        return compose(tuple((part, find(part)) for part in name.split("+")))
     from fastdarts.methods.method import Method  # imported here, so that NAMES can be read without torch
 
     place = f"fastdarts.methods.{_CLASSES[name]}" if name in _CLASSES else name

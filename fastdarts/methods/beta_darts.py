@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fastdarts.methods.method import Method, MethodOptions, Settings, hyper
+from fastdarts.methods.method import Method, MethodOptions, Settings, hyper, plus
 from fastdarts.spaces.supernet import Supernet
 
 
@@ -22,23 +22,24 @@ class BetaDartsOptions(MethodOptions):
     """Define the hyper-parameter of beta-DARTS; the default is half a unit for each of the 50 epochs in DARTS' space,
     and 50 gives that of the 100 epochs in NAS-Bench-201."""
 
-    decay: float = hyper("value towards which lambda, the weight of the penalty, grows linearly", 25.0, at_least=0)
+    strength: float = hyper("value towards which lambda, the weight of the penalty, grows linearly", 25.0, at_least=0)
 
 
 class BetaDarts(Method):
     """Run DARTS with beta decay."""
 
     Options = BetaDartsOptions
+    role = "regulariser"
     settings: ClassVar[Settings] = {"order": 1}
     varies = True
 
     def decay(self) -> float:
         """Return lambda of this epoch."""
-        return float(self.options.decay * self.epoch / self.config.epochs)
+        return float(self.options.strength * self.epoch / self.config.epochs)
 
     def penalty(self, network: Supernet) -> Tensor | None:
         means = [self.masked(name, alpha).logsumexp(1).mean() for name, alpha in network.alphas.items()]
-        return self.decay() * torch.stack(means).sum()
+        return plus(super().penalty(network), self.decay() * torch.stack(means).sum())
 
     def metrics(self, network: Supernet) -> dict[str, float]:
         return super().metrics(network) | {"beta_decay": self.decay()}

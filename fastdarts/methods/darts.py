@@ -5,3 +5,5 @@ from fastdarts.methods.method import Method
 
 class Darts(Method):
     """Weight ops by softmax(alpha), take bilevel steps of order 2 (or 1), keep each node's two strongest edges."""
+
+    role = "relaxation"

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
 
 from fastdarts.methods.method import Method, MethodOptions, Settings, hyper
 from fastdarts.mixed.mix import Mix
@@ -31,6 +30,7 @@ class DartsMinus(Method):
     """Weight ops by the softmax of alpha and add the auxiliary skip."""
 
     Options = DartsMinusOptions
+    role = "auxiliary skip"
     settings: ClassVar[Settings] = {"order": 1}
     varies = True
     needs: ClassVar[frozenset[Feature]] = frozenset({"auxiliary ops"})
@@ -54,9 +54,12 @@ class DartsMinus(Method):
                 share = 1.0
         return float(options.factor * share)
 
-    def relax(self, network: Supernet, group: str, alpha: Tensor) -> Mix:
-        share = alpha.softmax(dim=-1)
-        return Mix(torch.cat([share, share.new_full((len(share), 1), self.factor())], dim=1))
+    def connect(self, network: Supernet, group: str, mix: Mix) -> Mix:
+        share, mix = mix.weights, super().connect(network, group, mix)
+        rows, columns = share.shape
+        weights = torch.cat([mix.weights, share.new_full((rows, 1), self.factor())], dim=1)
+        active = None if mix.active is None else [[*row, columns] if row else [] for row in mix.active]
+        return mix._replace(weights=weights, active=active)
 
     def metrics(self, network: Supernet) -> dict[str, Any]:
         return super().metrics(network) | {"auxiliary_skip": self.factor()}

@@ -34,6 +34,7 @@ class DartsPlus(Method):
     """Run DARTS with a stopping rule."""
 
     Options = DartsPlusOptions
+    role = "stop rule"
 
     @classmethod
     def check(cls, config: SearchOptions) -> None:

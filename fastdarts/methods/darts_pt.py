@@ -87,12 +87,8 @@ class DartsPt(Method):
             return super().relax(network, group, alpha)
         return self.trained.relax(network, group, alpha)
 
-    def _mix(self, network: Supernet, group: str) -> Mix:
-        """Return the mix of a group; edges that have been dropped pass nothing on either (partial channels)."""
-        mix = super()._mix(network, group)
-        if self.kept is None or mix.passing is None:
-            return mix
-        return mix._replace(passing=mix.passing * self.kept[group].any(1).to(mix.passing))
+    def connect(self, network: Supernet, group: str, mix: Mix) -> Mix:
+        return self.trained.connect(network, group, mix)
 
     def end_epoch(self, state: RunningSearch, metrics: dict[str, Any]) -> None:
         super().end_epoch(state, metrics)

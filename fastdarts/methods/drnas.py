@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fastdarts.methods.method import Method, MethodOptions, Settings, hyper
+from fastdarts.methods.method import Method, MethodOptions, Role, Settings, hyper, plus
 from fastdarts.mixed.mix import Mix
 from fastdarts.spaces.supernet import Supernet
 
@@ -33,6 +33,7 @@ class Drnas(Method):
     """Weight ops by samples of a Dirichlet distribution."""
 
     Options = DrnasOptions
+    role: ClassVar[Role | None] = "relaxation"
     settings: ClassVar[Settings] = {"order": 1}
     published: ClassVar[Settings] = {"lr": 0.1, "lr_min": 0.0, "arch_lr": 6e-4}
     draws = True
@@ -44,9 +45,9 @@ class Drnas(Method):
 
     def penalty(self, network: Supernet) -> Tensor | None:
         if not self.options.kl:
-            return None
+            return super().penalty(network)
         parts = [divergence(concentrations(self.masked(name, a))).sum() for name, a in network.alphas.items()]
-        return self.options.kl * torch.stack(parts).sum()
+        return plus(super().penalty(network), self.options.kl * torch.stack(parts).sum())
 
 
 def concentrations(alpha: Tensor) -> Tensor:

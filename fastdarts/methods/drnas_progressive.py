@@ -35,6 +35,7 @@ class DrnasProgressive(Drnas):
     """Search with more channels and fewer ops in the second half of the epochs."""
 
     Options = DrnasProgressiveOptions
+    role = None
     settings: ClassVar[Settings] = {"order": 1, "alpha_warmup": 0.4, "init_channels": 12}
     published: ClassVar[Settings] = {**Drnas.published, "init_channels": 36, "layers": 20}
     needs: ClassVar[frozenset[Feature]] = frozenset({"partial channels"})
@@ -75,8 +76,7 @@ class DrnasProgressive(Drnas):
     def network_arguments(self) -> dict[str, Any]:
         return super().network_arguments() | {"K": self.options.k[self.stage()]}
 
-    def relax(self, network: Supernet, group: str, alpha: Tensor) -> Mix:
-        mix = super().relax(network, group, alpha)
+    def connect(self, network: Supernet, group: str, mix: Mix) -> Mix:
         partial = self.options.k[self.stage()] > 1
         return mix._replace(passing=mix.weights.new_ones(len(mix.weights))) if partial else mix
 

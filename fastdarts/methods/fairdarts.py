@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fastdarts.config.search_options import SearchOptions
-from fastdarts.methods.method import Method, MethodOptions, Settings, hyper
+from fastdarts.methods.method import Method, MethodOptions, Settings, hyper, plus
 from fastdarts.mixed.mix import Mix
 from fastdarts.spaces.group import Choice
 from fastdarts.spaces.supernet import Supernet
@@ -38,6 +38,7 @@ class FairDarts(Method):
     """Weight ops by sigmoids, add the zero-one loss to the alpha step, derive cells with a threshold."""
 
     Options = FairDartsOptions
+    role = "relaxation"
     settings: ClassVar[Settings] = {"order": 1}
     competes = False
     published: ClassVar[Settings] = {"batch_size": 128, "lr": 0.005, "arch_lr": 3e-3}
@@ -72,7 +73,7 @@ class FairDarts(Method):
         return alpha.sigmoid()
 
     def penalty(self, network: Supernet) -> Tensor:
-        return self.options.weight * self.zero_one_loss(network)
+        return plus(super().penalty(network), self.options.weight * self.zero_one_loss(network))
 
     def zero_one_loss(self, network: Supernet) -> Tensor:
         """Return L_01, a scalar: 0 if all sigmoids are 0.5, at least -0.25 (l2) or -0.5 (l1)."""

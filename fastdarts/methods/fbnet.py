@@ -33,6 +33,7 @@ class FBNet(Method):
     """Weight all ops by soft samples of falling temperature."""
 
     Options = FBNetOptions
+    role = "relaxation"
     settings: ClassVar[Settings] = {"order": 1, "alpha_warmup": 1 / 9}
     published: ClassVar[Settings] = {"epochs": 90, "lr": 0.1, "weight_decay": 1e-4, "arch_lr": 0.01}
     draws = True

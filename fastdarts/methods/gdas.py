@@ -41,6 +41,8 @@ class Gdas(Method):
     """Run one sampled op per edge and pass, step weights before alphas, use Nesterov momentum."""
 
     Options = GdasOptions
+    role = "relaxation"
+    runs_one_op = True
     settings: ClassVar[Settings] = {"order": 1}
     published: ClassVar[Settings] = {"epochs": 250, "weight_decay": 5e-4}
     weights_first = True

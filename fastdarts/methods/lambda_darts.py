@@ -40,6 +40,7 @@ class LambdaDarts(Method):
     """Add a regulariser to the gradient of the weights."""
 
     Options = LambdaDartsOptions
+    role = "regulariser"
     settings: ClassVar[Settings] = {"order": 1}
     published: ClassVar[Settings] = {"batch_size": 96}
     needs: ClassVar[frozenset[Feature]] = frozenset({"weights by cell"})

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -32,6 +32,19 @@ Settings = Mapping[str, Any]
 """Values of fields of SearchOptions by their names."""
 
 
+Role = Literal[
+    "stop rule",
+    "decisions",
+    "freezing",
+    "perturbation",
+    "regulariser",
+    "auxiliary skip",
+    "channels",
+    "relaxation",
+]
+"""What a method contributes to a composed one, from the outermost to the innermost."""
+
+
 def hyper(text: str, default: Any, **limits: Any) -> Any:
     """Define a field of a method's Options by help text, default and limits (at_least, above, at_most, below)."""
     return option("method", text, default, **limits)
@@ -51,6 +64,10 @@ class Method(StepRules):
     """
 
     Options: ClassVar[type[MethodOptions]] = MethodOptions
+    role: ClassVar[Role | None] = None
+    """The part that this method can be of a composed one (see `composition`); None if it only runs alone."""
+    runs_one_op: ClassVar[bool] = False
+    """True if a weight step runs one drawn op of each edge."""
     level: Level = "bilevel"
     settings: ClassVar[Settings] = {}
     """Defaults of the fields of SearchOptions that differ from those of DARTS, for every data set."""
@@ -225,18 +242,28 @@ class Method(StepRules):
 
     def mixes(self, network: Supernet) -> Mixes:
         """Return the mix of each group; called once for each forward pass."""
-        return {group: self._mix(network, group) for group in network.groups}
+        return {group: self.connected(network, group, self.drawn(network, group)) for group in network.groups}
 
-    def _mix(self, network: Supernet, group: str) -> Mix:
+    def connected(self, network: Supernet, group: str, mix: Mix) -> Mix:
+        """Return what `connect` does; edges without ops pass nothing on either (partial channels)."""
+        mix = self.connect(network, group, mix)
+        if self.kept is None or mix.passing is None:
+            return mix
+        return mix._replace(passing=mix.passing * self.kept[group].any(1).to(mix.passing))
+
+    def drawn(self, network: Supernet, group: str) -> Mix:
+        """Return the relaxation of a group, with only the ops running that pruning and dropout have left."""
         alpha, active = network.alphas[group], None
         kept = self.kept[group] if self.kept else None
         if self.dropout is not None and network.training:
             kept = self.dropout.survivors(group, network.groups[group], kept)
         if kept is not None:
-            alpha = alpha.masked_fill(~kept.to(alpha.device), MASKED)
-            extra = range(kept.shape[1], kept.shape[1] + len(network.auxiliary))
-            active = [[c for c, keep in enumerate(row) if keep] + list(extra) for row in kept.tolist()]
+            left = kept | ~kept.any(1, keepdim=True)  # a row without ops does not run, and none of them is masked
+            alpha = alpha.masked_fill(~left.to(alpha.device), MASKED)
+            active = [[c for c, keep in enumerate(row) if keep] for row in kept.tolist()]
         mix = self.relax(network, group, alpha)
+        if mix.active is not None and active is not None:  # a row without ops keeps none
+            return mix._replace(active=[own if left else [] for own, left in zip(mix.active, active, strict=True)])
         return mix if mix.active is not None else mix._replace(active=active)
 
     def relax(self, network: Supernet, group: str, alpha: Tensor) -> Mix:
@@ -249,10 +276,20 @@ class Method(StepRules):
         """
         return Mix(alpha.softmax(dim=-1))
 
+    def connect(self, network: Supernet, group: str, mix: Mix) -> Mix:
+        """Return a mix with all that edges do besides weighting ops: edge weights, channels that bypass ops, and more.
+
+        Args:
+            network: holds further parameters.
+            group: the name of the group of rows.
+            mix: the op weights, as `relax` made them or as a perturbation left them.
+        """
+        return mix
+
     def penalty(self, network: Supernet) -> Tensor | None:
         """Return a scalar that the alpha step adds to the loss, or None.
 
-        It must depend on the architecture parameters only.
+        It must depend on the architecture parameters only. Add it to that of `super()` by `plus`.
         """
         return None
 
@@ -343,6 +380,11 @@ def check_warmup(config: SearchOptions, epochs: int, what: str) -> None:
             f"alpha_warmup must be below {1 - 0.5 / epochs:.4g} to leave one of {epochs} {what} in which alphas move; "
             f"got {config.alpha_warmup}"
         )
+
+
+def plus(one: Tensor | None, other: Tensor) -> Tensor:
+    """Return the sum of two penalties, of which the first may be missing."""
+    return other if one is None else one + other
 
 
 def search_network(step: SearchStep) -> Supernet:

@@ -46,6 +46,7 @@ class Oles(Method):
     """Freeze the weights of ops, one after another."""
 
     Options = OlesOptions
+    role = "freezing"
     measures_images = True
     settings: ClassVar[Settings] = {"order": 1}
     keep_weight_gradients = True

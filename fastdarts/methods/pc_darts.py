@@ -32,6 +32,7 @@ class PCDarts(Method):
     """Use partial channels and edge weights, and train alphas and betas only after a warmup."""
 
     Options = PCDartsOptions
+    role = "channels"
     settings: ClassVar[Settings] = {"order": 1, "alpha_warmup": 0.3}
     needs: ClassVar[frozenset[Feature]] = frozenset({"edges", "partial channels"})
     published: ClassVar[Settings] = {"batch_size": 256, "lr": 0.1, "lr_min": 0.0, "arch_lr": 6e-4}
@@ -51,10 +52,10 @@ class PCDarts(Method):
         for name, group in network.groups.items():
             network.extra_alphas[f"betas_{name}"] = (1e-3 * torch.randn(len(group.ends))).requires_grad_()
 
-    def relax(self, network: Supernet, group: str, alpha: Tensor) -> Mix:
-        beta = self._edge_weights(network, group)
-        share = beta[:, None] * alpha.softmax(dim=-1)
-        return Mix(share, passing=beta) if self.options.k > 1 else Mix(share)
+    def connect(self, network: Supernet, group: str, mix: Mix) -> Mix:
+        mix, beta = super().connect(network, group, mix), self._edge_weights(network, group)
+        passing = beta if self.options.k > 1 else None
+        return mix._replace(weights=beta[:, None] * mix.weights, passing=passing)
 
     def _edge_weights(self, network: Supernet, name: str) -> Tensor:
         return softmax_by_node(network.extra_alphas[f"betas_{name}"], network.groups[name])

@@ -34,6 +34,8 @@ class ReinMax(Method):
     """Draw one op an edge and train the alphas by ReinMax's gradient."""
 
     Options = ReinMaxOptions
+    role = "relaxation"
+    runs_one_op = True
     settings: ClassVar[Settings] = {"order": 1}
     draws = True
     sparse = True

@@ -60,6 +60,7 @@ class RobustDarts(Method):
     """Run DARTS, and stop or regularise more when the curvature of the validation loss rises."""
 
     Options = RobustDartsOptions
+    role = "stop rule"
     measures_images = True
 
     def __init__(self, config: SearchOptions) -> None:

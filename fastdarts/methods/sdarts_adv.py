@@ -57,5 +57,6 @@ class SdartsAdv(SdartsRs):
         return {group: torch.where(found, attacked[group], a) for group, a in weights.items()}
 
     def _loss(self, step: SearchStep, train: Batch, weights: dict[str, Tensor]) -> Tensor:
-        with search_network(step).mixing({group: Mix(a) for group, a in weights.items()}):
+        network = search_network(step)
+        with network.mixing({group: self.connected(network, group, Mix(a)) for group, a in weights.items()}):
             return step.architect.forward(train)[0]

@@ -31,6 +31,7 @@ class SdartsRs(Method):
     """Run the weight step with op weights plus uniform noise, projected onto the simplex."""
 
     Options = SdartsOptions
+    role = "perturbation"
     settings: ClassVar[Settings] = {"order": 1}
 
     def eps(self) -> float:
@@ -44,12 +45,12 @@ class SdartsRs(Method):
             yield
             return
         with torch.no_grad():
-            mixes = network.op_weights()
+            mixes = {group: self.drawn(network, group) for group in network.groups}
         perturbed = self.perturb(step, train, {group: mix.weights for group, mix in mixes.items()})
         for group, mix in mixes.items():
             # Ops whose weight the projection sets to 0 run all the same, to update their running statistics.
             active = mix.active or [range(mix.weights.shape[1])] * len(mix.weights)
-            mixes[group] = mix._replace(weights=perturbed[group], active=active)
+            mixes[group] = self.connected(network, group, mix._replace(weights=perturbed[group], active=active))
         with network.mixing(mixes):
             yield
 

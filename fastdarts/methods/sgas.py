@@ -40,6 +40,7 @@ class Sgas(Method):
     """Decide one edge of each type of cell after another; what is not decided any more does not run."""
 
     Options = SgasOptions
+    role = "decisions"
     settings: ClassVar[Settings] = {"order": 1}
     sparse = True
 
