@@ -50,7 +50,7 @@ def has_kernels(space: "Space", device: str) -> bool:
     return devices is None or device in devices
 
 
-def priced_supernet(space: "Space", **arguments: Any) -> Supernet:
+def priced_supernet(space: "Space", /, **arguments: Any) -> Supernet:
     """Build the search network on which costs are counted and measured: each choice has modules of its own.
 
     Args:

@@ -12,7 +12,7 @@ from fastdarts import cli
 def test_methods_of_the_elastic_space_side_by_side(tmp_path: Path) -> None:
     methods = "ofa,fairnas,random"
     sizes = ["--layers", "1", "--init-channels", "4", "--epochs", "3", "--select-epochs", "1", "--seeds", "1"]
-    shared = ["--search", "space=ofa", "cost=flops", "--device", "cpu", "--out", str(tmp_path / "out")]
+    shared = ["--space", "ofa", "--search", "cost=flops", "--device", "cpu", "--out", str(tmp_path / "out")]
     assert cli.main(["compare", "--methods", methods, *sizes, *shared]) == 0
     page = (tmp_path / "out" / "report.html").read_text()
     assert all(name in page for name in methods.split(","))
