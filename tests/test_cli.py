@@ -19,6 +19,7 @@ from fastdarts import list as list_module
 from fastdarts.config.search_options import Dataset, TextDataset
 from fastdarts.runs.kernels import describe_kernels
 from fastdarts.spaces import registry
+from fastdarts.spaces.darts.cell_genotypes import PUBLISHED as OWN_CELLS
 from fastdarts.spaces.darts.genotype import PUBLISHED
 from fastdarts.spaces.layerwise import published as chains
 from fastdarts.spaces.recurrent import architecture as cells
@@ -137,7 +138,7 @@ def test_list_has_everything_with_a_line_each(capsys):
         == set(list_module.DATASETS)
     )
     assert set(names["datasets"]) >= set(data.DATASETS)
-    assert names["genotypes"] == [*PUBLISHED, *cells.PUBLISHED, *chains.PUBLISHED]
+    assert names["genotypes"] == [*PUBLISHED, *OWN_CELLS, *cells.PUBLISHED, *chains.PUBLISHED]
     assert all(len(entry["summary"]) > 10 for entries in tables.values() for entry in entries)
 
     said = ends_with(0, ["list"], capsys).out
