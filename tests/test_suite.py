@@ -81,7 +81,9 @@ if kind == "search":
 else:
     accuracy = 0.5 + 0.04 * (method == "gdas") + 0.01 * number
     record |= {"lr": 1, "weight_decay": 1, "search": 1, "accuracy": accuracy, "parameters": 1, "multiply_adds": 1}
-(pathlib.Path(out) / benchmark / method / f"{kind}-{number}" / "result.json").write_text(json.dumps(record))
+folder = pathlib.Path(out) / benchmark / method / f"{kind}-{number}"
+(folder / "unfinished").write_text(json.dumps(record))
+(folder / "unfinished").rename(folder / "result.json")
 """
 
 

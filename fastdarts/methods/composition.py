@@ -61,7 +61,7 @@ def _options(classes: Sequence[type[Method]]) -> type[MethodOptions]:
 def _check(parts: Sequence[Part]) -> None:
     for name, kind in parts:
         if kind.role is None:
-            raise ValueError(f"method {name!r} only runs alone; methods that compose: {', '.join(_composing())}")
+            raise ValueError(f"method {name!r} only runs alone: it has no role in a composed one")
     for (one, first), (other, second) in combinations(parts, 2):
         refused = f"methods {one!r} and {other!r} cannot go together"
         if first.role == second.role:
@@ -79,9 +79,3 @@ def _traits(name: str, kind: type[Method]) -> set[str | None]:
     """Return the words by which RULES may name a part."""
     more = {"one drawn op": kind.runs_one_op, "no softmax": not kind.competes}
     return {name, kind.role, *(trait for trait, holds in more.items() if holds)}
-
-
-def _composing() -> list[str]:
-    from fastdarts.methods import NAMES, find  # find() calls compose()
-
-    return [name for name in NAMES if find(name).role is not None]

@@ -161,10 +161,15 @@ def methods_of(space: str) -> list[str]:
 
 
 def _with_options(method: str) -> tuple[str, dict[str, Any]]:
-    """Split NAME+OPTION=VALUE+... into the name and the options' values, read as JSON where they are that."""
-    name, *pairs = method.split("+")
+    """Split NAME+OPTION=VALUE+... into the name and the options' values, read as JSON where they are that.
+
+    The name of a composed method has words without = between more signs of +, too.
+    """
+    words = method.split("+")
+    count = max(next((place for place, word in enumerate(words) if "=" in word), len(words)), 1)
+    name = "+".join(words[:count])
     values: dict[str, Any] = {}
-    for pair in pairs:
+    for pair in words[count:]:
         option_name, separator, value = pair.partition("=")
         if not (option_name and separator):
             raise ValueError(f"methods must be NAME or NAME+OPTION=VALUE; got {method!r}")

@@ -56,7 +56,7 @@ def test_every_pair_composes_or_is_refused_with_a_reason() -> None:
         ("fairdarts+sdarts-adv", "back onto the simplex"),
         ("lambda-darts+oles", "both change the gradient of the weights"),
         ("darts-minus+robustdarts", "each has an option 'factor'"),
-        ("darts+p-darts", "method 'p-darts' only runs alone; methods that compose: darts, pc-darts,"),
+        ("darts+p-darts", "method 'p-darts' only runs alone: it has no role"),
         ("darts+drats", "method must be one of .*; got 'drats'"),
     ],
 )
@@ -74,7 +74,9 @@ def test_options_and_rules_are_those_of_all_parts() -> None:
         tiny_state("darts+pc-darts", init_channels=6)
     with pytest.raises(ValueError, match=r"'drnas\+pc-darts' has no second order"):
         tiny_state("drnas+pc-darts", order=2)
-    assert CompareConfig(methods="darts,reinmax+pc-darts", order=1).method_names() == ["darts", "reinmax+pc-darts"]
+    compared = CompareConfig(methods="darts,reinmax+pc-darts+k=2", order=1)
+    searched = compared.search_config("reinmax+pc-darts+k=2", 0, Path())
+    assert (searched.method, searched.method_options["k"]) == ("reinmax+pc-darts", 2)
 
 
 def test_penalties_add_up() -> None:
@@ -107,7 +109,11 @@ def test_noise_comes_before_edge_weights_and_the_auxiliary_skip(noise: str) -> N
         ("drnas+pc-darts+darts-minus+sdarts-adv+sgas", {}),
         ("fbnet+pc-darts+sdarts-rs+oles+darts-plus", {"method_options": {"window": 1}}),
         ("gdas+pc-darts+sgas", {"space_options": {"auxiliary_skip": True}}),
-        ("darts+pc-darts+lambda-darts+robustdarts", {"method_options": {"iterations": 2, "images": 4}, "layers": 4}),
+        pytest.param(
+            "darts+pc-darts+lambda-darts+robustdarts",
+            {"method_options": {"iterations": 2, "images": 4}, "layers": 4},
+            marks=pytest.mark.slow,
+        ),
         ("fairdarts+darts-minus+darts-plus", {"method_options": {"rule": "ranking"}}),
     ],
 )
@@ -124,7 +130,9 @@ def test_composed_searches_go_on_as_they_were(name: str, fields: dict[str, Any])
     assert resumed.method.result(resumed) == whole.method.result(whole)
 
 
-def test_a_composed_search_ends_with_a_selection(tmp_path: Path) -> None:
+def test_a_composed_search_ends_with_a_selection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastdarts.report.alphas.draw_alphas", lambda path: None)  # takes longer than the search
+    monkeypatch.setattr("fastdarts.report.run_report.write_report", lambda out: None)
     config = tiny_config(
         tmp_path,
         method="fbnet+pc-darts+beta-darts",

@@ -61,7 +61,9 @@ def test_a_genotype_tells_that_its_edges_have_one() -> None:
     assert space.numbers(kept) == space.numbers(DARTS_V2)
 
 
-def test_the_found_network_has_it(tmp_path: Path) -> None:
+def test_the_found_network_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastdarts.report.alphas.draw_alphas", lambda path: None)  # takes longer than the search
+    monkeypatch.setattr("fastdarts.report.run_report.write_report", lambda out: None)
     found = search(tiny_config(tmp_path, space_options=OPTIONS, layers=3, epochs=1), tiny_images()).genotype
     assert registry.load_architecture(str(tmp_path)) == found
     assert found.auxiliary_skip
