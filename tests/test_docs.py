@@ -1,5 +1,6 @@
 """The code and commands of README, CONTRIBUTING and docs/ run, and their links lead to files."""
 
+import json
 import re
 import shlex
 import shutil
@@ -66,6 +67,10 @@ def test_commands_parse(
     for found in (word for word in arguments if word.endswith("genotype.json")):
         (tmp_path / found).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / found).write_text(DARTS_V2.to_json())
+    for found in (word for word in arguments if "candidates.json:" in word):
+        path = tmp_path / found.partition(":")[0]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"candidates": [{"architecture": json.loads(DARTS_V2.to_json())}] * 3}))
     if name in CONFIGS:
         config = parse_cli(CONFIGS[name], arguments)
         assert config.dataset in ("digits", "cifar10", "imagefolder", "imagenet", "pydoc")

@@ -127,7 +127,10 @@ def _compared(source: str) -> Any | None:
     path = Path(name)
     if path.name != "candidates.json" or not number.isdecimal():
         return None
-    listed = parse_json(read_text(path))["candidates"]
+    try:
+        listed = [one["architecture"] for one in parse_json(read_text(path))["candidates"]]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no list of compared architectures: {error}") from None
     if int(number) >= len(listed):
         raise ValueError(f"{path} has the architectures 0..{len(listed) - 1}; got {number}")
-    return read_architecture(json.dumps(listed[int(number)]["architecture"]))
+    return read_architecture(json.dumps(listed[int(number)]))

@@ -67,7 +67,7 @@ def test_digits_from_search_to_onnx(tmp_path: Path, system: str) -> None:
 def test_the_systems_side_by_side(tmp_path: Path) -> None:
     methods = "proxyless,fbnet,fairnas"
     sizes = ["--layers", "1", "--init-channels", "4", "--epochs", "1", "--select-epochs", "1", "--seeds", "1"]
-    shared = ["--search", "space=mobilenet-small", "cost=flops", "--device", "cpu", "--out", str(tmp_path / "out")]
+    shared = ["--space", "mobilenet-small", "--search", "cost=flops", "--device", "cpu", "--out", str(tmp_path / "out")]
     command = ["compare", "--methods", methods, *sizes, *shared]
     assert cli.main(command) == 0
     page = (tmp_path / "out" / "report.html").read_text()
