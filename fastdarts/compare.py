@@ -41,7 +41,7 @@ from fastdarts.runs.folder import check_out, out_dir
 from fastdarts.runs.images import outputs_for
 from fastdarts.runs.jobs import ends_with_parent
 from fastdarts.runs.lock import releases_folders
-from fastdarts.runs.pool import Run, check_processes, run_pool
+from fastdarts.runs.pool import Run, check_processes, exit_code, run_pool
 from fastdarts.runs.program import run_cli
 from fastdarts.runs.progress import duration
 from fastdarts.search import search
@@ -295,6 +295,4 @@ def _main(config: CompareConfig) -> int:
     for row in comparison.methods:
         print(f"{row['method']}: {row['text']}")
     print(f"results: {comparison.out_dir} (report.html, results.json)")
-    for name, why in comparison.failures.items():
-        print(f"{name} failed: {why}", file=sys.stderr)
-    return 1 if comparison.failures else 0
+    return exit_code(comparison.failures)

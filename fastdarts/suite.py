@@ -40,7 +40,7 @@ from fastdarts.runs.folder import check_out, out_dir
 from fastdarts.runs.images import outputs_for
 from fastdarts.runs.jobs import ends_with_parent
 from fastdarts.runs.lock import releases_folders
-from fastdarts.runs.pool import Run, check_processes, run_pool
+from fastdarts.runs.pool import Run, check_processes, exit_code, run_pool
 from fastdarts.runs.program import run_cli
 from fastdarts.runs.suite_config import MAY_DIFFER, Kind, SuiteConfig, Task
 from fastdarts.search import search
@@ -274,6 +274,4 @@ def _main(config: SuiteConfig) -> int:
         )
     print(verdict_words(config, summary))
     print(f"results: {found.out_dir} (report.html, results.json)")
-    for name, why in found.failures.items():
-        print(f"{name} failed: {why}", file=sys.stderr)
-    return 1 if found.failures else 0
+    return exit_code(found.failures)

@@ -1,5 +1,6 @@
 """Do many runs in processes of their own: some at a time on this machine, on a Dask cluster, or by any executor."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
@@ -129,3 +130,10 @@ def run_pool(
                 raise Interrupted(stop.signum, f"stopped; to continue: {again}")
 
         run_all(list(jobs), executor, lambda job, error: ended(jobs[job], error), wait)
+
+
+def exit_code(failures: Mapping[str, str]) -> int:
+    """Print why runs failed, by their names, and return the exit code of the program: 0 if none did."""
+    for name, why in failures.items():
+        print(f"{name} failed: {why}", file=sys.stderr)
+    return 1 if failures else 0
