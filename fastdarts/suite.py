@@ -89,7 +89,7 @@ def run_suite(config: SuiteConfig, executor: Executor | None = None) -> SuiteRes
     check_out(config)
     if config.resume:
         config = _taken_up(config)
-    outputs_for(_open(config, "train"))  # says what is wrong with the images
+    _check_images(config)
     out = out_dir(config, "suite")
     config = dataclasses.replace(config, out=out)
     config.save(out / "config.json")
@@ -158,6 +158,8 @@ def _search(config: SuiteConfig, task: Task) -> Record:
     weights, alphas = data.split(images, 0.5, seed=0)
     found = search(config.search_config(task, _folder(config.out, task) / "search"), weights, alphas)
     last = found.metrics[-1]
+    if last["valid_loss"] is None:
+        raise ValueError("the validation loss, by which searches are chosen, is not finite after the last epoch")
     return {
         "valid_loss": last["valid_loss"],
         "valid_accuracy": last["valid_accuracy"],
@@ -203,6 +205,13 @@ def _open(config: SuiteConfig, part: data.Split, train: Images | None = None) ->
     images = data.open_images(config.dataset, config.data, part, config.image_size, train=train, test_portion=0.2)
     limit = config.scale.images
     return images if limit is None or len(images) <= limit else fraction_of(images, limit / len(images))
+
+
+def _check_images(config: SuiteConfig) -> None:
+    """Say what is wrong with the images, those of the test included, before any run starts."""
+    train = _open(config, "train")
+    outputs_for(train)
+    _open(config, "test", train)
 
 
 def _halves(config: SuiteConfig) -> tuple[Images, Images]:
