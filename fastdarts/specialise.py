@@ -52,7 +52,7 @@ _SIZES = ("init_channels", "layers", "batch_size")
 
 @dataclass(frozen=True)
 class Wanted:
-    """The network that is wanted.
+    """Describe the network that is wanted.
 
     Attributes:
         cost: flops or params (in millions), or a table that `fastdarts latency` wrote.

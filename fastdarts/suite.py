@@ -56,7 +56,7 @@ _CHILD = "import sys; from fastdarts.suite import work; sys.exit(work(*sys.argv[
 
 @dataclass(frozen=True)
 class SuiteResult:
-    """The result of the suite.
+    """Hold the result of the suite.
 
     Attributes:
         config: with all methods and benchmarks of the folder; `suite_records.summarise` takes it and the runs.
@@ -220,7 +220,7 @@ def _halves(config: SuiteConfig) -> tuple[Images, Images]:
 
 
 def work(out: str, methods: str, benchmark: str, method: str, kind: Kind, number: str, *plugins: str) -> int:
-    """`run_one` of the suite in a folder, as a process; returns its exit code.
+    """Do `run_one` of the suite in a folder, as a process; return its exit code.
 
     Args:
         methods: all of the suite, as its caller named them; its config.json alone would have no code imported.
@@ -246,7 +246,7 @@ def _folder(out: Path, task: Task) -> Path:
 
 
 def _result(out: Path, task: Task) -> Record | None:
-    """Return the record of a run that is over; ValueError that names the file if it is damaged."""
+    """Return the record of a run that is over; raise a ValueError that names the file if it is damaged."""
     path = _folder(out, task) / "result.json"
     return check_suite_record(read_object(path), path) if path.is_file() else None
 

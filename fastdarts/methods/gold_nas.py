@@ -147,7 +147,10 @@ class GoldNas(Method):
             self.kept = {name: torch.ones(group.shape, dtype=torch.bool) for name, group in groups.items()}
 
     def takes_costs(self, network: Supernet, costs: Cost) -> bool:
-        """Settle the budget. Raises: ValueError for one that no network meets, or for costs that are no table."""
+        """Settle the budget and return True.
+
+        Raises: ValueError for a budget that no network meets, or for costs that are no table.
+        """
         if not isinstance(costs, CostTable):
             raise ValueError(f"method {self.config.method!r} needs a cost for each op: a table, not a regressor")
         costs.check(network.groups, "cost")

@@ -48,7 +48,7 @@ def check_suite_record(record: Record, path: Path) -> Record:
 
 @dataclass(frozen=True)
 class Score:
-    """The trainings of the cell that a method found on a benchmark.
+    """Summarise the trainings of the cell that a method found on a benchmark.
 
     Attributes:
         mean: of their test accuracies.
@@ -72,7 +72,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Summary:
-    """The scores of all methods and benchmarks whose trainings have all ended, and the ranks over those of all methods.
+    """Hold the scores of all methods and benchmarks whose trainings have ended, and ranks over those of all methods.
 
     Attributes:
         scores: by (benchmark, method).
@@ -90,7 +90,7 @@ class Summary:
 
 
 def summarise(config: SuiteConfig, runs: Sequence[Record]) -> Summary:
-    """Summarise what is there of a suite."""
+    """Summarise the runs of a suite that are over."""
     methods = config.method_names()
     scores = {}
     for benchmark in config.benchmark_names():

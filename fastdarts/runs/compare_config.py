@@ -31,7 +31,7 @@ _FEW, _IMAGES, _TEXT = 20, 100, 300
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig(Config):
-    """Everything that decides a comparison. What is not given is each method's own default for the data set.
+    """Hold everything that decides a comparison; what is not given is each method's default for the data set.
 
     Raises: ValueError or TypeError that names the field (and the method that cannot take it).
     """
