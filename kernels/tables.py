@@ -14,7 +14,7 @@ from fastdarts.ops.plan import PlannedEdge, decode
 from fastdarts.primitives.table import Candidate
 
 # Kinds of stages, by what comes before their pointwise product; pools and skip connections have none. PIXEL takes a
-# pixel of a state, GATHER (a factorised reduction) one for each half of the outputs. Bits: a kernel is compiled for a set.
+# pixel of a state, GATHER (a factorised reduction) one for each half of the outputs. Bits: a kernel is for a set.
 GATHER, SKIP, MAX, AVG, PIXEL = (tl.constexpr(1 << i) for i in range(5))
 CONV_3, CONV_5, CONV_7, DILATED_3, DILATED_5 = (tl.constexpr(1 << i) for i in range(5, 10))
 _CONVOLUTIONS = {(3, 1): CONV_3, (5, 1): CONV_5, (7, 1): CONV_7, (3, 2): DILATED_3, (5, 2): DILATED_5}
