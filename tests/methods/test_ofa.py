@@ -192,6 +192,7 @@ def test_the_ranking_with_a_predictor_scores_finalists_alone() -> None:
     found = state.method.result(state)
     assert len(scored) == 3 + 2
     assert found in scored[3:]
+    assert {one.architecture for one in state.method.compared} == set(scored)  # predicted scores are no measurements
 
 
 def test_what_is_bred_stays_within_the_limit() -> None:
