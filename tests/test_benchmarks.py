@@ -18,7 +18,7 @@ if not (ROOT / "benchmarks" / "cases.py").is_file():
     pytest.skip("needs the benchmarks, which are not installed", allow_module_level=True)
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import compare, found, layers, mask_noise, picture, ranks, recurrent, scaling  # noqa: E402
+from benchmarks import compare, found, layers, mask_noise, methods, picture, ranks, recurrent, scaling  # noqa: E402
 from benchmarks.cases import (  # noqa: E402
     AT_PAPERS_SIZE,
     AUTOCAST,
@@ -43,6 +43,14 @@ from fastdarts import SearchNetwork  # noqa: E402
 CPU = torch.device("cpu")
 TINY = {"C": 4, "batch": 2, "size": 8, "layers": 3}
 MIXED_OP = Case("mixed op", "mixed_op", **TINY)
+
+
+def test_methods_that_cannot_search_the_network_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["--batch-size", "2", "--channels", "2", "--rounds", "1"]
+    assert methods.main(["--methods", "gold-nas,ofa", *sizes]) == 0
+    shown = capsys.readouterr().out
+    assert "without ofa: method 'ofa' needs elastic layers" in shown
+    assert re.findall(r"\| `(.*)` \| \d", shown) == ["darts", "gold-nas"]
 
 
 @pytest.mark.parametrize("full", [True, False])
