@@ -45,6 +45,7 @@ TINY = {"C": 4, "batch": 2, "size": 8, "layers": 3}
 MIXED_OP = Case("mixed op", "mixed_op", **TINY)
 
 
+@pytest.mark.slow
 def test_methods_that_cannot_search_the_network_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     sizes = ["--batch-size", "2", "--channels", "2", "--rounds", "1"]
     assert methods.main(["--methods", "gold-nas,ofa", *sizes]) == 0
