@@ -10,13 +10,15 @@ from fastdarts.spaces.layerwise.architecture import LayerChoices
 from fastdarts.spaces.layerwise.blocks import ACTIVATIONS, DepthwiseSeparable, feature, initialise
 from fastdarts.spaces.layerwise.chain import SKIP, Chain, Layer, parse_block
 from fastdarts.spaces.layerwise.choice import block
+from fastdarts.spaces.layerwise.quantised import quantise_network
 from fastdarts.spaces.network import DiscreteNetwork
 
 
 class LayerwiseNetwork(DiscreteNetwork):
     """Stem, the chosen blocks, head, global mean and classifier.
 
-    The state dict has the names of timm's EfficientNet; `block_strings` describes the same network to timm.
+    The state dict has the names of timm's EfficientNet; `block_strings` describes the same network to timm. With bits,
+    convolutions and classifier compute with these and have ranges besides their weights, see `Quantiser`.
 
     Args:
         architecture: the choice of each layer.
@@ -51,6 +53,13 @@ class LayerwiseNetwork(DiscreteNetwork):
         self.feature = feature(chain)
         self.classifier = nn.Linear(chain.feature or chain.head, num_classes)
         initialise(self)
+        if architecture.bits:
+            bits = [] if chain.fixed is None else [""]
+            for layer, name, four in zip(chain.layers(), architecture.layers, architecture.bits, strict=True):
+                if not (name == SKIP and layer.keeps_shape):
+                    bits.append(four)
+            built = [one for stage in self.blocks for one in stage]  # type: ignore[attr-defined]
+            quantise_network(self, built, bits)
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute logits [N, num_classes] from images [N, in_channels, H, W]."""
