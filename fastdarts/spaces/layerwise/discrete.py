@@ -54,12 +54,16 @@ class LayerwiseNetwork(DiscreteNetwork):
         self.classifier = nn.Linear(chain.feature or chain.head, num_classes)
         initialise(self)
         if architecture.bits:
-            bits = [] if chain.fixed is None else [""]
-            for layer, name, four in zip(chain.layers(), architecture.layers, architecture.bits, strict=True):
-                if not (name == SKIP and layer.keeps_shape):
-                    bits.append(four)
-            built = [one for stage in self.blocks for one in stage]  # type: ignore[attr-defined]
-            quantise_network(self, built, bits)
+            self.quantise(architecture)
+
+    def quantise(self, architecture: LayerChoices) -> None:
+        """Compute with the bits of an architecture from now on; its layers must be those of this network."""
+        chain = architecture.chain()
+        bits = [] if chain.fixed is None else [""]
+        for layer, name, four in zip(chain.layers(), architecture.layers, architecture.bits, strict=True):
+            if not (name == SKIP and layer.keeps_shape):
+                bits.append(four)
+        quantise_network(self, [block for stage in self.blocks for block in stage], bits)  # type: ignore[attr-defined]
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute logits [N, num_classes] from images [N, in_channels, H, W]."""

@@ -35,7 +35,7 @@ class ElasticSupernet(LayerwiseSupernet):
             depth = pick(range(min(sides.least, layers), layers + 1))
             names += [f"k{pick(sides.kernels)} e{pick(sides.expansions)}" for _ in range(depth)]
             names += [SKIP] * (layers - depth)
-        return self._architecture(names)
+        return self.architecture(names)
 
     def random(self, generator: torch.Generator, max_skips: int | None = None) -> LayerChoices:
         while True:
@@ -45,13 +45,13 @@ class ElasticSupernet(LayerwiseSupernet):
 
     def largest(self) -> LayerChoices:
         """Return the part that is the whole network."""
-        return self._architecture([f"k{self.sides.kernels[-1]} e{self.sides.expansions[-1]}"] * len(self._stages))
+        return self.architecture([f"k{self.sides.kernels[-1]} e{self.sides.expansions[-1]}"] * len(self._stages))
 
     def smallest(self, sides: Sides) -> LayerChoices:
         """Return the smallest of the parts that `draw` draws."""
         name = f"k{sides.kernels[0]} e{sides.expansions[0]}"
         places = [self._stages[:at].count(stage) for at, stage in enumerate(self._stages)]
-        return self._architecture([name if place < sides.least else SKIP for place in places])
+        return self.architecture([name if place < sides.least else SKIP for place in places])
 
     def sort_channels(self, shared: Sequence[int]) -> None:
         """Sort the channels inside all blocks by importance, see `ElasticResidual.sort_channels`."""
