@@ -139,5 +139,4 @@ def test_the_search_finds_a_network_of_few_bits_within_the_limit() -> None:
     found = search.found(4)
     assert found.cost == cost.of(found.architecture) <= limit.most
     assert found == search.measured(found.architecture, running.validation)
-    assert found == search.found(4)
     assert all(torch.equal(tensor, before[name]) for name, tensor in running.network.state_dict().items())

@@ -92,7 +92,7 @@ def _block_string(layer: Layer, name: str) -> str:
     kernel, expansion, groups = parse_block(name)
     if groups > 1:
         raise ValueError(f"timm has no block with groups; got {name!r}")
-    return f"ir_r1_k{kernel}_s{layer.stride}_e{expansion}_c{layer.width}"
+    return f"ir_r1_k{kernel}_s{layer.stride}_e{float(expansion):g}_c{layer.width}"
 
 
 def _stages(architecture: LayerChoices, chain: Chain) -> list[list[tuple[Layer, str]]]:

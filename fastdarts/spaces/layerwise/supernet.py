@@ -17,17 +17,36 @@ from fastdarts.spaces.supernet import Mixes, Supernet
 
 
 def groups_of(chain: Chain) -> dict[str, Group]:
-    """Return a group of the layers that may be left out and one of the others; one group where all are alike."""
-    learning = frozenset(chain.blocks)
-    rows = [layer.choices for layer in chain.layers()]
-    optional = tuple(row for row in rows if SKIP in row)
-    fixed = tuple(row for row in rows if SKIP not in row)
-    if not (optional and fixed):
-        return {"layers": Group("layers", optional or fixed, learning=learning)}
+    """Return a group of the layers that may be left out and one of the others; one group where all are alike.
+
+    Where layers have widths of their own, there are such groups for each number of input channels.
+    """
+    rows: dict[str, list[tuple[str, ...]]] = {"optional": [], "fixed": []}
+    for layer, name in zip(chain.layers(), group_names(chain), strict=True):
+        rows.setdefault(name, []).append(layer.choices)
     return {
-        "optional": Group("layers that may be left out", optional, learning=learning),
-        "fixed": Group("layers that stay", fixed, learning=learning),
+        name: Group(_title(name), tuple(found), learning=frozenset(found[0]) - {SKIP})
+        for name, found in rows.items()
+        if found
     }
+
+
+def group_names(chain: Chain) -> list[str]:
+    """Return the name of the group of each layer."""
+    layers = chain.layers()
+    optional = [SKIP in layer.choices for layer in layers]
+    if chain.step is None and len(set(optional)) == 1:
+        return ["layers"] * len(layers)
+    kinds = ["optional" if may else "fixed" for may in optional]
+    if chain.step is None:
+        return kinds
+    return [f"{kind}_{layer.in_channels}" for kind, layer in zip(kinds, layers, strict=True)]
+
+
+def _title(name: str) -> str:
+    kind, _, channels = name.partition("_")
+    title = {"layers": "layers", "optional": "layers that may be left out", "fixed": "layers that stay"}[kind]
+    return f"{title}, {channels} channels" if channels else title
 
 
 class LayerwiseSupernet(Supernet):
@@ -66,6 +85,7 @@ class LayerwiseSupernet(Supernet):
         self.in_channels = in_channels
         self.num_classes = num_classes
         self._stages = [layer.stage for layer in chain.layers()]
+        self._group_names = group_names(chain)
         self._skips = chain.skips
         self.backend = backend
         chain = chain.scaled(C)
@@ -189,15 +209,7 @@ class LayerwiseSupernet(Supernet):
 
     def rows(self) -> list[tuple[str, int]]:
         """Return group and row of each layer."""
-        if "layers" in self.groups:
-            return [("layers", row) for row in range(len(self.layers))]
-        seen = {"optional": 0, "fixed": 0}
-        rows = []
-        for layer in self._layers():
-            group = "optional" if SKIP in layer.primitives else "fixed"
-            rows.append((group, seen[group]))
-            seen[group] += 1
-        return rows
+        return [(group, self._group_names[:at].count(group)) for at, group in enumerate(self._group_names)]
 
     def _strongest(self, scores: list[float], layer: int, but: str = "") -> str:
         names = self._layers()[layer].primitives
