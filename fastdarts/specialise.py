@@ -148,6 +148,8 @@ def _of_few_bits(state: SearchState, wanted: Wanted) -> tuple[Any, Mapping[str, 
         priced = priced_supernet(method.space, **sizes, **method.cost_arguments())
     assert isinstance(priced, LayerwiseSupernet)
     bit_operations = BitOps(priced, (1, *data.shape))
+    if wanted.target < (lowest := bit_operations.lowest()):
+        raise ValueError(f"target must be at least {lowest:.4g} {UNIT}; got {wanted.target:.4g}")
     images, _ = next(iter(in_order(data, _CALIBRATION)))
     search = BitSearch(method, state, network, state.augment.normalise(images), Limit(bit_operations.of, wanted.target))
     LOGGER.info(

@@ -76,6 +76,7 @@ def test_fewer_bits_cost_less() -> None:
     for place in range(4):
         costs = [cost.of(with_bits(part, "6" * place + digit + "6" * (3 - place))) for digit in "468"]
         assert costs == sorted(set(costs))
+    assert cost.lowest() == cost.of(with_bits(part, "4444"))
 
 
 def test_kernel_seven_never_meets_four_bits_of_depthwise_inputs() -> None:

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from fastdarts.spaces.cost import Shape, places
 from fastdarts.spaces.layerwise.architecture import LayerChoices
+from fastdarts.spaces.layerwise.bits import allowed
 from fastdarts.spaces.layerwise.blocks import ConvNorm, InvertedResidual
+from fastdarts.spaces.layerwise.chain import SKIP
 from fastdarts.spaces.layerwise.quantised import FIXED_BITS
 from fastdarts.spaces.layerwise.supernet import LayerwiseSupernet
 
@@ -38,7 +40,8 @@ class BitOps:
     unit = UNIT
 
     def __init__(self, network: LayerwiseSupernet, image_shape: Shape) -> None:
-        self._layers: list[dict[str, _Counts]] = [{} for _ in network.choices]
+        self._choices = network.choices
+        self._layers: list[dict[str, _Counts]] = [{} for _ in self._choices]
         at = {place: index for index, place in enumerate(network.rows())}
         rest = 0
 
@@ -61,6 +64,18 @@ class BitOps:
             first, second, third, fourth = (int(digit) for digit in bits or 4 * str(FIXED_BITS))
             pointwise, depthwise = counts.get(name, _NOTHING)
             total += pointwise * first * second + depthwise * third * fourth
+        return total / 1e6
+
+    def lowest(self) -> float:
+        """Return the bit operations of the cheapest architecture, in millions."""
+        total = self._rest
+        for counts, names in zip(self._layers, self._choices, strict=True):
+            costs = []
+            for name in names:
+                pointwise, depthwise = counts.get(name, _NOTHING)
+                inputs = 4 if name == SKIP or allowed(name, "4444") else 6
+                costs.append(pointwise * 4 * 4 + depthwise * 4 * inputs)
+            total += min(costs)
         return total / 1e6
 
 

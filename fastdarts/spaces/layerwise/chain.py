@@ -115,10 +115,7 @@ class Chain:
         """Return the blocks of a layer with so many input channels."""
         if self.step is None:
             return self.blocks
-        kernels, expansions = sides_of(self.blocks)
-        least, most = expansions[0] * channels, expansions[-1] * channels
-        widths = [*range(least, most, self.step), most]
-        return elastic_blocks(kernels, [Fraction(width, channels) for width in widths])
+        return _stepped(self.blocks, self.step, channels)
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -237,6 +234,14 @@ def _stages(*shapes: tuple[int, int, int]) -> tuple[Stage, ...]:
 def elastic_blocks(kernels: Sequence[int], expansions: Sequence[int | Fraction]) -> tuple[str, ...]:
     """Return the names of the blocks of all pairs of a kernel and an expansion."""
     return tuple(f"k{kernel} e{expansion}" for kernel in kernels for expansion in expansions)
+
+
+@cache  # every architecture asks for the choices of its layers
+def _stepped(blocks: tuple[str, ...], step: int, channels: int) -> tuple[str, ...]:
+    """Return blocks of all widths in steps, from the smallest to the largest of `blocks`."""
+    kernels, expansions = sides_of(blocks)
+    least, most = expansions[0] * channels, expansions[-1] * channels
+    return elastic_blocks(kernels, [Fraction(width, channels) for width in (*range(least, most, step), most)])
 
 
 def sides_of(blocks: Sequence[str]) -> tuple[tuple[int, ...], tuple[int, ...]]:

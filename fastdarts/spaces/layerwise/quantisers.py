@@ -56,13 +56,17 @@ class Quantiser(nn.Module):
         signed: the input may be below 0.
     """
 
+    reach: Tensor
     clip: Tensor
 
     def __init__(self, weight_bits: int, activation_bits: int | None, signed: bool) -> None:
         super().__init__()
         self.weight_bits, self.activation_bits, self.signed = weight_bits, activation_bits, signed
         self.calibrates = False
-        self.reach = nn.Parameter(torch.tensor(_RANGE), requires_grad=activation_bits is not None)
+        if activation_bits is None:
+            self.register_buffer("reach", torch.tensor(_RANGE))
+        else:
+            self.reach = nn.Parameter(torch.tensor(_RANGE))
         self.register_buffer("clip", torch.ones(()))  # the weights' limit, as a share of the largest magnitude
 
     def forward(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
