@@ -44,7 +44,9 @@ from fastdarts.runs.program import run_parsed
 from fastdarts.runs.search_config import SearchConfig
 from fastdarts.runs.search_state import SearchState
 from fastdarts.search import halves
+from fastdarts.spaces import registry
 from fastdarts.spaces.layerwise.bitops import UNIT, BitOps
+from fastdarts.spaces.layerwise.space import LayerwiseSpace
 from fastdarts.spaces.layerwise.supernet import LayerwiseSupernet
 from fastdarts.spaces.space import priced_supernet
 
@@ -62,7 +64,7 @@ _SIZES = ("init_channels", "layers", "batch_size")
 
 @dataclass(frozen=True)
 class Wanted:
-    """The network that is wanted.
+    """Describe the network that is wanted.
 
     Attributes:
         cost: flops or params (in millions), or a table that `fastdarts latency` wrote; bitops: the multiply-adds times
@@ -115,8 +117,6 @@ def specialise(
     if saved["epoch"] < config.epochs:
         raise ValueError(f"{run} has ended {saved['epoch']} of {config.epochs} epochs; resume the search first")
     state.load_state_dict(saved)
-    if not isinstance(state.network, LayerwiseSupernet):
-        raise ValueError(f"networks are cut out in spaces of layers alone; {run} is of space {config.space!r}")
     architecture, weights = (_of_few_bits if wanted.cost == BITOPS else _in_floats)(state, wanted)
     return evaluate(architecture, settings, train, test, weights=weights)
 
@@ -184,6 +184,8 @@ def _config(run: Path, wanted: Wanted, train: Images | None, evaluation: Mapping
             f"{run} is a search by {values['method']!r}, whose weights are not those of single networks; specialise "
             "takes searches by ofa, fairnas and random"
         )
+    if not isinstance(registry.find(values["space"]), LayerwiseSpace):
+        raise ValueError(f"networks are cut out in spaces of layers alone; {run} is of space {values['space']!r}")
     if values["dataset"] == "custom" and train is None:
         raise ValueError(f"{run} searched images given from Python: call specialise() with train and test")
     own = _BIT_OPTIONS if wanted.cost == BITOPS else {}

@@ -12,7 +12,7 @@ from fastdarts.spaces.layerwise.encoding import Encoding
 
 
 class BitPredictor(nn.Module):
-    """An MLP with three hidden layers of 400 ReLUs; a matrix of the bits adds to what the first one puts out.
+    """Predict scores by an MLP with three hidden layers of 400 ReLUs; a matrix of the bits adds to the first one's output.
 
     The matrix begins as zeros: until `fit_bits`, a network of few bits is predicted as it is in floats.
 

@@ -18,7 +18,7 @@ UNIT = "million bit operations"
 
 
 class _Counts(NamedTuple):
-    """Multiply-adds of a block."""
+    """Hold the multiply-adds of a block."""
 
     pointwise: int
     depthwise: int
@@ -28,7 +28,7 @@ _NOTHING = _Counts(0, 0)
 
 
 class BitOps:
-    """Bit operations of the networks of a space.
+    """Count the bit operations of the networks of a space.
 
     Squeeze and excitation, which stays in floats, is not counted.
 

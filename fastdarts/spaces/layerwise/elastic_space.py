@@ -26,7 +26,7 @@ class ElasticOptions(LayerwiseOptions):
 
 
 class ElasticSpace(LayerwiseSpace):
-    """A chain whose layers share weights, "ofa" or "apq". Kernels and expansions are options, in place of primitives.
+    """Offer a chain whose layers share weights, "ofa" or "apq". Its kernels and expansions are options, not primitives.
 
     Raises: ValueError if primitives are given.
     """

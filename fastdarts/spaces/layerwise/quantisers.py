@@ -96,7 +96,7 @@ class Quantiser(nn.Module):
 
 
 class QuantisedConv(nn.Conv2d):
-    """A convolution without bias of rounded inputs and weights; weights are kept as floats, named as they were."""
+    """Convolve rounded inputs with rounded weights, without bias; weights are kept as floats, named as they were."""
 
     def __init__(self, conv: nn.Conv2d, quantiser: Quantiser) -> None:
         sizes = conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding
@@ -110,7 +110,7 @@ class QuantisedConv(nn.Conv2d):
 
 
 class QuantisedLinear(nn.Linear):
-    """A linear layer of rounded inputs and weights; its bias stays as it is."""
+    """Multiply rounded inputs by rounded weights; the bias stays as it is."""
 
     def __init__(self, layer: nn.Linear, quantiser: Quantiser) -> None:
         super().__init__(layer.in_features, layer.out_features)
