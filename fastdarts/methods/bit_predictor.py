@@ -14,8 +14,8 @@ from fastdarts.spaces.layerwise.encoding import Encoding
 class BitPredictor(nn.Module):
     """Predict scores by an MLP with three hidden layers of 400 ReLUs.
 
-    A matrix of the bits adds to the output of the first one. It begins as zeros: until `fit_bits`, a network of few bits
-    is predicted as it is in floats.
+    A matrix of the bits adds to the output of the first one. It begins as zeros: until `fit_bits`, a network of few
+    bits is predicted as it is in floats.
 
     Args:
         encoding: of the space.
