@@ -2,7 +2,8 @@
 
 The search was by a method that trains architectures inside its network (ofa, fairnas, random), in a space of layers.
 Evolution scores networks with the trained weights, with batch norms averaged anew for each, among those that cost no
-more than the target. The best one is cut out, measured on the test images and written as a trained network, which
+more than the target. With cost=bitops each layer's bits are searched, too, and a predictor of accuracy scores in place
+of the weights (APQ). The best one is cut out, measured on the test images and written as a trained network, which
 `predict`, `export` and `evaluate --init-from` take.
 """
 
@@ -19,14 +20,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fastdarts.config.command_line import OneLineParser, output_flags, parse_image_size, parse_name_value
 from fastdarts.config.options import read_file
+from fastdarts.data.images import in_order
 from fastdarts.evaluate import EvalConfig, EvalResult, evaluate, print_result
 from fastdarts.export import check_export_packages
 from fastdarts.methods import find
+from fastdarts.methods.apq import BitSearch
 from fastdarts.methods.one_shot import OneShot
+from fastdarts.methods.samplers import Limit
 from fastdarts.runs import checkpoint
 from fastdarts.runs.console import LOGGER
 from fastdarts.runs.costs import COUNTED
@@ -39,13 +45,19 @@ from fastdarts.runs.search_config import SearchConfig
 from fastdarts.runs.search_state import SearchState
 from fastdarts.search import halves
 from fastdarts.spaces import registry
+from fastdarts.spaces.layerwise.bitops import UNIT, BitOps
 from fastdarts.spaces.layerwise.space import LayerwiseSpace
 from fastdarts.spaces.layerwise.supernet import LayerwiseSupernet
+from fastdarts.spaces.space import priced_supernet
 
 __all__ = ["Wanted", "specialise"]
 
 _PROGRAM = "fastdarts specialise"
 _DESCRIPTION = (__doc__ or "").replace("`", "'")
+BITOPS = "bitops"
+_BIT_OPTIONS = {"cells": 1000, "predictor": 100}
+_WITHOUT_COST: dict[str, Any] = {"cost": None, "cost_target": None}
+_CALIBRATION = 250  # training images
 _SHARED = ("dataset", "data", "space", "image_size", "test_portion", "stream", "workers", "seed")
 _SIZES = ("init_channels", "layers", "batch_size")
 
@@ -55,16 +67,23 @@ class Wanted:
     """Describe the network that is wanted.
 
     Attributes:
-        cost: flops or params (in millions), or a table that `fastdarts latency` wrote.
+        cost: flops or params (in millions), or a table that `fastdarts latency` wrote; bitops: the multiply-adds times
+            the bits of weights and inputs (in millions), for a network of few bits.
         target: the largest cost that it may have, in the unit of `cost`.
         image_size: (H, W) of its images; None takes the search's.
         options: of the ranking, such as cells or predictor, over those of the search; sampler is evolution.
+        quantised: with cost bitops, networks of few bits that are measured to fit the predictor.
     """
 
     cost: str
     target: float
     image_size: tuple[int, int] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    quantised: int = 30
+
+    def __post_init__(self) -> None:
+        if self.quantised < 1:
+            raise ValueError(f"quantised must be at least 1; got {self.quantised}")
 
 
 @releases_folders
@@ -85,7 +104,7 @@ def specialise(
     """
     config = _config(run, wanted, train, evaluation)
     shared = {name: getattr(config, name) for name in (*_SHARED, *_SIZES)}
-    table = {} if config.cost in COUNTED else {"cost": Path(str(config.cost))}
+    table = {} if config.cost is None or config.cost in COUNTED else {"cost": Path(str(config.cost))}
     settings = EvalConfig(**{**shared, **table, **evaluation})
     check_out(settings)
     if settings.export is not None:
@@ -98,24 +117,59 @@ def specialise(
     if saved["epoch"] < config.epochs:
         raise ValueError(f"{run} has ended {saved['epoch']} of {config.epochs} epochs; resume the search first")
     state.load_state_dict(saved)
-    network, method = state.network, state.method
+    architecture, weights = (_of_few_bits if wanted.cost == BITOPS else _in_floats)(state, wanted)
+    return evaluate(architecture, settings, train, test, weights=weights)
+
+
+def _in_floats(state: SearchState, wanted: Wanted) -> tuple[Any, Mapping[str, Tensor]]:
+    """Return the network that was found under a cost of the config, and its weights."""
+    network, method, costs = state.network, state.method, state.costs
     assert isinstance(network, LayerwiseSupernet)
-    assert state.costs is not None  # the config has a cost
-    if (size := state.costs.about.get("image_size", list(weights_half.shape[1:]))) != list(weights_half.shape[1:]):
-        LOGGER.info("note: the table was measured on images of %s, these are of %s", size, weights_half.shape[1:])
-    LOGGER.info("scoring %d networks with the weights of %s", method.options.cells, run)
+    assert costs is not None
+    shape = list(state.streams[0].data.shape[1:])
+    if (size := costs.about.get("image_size", shape)) != shape:
+        LOGGER.info("note: the table was measured on images of %s, these are of %s", size, shape)
+    LOGGER.info("scoring %d networks with the trained weights", method.options.cells)
     architecture = method.result(state)
-    cost = state.costs.of(network, architecture)
-    if cost > wanted.target:
-        raise ValueError(
-            f"no network of cost {wanted.target:.4g} {state.costs.unit} was found, the cheapest has {cost:.4g}; "
-            "raise target, or cells in the method's options"
-        )
-    LOGGER.info("found one of %.4g %s: %s", cost, state.costs.unit, architecture)
+    _check_cost(architecture, costs.of(network, architecture), costs.unit, wanted)
     with network.mixing(method.discrete(network, architecture)):
         state.recalibrate(method.options.recalibrate or 1)
-    weights = network.cut(architecture).state_dict()
-    return evaluate(architecture, settings, train, test, weights=weights)
+    return architecture, network.cut(architecture).state_dict()
+
+
+def _of_few_bits(state: SearchState, wanted: Wanted) -> tuple[Any, Mapping[str, Tensor]]:
+    """Return the network of few bits that was found, and its weights and ranges."""
+    network, method, config = state.network, state.method, state.config
+    assert isinstance(network, LayerwiseSupernet)
+    assert isinstance(method, OneShot)
+    data = state.streams[0].data
+    with torch.device("meta"):
+        sizes = {"C": config.init_channels, "num_classes": network.num_classes, "in_channels": network.in_channels}
+        priced = priced_supernet(method.space, **sizes, **method.cost_arguments())
+    assert isinstance(priced, LayerwiseSupernet)
+    bit_operations = BitOps(priced, (1, *data.shape))
+    if wanted.target < (lowest := bit_operations.lowest()):
+        raise ValueError(f"target must be at least {lowest:.4g} {UNIT}; got {wanted.target:.4g}")
+    images, _ = next(iter(in_order(data, _CALIBRATION)))
+    search = BitSearch(method, state, network, state.augment.normalise(images), Limit(bit_operations.of, wanted.target))
+    LOGGER.info(
+        "measuring %d networks in floats and %d of few bits with the trained weights, then predicting %d",
+        *(method.options.predictor, wanted.quantised, method.options.cells),
+    )
+    found = search.found(wanted.quantised)
+    assert found.cost is not None
+    _check_cost(found.architecture, found.cost, UNIT, wanted)
+    return found.architecture, search.cut(found.architecture).state_dict()
+
+
+def _check_cost(architecture: Any, cost: float, unit: str, wanted: Wanted) -> None:
+    """Say what was found; ValueError if it costs more than the target."""
+    if cost > wanted.target:
+        raise ValueError(
+            f"no network of cost {wanted.target:.4g} {unit} was found, the cheapest has {cost:.4g}; "
+            "raise target, or cells in the method's options"
+        )
+    LOGGER.info("found one of %.4g %s: %s", cost, unit, architecture)
 
 
 def _config(run: Path, wanted: Wanted, train: Images | None, evaluation: Mapping[str, Any]) -> SearchConfig:
@@ -134,11 +188,11 @@ def _config(run: Path, wanted: Wanted, train: Images | None, evaluation: Mapping
         raise ValueError(f"networks are cut out in spaces of layers alone; {run} is of space {values['space']!r}")
     if values["dataset"] == "custom" and train is None:
         raise ValueError(f"{run} searched images given from Python: call specialise() with train and test")
-    options = values["method_options"] | {"sampler": "evolution"} | dict(wanted.options)
+    own = _BIT_OPTIONS if wanted.cost == BITOPS else {}
+    options = values["method_options"] | {"sampler": "evolution"} | own | dict(wanted.options)
+    limited = {"cost": wanted.cost, "cost_target": wanted.target, "cost_form": "limit"}
     changed = {
-        "cost": wanted.cost,
-        "cost_target": wanted.target,
-        "cost_form": "limit",
+        **(_WITHOUT_COST if wanted.cost == BITOPS else limited),
         "method_options": options,
         "image_size": wanted.image_size or values["image_size"],
     }
@@ -159,8 +213,9 @@ def parser(prog: str = _PROGRAM) -> argparse.ArgumentParser:
     made.add_argument(
         "--cost",
         required=True,
-        metavar="flops|params|FILE",
-        help="what is limited: multiply-adds or weights, in millions, or a table that fastdarts latency wrote",
+        metavar="flops|params|bitops|FILE",
+        help="what is limited: multiply-adds or weights, in millions, or a table that fastdarts latency wrote; bitops: "
+        "multiply-adds times bits of weights and inputs, in millions, of a network whose bits are found, too",
     )
     made.add_argument("--target", required=True, type=float, metavar="X", help="largest cost, in the cost's unit")
     made.add_argument(
@@ -178,6 +233,13 @@ def parser(prog: str = _PROGRAM) -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="of the ranking: cells, population, predictor, recalibrate, ... (default: the search's)",
     )
+    made.add_argument(
+        "--quantised",
+        type=int,
+        default=30,
+        metavar="N",
+        help="with --cost bitops, networks of few bits that are measured to fit the predictor (default: 30)",
+    )
     for name, text in (
         ("data", "folder of the data set (default: the search's)"),
         ("out", "folder of the results (default: runs/evaluation-DATASET-TIME)"),
@@ -193,7 +255,7 @@ def main(argv: Sequence[str] | None = None, prog: str = _PROGRAM) -> int:
 
 
 def _run(given: argparse.Namespace) -> int:
-    wanted = Wanted(given.cost, given.target, given.image_size, dict(given.method_options))
+    wanted = Wanted(given.cost, given.target, given.image_size, dict(given.method_options), given.quantised)
     names = ("data", "out", "export", "device")
     print_result(specialise(given.run, wanted, **{name: vars(given)[name] for name in names if name in given}))
     return 0

@@ -81,6 +81,22 @@ def test_a_table_of_this_device_limits_the_search(run: Path, tmp_path: Path) -> 
     assert result.cost.measured is not None
 
 
+def test_a_network_of_few_bits_is_written_with_its_quantisers(run: Path, tmp_path: Path) -> None:
+    options = {"cells": 12, "predictor": 4}
+    arguments = {"train": tiny_images(), "test": tiny_images(), "device": "cpu"}
+    result = specialise(run, Wanted("bitops", 60, options=options, quantised=2), out=tmp_path / "few", **arguments)
+    trained = load(tmp_path / "few", "cpu")
+    assert len(trained.architecture.bits) == 5
+    assert trained.network.conv_stem.quantiser.activation_bits is None
+    ours = result.network.state_dict()
+    assert all(torch.equal(tensor, ours[name]) for name, tensor in trained.network.state_dict().items())
+    assert any(value != 6 for name, value in ours.items() if name.endswith("reach"))  # calibrated
+    with pytest.raises(ValueError, match=r"target must be at least .* million bit operations; got 0\.01"):
+        specialise(run, Wanted("bitops", 0.01, options=options, quantised=2), out=tmp_path / "none", **arguments)
+    with pytest.raises(ValueError, match="quantised must be at least 1; got 0"):
+        Wanted("bitops", 60, quantised=0)
+
+
 def test_the_defaults_of_a_table_are_those_of_a_search() -> None:
     table, config = (kind(space="ofa", dataset="digits") for kind in (LatencyConfig, SearchConfig))
     for name in ("init_channels", "layers", "space_options"):

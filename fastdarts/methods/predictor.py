@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fastdarts.methods.scored import Scored
 from fastdarts.spaces.supernet import Supernet
 
-_HIDDEN = 400
+HIDDEN = 400
 _STEPS, _RATE, _DECAY = 300, 1e-3, 1e-4
 
 
@@ -36,17 +36,22 @@ def fit(network: Supernet, known: Sequence[Scored], seed: int) -> Callable[[Any]
     base, scale = y.mean(), y.std(correction=0).clamp_min(1e-6)
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        sizes = (x.shape[1], _HIDDEN, _HIDDEN, _HIDDEN)
+        sizes = (x.shape[1], HIDDEN, HIDDEN, HIDDEN)
         hidden = [part for a, b in pairwise(sizes) for part in (nn.Linear(a, b), nn.ReLU())]
-        model = nn.Sequential(*hidden, nn.Linear(_HIDDEN, 1)).to(torch.float32)
-    optimizer = torch.optim.AdamW(model.parameters(), _RATE, weight_decay=_DECAY)
-    for _ in range(_STEPS):
-        optimizer.zero_grad()
-        (model(x)[:, 0] - (y - base) / scale).square().mean().backward()
-        optimizer.step()
+        model = nn.Sequential(*hidden, nn.Linear(HIDDEN, 1)).to(torch.float32)
+    minimise(model, lambda: (model(x)[:, 0] - (y - base) / scale).square().mean())
 
     @torch.no_grad()
     def predicted(architecture: Any) -> float:
         return float(base + scale * model(encoded(network, architecture)))
 
     return predicted
+
+
+def minimise(model: nn.Module, loss: Callable[[], Tensor]) -> None:
+    """Take the steps of a predictor's fitting."""
+    optimizer = torch.optim.AdamW(model.parameters(), _RATE, weight_decay=_DECAY)
+    for _ in range(_STEPS):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()

@@ -20,7 +20,8 @@ _FACTORIES: dict[str, str | Callable[..., Space]] = {
     "fbnet": "fastdarts.spaces.layerwise.space:FBNET",
     "fairnas": "fastdarts.spaces.layerwise.space:FAIRNAS",
     "mobilenet-small": "fastdarts.spaces.layerwise.space:MOBILENET_SMALL",
-    "ofa": "fastdarts.spaces.layerwise.elastic_space:ElasticSpace",
+    "ofa": "fastdarts.spaces.layerwise.elastic_space:OFA",
+    "apq": "fastdarts.spaces.layerwise.elastic_space:APQ",
 }
 _ALIASES = {"s5": "darts"}  # RobustDARTS' name for the whole space
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from fastdarts.spaces.layerwise.bits import check_bits
 from fastdarts.spaces.layerwise.chain import CHAINS, SKIP, Chain, sides_of
 
 _LISTS = ("strides", "widths", "depths", "kernels", "expansions")
@@ -24,6 +25,7 @@ class LayerChoices:
         depths: layers of each stage, left-out ones included.
         head: channels of the last 1x1 convolution; None takes the space's own.
         kernels, expansions, least: of a chain whose layers share weights, see `Chain.with_choices`.
+        bits: of each layer, see `fastdarts.spaces.layerwise.bits`; none for a network that computes in floats.
 
     Raises: ValueError for an unknown space, numbers that make no chain, or another number of layers.
     """
@@ -37,11 +39,12 @@ class LayerChoices:
     kernels: tuple[int, ...] = ()
     expansions: tuple[int, ...] = ()
     least: int | None = None
+    bits: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.space not in CHAINS:
             raise ValueError(f"space must be one of {', '.join(CHAINS)}; got {self.space!r}")
-        for name in ("layers", *_LISTS):
+        for name in ("layers", "bits", *_LISTS):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         chain = self.chain()
         layers = chain.layers()
@@ -53,6 +56,8 @@ class LayerChoices:
             left_out = index > 0 and self.layers[index - 1] == SKIP and layers[index - 1].stage == layer.stage
             if chain.skips == "last" and left_out and name != SKIP:
                 raise ValueError(f"layers[{index}] must be {SKIP!r}, as the layer before it in its stage; got {name!r}")
+        if self.bits:
+            check_bits(self.bits, self.layers)
 
     def chain(self) -> Chain:
         """Return the chain of these choices, with the space's own widths or `widths`."""
@@ -62,11 +67,17 @@ class LayerChoices:
         return own.changed(self.strides or None, self.widths or None, self.depths or None, self.head)
 
     def __str__(self) -> str:
-        return " | ".join(self.layers)
+        if not self.bits:
+            return " | ".join(self.layers)
+        return " | ".join(f"{name} {bits}".rstrip() for name, bits in zip(self.layers, self.bits, strict=True))
+
+    def in_floats(self) -> LayerChoices:
+        """Return the same layers without bits."""
+        return replace(self, bits=())
 
     def to_json(self) -> str:
         """Return one JSON object: the space, the layers, and the numbers that differ from the space's own."""
-        changed = {name: getattr(self, name) for name in (*_LISTS, *_NUMBERS)}
+        changed = {name: getattr(self, name) for name in (*_LISTS, *_NUMBERS, "bits")}
         return json.dumps({"space": self.space, "layers": self.layers} | {k: v for k, v in changed.items() if v})
 
     @classmethod
@@ -75,7 +86,7 @@ class LayerChoices:
         value: Any = json.loads(text)
         if not isinstance(value, dict) or not isinstance(value.get("layers"), list):
             raise ValueError(f"genotype must be a JSON object with the key layers, a list of names; got {text[:80]!r}")
-        allowed = ("space", "layers", *_NUMBERS, *_LISTS)
+        allowed = ("space", "layers", *_NUMBERS, *_LISTS, "bits")
         for name in value:
             if name not in allowed:
                 raise ValueError(f"genotype has the key {name!r}; the keys are {', '.join(allowed)}")
@@ -86,6 +97,8 @@ class LayerChoices:
         for name in _NUMBERS:
             if type(value.get(name, 1)) is not int:
                 raise ValueError(f"{name} must be an integer; got {value[name]!r}")
+        if not isinstance(value.get("bits", []), list):
+            raise ValueError(f"bits must be a list of texts; got {value['bits']!r}")
         return cls(**value)
 
     def skips(self) -> int:

@@ -72,7 +72,7 @@ class InvertedResidual(nn.Module):
         self.shortcut = shortcut
         kernel, expansion, groups = parse_block(name)
         inside, outside = layer.in_channels, layer.width
-        middle = expansion * inside
+        middle = round(expansion * inside)
         if inside % groups or outside % groups:
             raise ValueError(f"block {name!r} needs channels in {groups} groups; got {inside} and {outside}")
         self.conv_pw = nn.Conv2d(inside, middle, 1, groups=groups, bias=False)

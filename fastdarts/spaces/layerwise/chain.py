@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import cache
 from typing import Literal, NamedTuple
 
 Activation = Literal["relu", "relu6", "hardswish"]
 
 SKIP = "skip"
 """The choice that leaves a layer out: an identity, or a 1x1 convolution where the layer changes the shape."""
-_NAME = re.compile(r"k(\d+) e(\d+)(?: g(\d+))?")
+_NAME = re.compile(r"k(\d+) e(\d+(?:/[1-9]\d*)?)(?: g(\d+))?")
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,9 @@ class Chain:
         fixed_activation: activation of the fixed block; None takes the chain's.
         fixed_shortcut: the fixed block adds its input to its output.
         feature: channels of a 1x1 convolution between pooling and classifier; None for none.
+        step: channels between two widths of a block, from its smallest to its largest expansion; None for expansions of
+            `blocks` alone.
+        named: the chain before `scaled`, from whose widths choices have their names.
     """
 
     stem: int
@@ -84,18 +89,33 @@ class Chain:
     fixed_activation: Activation | None = None
     fixed_shortcut: bool = False
     feature: int | None = None
+    step: int | None = None
+    named: Chain | None = None
 
     def layers(self) -> list[Layer]:
         """Return the layers with choices, in the order of the chain."""
-        made, channels = [], self.fixed or self.stem
+        made: list[Layer] = []
+        channels, names = self._inputs(), (self.named or self)._inputs()
         for index, stage in enumerate(self.stages):
             for place in range(stage.layers):
                 stride = stage.stride if place == 0 else 1
                 kept = {"none": place + 1, "repeat": 1, "all": 0, "last": self.least}[self.skips]
-                choices = (*self.blocks, SKIP) if place >= kept else self.blocks
-                made.append(Layer(index, channels, stage.width, stride, choices, stage.activation, stage.excites))
-                channels = stage.width
+                blocks = self._blocks_for(names[len(made)])
+                choices = (*blocks, SKIP) if place >= kept else blocks
+                shape = channels[len(made)], stage.width, stride
+                made.append(Layer(index, *shape, choices, stage.activation, stage.excites))
         return made
+
+    def _inputs(self) -> list[int]:
+        """Return the input channels of each layer."""
+        widths = [stage.width for stage in self.stages for _ in range(stage.layers)]
+        return [self.fixed or self.stem, *widths[:-1]]
+
+    def _blocks_for(self, channels: int) -> tuple[str, ...]:
+        """Return the blocks of a layer with so many input channels."""
+        if self.step is None:
+            return self.blocks
+        return _stepped(self.blocks, self.step, channels)
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -166,12 +186,13 @@ class Chain:
 
         stages = tuple(replace(stage, width=scale(stage.width)) for stage in self.stages)
         fixed, feature = (None if width is None else scale(width) for width in (self.fixed, self.feature))
-        return replace(self, stem=stem, fixed=fixed, stages=stages, head=scale(self.head), feature=feature)
+        scaled = replace(self, stem=stem, fixed=fixed, stages=stages, head=scale(self.head), feature=feature)
+        return replace(scaled, named=self.named or self)
 
     def shortened(self, layers: int) -> Chain:
         """Return this chain with at most so many layers in each stage."""
         stages = tuple(replace(stage, layers=min(stage.layers, layers)) for stage in self.stages)
-        return replace(self, stages=stages)
+        return replace(self, stages=stages, named=self.named and self.named.shortened(layers))
 
     def smallest_side(self, side: int) -> int:
         """Return the side of the last feature map for images of this side."""
@@ -180,10 +201,16 @@ class Chain:
         return side
 
 
-def parse_block(name: str) -> tuple[int, int, int]:
-    """Return kernel, expansion and groups of a block's name such as "k5 e6" or "k3 e1 g2"; ValueError for others."""
+@cache
+def parse_block(name: str) -> tuple[int, int | Fraction, int]:
+    """Return kernel, expansion and groups of a block's name such as "k5 e6", "k5 e13/3" or "k3 e1 g2".
+
+    Raises: ValueError for others.
+    """
     match = _NAME.fullmatch(name)
-    kernel, expansion, groups = (int(number or 1) for number in match.groups()) if match else (0, 0, 0)
+    first, second, third = match.groups() if match else ("0", "0", "0")
+    kernel, groups, ratio = int(first), int(third or 1), Fraction(second)
+    expansion = int(ratio) if ratio.denominator == 1 else ratio
     if kernel % 2 == 0 or expansion < 1 or groups < 1:
         raise ValueError(f"a block must be named like 'k5 e6' (odd kernel, expansion; 'g2' for groups); got {name!r}")
     return kernel, expansion, groups
@@ -204,16 +231,23 @@ def _stages(*shapes: tuple[int, int, int]) -> tuple[Stage, ...]:
     return tuple(Stage(*shape) for shape in shapes)
 
 
-def elastic_blocks(kernels: Sequence[int], expansions: Sequence[int]) -> tuple[str, ...]:
+def elastic_blocks(kernels: Sequence[int], expansions: Sequence[int | Fraction]) -> tuple[str, ...]:
     """Return the names of the blocks of all pairs of a kernel and an expansion."""
     return tuple(f"k{kernel} e{expansion}" for kernel in kernels for expansion in expansions)
 
 
+@cache  # every architecture asks for the choices of its layers
+def _stepped(blocks: tuple[str, ...], step: int, channels: int) -> tuple[str, ...]:
+    """Return blocks of all widths in steps, from the smallest to the largest of `blocks`."""
+    kernels, expansions = sides_of(blocks)
+    least, most = expansions[0] * channels, expansions[-1] * channels
+    return elastic_blocks(kernels, [Fraction(width, channels) for width in (*range(least, most, step), most)])
+
+
 def sides_of(blocks: Sequence[str]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the kernels and the expansions of blocks, each in rising order."""
+    """Return the kernels and the expansions, whole numbers, of blocks, each in rising order."""
     shapes = [parse_block(name) for name in blocks]
-    kernels, expansions, _ = zip(*shapes, strict=True)
-    return tuple(sorted(set(kernels))), tuple(sorted(set(expansions)))
+    return tuple(sorted({kernel for kernel, _, _ in shapes})), tuple(sorted({int(ratio) for _, ratio, _ in shapes}))
 
 
 _MOBILE = ("k3 e3", "k3 e6", "k5 e3", "k5 e6", "k7 e3", "k7 e6")
@@ -286,6 +320,20 @@ CHAINS = {
         skips="last",
         least=2,
         dropout=0.1,
+    ),
+    # Wang et al., CVPR 2020, arXiv:2006.08509: layers share weights, widths in steps of 8
+    "apq": Chain(
+        stem=32,
+        stem_stride=2,
+        fixed=16,
+        stages=_stages((24, 4, 2), (40, 4, 2), (80, 4, 2), (96, 4, 1), (192, 4, 2), (320, 1, 1)),
+        head=1280,
+        activation="relu6",
+        blocks=elastic_blocks((3, 5, 7), (4, 6)),
+        skips="last",
+        eps=1e-3,
+        least=2,
+        step=8,
     ),
 }
 """The chains by the names of their spaces."""

@@ -10,13 +10,15 @@ from fastdarts.spaces.layerwise.architecture import LayerChoices
 from fastdarts.spaces.layerwise.blocks import ACTIVATIONS, DepthwiseSeparable, feature, initialise
 from fastdarts.spaces.layerwise.chain import SKIP, Chain, Layer, parse_block
 from fastdarts.spaces.layerwise.choice import block
+from fastdarts.spaces.layerwise.quantised import quantise_network
 from fastdarts.spaces.network import DiscreteNetwork
 
 
 class LayerwiseNetwork(DiscreteNetwork):
     """Stem, the chosen blocks, head, global mean and classifier.
 
-    The state dict has the names of timm's EfficientNet; `block_strings` describes the same network to timm.
+    The state dict has the names of timm's EfficientNet; `block_strings` describes the same network to timm. With bits,
+    convolutions and classifier compute with these and have ranges besides their weights, see `Quantiser`.
 
     Args:
         architecture: the choice of each layer.
@@ -51,6 +53,17 @@ class LayerwiseNetwork(DiscreteNetwork):
         self.feature = feature(chain)
         self.classifier = nn.Linear(chain.feature or chain.head, num_classes)
         initialise(self)
+        if architecture.bits:
+            self.quantise(architecture)
+
+    def quantise(self, architecture: LayerChoices) -> None:
+        """Compute with the bits of an architecture from now on; its layers must be those of this network."""
+        chain = architecture.chain()
+        bits = [] if chain.fixed is None else [""]
+        for layer, name, four in zip(chain.layers(), architecture.layers, architecture.bits, strict=True):
+            if not (name == SKIP and layer.keeps_shape):
+                bits.append(four)
+        quantise_network(self, [block for stage in self.blocks for block in stage], bits)  # type: ignore[attr-defined]
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute logits [N, num_classes] from images [N, in_channels, H, W]."""
@@ -79,7 +92,7 @@ def _block_string(layer: Layer, name: str) -> str:
     kernel, expansion, groups = parse_block(name)
     if groups > 1:
         raise ValueError(f"timm has no block with groups; got {name!r}")
-    return f"ir_r1_k{kernel}_s{layer.stride}_e{expansion}_c{layer.width}"
+    return f"ir_r1_k{kernel}_s{layer.stride}_e{float(expansion):g}_c{layer.width}"
 
 
 def _stages(architecture: LayerChoices, chain: Chain) -> list[list[tuple[Layer, str]]]:

@@ -43,5 +43,5 @@ def describe(architecture: LayerChoices) -> str:
     return f"{architecture.space}: {', '.join(architecture.layers)}."
 
 
-def _expansion(name: str) -> int:
-    return 1 if name == SKIP else parse_block(name)[1]
+def _expansion(name: str) -> float:
+    return 1 if name == SKIP else float(parse_block(name)[1])

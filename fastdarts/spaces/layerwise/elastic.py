@@ -1,6 +1,7 @@
 """A layer whose choices share one set of weights: parts of the kernel and of the channels (Cai et al., ICLR 2020)."""
 
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from functools import partial
 from itertools import pairwise
 
@@ -58,9 +59,9 @@ class ElasticResidual(InvertedResidual):
         self.transforms = nn.ParameterList(nn.Parameter(torch.eye(kernel**2)) for kernel in self.kernels[-2::-1])
         """[k², k²] for each kernel but the largest, from the larger to the smaller."""
 
-    def part(self, x: Tensor, kernel: int, expansion: int) -> Tensor:
+    def part(self, x: Tensor, kernel: int, expansion: int | Fraction) -> Tensor:
         """Compute the block with a smaller kernel and expansion: [N, C, H, W] -> [N, width, H', W']."""
-        channels = expansion * self.in_channels
+        channels = round(expansion * self.in_channels)
         y = self.act1(self.bn1(conv2d(x, self.conv_pw.weight[:channels])))
         weight = self.depthwise(kernel, channels)
         y = self.act2(self.bn2(conv2d(y, weight, None, self.conv_dw.stride, kernel // 2, groups=channels)))
@@ -82,9 +83,9 @@ class ElasticResidual(InvertedResidual):
         return weight
 
     @torch.no_grad()
-    def state_of_part(self, kernel: int, expansion: int) -> dict[str, Tensor]:
+    def state_of_part(self, kernel: int, expansion: int | Fraction) -> dict[str, Tensor]:
         """Return weights and buffers of a plain `InvertedResidual` that computes what `part` does."""
-        channels = expansion * self.in_channels
+        channels = round(expansion * self.in_channels)
         state = self.state_dict()
         found = {name: state[name] for name in state if not name.startswith("transforms.")}
         for name in found:

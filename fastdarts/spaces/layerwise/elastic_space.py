@@ -1,7 +1,8 @@
-"""The space of Once-for-all: a chain whose layers share the weights of all their choices."""
+"""The spaces of Once-for-all and APQ: a chain whose layers share the weights of all their choices."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fastdarts.config.options import option
@@ -11,6 +12,7 @@ from fastdarts.spaces.layerwise.space import LayerwiseOptions, LayerwiseSpace
 from fastdarts.spaces.layerwise.supernet import LayerwiseSupernet
 from fastdarts.spaces.space import Feature
 
+_TITLES = {"ofa": "Once-for-all", "apq": "APQ: widths in steps of 8"}
 _SMALL = {"kernels": [3, 5], "expansions": [2, 4], "least": 1}
 
 
@@ -24,7 +26,7 @@ class ElasticOptions(LayerwiseOptions):
 
 
 class ElasticSpace(LayerwiseSpace):
-    """Offer the chain "ofa". Kernels and expansions are options, in place of primitives.
+    """Offer a chain whose layers share weights, "ofa" or "apq". Its kernels and expansions are options, not primitives.
 
     Raises: ValueError if primitives are given.
     """
@@ -33,11 +35,13 @@ class ElasticSpace(LayerwiseSpace):
     kernel_devices = ()
     features = frozenset[Feature]({"elastic layers"})
 
-    def __init__(self, primitives: Sequence[str] | None = None) -> None:
+    def __init__(self, name: str, primitives: Sequence[str] | None = None) -> None:
         if primitives is not None:
-            raise ValueError("primitives are not chosen in space 'ofa'; its space options kernels and expansions are")
-        super().__init__("ofa")
-        self.title = "inverted residual blocks of elastic kernel, width and depth that share weights (Once-for-all)"
+            raise ValueError(
+                f"primitives are not chosen in space {name!r}; its space options kernels and expansions are"
+            )
+        super().__init__(name)
+        self.title = "inverted residual blocks of elastic kernel, width and depth that share weights ({_TITLES[name]})"
 
     def with_options(
         self,
@@ -71,3 +75,7 @@ class ElasticSpace(LayerwiseSpace):
     def priced_supernet(self, **arguments: Any) -> LayerwiseSupernet:
         """Build the network of the same choices with weights of their own, on which costs are counted and measured."""
         return LayerwiseSupernet(**arguments)
+
+
+OFA, APQ = (partial(ElasticSpace, name) for name in ("ofa", "apq"))
+"""Factories of the spaces."""

@@ -1,14 +1,18 @@
 """The search network of a chain whose choices share weights, and samples of its parts."""
 
 from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from typing import TypeVar
 
 import torch
 
 from fastdarts.spaces.elastic import Sides
 from fastdarts.spaces.layerwise.architecture import LayerChoices
-from fastdarts.spaces.layerwise.chain import SKIP, Chain, sides_of
+from fastdarts.spaces.layerwise.chain import SKIP, Chain, parse_block, sides_of
 from fastdarts.spaces.layerwise.elastic import ElasticLayer
 from fastdarts.spaces.layerwise.supernet import LayerwiseSupernet
+
+_T = TypeVar("_T")
 
 
 class ElasticSupernet(LayerwiseSupernet):
@@ -29,16 +33,22 @@ class ElasticSupernet(LayerwiseSupernet):
     def draw(self, sides: Sides, generator: torch.Generator) -> LayerChoices:
         """Draw a part: the depth of each stage, the kernel and expansion of each layer, all uniformly."""
 
-        def pick(values: Sequence[int]) -> int:
+        def pick(values: Sequence[_T]) -> _T:
             return values[int(torch.randint(len(values), (), generator=generator))]
 
-        names = []
+        names: list[str] = []
         for stage in range(self._stages[-1] + 1):
             layers = self._stages.count(stage)
             depth = pick(range(min(sides.least, layers), layers + 1))
-            names += [f"k{pick(sides.kernels)} e{pick(sides.expansions)}" for _ in range(depth)]
+            kept = range(len(names), len(names) + depth)
+            names += [f"k{pick(sides.kernels)} e{pick(self._expansions(at, sides))}" for at in kept]
             names += [SKIP] * (layers - depth)
-        return self._architecture(names)
+        return self.architecture(names)
+
+    def _expansions(self, layer: int, sides: Sides) -> list[int | Fraction]:
+        """Return the expansions of a layer from the smallest to the largest of `sides`."""
+        own = {parse_block(name)[1] for name in self.choices[layer] if name != SKIP}
+        return sorted(ratio for ratio in own if sides.expansions[0] <= ratio <= sides.expansions[-1])
 
     def random(self, generator: torch.Generator, max_skips: int | None = None) -> LayerChoices:
         while True:
@@ -48,13 +58,13 @@ class ElasticSupernet(LayerwiseSupernet):
 
     def largest(self) -> LayerChoices:
         """Return the part that is the whole network."""
-        return self._architecture([f"k{self.sides.kernels[-1]} e{self.sides.expansions[-1]}"] * len(self._stages))
+        return self.architecture([f"k{self.sides.kernels[-1]} e{self.sides.expansions[-1]}"] * len(self._stages))
 
     def smallest(self, sides: Sides) -> LayerChoices:
         """Return the smallest of the parts that `draw` draws."""
         name = f"k{sides.kernels[0]} e{sides.expansions[0]}"
         places = [self._stages[:at].count(stage) for at, stage in enumerate(self._stages)]
-        return self._architecture([name if place < sides.least else SKIP for place in places])
+        return self.architecture([name if place < sides.least else SKIP for place in places])
 
     def sort_channels(self, shared: Sequence[int]) -> None:
         """Sort the channels inside all blocks by importance, see `ElasticResidual.sort_channels`."""

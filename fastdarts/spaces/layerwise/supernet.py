@@ -17,17 +17,36 @@ from fastdarts.spaces.supernet import Mixes, Supernet
 
 
 def groups_of(chain: Chain) -> dict[str, Group]:
-    """Return a group of the layers that may be left out and one of the others; one group where all are alike."""
-    learning = frozenset(chain.blocks)
-    rows = [layer.choices for layer in chain.layers()]
-    optional = tuple(row for row in rows if SKIP in row)
-    fixed = tuple(row for row in rows if SKIP not in row)
-    if not (optional and fixed):
-        return {"layers": Group("layers", optional or fixed, learning=learning)}
+    """Return a group of the layers that may be left out and one of the others; one group where all are alike.
+
+    Where layers have widths of their own, there are such groups for each number of input channels.
+    """
+    rows: dict[str, list[tuple[str, ...]]] = {"optional": [], "fixed": []}
+    for layer, name in zip(chain.layers(), group_names(chain), strict=True):
+        rows.setdefault(name, []).append(layer.choices)
     return {
-        "optional": Group("layers that may be left out", optional, learning=learning),
-        "fixed": Group("layers that stay", fixed, learning=learning),
+        name: Group(_title(name), tuple(found), learning=frozenset(found[0]) - {SKIP})
+        for name, found in rows.items()
+        if found
     }
+
+
+def group_names(chain: Chain) -> list[str]:
+    """Return the name of the group of each layer."""
+    layers = chain.layers()
+    optional = [SKIP in layer.choices for layer in layers]
+    if chain.step is None and len(set(optional)) == 1:
+        return ["layers"] * len(layers)
+    kinds = ["optional" if may else "fixed" for may in optional]
+    if chain.step is None:
+        return kinds
+    return [f"{kind}_{layer.in_channels}" for kind, layer in zip(kinds, layers, strict=True)]
+
+
+def _title(name: str) -> str:
+    kind, _, channels = name.partition("_")
+    title = {"layers": "layers", "optional": "layers that may be left out", "fixed": "layers that stay"}[kind]
+    return f"{title}, {channels} channels" if channels else title
 
 
 class LayerwiseSupernet(Supernet):
@@ -66,6 +85,7 @@ class LayerwiseSupernet(Supernet):
         self.in_channels = in_channels
         self.num_classes = num_classes
         self._stages = [layer.stage for layer in chain.layers()]
+        self._group_names = group_names(chain)
         self._skips = chain.skips
         self.backend = backend
         chain = chain.scaled(C)
@@ -88,7 +108,7 @@ class LayerwiseSupernet(Supernet):
             x = x.contiguous(memory_format=torch.channels_last)
         mixes = self.op_weights()
         x = self.fixed(self.stem(x))
-        for (group, row), layer in zip(self._rows(), self.layers, strict=True):
+        for (group, row), layer in zip(self.rows(), self.layers, strict=True):
             mix = mixes[group]
             active = None if mix.active is None else mix.active[row]
             x = layer(x, mix.weights[row], active, () if mix.probed is None else mix.probed[row])
@@ -99,7 +119,12 @@ class LayerwiseSupernet(Supernet):
 
     def mixed_ops(self, group: str) -> list[list[ChoiceLayer]]:
         """Return the layers of a group, in the order of its rows."""
-        return [[layer for (name, _), layer in zip(self._rows(), self._layers(), strict=True) if name == group]]
+        return [[layer for (name, _), layer in zip(self.rows(), self._layers(), strict=True) if name == group]]
+
+    @property
+    def choices(self) -> list[tuple[str, ...]]:
+        """Return the names of the choices of each layer."""
+        return [layer.primitives for layer in self._layers()]
 
     def _layers(self) -> list[ChoiceLayer]:
         return list(self.layers)  # type: ignore[arg-type]
@@ -113,26 +138,31 @@ class LayerwiseSupernet(Supernet):
                 here.
         """
         ranked = {group: choice.ranked(group, score).tolist() for group, score in scores.items()}
-        rows = [ranked[group][row] for group, row in self._rows()]
+        rows = [ranked[group][row] for group, row in self.rows()]
         names = [self._strongest(row, at) for at, row in enumerate(rows)]
         skipped = [at for at, name in enumerate(names) if name == SKIP]
         if choice.max_skips is not None and len(skipped) > choice.max_skips:
             skipped.sort(key=lambda at: max(rows[at]))
             for at in skipped[: len(skipped) - choice.max_skips]:
                 names[at] = self._strongest(rows[at], at, SKIP)
-        return self._architecture(names)
+        return self.architecture(names)
 
-    def _architecture(self, names: Sequence[str]) -> LayerChoices:
-        """Return the architecture of a choice for each layer; left-out layers move to their stage's end if need be."""
+    def architecture(self, names: Sequence[str], bits: Sequence[str] = ()) -> LayerChoices:
+        """Return the architecture of a choice for each layer; left-out layers move to their stage's end if need be.
+
+        Args:
+            names: the choices.
+            bits: of each layer, none for floats.
+        """
         if self._skips == "last":
-            ordered = sorted(zip(self._stages, names, strict=True), key=lambda pair: (pair[0], pair[1] == SKIP))
-            names = [name for _, name in ordered]
-        return LayerChoices(self.space, tuple(names), **self.shape)
+            order = sorted(range(len(names)), key=lambda at: (self._stages[at], names[at] == SKIP))
+            names, bits = [names[at] for at in order], [bits[at] for at in order] if bits else ()
+        return LayerChoices(self.space, tuple(names), bits=tuple(bits), **self.shape)
 
     def mixes_of(self, architecture: LayerChoices) -> Mixes:
         """Return op weights with which this network computes an architecture; one choice a layer runs."""
         columns: dict[str, list[int]] = {group: [] for group in self.groups}
-        for (group, _), layer, name in zip(self._rows(), self._layers(), architecture.layers, strict=True):
+        for (group, _), layer, name in zip(self.rows(), self._layers(), architecture.layers, strict=True):
             columns[group].append(layer.primitives.index(name))
         return {
             group: Mix(torch.eye(self.groups[group].shape[1])[row].to(self.alphas[group]), [[c] for c in row])
@@ -142,19 +172,21 @@ class LayerwiseSupernet(Supernet):
     def random(self, generator: torch.Generator, max_skips: int | None = None) -> LayerChoices:
         """Draw an architecture uniformly; with `max_skips`, among those that leave out so many layers or fewer."""
         while True:
-            rows = [self.groups[group].ops[row] for group, row in self._rows()]
+            rows = [self.groups[group].ops[row] for group, row in self.rows()]
             names = [row[int(torch.randint(len(row), (), generator=generator))] for row in rows]
             if max_skips is None or names.count(SKIP) <= max_skips:
-                return self._architecture(names)
+                return self.architecture(names)
 
     @torch.no_grad()
     def cut(self, architecture: LayerChoices) -> LayerwiseNetwork:
         """Return the network of an architecture with copies of the weights and buffers by which this one computes it.
 
-        In eval mode, in the same memory format, its logits have the same bits.
+        In eval mode, in the same memory format, its logits have the same bits. One of few bits is to be calibrated.
         """
-        network = LayerwiseNetwork(architecture, self.stem.conv.out_channels, self.num_classes, self.in_channels)
-        network = network.to(self.classifier.weight)  # of this device and dtype
+        network = LayerwiseNetwork(
+            architecture.in_floats(), self.stem.conv.out_channels, self.num_classes, self.in_channels
+        )
+        network = network.to(self.classifier.weight)  # of this device and dtype, before weights are copied
         blocks = [block for stage in network.blocks for block in stage]  # type: ignore[attr-defined]
         parts: list[tuple[nn.Module, Mapping[str, Tensor]]] = [
             (network.conv_stem, self.stem.conv.state_dict()),
@@ -171,19 +203,13 @@ class LayerwiseSupernet(Supernet):
                 parts.append((blocks.pop(0), layer.state_of(layer.primitives.index(name))))
         for module, state in parts:
             module.load_state_dict(state)
-        return network
+        if architecture.bits:
+            network.quantise(architecture)
+        return network.to(self.classifier.weight)
 
-    def _rows(self) -> list[tuple[str, int]]:
+    def rows(self) -> list[tuple[str, int]]:
         """Return group and row of each layer."""
-        if "layers" in self.groups:
-            return [("layers", row) for row in range(len(self.layers))]
-        seen = {"optional": 0, "fixed": 0}
-        rows = []
-        for layer in self._layers():
-            group = "optional" if SKIP in layer.primitives else "fixed"
-            rows.append((group, seen[group]))
-            seen[group] += 1
-        return rows
+        return [(group, self._group_names[:at].count(group)) for at, group in enumerate(self._group_names)]
 
     def _strongest(self, scores: list[float], layer: int, but: str = "") -> str:
         names = self._layers()[layer].primitives

@@ -17,6 +17,8 @@ from fastdarts.spaces.layerwise.chain import CHAINS, SKIP
 from fastdarts.spaces.layerwise.discrete import LayerwiseNetwork, block_strings
 from fastdarts.spaces.layerwise.elastic import ElasticResidual
 from fastdarts.spaces.layerwise.elastic_supernet import ElasticSupernet
+from fastdarts.spaces.layerwise.encoding import Encoding
+from fastdarts.spaces.layerwise.quantisers import Quantiser
 from fastdarts.spaces.space import priced_supernet
 
 SMALL = {"strides": [1, 1, 1, 2, 1, 2], "depths": [2, 2, 2, 2, 2], "least": 1}
@@ -220,3 +222,42 @@ def test_what_has_no_meaning_is_refused_here() -> None:
     with pytest.raises(ValueError, match="has no layer behind pooling"):
         block_strings(LayerChoices("ofa", ("k3 e3",) * 20))
     assert [squeezed(channels) for channels in (24, 72, 120, 240, 672, 960)] == [8, 24, 32, 64, 168, 240]
+
+
+def test_sizes_of_apq() -> None:
+    """Its search network holds the largest network, the kernels' matrices and two ranges a quantised layer."""
+    chain = CHAINS["apq"]
+    with torch.device("meta"):
+        network = ElasticSupernet("apq", chain, C=32, num_classes=1000, layers=4, in_channels=3)
+        largest = network.largest()
+        built = LayerwiseNetwork(network.architecture(largest.layers, ["8888"] * 21))
+    ranges = sum(1 for module in built.modules() if isinstance(module, Quantiser) for _ in ("reach", "clip"))
+    assert parameters(LayerwiseNetwork(largest)) == 5_103_336
+    assert parameters(network) == 5_103_336 + 21 * 706
+    assert parameters(network) + ranges == 5_118_298
+    widths = {layer.in_channels: (len(layer.choices) - (SKIP in layer.choices)) // 3 for layer in chain.layers()}
+    assert widths == {16: 5, 24: 7, 40: 11, 80: 21, 96: 25, 192: 49}
+    encoding = Encoding(network.choices)
+    assert (encoding.size, encoding.size + encoding.bits) == (520, 772)
+    part = network.architecture(["k3 e13/3" if at in (2, 3) else name for at, name in enumerate(largest.layers)])
+    assert encoding.layers(part).sum() == 2 * 21
+    assert encoding.layers(network.smallest(network.sides)).sum() == 2 * 11
+
+
+def test_widths_between_the_expansions_are_parts_and_are_cut_out() -> None:
+    """Choices keep their names in networks of other widths."""
+    torch.manual_seed(0)
+    space = registry.find("apq", None, SMALL | {"depths": [2, 2, 2, 2, 2, 1], "strides": [1, 1, 1, 2, 1, 2, 1]})
+    network = space.supernet(**space.arguments(), C=8, num_classes=3, layers=2, in_channels=1).double().eval()
+    assert "k5 e13/3" in network.choices[1]
+    chain = network.largest().chain()
+    assert network.choices == [layer.choices for layer in chain.layers()]
+    generator = torch.Generator().manual_seed(0)
+    for part in (network.largest(), network.smallest(network.sides), *(network.random(generator) for _ in range(4))):
+        cut = network.cut(part).eval()
+        with torch.no_grad():
+            assert torch.equal(logits(network, part), cut(images()))
+        assert registry.read_architecture(part.to_json()) == part
+    assert "/" in str(network.random(generator))
+    assert "<svg" in space.svg(network.random(generator))
+    assert all("/" not in str(network.draw(Sides((3,), (4,), 1), generator)) for _ in range(5))
