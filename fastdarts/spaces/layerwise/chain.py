@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-Activation = Literal["relu", "relu6", "hardswish"]
+Activation = Literal["relu", "relu6", "hardswish", "silu"]
+Excite = Literal["mobile", "efficient"]
+"""Squeeze and excitation as in MobileNetV3 (a quarter of the channels inside the block; ReLU, hard sigmoid) or as in
+EfficientNet (a quarter of the block's input channels; SiLU, sigmoid)."""
 
 SKIP = "skip"
 """The choice that leaves a layer out: an identity, or a 1x1 convolution where the layer changes the shape."""
@@ -20,14 +23,16 @@ class Stage:
 
     Attributes:
         activation: of its blocks; None takes the chain's.
-        excites: blocks weigh their channels by squeeze and excitation.
+        excites: how blocks weigh their channels by squeeze and excitation; None for not at all.
+        end: channels that the last layer puts out in place of `width`; the next stage reads them.
     """
 
     width: int
     layers: int
     stride: int
     activation: Activation | None = None
-    excites: bool = False
+    excites: Excite | None = None
+    end: int | None = None
 
 
 class Layer(NamedTuple):
@@ -39,7 +44,7 @@ class Layer(NamedTuple):
     stride: int
     choices: tuple[str, ...]
     activation: Activation | None = None
-    excites: bool = False
+    excites: Excite | None = None
 
     @property
     def keeps_shape(self) -> bool:
@@ -67,6 +72,7 @@ class Chain:
         least: with skips "last", the layers that each stage keeps.
         fixed_activation: activation of the fixed block; None takes the chain's.
         fixed_shortcut: the fixed block adds its input to its output.
+        fixed_excites: squeeze and excitation of the fixed block.
         feature: channels of a 1x1 convolution between pooling and classifier; None for none.
     """
 
@@ -83,6 +89,7 @@ class Chain:
     least: int = 1
     fixed_activation: Activation | None = None
     fixed_shortcut: bool = False
+    fixed_excites: Excite | None = None
     feature: int | None = None
 
     def layers(self) -> list[Layer]:
@@ -93,8 +100,9 @@ class Chain:
                 stride = stage.stride if place == 0 else 1
                 kept = {"none": place + 1, "repeat": 1, "all": 0, "last": self.least}[self.skips]
                 choices = (*self.blocks, SKIP) if place >= kept else self.blocks
-                made.append(Layer(index, channels, stage.width, stride, choices, stage.activation, stage.excites))
-                channels = stage.width
+                width = stage.end if stage.end and place == stage.layers - 1 else stage.width
+                made.append(Layer(index, channels, width, stride, choices, stage.activation, stage.excites))
+                channels = width
         return made
 
     @property
@@ -173,6 +181,15 @@ class Chain:
         stages = tuple(replace(stage, layers=min(stage.layers, layers)) for stage in self.stages)
         return replace(self, stages=stages)
 
+    def ending(self, ends: Sequence[int]) -> Chain:
+        """Return this chain with other channels at the end of each stage.
+
+        Raises: ValueError for another number of them, and for fewer than 1.
+        """
+        ends = _numbers("ends", ends, [stage.width for stage in self.stages], "each stage")
+        stages = tuple(replace(stage, end=end) for stage, end in zip(self.stages, ends, strict=True))
+        return replace(self, stages=stages)
+
     def smallest_side(self, side: int) -> int:
         """Return the side of the last feature map for images of this side."""
         for stride in self.strides:
@@ -200,8 +217,8 @@ def _numbers(
     return values
 
 
-def _stages(*shapes: tuple[int, int, int]) -> tuple[Stage, ...]:
-    return tuple(Stage(*shape) for shape in shapes)
+def _stages(*shapes: tuple[int, int, int], excites: Excite | None = None) -> tuple[Stage, ...]:
+    return tuple(Stage(*shape, excites=excites) for shape in shapes)
 
 
 def elastic_blocks(kernels: Sequence[int], expansions: Sequence[int]) -> tuple[str, ...]:
@@ -274,10 +291,10 @@ CHAINS = {
         fixed_shortcut=True,
         stages=(
             Stage(24, 4, 2, "relu"),
-            Stage(40, 4, 2, "relu", excites=True),
+            Stage(40, 4, 2, "relu", excites="mobile"),
             Stage(80, 4, 2),
-            Stage(112, 4, 1, excites=True),
-            Stage(160, 4, 2, excites=True),
+            Stage(112, 4, 1, excites="mobile"),
+            Stage(160, 4, 2, excites="mobile"),
         ),
         head=960,
         feature=1280,
@@ -286,6 +303,19 @@ CHAINS = {
         skips="last",
         least=2,
         dropout=0.1,
+    ),
+    # Li et al., CVPR 2020, arXiv:1911.13053: the layers of an EfficientNet
+    "dna": Chain(
+        stem=32,
+        stem_stride=2,
+        fixed=16,
+        fixed_excites="efficient",
+        stages=_stages((24, 2, 2), (40, 4, 2), (80, 4, 2), (112, 4, 1), (192, 4, 2), (320, 1, 1), excites="efficient"),
+        head=1280,
+        activation="silu",
+        blocks=("k3 e6", "k5 e6", "k7 e6", "k3 e3", "k5 e3", "k7 e3"),
+        skips="none",
+        dropout=0.2,
     ),
 }
 """The chains by the names of their spaces."""
