@@ -54,10 +54,10 @@ class DnaOptions(MethodOptions):
     """Define the teacher and the scoring of paths."""
 
     teacher: str = hyper("classifier of torchvision.models by name, or a registered one", "efficientnet_b0")
-    cuts: tuple[str, ...] | None = hyper(
-        "modules of the teacher whose outputs the stages learn, in order; None: features.2 to features.7 of an "
-        "efficientnet_b0 to b7",
-        None,
+    cuts: str = hyper(
+        "modules of the teacher whose outputs the stages learn, in order, with commas between; of efficientnet_b0 to "
+        "b7 features.2 to features.7 unless given",
+        "",
     )
     weights: str | None = hyper("file of the teacher's state dict, written by torch.save; None: random weights", None)
     smallest: int = hyper("side to which smaller images are enlarged for the teacher", 64, at_least=1)
@@ -73,13 +73,14 @@ class Dna(SinglePath):
     Options = DnaOptions
     settings: ClassVar[Settings] = {
         "order": 1,
+        "epochs": 12,
         "cost": "flops",
-        "lr": 0.005,
+        "lr": 0.02,
         "lr_min": 0.0,
         "weight_decay": 1e-4,
         "grad_clip": 1e6,  # none: a common norm would tie the stages together
     }
-    published: ClassVar[Settings] = {"epochs": 20}
+    published: ClassVar[Settings] = {"epochs": 20, "lr": 0.005}
     needs: ClassVar[frozenset[Feature]] = frozenset({"stages"})
     measures_images = True
     compared_by = "by minus the sum of the relative errors of their stages, each with the teacher's maps as input"
@@ -262,7 +263,7 @@ def combined(network: Supernet, errors: Sequence[Sequence[float]], costs: CostTa
 
 
 def _cuts(options: DnaOptions) -> tuple[str, ...]:
-    return default_cuts(options.teacher) if options.cuts is None else options.cuts
+    return tuple(cut.strip() for cut in options.cuts.split(",") if cut.strip()) or default_cuts(options.teacher)
 
 
 def _staged(network: Supernet) -> Staged:

@@ -96,11 +96,14 @@ class Teacher:
                 module.momentum = 0.0  # running statistics stay
         self._channels = next((m.in_channels for m in modules.values() if isinstance(m, nn.Conv2d)), 3)
         some = torch.zeros(2, self._channels, smallest, smallest, dtype=next(network.parameters()).dtype)
-        maps = self.maps(some)
-        for cut, shown in zip(cuts, maps, strict=True):
-            if shown.dim() != 4:
-                raise ValueError(f"cuts must name modules that put out maps [N, C, H, W]; {cut!r}: {list(shown.shape)}")
-        self.widths = tuple(shown.shape[1] for shown in maps)
+        with torch.no_grad():
+            self.network(some)
+        for at, cut in enumerate(cuts):
+            shown = self._maps.get(at)
+            if not isinstance(shown, Tensor) or shown.dim() != 4:
+                came = f"a tensor {list(shown.shape)}" if isinstance(shown, Tensor) else type(shown).__name__
+                raise ValueError(f"cuts must name modules that put out maps [N, C, H, W]; {cut!r} puts out {came}")
+        self.widths = tuple(self._maps[at].shape[1] for at in range(len(cuts)))
         """Channels of the maps."""
 
     @torch.no_grad()
@@ -113,7 +116,7 @@ class Teacher:
             sides = [round(length * self._smallest / side) for length in images.shape[2:]]
             images = interpolate(images, sides, mode="bilinear", antialias=True)
         self.network(images)
-        maps = [self._maps[at] for at in sorted(self._maps)]
+        maps = [self._maps[at] for at in range(len(self.widths))]
         self._maps.clear()
         return [shown if shown.dtype == torch.float64 else shown.float() for shown in maps]
 

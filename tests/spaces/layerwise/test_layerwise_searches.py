@@ -15,7 +15,17 @@ from fastdarts.spaces import registry
 from fastdarts.spaces.layerwise.architecture import LayerChoices
 from fastdarts.spaces.space import has_kernels
 
-NEEDS_MORE = {"lambda-darts", "pc-darts", "p-darts", "daas", "darts-minus", "drnas-progressive", "gold-nas", "ofa", "dna"}
+NEEDS_MORE = {
+    "lambda-darts",
+    "pc-darts",
+    "p-darts",
+    "daas",
+    "darts-minus",
+    "drnas-progressive",
+    "gold-nas",
+    "ofa",
+    "dna",
+}
 OPTIONS = {
     "darts-plus": {"rule": "ranking"},
     "fairnas": {"cells": 3, "population": 2},
