@@ -60,6 +60,8 @@ class LayerwiseSpace:
             raise ValueError(f"primitives must name a block besides {SKIP!r}")
         if own.skips == "none":  # one group, and layers that may change the channels
             self.features = self.features | {"stages"}
+        if own.activation not in ("relu", "relu6"):
+            self.kernel_devices = ()
         self.chain = own
 
     def with_options(self, **values: Any) -> "LayerwiseSpace":

@@ -102,4 +102,5 @@ def test_chains_have_kernels_on_a_cpu_alone() -> None:
     space = registry.find("proxyless")
     assert has_kernels(space, "cpu")
     assert not has_kernels(space, "cuda")
+    assert not has_kernels(registry.find("dna"), "cpu")  # whose blocks have other activations
     assert has_kernels(registry.find("darts"), "cuda")
