@@ -63,7 +63,7 @@ _MAY_DIFFER = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """The result of a comparison.
+    """Hold the result of a comparison.
 
     Attributes:
         methods: a summary of each, see `fastdarts.report.records.summaries`.
@@ -140,7 +140,7 @@ def compare(config: CompareConfig, executor: Executor | None = None) -> Comparis
 
 
 def run_one(config: CompareConfig, method: str, seed: int) -> Record:
-    """One search and the short training of its cell, or what is left of them; the record in its result.json.
+    """Do one search and the short training of its cell, or what is left of them; return the record in its result.json.
 
     Its folder has `search/` and `select/`, as fastdarts.search and fastdarts.evaluate write them.
     """
@@ -209,7 +209,7 @@ def _judged_by_text(config: CompareConfig, method: str, seed: int, genotype: Any
 
 
 def work(out: str, methods: str, method: str, seed: str, *plugins: str) -> int:
-    """`run_one` of the comparison in a folder, as a process; returns its exit code.
+    """Do `run_one` of the comparison in a folder, as a process; return its exit code.
 
     Args:
         methods: all of the comparison, as the caller of the comparison named them; its config.json alone would have no
@@ -243,7 +243,7 @@ def _check_data(config: CompareConfig) -> None:
 
 
 def _images(config: CompareConfig) -> ImageData | StreamedImages:
-    """The images that searches and trainings share; those of a test part are not among them."""
+    """Return the images that searches and trainings share, without those of a test part."""
     return data.open_images(
         config.dataset,
         config.data,
@@ -259,7 +259,7 @@ def _folder(out: Path, method: str, seed: int) -> Path:
 
 
 def _result(out: Path, method: str, seed: int) -> Record | None:
-    """The record of a run that is over; ValueError that names the file if it is damaged."""
+    """Return the record of a run that is over; raise a ValueError that names the file if it is damaged."""
     path = _folder(out, method, seed) / "result.json"
     record = _read(path)
     return None if record is None else check_record(record, path)

@@ -70,7 +70,7 @@ Callback = Callable[[Metrics, DiscreteNetwork], object]
 
 @dataclass(frozen=True)
 class EvalResult:
-    """The result of an evaluation.
+    """Hold the result of an evaluation.
 
     Attributes:
         test_error: percent of the test images classified wrong; NaN without classes.
@@ -323,7 +323,7 @@ def _epoch_line(metrics: Metrics) -> str:
 def _images(
     config: EvalConfig, train: Images | None, test: Images | None, loss: Loss | None, device: torch.device
 ) -> tuple[ImageSet, ImageSet]:
-    """All training images and the test images."""
+    """Return all training images and the test images."""
     if (train is None) != (test is None):
         raise ValueError("train and test must be given together, or neither of them")
     if train is not None and test is not None:
@@ -340,7 +340,7 @@ def _images(
 
 
 def _load_weights(network: DiscreteNetwork, path: Path) -> None:
-    """Those of a checkpoint; its auxiliary head may be missing or too many, since testing does not use it."""
+    """Load those of a checkpoint; its auxiliary head may be missing or too many, since testing does not use it."""
     ours = network.state_dict()
     weights, notes = load_weights(path, {name: ours[name] for name in ours if name in _used(ours)})
     if notes:

@@ -63,7 +63,7 @@ Callback = Callable[[Metrics, Supernet], object]
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The result of a search.
+    """Hold the result of a search.
 
     Attributes:
         genotype: the architecture that the method derives at the end; for most, of the last epoch's alphas.
@@ -428,7 +428,7 @@ def _entropies(values: Sequence[float]) -> str:
 
 
 def _entropy(weights: Tensor) -> float:
-    """Mean over edges of the op weights' entropy in nats, each edge's sum made 1; ln(ops) at the start of DARTS."""
+    """Return the mean entropy of an edge's op weights, scaled to sum 1, in nats; ln(ops) at the start of DARTS."""
     shares = weights / weights.sum(-1, keepdim=True).clamp_min(1e-30)
     return float(-torch.xlogy(shares, shares).sum(-1).mean()) + 0.0  # not -0
 

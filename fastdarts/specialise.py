@@ -38,6 +38,8 @@ from fastdarts.runs.program import run_parsed
 from fastdarts.runs.search_config import SearchConfig
 from fastdarts.runs.search_state import SearchState
 from fastdarts.search import halves
+from fastdarts.spaces import registry
+from fastdarts.spaces.layerwise.space import LayerwiseSpace
 from fastdarts.spaces.layerwise.supernet import LayerwiseSupernet
 
 __all__ = ["Wanted", "specialise"]
@@ -50,7 +52,7 @@ _SIZES = ("init_channels", "layers", "batch_size")
 
 @dataclass(frozen=True)
 class Wanted:
-    """The network that is wanted.
+    """Describe the network that is wanted.
 
     Attributes:
         cost: flops or params (in millions), or a table that `fastdarts latency` wrote.
@@ -97,9 +99,8 @@ def specialise(
         raise ValueError(f"{run} has ended {saved['epoch']} of {config.epochs} epochs; resume the search first")
     state.load_state_dict(saved)
     network, method = state.network, state.method
-    if not isinstance(network, LayerwiseSupernet):
-        raise ValueError(f"networks are cut out in spaces of layers alone; {run} is of space {config.space!r}")
-    assert state.costs is not None
+    assert isinstance(network, LayerwiseSupernet)
+    assert state.costs is not None  # the config has a cost
     if (size := state.costs.about.get("image_size", list(weights_half.shape[1:]))) != list(weights_half.shape[1:]):
         LOGGER.info("note: the table was measured on images of %s, these are of %s", size, weights_half.shape[1:])
     LOGGER.info("scoring %d networks with the weights of %s", method.options.cells, run)
@@ -129,6 +130,8 @@ def _config(run: Path, wanted: Wanted, train: Images | None, evaluation: Mapping
             f"{run} is a search by {values['method']!r}, whose weights are not those of single networks; specialise "
             "takes searches by ofa, fairnas and random"
         )
+    if not isinstance(registry.find(values["space"]), LayerwiseSpace):
+        raise ValueError(f"networks are cut out in spaces of layers alone; {run} is of space {values['space']!r}")
     if values["dataset"] == "custom" and train is None:
         raise ValueError(f"{run} searched images given from Python: call specialise() with train and test")
     options = values["method_options"] | {"sampler": "evolution"} | dict(wanted.options)

@@ -56,7 +56,7 @@ _CHILD = "import sys; from fastdarts.suite import work; sys.exit(work(*sys.argv[
 
 @dataclass(frozen=True)
 class SuiteResult:
-    """The result of the suite.
+    """Hold the result of the suite.
 
     Attributes:
         config: with all methods and benchmarks of the folder; `suite_records.summarise` takes it and the runs.
@@ -89,7 +89,7 @@ def run_suite(config: SuiteConfig, executor: Executor | None = None) -> SuiteRes
     check_out(config)
     if config.resume:
         config = _taken_up(config)
-    outputs_for(_open(config, "train"))  # says what is wrong with the images
+    _check_images(config)
     out = out_dir(config, "suite")
     config = dataclasses.replace(config, out=out)
     config.save(out / "config.json")
@@ -158,6 +158,8 @@ def _search(config: SuiteConfig, task: Task) -> Record:
     weights, alphas = data.split(images, 0.5, seed=0)
     found = search(config.search_config(task, _folder(config.out, task) / "search"), weights, alphas)
     last = found.metrics[-1]
+    if last["valid_loss"] is None:
+        raise ValueError("the validation loss, by which searches are chosen, is not finite after the last epoch")
     return {
         "valid_loss": last["valid_loss"],
         "valid_accuracy": last["valid_accuracy"],
@@ -205,13 +207,20 @@ def _open(config: SuiteConfig, part: data.Split, train: Images | None = None) ->
     return images if limit is None or len(images) <= limit else fraction_of(images, limit / len(images))
 
 
+def _check_images(config: SuiteConfig) -> None:
+    """Say what is wrong with the images, those of the test included, before any run starts."""
+    train = _open(config, "train")
+    outputs_for(train)
+    _open(config, "test", train)
+
+
 def _halves(config: SuiteConfig) -> tuple[Images, Images]:
     """Return the training images of the searches and those of the trainings, which have none in common."""
     return data.split(_open(config, "train"), 0.5, seed=0)
 
 
 def work(out: str, methods: str, benchmark: str, method: str, kind: Kind, number: str, *plugins: str) -> int:
-    """`run_one` of the suite in a folder, as a process; returns its exit code.
+    """Do `run_one` of the suite in a folder, as a process; return its exit code.
 
     Args:
         methods: all of the suite, as its caller named them; its config.json alone would have no code imported.
@@ -237,7 +246,7 @@ def _folder(out: Path, task: Task) -> Path:
 
 
 def _result(out: Path, task: Task) -> Record | None:
-    """Return the record of a run that is over; ValueError that names the file if it is damaged."""
+    """Return the record of a run that is over; raise a ValueError that names the file if it is damaged."""
     path = _folder(out, task) / "result.json"
     return check_suite_record(read_object(path), path) if path.is_file() else None
 

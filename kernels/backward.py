@@ -114,7 +114,7 @@ def stage_backward_kernel(
 
 @triton.jit
 def is_later(groups_ptr, row):
-    """Whether a stage is not the first of its program's."""
+    """Return True if a stage is not the first of its program's."""
     return row > tl.load(groups_ptr + tl.program_id(1) * 2)
 
 
@@ -173,7 +173,7 @@ def input_again(
     STRIDE: tl.constexpr, GEOMETRIES: tl.constexpr, NORMALISED: tl.constexpr, EPS: tl.constexpr, IMAGES: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCKS: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """What a stage's product reads, d, into dd."""
+    """Make d, which a stage's product reads, again in dd."""
     begin, count = share(pixels, IMAGES, HO, WO)
     in_ptr = stage_input(x_ptr, saved_ptr, rows_ptr, row, pixels, X_PITCH, PITCH, H, W, NORMALISED, IMAGES)
     dd_ptr = scratch(dd_ptr, rows_ptr, row, pixels, begin, DD_PITCH)

@@ -32,7 +32,7 @@ States = tuple[Image, ...]  # the inputs, or one node
 
 @dataclass(frozen=True)
 class Shared:
-    """What all banks of a call work with."""
+    """Hold the tensors that all banks of a call share."""
 
     dw: Tensor  # flat depthwise weights, [taps, C], in the compute type
     pw: Tensor  # flat pointwise weights, as stored
@@ -57,7 +57,7 @@ class Shared:
         return padded_channels(self.channels, self.saved.dtype)
 
     def tile(self, name: str) -> tiles.Tile:
-        """Of a pass over the outputs."""
+        """Return the tile of a pass over the outputs."""
         return tiles.tile(self.channels, self.height * self.width, self.saved.dtype, name)
 
     def chunk(self, elements: int, tile: tiles.Tile) -> int:
@@ -282,7 +282,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Gradients:
-    """What the banks of a backward share. The nodes' gradients are [N, nodes * C, H', W'] with one pitch."""
+    """Hold what the banks of a backward share. The nodes' gradients are [N, nodes * C, H', W'] with one pitch."""
 
     nodes: Image
     own: Tensor  # like nodes: what has been added to those of nodes that have banks

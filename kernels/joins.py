@@ -1,4 +1,4 @@
-"""What programs have left in parts, added up in a fixed order."""
+"""Add up partial results of programs in a fixed order."""
 
 import triton
 import triton.language as tl

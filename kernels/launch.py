@@ -13,7 +13,7 @@ from torch import Tensor
 INTERPRETED: bool = triton.knobs.runtime.interpret
 
 
-# What every kernel is compiled with. With 128 registers a thread a multiprocessor holds a quarter of its threads; with
+# Options of every kernel. With 128 registers a thread a multiprocessor holds a quarter of its threads; with
 # more stages in flight their shared memory would let it hold fewer.
 OPTIONS: dict[str, int] = {"num_stages": 2} | ({} if torch.version.hip else {"maxnreg": 128})
 
@@ -55,7 +55,7 @@ def compiling_ahead() -> Iterator[None]:
 
 
 def accumulator(dtype: torch.dtype) -> Any:
-    """What sums are kept in."""
+    """Return the type of sums."""
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
@@ -65,7 +65,7 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def dot_type(dtype: torch.dtype) -> Any:
-    """What the factors of a product are held in: as stored. The interpreter multiplies no bfloat16."""
+    """Return the type of a product's factors: as stored. The interpreter multiplies no bfloat16."""
     if INTERPRETED:
         return accumulator(dtype)
     return {

@@ -1,4 +1,4 @@
-"""What the kernels are made of: pixels, masks, taps, weights."""
+"""The parts of the kernels: pixels, masks, taps, weights."""
 
 import triton
 import triton.language as tl
@@ -100,7 +100,7 @@ def normaliser(norms_ptr, norm, c, C: tl.constexpr, EPS: tl.constexpr):
 
 @triton.jit
 def activation(norms_ptr, norm, c, C: tl.constexpr, NORMALISED: tl.constexpr, EPS: tl.constexpr):
-    """What an input is scaled and shifted by before its relu."""
+    """Return the factor and the shift of an input before its relu."""
     if NORMALISED:
         return normaliser(norms_ptr, norm, c, C, EPS)
     else:
@@ -125,7 +125,7 @@ def share(pixels, IMAGES: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr):
 
 @triton.jit
 def activated(at, mask, scale, shift, NORMALISED: tl.constexpr, RELU: tl.constexpr, ACC: tl.constexpr):
-    """What stands at pointers, or with RELU the relu of that or of its normalised values; zero where there is none."""
+    """Load the values at pointers, or with RELU the relu of them or of their normalised ones; zero where masked."""
     if NORMALISED:
         return tl.where(mask, relu(tl.load(at, mask=mask, other=0.0).to(ACC) * scale[None, :] + shift[None, :]), 0.0)
     elif RELU:

@@ -85,7 +85,7 @@ def pool_gradient(x_ptr, grad_ptr, own_ptr, dd_ptr, largest_ptr, coefficients_pt
                   rows_ptr, edges_ptr, row, geometry, p, q, h, w, exists, c, C: tl.constexpr, H: tl.constexpr,
                   W: tl.constexpr, X_PITCH: tl.constexpr, PITCH: tl.constexpr, G_PITCH: tl.constexpr,
                   PIXELS: tl.constexpr, FACTORS: tl.constexpr, BLOCK: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
-    """What all edges that use a pool give to its values, and where in its window a maximum stood first."""
+    """Store the gradient of a pool's values from all edges that use it, and the first place of each maximum."""
     mask = mask_of(exists, c, C, BLOCK)
     y = tl.zeros((p.shape[0], BLOCK), ACC)
     if geometry == MAX:

@@ -68,5 +68,5 @@ def second_stream(device: torch.device) -> Second | None:
 
 @lru_cache
 def _beside(device: int, stream: int) -> torch.cuda.Stream:
-    """The stream beside the one with this handle: always the same, so that tables are copied to it once."""
+    """Return the stream beside the one with this handle: always the same, so that tables are copied to it once."""
     return torch.cuda.Stream(device)

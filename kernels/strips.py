@@ -13,7 +13,7 @@ STRIP = tl.constexpr(2)
 @triton.jit
 def load_strip(ptr, q, h, exists, c, C: tl.constexpr, PITCH: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
                BLOCK_C: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
-    """What stands at strips of pixels."""
+    """Load the values of strips of pixels, in the type of sums."""
     return converted(stored_strip(ptr, q, h, exists, c, C, PITCH, H, W, BLOCK_C), ACC)
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from fastdarts.ops.plan import PlannedEdge, decode
 from fastdarts.primitives.table import Candidate
 
-# What a stage does before its pointwise product; pools and skip connections have none. PIXEL takes a pixel of a state,
-# GATHER (a factorised reduction) one for each half of the outputs. Bits: a kernel is compiled for the set that occurs.
+# Kinds of stages, by what comes before their pointwise product; pools and skip connections have none. PIXEL takes a
+# pixel of a state, GATHER (a factorised reduction) one for each half of the outputs. Bits: a kernel is for a set.
 GATHER, SKIP, MAX, AVG, PIXEL = (tl.constexpr(1 << i) for i in range(5))
 CONV_3, CONV_5, CONV_7, DILATED_3, DILATED_5 = (tl.constexpr(1 << i) for i in range(5, 10))
 _CONVOLUTIONS = {(3, 1): CONV_3, (5, 1): CONV_5, (7, 1): CONV_7, (3, 2): DILATED_3, (5, 2): DILATED_5}
@@ -87,12 +87,12 @@ class Bank:
 
     @property
     def firsts(self) -> list[Stage]:
-        """What a forward computes from the state."""
+        """Return the stages that a forward computes from the state."""
         return self.convolutions + self.reductions + [pool for pool in self.pools if pool.norm >= 0]
 
     @property
     def edges(self) -> list[Stage]:
-        """What brings the state a gradient along one edge, edge by edge."""
+        """Return the stages that bring the state a gradient along one edge, edge by edge."""
         return sorted(self.convolutions + self.skips, key=lambda stage: stage.target)
 
 

@@ -48,7 +48,7 @@ FULL = 0.9  # share of these that is enough
 
 Key = tuple[str, int, int, str]  # pass, channels, pixels of an image, dtype
 found: dict[Key, tuple[int, int]] | None = None
-"""What `fastdarts.kernels.autotune` has found for this GPU; None before its file was looked for."""
+"""Tile shapes that `fastdarts.kernels.autotune` has found for this GPU; None before its file was read."""
 
 
 def channel_block(channels: int) -> int:

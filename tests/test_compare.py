@@ -56,6 +56,9 @@ def tiny(tmp_path: Path) -> dict[str, Any]:
         ({"methods": "darts,gdas", "order": 2}, "gdas: method 'gdas' has no second order"),
         ({"init_channels": 0}, "darts: init_channels must be at least 1; got 0"),
         ({"search": {"seed": 3}}, "search must not set seed"),
+        ({"search": {"method_options": 3}}, "method_options must be a table of names and values; got 3"),
+        ({"search": {"space_options": 3}}, "space_options must be a table of names and values; got 3"),
+        ({"methods": "darts+method_options=3"}, "method_options must be a table of names and values; got 3"),
         ({"search": {"lrr": 3}}, "search sets 'lrr', which is unknown; did you mean 'lr'"),
         ({"select": {"epochs": 3}}, "select must not set epochs"),
         ({"select": {"layers": 0}}, "layers must be at least 1"),
@@ -64,7 +67,7 @@ def tiny(tmp_path: Path) -> dict[str, Any]:
     ],
 )
 def test_bad_input_is_refused(fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         CompareConfig(**fields)
 
 

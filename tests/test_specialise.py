@@ -110,8 +110,9 @@ def test_what_has_no_meaning_is_refused(run: Path, tmp_path: Path) -> None:
             "is a search by 'gdas', whose weights are not those of single networks",
         ),
         ({"epochs": 9}, "has ended 3 of 9 epochs; resume the search first"),
+        ({"method": "random", "space": "recurrent"}, "spaces of layers alone; .* is of space 'recurrent'"),
     ):
-        other = tmp_path / str(change.get("epochs", "gdas"))
+        other = tmp_path / message[:9]
         other.mkdir()
         (other / "config.json").write_text(json.dumps(config | change))
         (other / "checkpoint.pt").write_bytes((run / "checkpoint.pt").read_bytes())

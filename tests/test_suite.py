@@ -129,6 +129,23 @@ def test_the_search_of_the_lowest_loss_is_chosen(tmp_path: Path) -> None:
     (folder / "result.json").write_text(json.dumps(record))
     with pytest.raises(ValueError, match=r"result.json is damaged: valid_loss, epochs, .* its run is done again"):
         module._chosen(config, tmp_path, Task("wide-regular", "darts", "training", 0))
+    (folder / "result.json").write_text(json.dumps(record | {"kind": ["search"]}))
+    with pytest.raises(ValueError, match=r"result.json is damaged: kind is missing or of a wrong kind"):
+        module._chosen(config, tmp_path, Task("wide-regular", "darts", "training", 0))
+
+
+def test_missing_test_images_are_named_before_the_searches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = ImageData(torch.zeros(600, 1, 4, 4), torch.arange(600) % 10, tuple("abcdefghij"), (0,), (1,), True)
+
+    def opened(dataset: str, folder: Path, part: str, *args: Any, **named: Any) -> ImageData:
+        if part == "test":
+            raise FileNotFoundError("t10k-images-idx3-ubyte is missing")
+        return images
+
+    monkeypatch.setattr("fastdarts.data.open_images", opened)
+    with pytest.raises(FileNotFoundError, match="t10k-images"):
+        run_suite(SuiteConfig(dataset="mnist", methods="darts", device="cpu", out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ def parse_cli(
     prog: str | None = None,
     description: str = "",
 ) -> ConfigType:
-    """The config that a command line asks for: flags, over the file of --config, over the data set's preset.
+    """Return the config that a command line asks for: flags, over the file of --config, over the data set's preset.
 
     With --resume and no --config the file is config.json in the folder of --out: a resumed run needs no other flags.
     `--help` prints and exits with 0; a line that cannot be parsed ends with one line on stderr and exit code 2.
@@ -51,7 +51,7 @@ def parse_cli(
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """A parser whose errors are one line, with a suggestion for a misspelt flag."""
+    """Parse flags; errors are one line, with a suggestion for a misspelt flag."""
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse the arguments; end the program with code 2 for those that are unknown."""
@@ -149,7 +149,7 @@ _METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
 
 def _shown_defaults(config_type: type[ConfigType], argv: Sequence[str] | None) -> ConfigType:
-    """The defaults that --help shows: those of the data set named on the same line."""
+    """Return the defaults that --help shows: those of the data set named on the same line."""
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     names = [field.name for field in dataclasses.fields(config_type) if field.name in ("dataset", "method", "space")]
     for name in names:

@@ -152,7 +152,10 @@ def without_none(hint: Any) -> tuple[Any, bool]:
 
 
 def _checked(field: dataclasses.Field[Any], value: Any, hint: Any) -> Any:
-    """The value as its type (an int is taken for a float, a list for a tuple, text for a path), or an error."""
+    """Return the value as its type: an int is taken for a float or a list of ints, a list for a tuple, text for a path.
+
+    Raises: TypeError or ValueError that names the field.
+    """
     hint, optional = without_none(hint)
     if value is None and optional:
         return None
@@ -170,6 +173,7 @@ def _checked(field: dataclasses.Field[Any], value: Any, hint: Any) -> Any:
         value = tuple(value) if isinstance(value, list) else value
         kinds = typing.get_args(hint)
         if kinds[-1] is ...:
+            value = (value,) if kinds[0] is int and type(value) is int else value
             if not (isinstance(value, tuple) and value and all(type(v) is kinds[0] for v in value)):
                 raise TypeError(f"{field.name} must be a list of {kinds[0].__name__}, one at least; got {value!r}")
             return value

@@ -65,7 +65,7 @@ def _check(parts: Sequence[Part]) -> None:
     for (one, first), (other, second) in combinations(parts, 2):
         refused = f"methods {one!r} and {other!r} cannot go together"
         if first.role == second.role:
-            raise ValueError(f"{refused}: each is a {first.role}")
+            raise ValueError(f"{refused}: both are for the same part, {first.role}")
         for left, right, why in RULES:
             traits = _traits(one, first), _traits(other, second)
             if any(left in here and right in there for here, there in (traits, traits[::-1])):

@@ -78,7 +78,7 @@ class CostTerm:
             self.target = float(self._cost(equal)) if target is None else target
         shares = {name: self._candidates[name] * kept for name, kept in self._kept.items()}
         lowest = table.lowest(network.groups, shares)
-        if self.target < lowest:
+        if target is not None and target < lowest:
             raise ValueError(
                 f"cost_target must be at least {lowest:.4g} {table.unit}, the cost of the cheapest ops; "
                 f"got {self.target:.4g}"

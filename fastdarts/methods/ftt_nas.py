@@ -89,7 +89,7 @@ class FttNas(Method):
         self._baseline: float | None = None
         self.faults = None if config.faults is None else Faults.read(config.faults)
         self.share = 0.0
-        """Of the accuracy under faults in the reward."""
+        """Share of the accuracy under faults in the reward."""
         if self.faults is not None:
             given = self.options.reward_weight
             self.share = (0.2 if self.faults.of_weights else 0.5) if given is None else given

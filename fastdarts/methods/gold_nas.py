@@ -122,6 +122,11 @@ class GoldNas(Method):
             raise ValueError("prune_below and max_skips cannot be used: the method removes ops by its own rule")
         if config.epochs < 2:
             raise ValueError("epochs must be at least 2: the last one trains the network that the others have found")
+        if round(config.alpha_warmup * config.epochs) > config.epochs - 2:
+            raise ValueError(
+                f"alpha_warmup must leave two of {config.epochs} epochs: one in which alphas move, and the last, which "
+                f"trains the found network; got {config.alpha_warmup}"
+            )
 
     def network_arguments(self) -> dict[str, Any]:
         arguments = super().network_arguments()
@@ -142,7 +147,10 @@ class GoldNas(Method):
             self.kept = {name: torch.ones(group.shape, dtype=torch.bool) for name, group in groups.items()}
 
     def takes_costs(self, network: Supernet, costs: Cost) -> bool:
-        """Settle the budget. Raises: ValueError for one that no network meets, or for costs that are no table."""
+        """Settle the budget and return True.
+
+        Raises: ValueError for a budget that no network meets, or for costs that are no table.
+        """
         if not isinstance(costs, CostTable):
             raise ValueError(f"method {self.config.method!r} needs a cost for each op: a table, not a regressor")
         costs.check(network.groups, "cost")
@@ -215,11 +223,14 @@ class GoldNas(Method):
         self.kept = dict(zip(state.network.groups, left, strict=True))
 
     def _allowed(self, excess: float) -> float | None:
-        """Return how far above the budget the network may be after this epoch, given how far it is; None for any."""
-        epochs = self.config.epochs
-        if excess <= 0 or self.epoch + 1 < round(self.options.deadline * epochs):
+        """Return how far above the budget the network may be after this epoch, given how far it is; None for any.
+
+        The last epoch but one ends within the budget, whatever the deadline.
+        """
+        last = self.config.epochs - 1
+        if excess <= 0 or self.epoch + 1 < min(round(self.options.deadline * self.config.epochs), last):
             return None
-        return excess * (1 - 1 / max(epochs - 1 - self.epoch, 1))
+        return excess * (1 - 1 / max(last - self.epoch, 1))
 
     def adapt(self, removed: int) -> None:
         """Set lambda for the next epoch, given the number of ops that this one has removed."""

@@ -42,7 +42,7 @@ Role = Literal[
     "channels",
     "relaxation",
 ]
-"""What a method contributes to a composed one, from the outermost to the innermost."""
+"""The parts that methods can be of a composed one, from the outermost to the innermost."""
 
 
 def hyper(text: str, default: Any, **limits: Any) -> Any:

@@ -117,18 +117,25 @@ class OneShot(SinglePath):
     def result(self, state: RunningSearch) -> Any:
         """Return the best architecture; change nothing of the search, so that a second call returns the same.
 
-        The finalists are the best of those sampled, or those that no other beats in both accuracy and cost.
+        The finalists are the best of those sampled, or those that no other beats in both accuracy and cost. Compared
+        are all that were measured, not those that a predictor scored.
         """
         options, limit = self.options, self.config.cost_target
         some = state.first_batches(options.batches)
+        scored: list[Scored] = []
+
+        def score(architecture: Any) -> Scored:
+            scored.append(self._score(state, architecture, some))
+            return scored[-1]
+
         with kept_statistics(state.network):
-            found = self._sampled(state, lambda architecture: self._score(state, architecture, some))
+            found = self._sampled(state, score)
             if self.sampler == "nsga2":
                 finalists = pareto_front(found)
             else:
                 finalists = _best_first(found, limit)[: options.finalists]
             final = [self._score(state, one.architecture, state.validation) for one in finalists]
-        latest = {one.architecture.to_json(): one for one in (*found, *final)}
+        latest = {one.architecture.to_json(): one for one in (*scored, *final)}
         self.compared = list(latest.values())
         return best_within(final, limit).architecture
 

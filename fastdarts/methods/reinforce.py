@@ -19,7 +19,7 @@ from fastdarts.tasks.task import Batch
 
 
 class Measured(NamedTuple):
-    """The reward of a network on a batch, and its loss as a scalar on the device."""
+    """Hold the reward of a network on a batch, and its loss as a scalar on the device."""
 
     reward: float
     loss: Tensor

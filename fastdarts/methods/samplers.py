@@ -24,7 +24,7 @@ _CHEAPER = 0.2  # share of the rows that are drawn anew on the way below a limit
 
 
 class Limit(NamedTuple):
-    """The largest cost that architectures may have."""
+    """Hold the largest cost that architectures may have, and the function that computes it."""
 
     cost: Callable[[Any], float]
     most: float

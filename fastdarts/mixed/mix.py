@@ -14,7 +14,7 @@ DropPath = Callable[[Tensor], Tensor]
 
 
 class Mix(NamedTuple):
-    """Op weights of a group of edges, and what else an edge does."""
+    """Hold the op weights of a group of edges, and what else an edge does."""
 
     weights: Tensor
     """[edges, ops]: the op weights, whatever relaxation made them."""

@@ -243,7 +243,7 @@ def _check_most(name: str, sizes: Sequence[int]) -> None:
 def _read_call(
     code: list[int], states: list[Tensor], weights: Tensor, params: list[Tensor], eps: float
 ) -> tuple[MixedPlan, int, int, int, int]:
-    """The plan of a direct call, its batch norms and the ops' C, H, W; errors as csrc/mixed_sum.cpp has them."""
+    """Return the plan of a direct call, its batch norms and the ops' C, H, W; errors as csrc/mixed_sum.cpp has them."""
     plan, name = decode(code), "mixed_sum"
     if len(states) != plan.inputs:
         raise ValueError(f"{name}: plan has {plan.inputs} inputs; got {len(states)}")
@@ -354,7 +354,7 @@ def _(
 
 
 def _read_project(x: Tensor, params: list[Tensor], eps: float) -> tuple[int, int, int, int]:
-    """The sizes of a projection's output; errors as csrc/project.cpp has them."""
+    """Return the sizes of a projection's output; errors as csrc/project.cpp has them."""
     _check_call("project", x, eps, x=x, params=params)
     if x.dim() != 4 or x.numel() == 0:
         raise ValueError(f"project: x must be a non-empty [N, C, H, W]; got {list(x.shape)}")

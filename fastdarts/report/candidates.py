@@ -16,9 +16,14 @@ _RIGHT, _TOP, _BOTTOM = 14, 12, 40
 
 
 class Candidate(NamedTuple):
-    """One architecture.
+    """Describe one architecture.
 
-    Its number in the list, its text, score (accuracy or minus the loss), cost, and True on the Pareto front.
+    Attributes:
+        number: its place in the list.
+        text: the architecture in words.
+        score: accuracy, or minus the loss.
+        cost: in the unit of the list.
+        front: True on the Pareto front.
     """
 
     number: int

@@ -44,7 +44,7 @@ def critical_difference(methods: int, benchmarks: int) -> float:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome of a test for differences between methods.
+    """Hold the outcome of a test for differences between methods.
 
     Attributes:
         test: its name.

@@ -33,11 +33,12 @@ def check_suite_record(record: Record, path: Path) -> Record:
     Raises: ValueError that names the file, the wrong keys and the remedy.
     """
     wrong = [name for name in ("benchmark", "method", "kind") if not isinstance(record.get(name), str)]
-    wrong += [name for name in _NUMBERS.get(record.get("kind", ""), ()) if type(record.get(name)) not in (int, float)]
+    kind = str(record.get("kind"))
+    wrong += [name for name in _NUMBERS.get(kind, ()) if type(record.get(name)) not in (int, float)]
     images = record.get("images")
     if not (isinstance(images, list) and len(images) == 2 and all(type(count) is int for count in images)):
         wrong.append("images")
-    if wrong or record["kind"] not in _NUMBERS:
+    if wrong or kind not in _NUMBERS:
         raise ValueError(
             f"{path} is damaged: {', '.join(wrong) or 'kind'} is missing or of a wrong kind; remove the file and "
             "resume: its run is done again"
@@ -47,7 +48,7 @@ def check_suite_record(record: Record, path: Path) -> Record:
 
 @dataclass(frozen=True)
 class Score:
-    """The trainings of the cell that a method found on a benchmark.
+    """Summarise the trainings of the cell that a method found on a benchmark.
 
     Attributes:
         mean: of their test accuracies.
@@ -71,7 +72,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Summary:
-    """The scores of all methods and benchmarks whose trainings have all ended, and the ranks over those of all methods.
+    """Hold the scores of all methods and benchmarks whose trainings have ended, and ranks over those of all methods.
 
     Attributes:
         scores: by (benchmark, method).
@@ -89,7 +90,7 @@ class Summary:
 
 
 def summarise(config: SuiteConfig, runs: Sequence[Record]) -> Summary:
-    """Summarise what is there of a suite."""
+    """Summarise the runs of a suite that are over."""
     methods = config.method_names()
     scores = {}
     for benchmark in config.benchmark_names():

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from fastdarts.config.names import did_you_mean
-from fastdarts.config.options import Config, option
+from fastdarts.config.options import Config, option, table_of
 from fastdarts.config.search_options import Dataset, TextDataset
 from fastdarts.data.text.sources import TEXTS
 from fastdarts.methods import NAMES, find
@@ -31,7 +31,7 @@ _FEW, _IMAGES, _TEXT = 20, 100, 300
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig(Config):
-    """Everything that decides a comparison. What is not given is each method's own default for the data set.
+    """Hold everything that decides a comparison; what is not given is each method's default for the data set.
 
     Raises: ValueError or TypeError that names the field (and the method that cannot take it).
     """
@@ -129,7 +129,7 @@ class CompareConfig(Config):
         changed = _placed("methods", own, SearchConfig, {"method_options": find(name).Options})
         if taken := sorted((_SEARCH_OWN - set(_SIZES)) & own.keys()):
             raise ValueError(f"methods must not set {', '.join(taken)}; a comparison decides that by other means")
-        options = {**values.get("method_options", {}), **changed.get("method_options", {})}
+        options = table_of(values, "method_options") | table_of(changed, "method_options")
         merged = {**given, **values, **changed, **({"method_options": options} if options else {})}
         return SearchConfig(**{**merged, **self._common(seed, out), "method": name})
 
@@ -191,14 +191,14 @@ def _placed(
         config_type: config whose fields come first.
         tables: options by the name of the field that holds them.
 
-    Raises: ValueError for a name that none of them has.
+    Raises: ValueError for a name that none of them has; TypeError for a table that is none.
     """
     own = [field.name for field in dataclasses.fields(config_type)]
     places = {field.name: table for table, options in tables.items() for field in dataclasses.fields(options)}
     placed: dict[str, Any] = {}
     for name, value in values.items():
         if name in own:
-            placed[name] = {**placed.get(name, {}), **value} if name in tables else value
+            placed[name] = {**placed.get(name, {}), **table_of(values, name)} if name in tables else value
         elif name in places:
             placed.setdefault(places[name], {})[name] = value
         else:

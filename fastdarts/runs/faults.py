@@ -29,7 +29,7 @@ class Measurable(Protocol):
 
 @dataclass(frozen=True)
 class FaultCurve:
-    """Accuracies by the rate of faults.
+    """Hold accuracies by the rate of faults.
 
     Attributes:
         kind: of the faults.

@@ -87,6 +87,8 @@ class SearchConfig(SearchOptions):
             Faults.read(self.faults)
             if self.order == 2:
                 raise ValueError("faults have no second order: its difference needs passes without chance")
+        elif self.fault_weight != self.preset()["fault_weight"]:
+            raise ValueError("fault_weight needs faults, such as faults=mibb:1e-4")
         if self.lr_min > self.lr:
             raise ValueError(f"lr_min must be at most lr = {self.lr}; got {self.lr_min}")
         if self.stem != "cifar" and "stem" not in registry.find(self.space).features:

@@ -1,4 +1,4 @@
-"""The configuration of DARTS-Bench-Suite: its benchmarks, its hyper-parameters and what a budget leaves of them."""
+"""The configuration of DARTS-Bench-Suite: benchmarks, hyper-parameters, and the parts of both that a budget leaves."""
 
 import itertools
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ SETS = tuple(itertools.product(_LEARNING_RATES, _WEIGHT_DECAYS))
 
 
 class Shape(NamedTuple):
-    """The size of a search network, and the images in a step of its searches."""
+    """Hold the size of a search network, and the images in a step of its searches."""
 
     init_channels: int
     layers: int
@@ -72,7 +72,7 @@ _TRAINING: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class Scale:
-    """What a budget leaves of the suite.
+    """Hold the parts of the suite that a budget leaves.
 
     Attributes:
         epochs: share of the epochs of searches and trainings, at least one.
@@ -97,7 +97,7 @@ SCALES: Mapping[Budget, Scale] = {
 
 
 class Task(NamedTuple):
-    """One run: a search with the seed `number`, or the training of the chosen cell under the set `number`."""
+    """Name one run: a search with the seed `number`, or the training of the chosen cell under the set `number`."""
 
     benchmark: str
     method: str

@@ -9,7 +9,7 @@ import torch
 
 @dataclass(frozen=True)
 class Sides:
-    """The choices among which parts of an elastic network are drawn.
+    """Hold the choices among which parts of an elastic network are drawn.
 
     Attributes:
         kernels: of each layer, in rising order.

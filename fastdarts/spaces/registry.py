@@ -109,7 +109,7 @@ def load_architecture(source: str) -> Any:
     for name in _FACTORIES:
         if (found := find(name).from_text(source)) is not None:
             return found
-    if found := _compared(source):
+    if (found := _compared(source)) is not None:
         return found
     path = Path(source)
     if not source.lstrip().startswith("{") and "(" not in source:
@@ -128,10 +128,12 @@ def _compared(source: str) -> Any | None:
     path = Path(name)
     if path.name != "candidates.json" or not number.isdecimal():
         return None
+    text = read_text(path)
     try:
-        listed = [one["architecture"] for one in parse_json(read_text(path))["candidates"]]
-    except (KeyError, TypeError) as error:
+        listed = [json.dumps(one["architecture"]) for one in parse_json(text)["candidates"]]
+        found = read_architecture(listed[int(number)]) if int(number) < len(listed) else None
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no list of compared architectures: {error}") from None
-    if int(number) >= len(listed):
+    if found is None:
         raise ValueError(f"{path} has the architectures 0..{len(listed) - 1}; got {number}")
-    return read_architecture(json.dumps(listed[int(number)]))
+    return found

@@ -28,7 +28,7 @@ _STUCK_ON = 0.163  # share of stuck cells that always conduct; the others never 
 
 @dataclass(frozen=True)
 class Faults:
-    """A kind of fault and its rate.
+    """Make faults of a kind at a rate.
 
     Attributes:
         kind: "mibb": after each convolution, a value is hit with probability 1 - (1 - rate)^n, n being the products

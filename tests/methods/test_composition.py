@@ -50,7 +50,7 @@ def test_every_pair_composes_or_is_refused_with_a_reason() -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("gdas+reinmax", "each is a relaxation"),
+        ("gdas+reinmax", "both are for the same part, relaxation"),
         ("pc-darts+sdarts-rs+gdas", "noise is for the op weights of all ops"),
         ("oles+reinmax", "all ops are judged in every step"),
         ("fairdarts+sdarts-adv", "back onto the simplex"),

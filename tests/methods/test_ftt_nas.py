@@ -90,6 +90,7 @@ def test_any_search_may_have_faults(method: str) -> None:
 def test_what_cannot_have_faults_is_refused() -> None:
     for fields, words in (
         ({"faults": "mibb:1e-4", "order": 2}, "faults have no second order"),
+        ({"fault_weight": 0.3}, "fault_weight needs faults"),
         ({"faults": "mibb:x"}, "faults must be KIND:RATE"),
     ):
         with pytest.raises(ValueError, match=words):

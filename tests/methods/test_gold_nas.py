@@ -292,6 +292,17 @@ def test_other_methods_may_search_own_cells() -> None:
         assert network(torch.randn(2, 1, 8, 8)).shape == (2, 2)
 
 
+def test_the_budget_is_met_before_the_last_epoch_whatever_the_deadline() -> None:
+    state = tiny_state("gold-nas", epochs=4, method_options={"deadline": 1.0})
+    finish(state)
+    assert state.epoch == 4
+    assert state.method.stopped is not None
+    assert state.method.compared == ()
+    assert state.method.result(state) == state.method.series[-1].architecture
+    with pytest.raises(ValueError, match=r"alpha_warmup must leave two of 4 epochs: .*; got 0\.75"):
+        tiny_state("gold-nas", epochs=4, alpha_warmup=0.75)
+
+
 def test_a_resumed_series_is_that_of_a_whole_search() -> None:
     state = tiny_state("gold-nas", epochs=8, method_options={"stable": 0, "deadline": 0.2})
     finish_epoch(state)
@@ -315,6 +326,9 @@ def test_networks_of_the_series_are_trained_by_their_numbers(tmp_path: Path) -> 
     assert last == found.genotype == load_architecture(str(tmp_path / "s"))
     with pytest.raises(ValueError, match=rf"has the architectures 0\.\.{len(listed) - 1}; got 99"):
         load_architecture(f"{tmp_path}/s/candidates.json:99")
+    (tmp_path / "candidates.json").write_text('{"candidates": [{"architecture": {"space": "dart"}}]}')
+    with pytest.raises(ValueError, match=r"is no list of compared architectures: space must be one of"):
+        load_architecture(f"{tmp_path}/candidates.json:0")
     page = (tmp_path / "s" / "report.html").read_text()
     assert "as search networks on the training images" in page
     assert "Cell 2 (reduction)" in page

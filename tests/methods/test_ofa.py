@@ -9,6 +9,7 @@ from tiny_method import finish, finish_epoch, tiny_state
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from fastdarts.data import ImageData
 from fastdarts.methods import predictor
 from fastdarts.methods.samplers import Draws, Limit
 from fastdarts.methods.scored import Scored
@@ -192,6 +193,18 @@ def test_the_ranking_with_a_predictor_scores_finalists_alone() -> None:
     found = state.method.result(state)
     assert len(scored) == 3 + 2
     assert found in scored[3:]
+    assert {one.architecture for one in state.method.compared} == set(scored)  # predicted scores are no measurements
+
+
+def test_a_space_of_one_network_meets_its_own_target() -> None:
+    """Numbers stand for lists of one; the mean of equal costs in float32 may be below their sum in float64."""
+    options = {"space_options": {"kernels": 3, "expansions": 2, "least": 4}, "method_options": {"sizes": 6}}
+    config = SearchConfig(space="ofa", method="ofa", epochs=1, device="cpu", **options)
+    assert (config.space_options["kernels"], config.method_options["sizes"]) == ((3,), (6,))
+    halves = [ImageData(torch.zeros(8, 1, 8, 8), torch.arange(8) % 10, tuple("0123456789"), (0,), (1,), False)] * 2
+    state = SearchState(config, *halves, cross_entropy, torch.device("cpu"))
+    assert state.cost is not None
+    assert state.cost.target == pytest.approx(state.costs.of(state.network, state.network.largest()), rel=1e-6)
 
 
 def test_what_is_bred_stays_within_the_limit() -> None:

@@ -46,7 +46,7 @@ class Genotype(NamedTuple):
         return "darts"
 
     def nodes(self, cell: CellName) -> list[Pairs]:
-        """The pairs of each node of a cell, in node order."""
+        """Return the pairs of each node of a cell, in node order."""
         pairs: list[Any] = getattr(self, cell)
         if _is_nested(pairs):
             return pairs
@@ -74,12 +74,12 @@ class Genotype(NamedTuple):
         return self._replace(**fields)
 
     def to_json(self) -> str:
-        """One JSON object with the four fields; `from_json` reads it back equal."""
+        """Return one JSON object with the four fields; `from_json` reads it back equal."""
         return json.dumps(self._asdict(), indent=2)
 
     @classmethod
     def from_json(cls, text: str) -> "Genotype":
-        """The genotype that `to_json` wrote; ValueError says what is wrong with `text`."""
+        """Read what `to_json` wrote; ValueError says what is wrong with `text`."""
         try:
             data: Any = parse_json(text)
         except ValueError as error:
@@ -90,8 +90,11 @@ class Genotype(NamedTuple):
 
     @classmethod
     def of(cls, value: Any) -> "Genotype":
-        """The genotype that an object of other code holds: a named tuple, a mapping or any object with the four fields,
-        with ranges, numpy's integers or weights beside the predecessors; ValueError or TypeError says what is wrong."""
+        """Return the genotype that an object of other code holds.
+
+        It is a named tuple, a mapping or any object with the four fields, with ranges, numpy's integers or weights
+        beside the predecessors; ValueError or TypeError says what is wrong.
+        """
         if isinstance(value, cls) and all(type(field) is list for field in value):
             return value.validated()
         fields = fields_of(value)
@@ -99,8 +102,11 @@ class Genotype(NamedTuple):
 
     @classmethod
     def from_text(cls, text: str, name: str | None = None) -> "Genotype":
-        """The genotype in a text: JSON, or as DARTS prints it, `Genotype(normal=[...], ...)`, alone, in a log (the last
-        one) or in Python code (`name` tells which). Nothing in it is run. ValueError says what is wrong."""
+        """Read the genotype in a text, of which nothing is run; ValueError says what is wrong.
+
+        It is JSON, or as DARTS prints it, `Genotype(normal=[...], ...)`, alone, in a log (the last one) or in Python
+        code (`name` tells which).
+        """
         if text.lstrip().startswith(("{", "[")) or "(" not in text:
             return cls.from_json(text)
         fields = fields_in_text(text, name)
@@ -108,7 +114,7 @@ class Genotype(NamedTuple):
 
     @classmethod
     def load(cls, source: str | Path) -> "Genotype":
-        """The genotype that a person names.
+        """Return the genotype that a user names.
 
         Args:
             source: a published name, in any case; a text as of `from_text`; a file with such a text, or FILE:NAME for
@@ -144,7 +150,7 @@ class Genotype(NamedTuple):
             raise ValueError(said if said.startswith(str(path)) else f"{path}: {said}") from None
 
     def validated(self) -> "Genotype":
-        """Itself, once every primitive is known, every predecessor comes earlier and every concat state exists."""
+        """Return the genotype if primitives are known, predecessors come earlier and concat states exist."""
         for cell in _CELLS:
             nodes = self.nodes(cell)
             if not any(nodes) or (not _is_nested(getattr(self, cell)) and len(nodes[-1]) != 2):
@@ -225,14 +231,14 @@ def is_pair(value: Any) -> bool:
 
 
 def edges_of(steps: int) -> list[tuple[int, int]]:
-    """The (source state, target state) of each edge of a cell with `steps` nodes, in the order of alpha's rows."""
+    """Return (source state, target state) of each edge of a cell with `steps` nodes, in the order of alpha's rows."""
     return [(source, 2 + node) for node in range(steps) for source in range(2 + node)]
 
 
 def derive_cell(
     weights: Tensor, steps: int, primitives: Sequence[str] | Sequence[Sequence[str]], edges_per_node: int = 2
 ) -> Pairs:
-    """The strongest operations of one cell (paper, section 2.4; the original code's rule).
+    """Return the strongest operations of one cell (paper, section 2.4; the original code's rule).
 
     Each node keeps the `edges_per_node` incoming edges whose best non-`none` op weighs most, strongest first, ties to
     the smaller predecessor; each kept edge takes that op, ties to the smaller index.

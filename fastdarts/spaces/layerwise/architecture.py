@@ -80,8 +80,12 @@ class LayerChoices:
             if name not in allowed:
                 raise ValueError(f"genotype has the key {name!r}; the keys are {', '.join(allowed)}")
         for name in _LISTS:
-            if not isinstance(value.get(name, []), list):
-                raise ValueError(f"{name} must be a list of integers; got {value[name]!r}")
+            listed = value.get(name, [])
+            if not isinstance(listed, list) or any(type(number) is not int for number in listed):
+                raise ValueError(f"{name} must be a list of integers; got {listed!r}")
+        for name in _NUMBERS:
+            if type(value.get(name, 1)) is not int:
+                raise ValueError(f"{name} must be an integer; got {value[name]!r}")
         return cls(**value)
 
     def skips(self) -> int:

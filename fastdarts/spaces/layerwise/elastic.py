@@ -14,7 +14,7 @@ from fastdarts.spaces.layerwise.choice import ChoiceLayer
 
 
 class ElasticNorm(nn.BatchNorm2d):
-    """Batch norm of the first channels: [N, c, H, W] with c up to its size; moves the statistics of these alone."""
+    """Normalise the first channels by the batch, [N, c, H, W] with c up to its size; move their statistics alone."""
 
     def forward(self, x: Tensor) -> Tensor:
         channels = x.shape[1]
@@ -38,7 +38,7 @@ class ElasticNorm(nn.BatchNorm2d):
 
 
 class ElasticResidual(InvertedResidual):
-    """An inverted residual block of the largest kernel and expansion, of which parts are computed.
+    """Hold an inverted residual block of the largest kernel and expansion; compute parts of it.
 
     A smaller kernel is the centre of the next larger one, times a learned matrix that all channels share and that
     begins as the identity. A smaller expansion takes the first channels.
@@ -105,7 +105,7 @@ class ElasticResidual(InvertedResidual):
     def sort_channels(self, shared: Sequence[int]) -> None:
         """Sort the channels inside by the sum of |weight| of the last convolution, the largest first.
 
-        What the block computes stays the same.
+        The outputs of the whole block stay the same.
 
         Args:
             shared: expansions below the largest that have been trained; each keeps its set of channels.
@@ -131,7 +131,7 @@ class ElasticResidual(InvertedResidual):
 
 
 class ElasticLayer(ChoiceLayer):
-    """A layer of which every choice but "skip" is a part of one block; see `ChoiceLayer`."""
+    """Sum the choices of a layer, each but "skip" a part of one block; see `ChoiceLayer`."""
 
     shared: ElasticResidual
 

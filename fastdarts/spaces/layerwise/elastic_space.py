@@ -24,7 +24,7 @@ class ElasticOptions(LayerwiseOptions):
 
 
 class ElasticSpace(LayerwiseSpace):
-    """The chain "ofa". Kernels and expansions are options, in place of primitives.
+    """Offer the chain "ofa". Kernels and expansions are options, in place of primitives.
 
     Raises: ValueError if primitives are given.
     """

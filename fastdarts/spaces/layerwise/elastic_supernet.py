@@ -12,8 +12,11 @@ from fastdarts.spaces.layerwise.supernet import LayerwiseSupernet
 
 
 class ElasticSupernet(LayerwiseSupernet):
-    """A network of which each architecture is a part (Cai et al., ICLR 2020): the first layers of each stage, the first
-    channels inside each block, the centre of its kernel. See `LayerwiseSupernet` for the arguments."""
+    """Hold a network of which each architecture is a part (Cai et al., ICLR 2020).
+
+    A part has the first layers of each stage, the first channels inside each block and the centre of its kernel. See
+    `LayerwiseSupernet` for the arguments.
+    """
 
     sides: Sides
     deepest: int

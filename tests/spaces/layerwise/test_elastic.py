@@ -181,6 +181,9 @@ def test_json_holds_the_choices_of_the_space() -> None:
         ({"expansions": [4, 2]}, "expansions must be integers from 1 on, rising"),
         ({"least": 0}, "least must be at least 1"),
         ({"kernels": "3"}, "kernels must be a list of integers"),
+        ({"kernels": ["3", "5"]}, "kernels must be a list of integers"),
+        ({"widths": [1.5] * 5}, "widths must be a list of integers"),
+        ({"least": "2"}, "least must be an integer; got '2'"),
     ):
         with pytest.raises(ValueError, match=message):
             registry.read_architecture(json.dumps(value | change))
