@@ -20,6 +20,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "random": {"cells": 4, "finalists": 2},
     "fairnas": {"cells": 4, "finalists": 2, "population": 2},
     "ofa": {"cells": 4, "finalists": 2, "population": 2},
+    "dna": {"batches": 1, "smallest": 32},
     "robustdarts": {"iterations": 2, "images": 4},
     "darts-plus": {"min_epoch": 2},
     "p-darts": {"depth": (1.0, 1.0, 1.4)},
@@ -29,6 +30,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 FIELDS: dict[str, dict[str, Any]] = {
     "ofa": {"space": "ofa", "layers": 2, "space_options": {"least": 2}, "cost": None},  # three phases
+    "dna": {"space": "dna", "layers": 1, "primitives": ("k3 e3", "k5 e3"), "cost": None},
 }
 """What a method needs besides its options."""
 

@@ -40,6 +40,7 @@ _CLASSES = {
     "ftt-nas": "ftt_nas:FttNas",
     "reinmax": "reinmax:ReinMax",
     "ofa": "ofa:Ofa",
+    "dna": "dna:Dna",
 }
 NAMES = tuple(_CLASSES)
 

@@ -1,4 +1,4 @@
-"""Base of the methods that train architectures inside the search network and rank others with its weights."""
+"""Bases of the methods that train architectures inside the search network and rank others with its weights."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -50,10 +50,9 @@ class OneShotOptions(MethodOptions):
     mutation: float = hyper("share of the rows that a mutation draws anew", 0.1, above=0, at_most=1)
 
 
-class OneShot(Method):
-    """Train weights alone; derive by scoring sampled architectures with them. A subclass samples in `relax`."""
+class SinglePath(Method):
+    """Train the weights of sampled architectures, with no alphas. A subclass says in `result` which one is the best."""
 
-    Options = OneShotOptions
     settings: ClassVar[Settings] = {"order": 1}
     level: Level = "weights"
     sparse = True
@@ -61,8 +60,33 @@ class OneShot(Method):
 
     def __init__(self, config: SearchOptions) -> None:
         super().__init__(config)
-        self.sampler = self.sampler_of(config)
         self._measured = torch.Generator()
+
+    def begin_epoch(self, epoch: int) -> None:
+        super().begin_epoch(epoch)
+        self._measured.manual_seed(epoch)
+
+    def relax(self, network: Supernet, group: str, alpha: Tensor) -> Mix:
+        """Sample an architecture and return its op weights.
+
+        In eval mode the samples, one for each batch, come from a separate generator that is seeded by the epoch.
+        """
+        drawn = network.random(self.generator if network.training else self._measured)
+        return self.discrete(network, drawn)[group]
+
+    def genotype(self, network: Supernet) -> Any:
+        """Return a random architecture, seeded by the epoch: before the search ends no architecture is preferred."""
+        return network.random(torch.Generator().manual_seed(self.epoch), self.config.max_skips)
+
+
+class OneShot(SinglePath):
+    """Derive by scoring sampled architectures with the weights. A subclass samples in `relax`."""
+
+    Options = OneShotOptions
+
+    def __init__(self, config: SearchOptions) -> None:
+        super().__init__(config)
+        self.sampler = self.sampler_of(config)
 
     @classmethod
     def check(cls, config: SearchOptions) -> None:
@@ -89,22 +113,6 @@ class OneShot(Method):
         super().attach(network)
         if self.sampler == "enumeration":
             check_enumerable(network)
-
-    def begin_epoch(self, epoch: int) -> None:
-        super().begin_epoch(epoch)
-        self._measured.manual_seed(epoch)
-
-    def relax(self, network: Supernet, group: str, alpha: Tensor) -> Mix:
-        """Sample an architecture and return its op weights.
-
-        In eval mode the samples, one for each batch, come from a separate generator that is seeded by the epoch.
-        """
-        drawn = network.random(self.generator if network.training else self._measured)
-        return self.discrete(network, drawn)[group]
-
-    def genotype(self, network: Supernet) -> Any:
-        """Return a random architecture, seeded by the epoch: before the search ends no architecture is preferred."""
-        return network.random(torch.Generator().manual_seed(self.epoch), self.config.max_skips)
 
     def result(self, state: RunningSearch) -> Any:
         """Return the best architecture; change nothing of the search, so that a second call returns the same.

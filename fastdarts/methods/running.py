@@ -1,6 +1,6 @@
 """Declare the parts of a running search that a search method may use."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -10,6 +10,7 @@ from fastdarts.data.augment import Augment
 from fastdarts.spaces.cost import Cost
 from fastdarts.spaces.supernet import Supernet
 from fastdarts.tasks.faults import Faults
+from fastdarts.tasks.task import Batch
 
 
 class RunningSearch(Protocol):
@@ -43,6 +44,10 @@ class RunningSearch(Protocol):
 
     def recalibrate(self, batches: int) -> None:
         """Average the running statistics of the batch norms in use over so many training batches."""
+        ...
+
+    def plain_batches(self, batches: int) -> Iterator[Batch]:
+        """Yield so many training batches, at least one, in the data's order and not augmented."""
         ...
 
     def measure_by_batch(self, data: Any, between_batches: Callable[[], object]) -> tuple[float, float]:

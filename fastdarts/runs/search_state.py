@@ -1,7 +1,7 @@
 """Hold all that changes during a search: method, network, optimizers, data order, position, sums of the epoch."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, ClassVar
@@ -290,13 +290,16 @@ class SearchState(RunState):
 
         Random numbers of the network are the same each time, and global generators are restored.
         """
+        with torch.random.fork_rng([self._device] if self._device.type == "cuda" else []):
+            torch.manual_seed(0)
+            average_statistics(self.network, self.architect.forward, self.plain_batches(batches))
+
+    def plain_batches(self, batches: int) -> Iterator[Batch]:
+        """Yield so many training batches, at least one, in the data's order and not augmented."""
         images, size = self.streams[0].data, self.config.batch_size
         count = max(1, min(batches, len(images) // size)) * size  # a short batch would count as much as a whole one
         some = images.subset(torch.arange(min(count, len(images))))
-        with torch.random.fork_rng([self._device] if self._device.type == "cuda" else []):
-            torch.manual_seed(0)
-            plain = ((self.augment.normalise(x), targets) for x, targets in in_order(some, size))
-            average_statistics(self.network, self.architect.forward, plain)
+        return ((self.augment.normalise(x), targets) for x, targets in in_order(some, size))
 
     def validate(
         self, between_batches: Callable[[], object], mixes: Mapping[str, Mix] | None = None

@@ -20,6 +20,7 @@ _FACTORIES: dict[str, str | Callable[..., Space]] = {
     "fbnet": "fastdarts.spaces.layerwise.space:FBNET",
     "fairnas": "fastdarts.spaces.layerwise.space:FAIRNAS",
     "mobilenet-small": "fastdarts.spaces.layerwise.space:MOBILENET_SMALL",
+    "dna": "fastdarts.spaces.layerwise.space:DNA",
     "ofa": "fastdarts.spaces.layerwise.elastic_space:OFA",
     "apq": "fastdarts.spaces.layerwise.elastic_space:APQ",
 }

@@ -22,6 +22,7 @@ Feature = Literal[
     "weights by cell",
     "own cells",
     "elastic layers",
+    "stages",
 ]
 """Properties of a space that a method may need: rows that are edges of cells; `skip_connect` among the ops; ops without
 an alpha; ops on some of the channels; edges that drop samples; a number of cells to choose; ops that run in the

@@ -47,8 +47,8 @@ def test_steps_by_the_kernels_are_those_of_the_plain_modules(name):
 def test_a_killed_search_goes_on_bit_for_bit(tmp_path, name):
     """Killed in the second epoch. What a method adds to the metrics is JSON; what it finds can be read again."""
     torch.use_deterministic_algorithms(True)
-    # P-DARTS takes ops away, OFA has a space of its own, the others are as good with three ops.
-    space = {} if name in ("p-darts", "ofa") else {"space": "s3"}
+    # P-DARTS takes ops away, OFA and DNA have spaces of their own, the others are as good with three ops.
+    space = {} if name in ("p-darts", "ofa", "dna") else {"space": "s3"}
     whole = tiny_state(name, **space)
     epochs = [finish_epoch(whole)]
     if whole.method.stopped is None:

@@ -1,5 +1,7 @@
 """Searches on several ranks, and on one process that computes the ranks' rows one after the other."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -7,6 +9,7 @@ from tiny_method import tiny_state
 from torch import Tensor
 
 from fastdarts.bilevel.ranks import ALONE, Ranks
+from fastdarts.bilevel.step import TrainPass
 from fastdarts.data.share import SharedBatch, share_of
 from fastdarts.runs.search_state import SearchState
 
@@ -16,7 +19,7 @@ def numbers_of(state: SearchState) -> dict[str, Tensor]:
     found = {name: weight.detach().clone() for name, weight in state.network.named_parameters()}
     found |= {f"alpha {i}": alpha.detach().clone() for i, alpha in enumerate(state.network.arch_parameters())}
     for index, held in state.w_optimizer.state_dict()["state"].items():
-        found[f"momentum {index}"] = held["momentum_buffer"].clone()
+        found[f"momentum {index}"] = held["exp_avg" if "exp_avg" in held else "momentum_buffer"].clone()
     return found
 
 
@@ -45,8 +48,9 @@ def searched(method: str, steps: int, fields: dict[str, Any]) -> dict[str, Tenso
 class Taking(Ranks):
     """Pretend to be one rank after the other for random numbers; nothing is sent."""
 
-    def rows(self, draw: Any, count: int) -> Tensor:
-        return draw(count) if self._share is None else self._share.of(draw(self._share.total))
+    def later_rows(self, draw: Any, count: int) -> Callable[[], Tensor]:
+        share = self._share
+        return (lambda: draw(count)) if share is None else (lambda: share.of(draw(share.total)))
 
 
 def searched_in_shards(method: str, steps: int, size: int, fields: dict[str, Any]) -> dict[str, Tensor]:
@@ -59,21 +63,31 @@ def searched_in_shards(method: str, steps: int, size: int, fields: dict[str, Any
     network, architect, generator = state.network, state.architect, state.method.generator
     forward, kept = architect.forward, [[b.clone() for b in network.buffers()] for _ in range(size)]
 
-    def in_shards(batch: Any) -> Any:
-        before = generator.get_state()
-        losses, outputs = [], []
+    def by_rank(batch: Any, run: Callable[[SharedBatch], Any]) -> list[Any]:
+        before, made = generator.get_state(), []
         for rank in range(size):
             generator.set_state(before)
             share = share_of(len(batch[0]), rank, size)
             for buffer, own in zip(network.buffers(), kept[rank], strict=True):
                 buffer.data = own.clone()  # the pass before may need its own for backward
-            loss, output = forward(SharedBatch(share.of(batch[0]), share.of(batch[1]), share))
+            made.append(run(SharedBatch(share.of(batch[0]), share.of(batch[1]), share)))
             kept[rank] = [buffer.clone() for buffer in network.buffers()]
-            losses.append(loss)
-            outputs.append(output)
+        return made
+
+    def forward_by_rank(batch: Any) -> Any:
+        losses, outputs = zip(*by_rank(batch, forward), strict=True)
         return torch.stack(losses).mean(), torch.cat(outputs)
 
-    architect.forward = in_shards  # type: ignore[method-assign]
+    def gradients_by_rank(step: Any, batch: Any) -> TrainPass:
+        losses, outputs, gradients = zip(*by_rank(batch, partial(weight_gradients, step)), strict=True)
+        means = [None if own[0] is None else torch.stack(own).mean(0) for own in zip(*gradients, strict=True)]
+        return TrainPass(torch.stack(losses).mean(), torch.cat(outputs), means)
+
+    if method == "dna":  # which reads the images beside the pass
+        weight_gradients = state.method.weight_gradients
+        state.method.weight_gradients = gradients_by_rank  # type: ignore[method-assign]
+    else:
+        architect.forward = forward_by_rank  # type: ignore[method-assign]
     for _ in range(steps):
         state.train_step()
     return numbers_of(state)

@@ -5,9 +5,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from fastdarts.spaces.layerwise.chain import Activation, Chain, Layer, parse_block
+from fastdarts.spaces.layerwise.chain import Activation, Chain, Excite, Layer, parse_block
 
-ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {"relu": nn.ReLU, "relu6": nn.ReLU6, "hardswish": nn.Hardswish}
+ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "hardswish": nn.Hardswish,
+    "silu": nn.SiLU,
+}
 
 
 class ConvNorm(nn.Module):
@@ -29,16 +34,22 @@ class ConvNorm(nn.Module):
 class SqueezeExcite(nn.Module):
     """Weigh channels by a function of their means: [N, C, H, W] -> the same (Hu et al., CVPR 2018, arXiv:1709.01507).
 
-    Source of ReLU and hard sigmoid: Howard et al., ICCV 2019, arXiv:1905.02244.
+    Sources of the two kinds: Howard et al., ICCV 2019, arXiv:1905.02244; Tan and Le, ICML 2019, arXiv:1905.11946.
+
+    Args:
+        channels: of x.
+        read: channels that the block reads, of which "efficient" squeezes to a quarter.
+        kind: sizes and functions, see `Excite`.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, read: int, kind: Excite) -> None:
         super().__init__()
-        inside = squeezed(channels)
+        mobile = kind == "mobile"
+        inside = squeezed(channels) if mobile else max(1, read // 4)
         self.conv_reduce = nn.Conv2d(channels, inside, 1)
-        self.act1 = nn.ReLU()
+        self.act1 = nn.ReLU() if mobile else nn.SiLU()
         self.conv_expand = nn.Conv2d(inside, channels, 1)
-        self.gate = nn.Hardsigmoid()
+        self.gate = nn.Hardsigmoid() if mobile else nn.Sigmoid()
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = x * self.gate(self.conv_expand(self.act1(self.conv_reduce(x.mean((2, 3), keepdim=True)))))
@@ -82,7 +93,7 @@ class InvertedResidual(nn.Module):
         self.conv_dw = nn.Conv2d(middle, middle, kernel, layer.stride, kernel // 2, groups=middle, bias=False)
         self.bn2 = nn.BatchNorm2d(middle, eps)
         self.act2 = ACTIVATIONS[activation]()
-        self.se = SqueezeExcite(middle) if layer.excites else nn.Identity()
+        self.se = SqueezeExcite(middle, inside, layer.excites) if layer.excites else nn.Identity()
         self.conv_pwl = nn.Conv2d(middle, outside, 1, groups=groups, bias=False)
         self.bn3 = nn.BatchNorm2d(outside, eps)
 
@@ -103,11 +114,13 @@ class DepthwiseSeparable(nn.Module):
         self.conv_dw = nn.Conv2d(chain.stem, chain.stem, 3, padding=1, groups=chain.stem, bias=False)
         self.bn1 = nn.BatchNorm2d(chain.stem, chain.eps)
         self.act1 = ACTIVATIONS[chain.fixed_activation or chain.activation]()
+        excites = chain.fixed_excites
+        self.se = SqueezeExcite(chain.stem, chain.stem, excites) if excites else nn.Identity()
         self.conv_pw = nn.Conv2d(chain.stem, chain.fixed, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(chain.fixed, chain.eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.bn2(self.conv_pw(self.act1(self.bn1(self.conv_dw(x)))))
+        y: Tensor = self.bn2(self.conv_pw(self.se(self.act1(self.bn1(self.conv_dw(x))))))
         return x + y if self.shortcut else y
 
 

@@ -9,7 +9,10 @@ from fractions import Fraction
 from functools import cache
 from typing import Literal, NamedTuple
 
-Activation = Literal["relu", "relu6", "hardswish"]
+Activation = Literal["relu", "relu6", "hardswish", "silu"]
+Excite = Literal["mobile", "efficient"]
+"""Squeeze and excitation as in MobileNetV3 (a quarter of the channels inside the block; ReLU, hard sigmoid) or as in
+EfficientNet (a quarter of the block's input channels; SiLU, sigmoid)."""
 
 SKIP = "skip"
 """The choice that leaves a layer out: an identity, or a 1x1 convolution where the layer changes the shape."""
@@ -22,14 +25,20 @@ class Stage:
 
     Attributes:
         activation: of its blocks; None takes the chain's.
-        excites: blocks weigh their channels by squeeze and excitation.
+        excites: how blocks weigh their channels by squeeze and excitation; None for not at all.
+        end: channels that the last layer puts out in place of `width`; the next stage reads them.
     """
 
     width: int
     layers: int
     stride: int
     activation: Activation | None = None
-    excites: bool = False
+    excites: Excite | None = None
+    end: int | None = None
+
+    def width_of(self, place: int) -> int:
+        """Return the channels that the layer at a place of the stage puts out."""
+        return self.end if self.end and place == self.layers - 1 else self.width
 
 
 class Layer(NamedTuple):
@@ -41,7 +50,7 @@ class Layer(NamedTuple):
     stride: int
     choices: tuple[str, ...]
     activation: Activation | None = None
-    excites: bool = False
+    excites: Excite | None = None
 
     @property
     def keeps_shape(self) -> bool:
@@ -69,6 +78,7 @@ class Chain:
         least: with skips "last", the layers that each stage keeps.
         fixed_activation: activation of the fixed block; None takes the chain's.
         fixed_shortcut: the fixed block adds its input to its output.
+        fixed_excites: squeeze and excitation of the fixed block.
         feature: channels of a 1x1 convolution between pooling and classifier; None for none.
         step: channels between two widths of a block, from its smallest to its largest expansion; None for expansions of
             `blocks` alone.
@@ -88,6 +98,7 @@ class Chain:
     least: int = 1
     fixed_activation: Activation | None = None
     fixed_shortcut: bool = False
+    fixed_excites: Excite | None = None
     feature: int | None = None
     step: int | None = None
     named: Chain | None = None
@@ -102,13 +113,13 @@ class Chain:
                 kept = {"none": place + 1, "repeat": 1, "all": 0, "last": self.least}[self.skips]
                 blocks = self._blocks_for(names[len(made)])
                 choices = (*blocks, SKIP) if place >= kept else blocks
-                shape = channels[len(made)], stage.width, stride
+                shape = channels[len(made)], stage.width_of(place), stride
                 made.append(Layer(index, *shape, choices, stage.activation, stage.excites))
         return made
 
     def _inputs(self) -> list[int]:
         """Return the input channels of each layer."""
-        widths = [stage.width for stage in self.stages for _ in range(stage.layers)]
+        widths = [stage.width_of(place) for stage in self.stages for place in range(stage.layers)]
         return [self.fixed or self.stem, *widths[:-1]]
 
     def _blocks_for(self, channels: int) -> tuple[str, ...]:
@@ -194,6 +205,15 @@ class Chain:
         stages = tuple(replace(stage, layers=min(stage.layers, layers)) for stage in self.stages)
         return replace(self, stages=stages, named=self.named and self.named.shortened(layers))
 
+    def ending(self, ends: Sequence[int]) -> Chain:
+        """Return this chain with other channels at the end of each stage.
+
+        Raises: ValueError for another number of them, and for fewer than 1.
+        """
+        ends = _numbers("ends", ends, [stage.width for stage in self.stages], "each stage")
+        stages = tuple(replace(stage, end=end) for stage, end in zip(self.stages, ends, strict=True))
+        return replace(self, stages=stages)
+
     def smallest_side(self, side: int) -> int:
         """Return the side of the last feature map for images of this side."""
         for stride in self.strides:
@@ -227,8 +247,8 @@ def _numbers(
     return values
 
 
-def _stages(*shapes: tuple[int, int, int]) -> tuple[Stage, ...]:
-    return tuple(Stage(*shape) for shape in shapes)
+def _stages(*shapes: tuple[int, int, int], excites: Excite | None = None) -> tuple[Stage, ...]:
+    return tuple(Stage(*shape, excites=excites) for shape in shapes)
 
 
 def elastic_blocks(kernels: Sequence[int], expansions: Sequence[int | Fraction]) -> tuple[str, ...]:
@@ -308,10 +328,10 @@ CHAINS = {
         fixed_shortcut=True,
         stages=(
             Stage(24, 4, 2, "relu"),
-            Stage(40, 4, 2, "relu", excites=True),
+            Stage(40, 4, 2, "relu", excites="mobile"),
             Stage(80, 4, 2),
-            Stage(112, 4, 1, excites=True),
-            Stage(160, 4, 2, excites=True),
+            Stage(112, 4, 1, excites="mobile"),
+            Stage(160, 4, 2, excites="mobile"),
         ),
         head=960,
         feature=1280,
@@ -334,6 +354,19 @@ CHAINS = {
         eps=1e-3,
         least=2,
         step=8,
+    ),
+    # Li et al., CVPR 2020, arXiv:1911.13053: the layers of an EfficientNet
+    "dna": Chain(
+        stem=32,
+        stem_stride=2,
+        fixed=16,
+        fixed_excites="efficient",
+        stages=_stages((24, 2, 2), (40, 4, 2), (80, 4, 2), (112, 4, 1), (192, 4, 2), (320, 1, 1), excites="efficient"),
+        head=1280,
+        activation="silu",
+        blocks=("k3 e6", "k5 e6", "k7 e6", "k3 e3", "k5 e3", "k7 e3"),
+        skips="none",
+        dropout=0.2,
     ),
 }
 """The chains by the names of their spaces."""

@@ -8,7 +8,7 @@ from torch.nn.functional import dropout
 from fastdarts.mixed.mixed_op import check_input
 from fastdarts.spaces.layerwise.architecture import LayerChoices
 from fastdarts.spaces.layerwise.blocks import ACTIVATIONS, DepthwiseSeparable, feature, initialise
-from fastdarts.spaces.layerwise.chain import SKIP, Chain, Layer, parse_block
+from fastdarts.spaces.layerwise.chain import SKIP, Chain, Excite, Layer, parse_block
 from fastdarts.spaces.layerwise.choice import block
 from fastdarts.spaces.layerwise.quantised import quantise_network
 from fastdarts.spaces.network import DiscreteNetwork
@@ -83,7 +83,9 @@ def block_strings(architecture: LayerChoices) -> list[list[str]]:
     if chain.feature is not None:
         raise ValueError(f"timm's EfficientNet has no layer behind pooling, as chains of space {architecture.space!r}")
     stages = [[_block_string(layer, name) for layer, name in stage] for stage in _stages(architecture, chain)]
-    return stages if chain.fixed is None else [[f"ds_r1_k3_s1_c{chain.fixed}_noskip"], *stages]
+    if chain.fixed is None:
+        return stages
+    return [[f"ds_r1_k3_s1_c{chain.fixed}{_excite_string(chain.fixed_excites)}_noskip"], *stages]
 
 
 def _block_string(layer: Layer, name: str) -> str:
@@ -92,7 +94,12 @@ def _block_string(layer: Layer, name: str) -> str:
     kernel, expansion, groups = parse_block(name)
     if groups > 1:
         raise ValueError(f"timm has no block with groups; got {name!r}")
-    return f"ir_r1_k{kernel}_s{layer.stride}_e{float(expansion):g}_c{layer.width}"
+    return f"ir_r1_k{kernel}_s{layer.stride}_e{float(expansion):g}_c{layer.width}{_excite_string(layer.excites)}"
+
+
+def _excite_string(excites: Excite | None) -> str:
+    """Return timm's words for squeeze and excitation as in EfficientNet, the kind that it divides by."""
+    return "_se0.25" if excites == "efficient" else ""
 
 
 def _stages(architecture: LayerChoices, chain: Chain) -> list[list[tuple[Layer, str]]]:

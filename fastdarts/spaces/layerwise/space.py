@@ -58,6 +58,10 @@ class LayerwiseSpace:
             own = replace(own, blocks=blocks, skips=own.skips if SKIP in primitives else "none")
         if not own.blocks:
             raise ValueError(f"primitives must name a block besides {SKIP!r}")
+        if own.skips == "none":  # one group, and layers that may change the channels
+            self.features = self.features | {"stages"}
+        if own.activation not in ("relu", "relu6"):
+            self.kernel_devices = ()
         self.chain = own
 
     def with_options(self, **values: Any) -> "LayerwiseSpace":
@@ -92,6 +96,11 @@ class LayerwiseSpace:
         for place in halving[: max(0, len(halving) - 2)]:
             strides[place] = 1
         return strides
+
+    @property
+    def stages(self) -> int:
+        """Return the number of stages."""
+        return len(self.chain.stages)
 
     def arguments(self) -> dict[str, Any]:
         return {"space": self.name, "chain": self.chain}
@@ -132,7 +141,7 @@ class LayerwiseSpace:
         return png(draw.lay_out(architecture))
 
 
-PROXYLESS, FBNET, FAIRNAS, MOBILENET_SMALL = (
-    partial(LayerwiseSpace, name) for name in ("proxyless", "fbnet", "fairnas", "mobilenet-small")
+PROXYLESS, FBNET, FAIRNAS, MOBILENET_SMALL, DNA = (
+    partial(LayerwiseSpace, name) for name in ("proxyless", "fbnet", "fairnas", "mobilenet-small", "dna")
 )
 """Factories of the spaces."""

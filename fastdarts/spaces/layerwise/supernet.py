@@ -13,6 +13,7 @@ from fastdarts.spaces.layerwise.blocks import ConvNorm, DepthwiseSeparable, feat
 from fastdarts.spaces.layerwise.chain import SKIP, Chain
 from fastdarts.spaces.layerwise.choice import ChoiceLayer
 from fastdarts.spaces.layerwise.discrete import LayerwiseNetwork
+from fastdarts.spaces.staged import Handing
 from fastdarts.spaces.supernet import Mixes, Supernet
 
 
@@ -59,6 +60,8 @@ class LayerwiseSupernet(Supernet):
         num_classes: size of the logits.
         layers: most layers of a stage.
         in_channels: channels of the images.
+        ends: channels that each stage puts out in place of its width, not scaled with `C`: those of feature maps that
+            the stages learn (`fastdarts.spaces.staged`); None for the widths. The found architectures have the widths.
         backend: "reference" keeps the memory format of the images and runs torch's own modules; others run
             channels-last, and where a layer mixes several blocks in train mode, one operator on a CPU.
     """
@@ -72,6 +75,7 @@ class LayerwiseSupernet(Supernet):
         layers: int,
         in_channels: int,
         backend: Backend = "auto",
+        ends: Sequence[int] | None = None,
     ) -> None:
         for name, value in {"C": C, "num_classes": num_classes, "layers": layers, "in_channels": in_channels}.items():
             if value < 1:
@@ -89,10 +93,13 @@ class LayerwiseSupernet(Supernet):
         self._skips = chain.skips
         self.backend = backend
         chain = chain.scaled(C)
+        if ends is not None:
+            chain = chain.ending(ends)
+        self.handing: Handing | None = None
         self.stem = ConvNorm(in_channels, chain.stem, 3, chain.stem_stride, chain.activation, chain.eps)
         self.fixed = nn.Identity() if chain.fixed is None else DepthwiseSeparable(chain)
         self.layers = nn.ModuleList(self._make_layers(chain))
-        self.head = ConvNorm(chain.stages[-1].width, chain.head, 1, 1, chain.activation, chain.eps)
+        self.head = ConvNorm(chain.layers()[-1].width, chain.head, 1, 1, chain.activation, chain.eps)
         self.feature = feature(chain)
         self.classifier = nn.Linear(chain.feature or chain.head, num_classes)
         initialise(self)
@@ -107,15 +114,28 @@ class LayerwiseSupernet(Supernet):
         if self.backend != "reference":
             x = x.contiguous(memory_format=torch.channels_last)
         mixes = self.op_weights()
-        x = self.fixed(self.stem(x))
-        for (group, row), layer in zip(self.rows(), self.layers, strict=True):
+        x = self.begin(x)
+        for at, ((group, row), layer) in enumerate(zip(self.rows(), self.layers, strict=True)):
             mix = mixes[group]
             active = None if mix.active is None else mix.active[row]
             x = layer(x, mix.weights[row], active, () if mix.probed is None else mix.probed[row])
             if mix.added is not None:
                 x = x + mix.added[row].to(x.dtype)
+            stage = self._stages[at]
+            if self.handing is not None and stage not in self._stages[at + 1 :]:
+                x = self.handing(stage, x)
         logits: Tensor = self.classifier(self.feature(self.head(x).mean((2, 3), keepdim=True)).flatten(1))
         return logits
+
+    def begin(self, x: Tensor) -> Tensor:
+        """Compute what the first stage reads [N, C', H', W'] from images [N, in_channels, H, W]."""
+        begun: Tensor = self.fixed(self.stem(x))
+        return begun
+
+    def stages(self) -> list[list[ChoiceLayer]]:
+        """Return the layers of each stage."""
+        pairs = list(zip(self._stages, self._layers(), strict=True))
+        return [[layer for of, layer in pairs if of == stage] for stage in sorted(set(self._stages))]
 
     def mixed_ops(self, group: str) -> list[list[ChoiceLayer]]:
         """Return the layers of a group, in the order of its rows."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fastdarts.spaces import registry
 from fastdarts.spaces.group import Choice
 from fastdarts.spaces.layerwise.architecture import LayerChoices
+from fastdarts.spaces.layerwise.blocks import ACTIVATIONS
 from fastdarts.spaces.layerwise.chain import CHAINS, SKIP, parse_block
 from fastdarts.spaces.layerwise.discrete import LayerwiseNetwork, block_strings
 from fastdarts.spaces.layerwise.published import PUBLISHED
@@ -45,6 +46,35 @@ def test_supernets_have_the_published_sizes(space: str, weights: int, alphas: di
     assert {name: tuple(alpha.shape) for name, alpha in network.alphas.items()} == alphas
 
 
+def test_stages_that_learn_the_maps_of_efficientnet_b7_have_the_published_sizes() -> None:
+    space = registry.find("dna")
+    ends = (48, 80, 160, 224, 384, 640)
+    with torch.device("meta"):
+        network = space.supernet(**space.arguments(), C=32, num_classes=1000, layers=4, in_channels=3, ends=ends)
+    sizes = [sum(map(parameters, layers)) for layers in network.stages()]
+    assert sizes == [111_372, 663_180, 2_188_320, 4_844_424, 12_371_952, 12_954_432]
+    assert parameters(network) == 35_238_816
+    with pytest.raises(ValueError, match="ends must be 6 integers of at least 1, for each stage"):
+        space.supernet(**space.arguments(), C=32, num_classes=2, layers=4, in_channels=3, ends=ends[1:])
+
+
+@pytest.mark.parametrize("space", ["dna", "proxyless"])
+def test_what_is_handed_over_is_what_the_next_stage_reads(space: str) -> None:
+    torch.manual_seed(0)
+    network, seen = small(space, ends=(5, 6, 7, 8, 9, 10)), []
+    x = torch.randn(2, 1, 32, 32, dtype=torch.float64)
+    plain = network(x)
+
+    def hand(stage: int, y: Tensor) -> Tensor:
+        seen.append((stage, y.shape[1]))
+        return torch.zeros_like(y) if stage == 5 else y
+
+    network.handing = hand
+    assert not torch.equal(network(x), plain)
+    assert seen == [(stage, 5 + stage) for stage in range(6)]
+    assert torch.equal(network(x)[0], network(-x)[1])  # all that was read before is forgotten
+
+
 @pytest.mark.parametrize(("block", "weights"), [("k7 e6", 5_103_336), ("k3 e3", 3_191_928), (SKIP, 2_154_984)])
 def test_chains_of_one_block(block: str, weights: int) -> None:
     layers = [block if block in layer.choices else "k3 e3" for layer in CHAINS["proxyless"].layers()]
@@ -76,8 +106,9 @@ def test_published_networks(name: str, weights: int) -> None:
         PUBLISHED["FairNAS-A"],
         LayerChoices("fbnet", tuple("k5 e3" if layer.keeps_shape else SKIP for layer in CHAINS["fbnet"].layers())),
         LayerChoices("proxyless", tuple(layer.choices[-1] for layer in CHAINS["proxyless"].layers())),
+        LayerChoices("dna", tuple(layer.choices[at % 6] for at, layer in enumerate(CHAINS["dna"].layers()))),
     ],
-    ids=["fbnet-c", "fairnas-a", "convolutions that skip", "left-out layers"],
+    ids=["fbnet-c", "fairnas-a", "convolutions that skip", "left-out layers", "squeeze and excitation"],
 )
 def test_timm_computes_the_same_logits_from_the_same_weights(architecture: LayerChoices) -> None:
     efficientnet = pytest.importorskip("timm.models.efficientnet", reason="timm is not installed")
@@ -90,7 +121,7 @@ def test_timm_computes_the_same_logits_from_the_same_weights(architecture: Layer
         stem_size=chain.stem,
         fix_stem=True,
         num_features=chain.head,
-        act_layer=nn.ReLU if chain.activation == "relu" else nn.ReLU6,
+        act_layer=ACTIVATIONS[chain.activation],
         norm_layer=partial(nn.BatchNorm2d, eps=chain.eps),
     ).eval()
     theirs.load_state_dict(ours.state_dict(), strict=True)

@@ -15,7 +15,17 @@ from fastdarts.spaces import registry
 from fastdarts.spaces.layerwise.architecture import LayerChoices
 from fastdarts.spaces.space import has_kernels
 
-NEEDS_MORE = {"lambda-darts", "pc-darts", "p-darts", "daas", "darts-minus", "drnas-progressive", "gold-nas", "ofa"}
+NEEDS_MORE = {
+    "lambda-darts",
+    "pc-darts",
+    "p-darts",
+    "daas",
+    "darts-minus",
+    "drnas-progressive",
+    "gold-nas",
+    "ofa",
+    "dna",
+}
 OPTIONS = {
     "darts-plus": {"rule": "ranking"},
     "fairnas": {"cells": 3, "population": 2},
@@ -92,4 +102,5 @@ def test_chains_have_kernels_on_a_cpu_alone() -> None:
     space = registry.find("proxyless")
     assert has_kernels(space, "cpu")
     assert not has_kernels(space, "cuda")
+    assert not has_kernels(registry.find("dna"), "cpu")  # whose blocks have other activations
     assert has_kernels(registry.find("darts"), "cuda")
