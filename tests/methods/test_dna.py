@@ -163,7 +163,7 @@ def test_the_result_is_the_best_of_all_networks_within_the_cost() -> None:
     names = [layer.primitives for layer in network.layers]
     known = []
     for path in product(range(2), repeat=6):
-        architecture = network._architecture([row[column] for row, column in zip(names, path, strict=True)])
+        architecture = network.architecture([row[column] for row, column in zip(names, path, strict=True)])
         error = sum(errors[stage][column] for stage, column in enumerate(path))
         known.append((error, state.costs.of(network, architecture), architecture))
     for limit in sorted(cost for _, cost, _ in known)[::7]:
