@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from fastdarts.mixed.walk import modules_of
 
@@ -16,9 +17,13 @@ def frozen_statistics(network: nn.Module) -> Iterator[None]:
     """
     holders = [module for module in modules_of(network) if module._buffers]
     tracking = [m for m in holders if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
-    others = (m._buffers.values() for m in holders if not isinstance(m, nn.BatchNorm2d))
-    kept = [buffer for buffers in others for buffer in buffers if buffer is not None]
-    saved = [(buffer, buffer._version, buffer.clone()) for buffer in kept]
+    others = [module for module in holders if not isinstance(module, nn.BatchNorm2d)]
+    saved = [
+        (buffer, None if isinstance(module, _NormBase) else buffer._version, buffer.clone())
+        for module in others
+        for buffer in module._buffers.values()
+        if buffer is not None
+    ]
     # Not by nn.Module's own __setattr__, which takes 20 times as long: a network has 1,000 batch norms.
     for module in tracking:
         object.__setattr__(module, "track_running_stats", False)
@@ -28,5 +33,6 @@ def frozen_statistics(network: nn.Module) -> Iterator[None]:
         for module in tracking:
             object.__setattr__(module, "track_running_stats", True)
         for buffer, version, value in saved:
-            if buffer._version != version:  # one that a backward will read must not be written to
+            # A buffer that a backward will read must not be written to; norms change theirs without a new version.
+            if version is None or buffer._version != version:
                 buffer.copy_(value)

@@ -37,7 +37,7 @@ class Recorder:
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search_module, "_write_results", lambda *arguments: None)
-    monkeypatch.setattr(evaluate_module, "_write_pages", lambda *arguments: None)
+    monkeypatch.setattr(evaluate_module, "_write_pages", lambda *arguments, **more: None)
 
 
 def eval_config(out: Path, **fields: Any) -> EvalConfig:

@@ -8,7 +8,7 @@ import pytest
 from fastdarts import cli
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_methods_of_the_elastic_space_side_by_side(tmp_path: Path) -> None:
     methods = "ofa,fairnas,random"
     sizes = ["--layers", "1", "--init-channels", "4", "--epochs", "3", "--select-epochs", "1", "--seeds", "1"]
@@ -18,7 +18,7 @@ def test_methods_of_the_elastic_space_side_by_side(tmp_path: Path) -> None:
     assert all(name in page for name in methods.split(","))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_images_of_cifar_of_several_sizes(cifar10_images: Path, tmp_path: Path) -> None:
     """A phase an epoch on a small part of the images; then a network for smaller ones."""
     run, out = tmp_path / "run", tmp_path / "small"
