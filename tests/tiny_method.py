@@ -32,7 +32,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "ofa": {"space": "ofa", "layers": 2, "space_options": {"least": 2}, "cost": None},  # three phases
     "dna": {"space": "dna", "layers": 1, "primitives": ("k3 e3", "k5 e3"), "cost": None},
 }
-"""What a method needs besides its options."""
+"""Fields of the config that a method needs besides its options."""
 
 
 def tiny_state(method: str = "darts", ranks: Ranks = ALONE, **fields: Any) -> SearchState:

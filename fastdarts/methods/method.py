@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer
 
 from fastdarts.bilevel.flat import FlatSGD
+from fastdarts.bilevel.host_values import from_host
 from fastdarts.bilevel.ranks import ALONE, Ranks
 from fastdarts.bilevel.step import Level, SearchStep, StepRules
 from fastdarts.config.options import Config, option, read_table
@@ -94,7 +95,7 @@ class Method(StepRules):
     compared_by: ClassVar[str] = (
         "with the shared weights on the alphas' half; such accuracies are below those after a training from scratch"
     )
-    """How the architectures in `compared` were measured, for the report."""
+    """Tells the report how the architectures in `compared` were measured."""
     choice: Choice = Choice()
     """Rules by which an architecture is derived from the scores."""
 
@@ -237,6 +238,28 @@ class Method(StepRules):
     def arch_learning_rates(self) -> Sequence[float]:
         """Return the learning rate of each parameter group of the architecture optimizer."""
         return [self.config.arch_lr]
+
+    # Chance.
+
+    def survivors(self, like: Tensor, shape: Sequence[int], rate: Callable[[], float]) -> Tensor:
+        """Draw factors of dropout [*shape]: 0 with probability rate(), else 1 / (1 - rate()).
+
+        Args:
+            like: what is multiplied by them; they get its dtype and device.
+            shape: its first dimensions; the first is that of the samples.
+            rate: returns the rate of the present step.
+        """
+
+        def draw(rows: int) -> Tensor:
+            return torch.rand((rows, *rest), generator=self.generator)
+
+        def factors() -> Tensor:
+            now = rate()
+            return (drawn() >= now).double() / (1 - now)
+
+        samples, *rest = shape
+        drawn = self.ranks.later_rows(draw, samples)
+        return from_host(factors, like)
 
     # Relaxation.
 

@@ -13,10 +13,8 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
-from fastdarts.bilevel.host_values import from_host
 from fastdarts.config.search_options import SearchOptions
 from fastdarts.methods.method import Method, MethodOptions, Settings, check_warmup, hyper
 from fastdarts.methods.running import RunningSearch
@@ -153,15 +151,7 @@ class DroppedSkip(nn.Module):
         if not self.training or self.method.skip_dropout() == 0:
             return x
 
-        def draw(rows: int) -> Tensor:
-            return torch.rand((rows, *shape), generator=self.method.generator)
-
-        def factors() -> Tensor:
-            rate = self.method.skip_dropout()
-            return (drawn() >= rate).double() / (1 - rate)
-
-        shape, drawn = x.shape[1:], self.method.ranks.later_rows(draw, len(x))
-        return x * from_host(factors, x)
+        return x * self.method.survivors(x, x.shape, self.method.skip_dropout)
 
 
 def without_weakest(scores: Tensor, names: EdgeOps, count: int) -> EdgeOps:

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from fastdarts.bilevel.architect import frozen_buffers, without_gradients
-from fastdarts.bilevel.host_values import from_host
 from fastdarts.config.search_options import SearchOptions
 from fastdarts.data.images import first_images
 from fastdarts.data.share import Share, SharedBatch
@@ -100,13 +99,7 @@ class RobustDarts(Method):
         return mix._replace(drop_path=self._factors) if network.training and self.drop_path() else mix
 
     def _factors(self, term: Tensor) -> Tensor:
-        drawn = self.ranks.later_rows(lambda rows: torch.rand(rows, generator=self.generator), len(term))
-
-        def factors() -> Tensor:
-            rate = self.drop_path()
-            return (drawn() >= rate).double() / (1 - rate)
-
-        return from_host(factors, term)
+        return self.survivors(term, term.shape[:1], self.drop_path)
 
     def graph_key(self) -> Hashable:
         return super().graph_key(), self.drop_path() > 0

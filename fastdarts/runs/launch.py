@@ -100,9 +100,9 @@ class Board:
                 if self._gone() or time.monotonic() > end:
                     raise self.explain()
                 time.sleep(0.05)
+        except RankLostError:
+            raise
         except RuntimeError as error:
-            if isinstance(error, RankLostError):
-                raise
             raise self.explain() from error
 
     def keep(self, key: str, value: str) -> None:

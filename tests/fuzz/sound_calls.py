@@ -19,7 +19,7 @@ Call = dict[str, Any]
 
 
 class Operator(NamedTuple):
-    """How an operator is called."""
+    """Draw the arguments of an operator and of the one that follows it."""
 
     name: str
     draw: Callable[[random.Random], Call]
@@ -45,6 +45,21 @@ def random_plan(draw: random.Random, columns: int, K: int, even: bool) -> MixedP
     return MixedPlan(inputs, nodes, tuple(edges), K)
 
 
+def params_of(plan: MixedPlan, C: int, dtype: torch.dtype) -> list[Tensor]:
+    """Random convolution weights for all ops of a plan."""
+    return [
+        torch.randn(param_size(c, i, C), dtype=dtype)
+        for edge in plan.edges
+        for _, c in edge.ops
+        for i in range(param_count(c, edge.stride))
+    ]
+
+
+def norms_of(plan: MixedPlan) -> int:
+    """Number of batch norms of a plan."""
+    return sum(norm_count(c, edge.stride) for edge in plan.edges for _, c in edge.ops)
+
+
 def mixed_sum_call(draw: random.Random) -> Call:
     """Arguments that fit."""
     K, C, columns = draw.choice((1, 1, 2, 3)), draw.choice((1, 2, 3, 4, 6, 16, 17)), draw.randint(0, 5)
@@ -58,13 +73,7 @@ def mixed_sum_call(draw: random.Random) -> Call:
         stride = strides.get(i, draw.randint(1, 3))
         h, w = (max(1, size * stride - draw.randint(0, stride - 1)) for size in (H, W))
         states.append(torch.randn(N, C * K, h, w).to(dtype))
-    params = [
-        torch.randn(param_size(c, i, C), dtype=compute)
-        for edge in plan.edges
-        for _, c in edge.ops
-        for i in range(param_count(c, edge.stride))
-    ]
-    norms = sum(norm_count(c, edge.stride) for edge in plan.edges for _, c in edge.ops)
+    params, norms = params_of(plan, C, compute), norms_of(plan)
     running = draw.choice((None, torch.rand(norms, 2, C, dtype=compute) + 0.5))
     weights = torch.randn(len(plan.edges), columns + (K > 1), dtype=compute)
     factors = None if K > 1 else draw.choice((None, torch.rand(len(plan.edges), N, dtype=compute).round()))
@@ -215,13 +224,7 @@ def pack_call(draw: random.Random) -> Call:
         for parts, width in zip(inputs, widths, strict=True)
         for _ in range(parts)
     ]
-    params = [
-        torch.randn(param_size(c, i, C), dtype=compute)
-        for edge in plan.edges
-        for _, c in edge.ops
-        for i in range(param_count(c, edge.stride))
-    ]
-    norms = len(inputs) + sum(norm_count(c, edge.stride) for edge in plan.edges for _, c in edge.ops)
+    params, norms = params_of(plan, C, compute), len(inputs) + norms_of(plan)
     return {
         "projections": projections,
         "parts": inputs,
@@ -261,4 +264,4 @@ OPERATORS = {
     )
 }
 SHARES = {"mixed_sum": 4, "project": 2, "mbconv_sum": 2, "recurrent": 2, "linear_nll": 1, "pack_eval_cell": 2}
-"""How often each operator is drawn."""
+"""Relative frequencies of the operators."""

@@ -49,7 +49,7 @@ def test_the_policy_gradient_is_that_of_the_sampled_log_probability() -> None:
 
 
 def test_the_policy_learns_the_op_that_survives(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where one op of each row is rewarded, the policy finds it."""
+    """Reward one op of each row; the policy finds it."""
 
     def fake(architect: Any, batch: Any, mixes: Any) -> Measured:
         share = torch.cat([mix.weights[:, 1] for mix in mixes.values()]).mean()

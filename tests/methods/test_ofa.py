@@ -167,7 +167,7 @@ def test_each_step_takes_one_of_the_sizes() -> None:
 
 
 def test_a_predictor_learns_the_order_of_scores() -> None:
-    """Of networks whose score is the share of large kernels: rank correlation on others above 0.8."""
+    """Score networks by their share of large kernels; the rank correlation on others is above 0.8."""
     network = tiny_state("ofa", **FOUR).network
     generator = torch.Generator().manual_seed(0)
     drawn = list(dict.fromkeys(network.random(generator) for _ in range(150)))

@@ -217,10 +217,9 @@ class SearchNetwork(Supernet):
     def mixes_of(self, architecture: Genotype | CellGenotypes) -> Mixes:
         """Return op weights with which this network computes an architecture."""
         mixes = {}
-        skip = self.auxiliary_skip and isinstance(architecture, Genotype) and architecture.auxiliary_skip
-        if skip:
-            assert isinstance(architecture, Genotype)
-            architecture = architecture.without_auxiliary_skip()
+        skip = False
+        if self.auxiliary_skip and isinstance(architecture, Genotype) and architecture.auxiliary_skip:
+            skip, architecture = True, architecture.without_auxiliary_skip()
         for name, group in self.groups.items():
             weights = torch.zeros(len(group.ops), self._columns(name) + self.auxiliary_skip)
             for state, node in enumerate(architecture.nodes(name), start=2):  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from fastdarts.spaces.layerwise.blocks import ConvNorm, DepthwiseSeparable, Inve
 from fastdarts.spaces.layerwise.quantisers import QuantisedConv, QuantisedLinear, Quantiser
 
 FIXED_BITS = 8
-"""Of everything that has no choice: stem, fixed block, head and classifier."""
+"""Bits of the parts without a choice: stem, fixed block, head and classifier."""
 
 
 def quantise_block(block: nn.Module, bits: str) -> None:
