@@ -272,13 +272,15 @@ def sides_of(blocks: Sequence[str]) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 _MOBILE = ("k3 e3", "k3 e6", "k5 e3", "k5 e6", "k7 e3", "k7 e6")
 
+_PROXYLESS = _stages((24, 4, 2), (40, 4, 2), (80, 4, 2), (96, 4, 1), (192, 4, 2), (320, 1, 1))
+
 CHAINS = {
     # Cai et al., ICLR 2019, arXiv:1812.00332
     "proxyless": Chain(
         stem=32,
         stem_stride=2,
         fixed=16,
-        stages=_stages((24, 4, 2), (40, 4, 2), (80, 4, 2), (96, 4, 1), (192, 4, 2), (320, 1, 1)),
+        stages=_PROXYLESS,
         head=1280,
         activation="relu6",
         blocks=_MOBILE,
@@ -346,7 +348,7 @@ CHAINS = {
         stem=32,
         stem_stride=2,
         fixed=16,
-        stages=_stages((24, 4, 2), (40, 4, 2), (80, 4, 2), (96, 4, 1), (192, 4, 2), (320, 1, 1)),
+        stages=_PROXYLESS,
         head=1280,
         activation="relu6",
         blocks=elastic_blocks((3, 5, 7), (4, 6)),
