@@ -18,7 +18,19 @@ if not (ROOT / "benchmarks" / "cases.py").is_file():
     pytest.skip("needs the benchmarks, which are not installed", allow_module_level=True)
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import all_methods, compare, found, layers, mask_noise, methods, picture, ranks, recurrent, scaling  # noqa: E402
+from benchmarks import (  # noqa: E402
+    all_methods,
+    compare,
+    found,
+    layers,
+    mask_noise,
+    methods,
+    peers,
+    picture,
+    ranks,
+    recurrent,
+    scaling,
+)
 from benchmarks.cases import (  # noqa: E402
     AT_PAPERS_SIZE,
     AUTOCAST,
@@ -301,6 +313,34 @@ def test_as_they_are_started(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     capsys.readouterr()
     assert scaling.main(["--small", "--axes", "batch", "--variants", "fused", "--out", str(tmp_path / "s")]) == 0
     assert "| exponent |" in capsys.readouterr().out
+
+
+def test_other_libraries_take_turns_with_ours(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A library's supernet learns both its weights and its alphas; one that is not installed is named."""
+    made = []
+
+    def toy() -> peers.Supernet:
+        network = SearchNetwork(4, layers=3, backend="reference")
+        made.append([p.clone() for p in (*network.parameters(), *network.arch_parameters())])
+        made.append([*network.parameters(), *network.arch_parameters()])
+        return peers.Supernet(network, network.arch_parameters(), lambda logits: logits)
+
+    def missing() -> peers.Supernet:
+        import no_such_library  # type: ignore[import-not-found]  # noqa: F401
+
+        raise AssertionError
+
+    monkeypatch.setattr(peers, "CHANNELS", 4)
+    monkeypatch.setattr(peers, "LAYERS", 3)
+    monkeypatch.setattr(peers, "PEERS", {"toy": toy, "other": missing})
+    assert peers.main(["--peers", "toy,other", "--batch-size", "2", "--image-size", "8", "--rounds", "1"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "without other: No module named 'no_such_library'"
+    assert [line.split(":")[0] for line in shown[2:]] == ["fastdarts", "plain modules", "toy"]
+    assert len({line.split("; ")[1] for line in shown[2:]}) == 1
+    assert all(not torch.equal(before, after) for before, after in zip(*made, strict=True))
 
 
 def test_the_page_of_all_methods_claims_no_more_than_its_intervals(
