@@ -36,15 +36,17 @@ from benchmarks.original import OriginalSearch
 from fastdarts import Architect, SearchNetwork
 from fastdarts.bilevel.flat import FlatSGD
 from fastdarts.config.files import write_atomically
-from fastdarts.kernels import bank, node, second
+from fastdarts.kernels import bank, node, running, second
 from fastdarts.kernels.mixed_sum import mixed_sum, mixed_sum_backward
 from fastdarts.kernels.project import project, project_backward
+from fastdarts.kernels.running import update_running
 
 KERNELS = {
     "fastdarts::mixed_sum": mixed_sum,
     "fastdarts::mixed_sum_backward": mixed_sum_backward,
     "fastdarts::project": project,
     "fastdarts::project_backward": project_backward,
+    "fastdarts::update_running": update_running,
 }
 LAUNCHES_NOTHING = {"empty", "empty_like", "empty_strided", "new_empty", "detach", "detach_", "as_strided_"}
 LAUNCHES_NOTHING |= {"_local_scalar_dense", "_record_function_enter_new", "_record_function_exit"}
@@ -106,11 +108,11 @@ class Counting(Planning):
 def launches_to(launch: Any) -> Iterator[None]:
     """Redirect launches of the kernels made inside to the function `launch`."""
     before = bank.launch
-    bank.launch = node.launch = launch
+    bank.launch = node.launch = running.launch = launch
     try:
         yield
     finally:
-        bank.launch = node.launch = before
+        bank.launch = node.launch = running.launch = before
 
 
 class Listener(Protocol):

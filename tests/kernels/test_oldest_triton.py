@@ -16,7 +16,7 @@ triton = pytest.importorskip("triton", reason="the kernels need Triton")
 ROOT = Path(__file__).parents[2]
 OLDEST = "3.6"
 KERNELS = {"stage_forward", "join_moments", "mix_forward", "term_sums", "finish_sums", "stage_backward"}
-KERNELS |= {"reduction_backward", "pool_backward", "join_gradients", "sum_parts"}
+KERNELS |= {"reduction_backward", "pool_backward", "join_gradients", "sum_parts", "update_running"}
 SPILLED = 256  # bytes a thread that this compiler keeps while a kernel calls a pass
 
 
