@@ -79,7 +79,7 @@ class Counting(Planning):
         name = func.overloadpacket._qualified_op_name
         with telling(self):
             out = super().__torch_dispatch__(func, types, args, kwargs)
-        if not (name in KERNELS or func.is_view or name.partition("::")[2] in LAUNCHES_NOTHING):
+        if not (name in KERNELS or is_view(func, args, out) or name.partition("::")[2] in LAUNCHES_NOTHING):
             tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, Tensor)]
             self.traffic.add(name, sum(map(elements_bytes, tensors)))
         return out
@@ -147,6 +147,14 @@ def telling(listener: Listener) -> Iterator[None]:
         yield
     finally:
         second.Second = before
+
+
+def is_view(func: Any, args: Any, out: Any) -> bool:
+    """Return True if an operator only made a view: `to` and `contiguous`, which may, count if they made a copy."""
+    if not func.is_view:
+        return False
+    inputs = {t.untyped_storage().data_ptr() for t in tree_leaves(args) if isinstance(t, Tensor)}
+    return all(t.untyped_storage().data_ptr() in inputs for t in tree_leaves(out) if isinstance(t, Tensor))
 
 
 def elements_bytes(t: Tensor) -> int:
