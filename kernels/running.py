@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -10,17 +11,17 @@ from torch import Tensor
 from fastdarts.kernels.launch import accumulator, compute_dtype, launch
 from fastdarts.kernels.tables import constant
 
-# Columns of a norm's row: addresses of its mean, variance and counter (0: none), where its statistics begin, C, and
-# the number of values per channel.
-MEAN, VARIANCE, COUNTER, BEGIN, CHANNELS, VALUES = (tl.constexpr(column) for column in range(6))
-NORM = tl.constexpr(6)
+# Columns of a norm's row: addresses of its mean, variance and counter (0: none), where its statistics begin, C, the
+# number of values per channel, and the bits of the momentum as float64. As a constant of the kernel, each momentum of
+# plain averages (1, 1/2, 1/3, ...) would compile it anew.
+MEAN, VARIANCE, COUNTER, BEGIN, CHANNELS, VALUES, MOMENTUM = (tl.constexpr(column) for column in range(7))
+NORM = tl.constexpr(7)
 BLOCK = 64  # channels
 
 
 @triton.jit
-def update_running_kernel(stats_ptr, norms_ptr, MOMENTUM: tl.constexpr, STORED: tl.constexpr, BLOCK_C: tl.constexpr,
-                          ACC: tl.constexpr):  # fmt: skip
-    """One program moves the statistics of one batch norm by the share MOMENTUM towards the batch's, and counts it.
+def update_running_kernel(stats_ptr, norms_ptr, STORED: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr):
+    """One program moves the statistics of one batch norm by the share of its momentum to the batch's, and counts it.
 
     stats: of each norm means [C], then biased variances [C]. STORED: type of running statistics.
     """
@@ -31,21 +32,22 @@ def update_running_kernel(stats_ptr, norms_ptr, MOMENTUM: tl.constexpr, STORED: 
     channels = tl.load(row + CHANNELS)
     batch_ptr = stats_ptr + tl.load(row + BEGIN)
     values = tl.load(row + VALUES).to(ACC)
+    momentum = tl.load(row + MOMENTUM).to(tl.float64, bitcast=True).to(ACC)
     for first in range(0, channels, BLOCK_C):
         c = first + tl.arange(0, BLOCK_C)
-        move(mean_ptr + c, batch_ptr + c, 1.0, c < channels, MOMENTUM, STORED, ACC)
-        move(variance_ptr + c, batch_ptr + channels + c, values / (values - 1), c < channels, MOMENTUM, STORED, ACC)
+        move(mean_ptr + c, batch_ptr + c, 1.0, c < channels, momentum, STORED, ACC)
+        move(variance_ptr + c, batch_ptr + channels + c, values / (values - 1), c < channels, momentum, STORED, ACC)
     if counter != 0:
         counter_ptr = counter.to(tl.pointer_type(tl.int64))
         tl.store(counter_ptr, tl.load(counter_ptr) + 1)
 
 
 @triton.jit
-def move(running_ptr, batch_ptr, factor, mask, MOMENTUM: tl.constexpr, STORED: tl.constexpr, ACC: tl.constexpr):
+def move(running_ptr, batch_ptr, factor, mask, momentum, STORED: tl.constexpr, ACC: tl.constexpr):
     """Move running statistics towards the batch's, times a factor."""
     running = tl.load(running_ptr, mask=mask, other=0.0).to(ACC)
     batch = tl.load(batch_ptr, mask=mask, other=0.0).to(ACC) * factor
-    tl.store(running_ptr, (running + MOMENTUM * (batch - running)).to(STORED), mask=mask)
+    tl.store(running_ptr, (running + momentum * (batch - running)).to(STORED), mask=mask)
 
 
 def update_running(
@@ -71,16 +73,15 @@ def update_running(
     if [variance.numel() for variance in variances] != channels or 2 * sum(channels) != stats.numel():
         raise ValueError("update_running: means, variances and stats must be of the same channels")
     counted = [counter.data_ptr() for counter in counters] + [0] * (len(means) - len(counters))
-    rows, begin = [], 0
+    rows, begin, bits = [], 0, int(np.float64(momentum).view(np.int64))
     for mean, variance, counter, c, n in zip(means, variances, counted, channels, values, strict=True):
-        rows.append((mean.data_ptr(), variance.data_ptr(), counter, begin, c, n))
+        rows.append((mean.data_ptr(), variance.data_ptr(), counter, begin, c, n, bits))
         begin += 2 * c
     launch(
         update_running_kernel,
         (len(rows),),
         stats.contiguous(),
         constant(tuple(rows), device, torch.int64),
-        MOMENTUM=momentum,
         STORED=_STORED[dtype],
         BLOCK_C=BLOCK,
         ACC=accumulator(compute_dtype(dtype)),
