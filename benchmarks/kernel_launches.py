@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdarts.kernels import bank, linear_nll, node, recurrent
+from fastdarts.kernels import bank, linear_nll, node, recurrent, running
 from fastdarts.kernels.launch import compute_dtype
 from fastdarts.kernels.mixed_sum import mixed_sum, mixed_sum_backward
 from fastdarts.kernels.project import project, project_backward
+from fastdarts.kernels.running import update_running
 from fastdarts.ops.cell_plan import derived_plan, search_plan
 from fastdarts.ops.plan import MixedPlan, PlannedEdge, edge_ops, norm_count
 from fastdarts.primitives.table import PRIMITIVES
@@ -29,12 +30,14 @@ def launches(
     """Return the launches of one node with every op on its edges from two inputs, and of preprocessing an input.
 
     With `found` as in found networks, whose batch norms learn and whose edges have factors.
-    Both run forward and backward. Launches of further kernels that edges without pools need, and the stages of
-    pointwise convolutions alone, come at the end.
+    Both run forward and backward, and running statistics are updated. Launches of further kernels that edges without
+    pools need, and the stages of pointwise convolutions alone, come at the end.
     """
     with recorded() as made:
         cell(ops, 1, C, stride, dtype, found=found)
         preprocessing(C, stride, dtype, found=found)
+        norm = torch.zeros(C, dtype=compute_dtype(dtype))
+        update_running([norm], [norm], [], norm.repeat(2), [2], 0.1)
         known, count = {kernel for kernel, _, _ in made}, len(made)
         cell(("skip_connect",), 2, C, stride, dtype, found=found)
         pointwise = len(made)
@@ -62,7 +65,7 @@ def more_launches(C: int, stride: int, dtype: torch.dtype, ops: Ops) -> list[Lau
 def recorded() -> Iterator[list[Launch]]:
     """Collect the launches made inside without starting them."""
     found: list[Launch] = []
-    rooms: list[Any] = [bank, node, recurrent, linear_nll]
+    rooms: list[Any] = [bank, node, running, recurrent, linear_nll]
     before = bank.launch
     for room in rooms:
         room.launch = lambda kernel, grid, *args, **constants: found.append((kernel, args, constants))

@@ -64,6 +64,10 @@ PLANES = {
 }
 
 
+COUNTER = 8
+"""Bytes of a batch norm's count of batches."""
+
+
 @dataclass
 class Traffic:
     """Hold the traffic and work of launches; bytes and numbers of launches are kept by operator or kernel."""
@@ -307,6 +311,12 @@ def sum_parts(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, float, int
     return sum(length * (parts + 1) for _, _, length, parts in table.tolist()) * a["parts_ptr"].element_size(), 0, 0
 
 
+def update_running(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, float, int]:
+    stats: Tensor = a["stats_ptr"]
+    stored = a["STORED"].primitive_bitwidth // 8
+    return stats.numel() * (stats.element_size() + 2 * stored) + grid[0] * 2 * COUNTER, 0, 0
+
+
 def planes_forward(grid: tuple[int, ...], a: dict[str, Any]) -> tuple[int, float, int]:
     elements, element = a["images"] * a["width"] ** 2 * a["channels"], a["saved"].element_size()
     compute = a["stats"].element_size()
@@ -328,6 +338,6 @@ COUNTS = {
     f"{count.__name__}_kernel": count
     for count in (
         stage_forward, join_moments, learned_norms, mix_forward, term_sums, finish_sums, stage_backward,
-        reduction_backward, pool_backward, join_gradients, sum_parts,
+        reduction_backward, pool_backward, join_gradients, sum_parts, update_running,
     )
 } | {"planes_forward": planes_forward}  # fmt: skip

@@ -36,15 +36,17 @@ from benchmarks.original import OriginalSearch
 from fastdarts import Architect, SearchNetwork
 from fastdarts.bilevel.flat import FlatSGD
 from fastdarts.config.files import write_atomically
-from fastdarts.kernels import bank, node, second
+from fastdarts.kernels import bank, node, running, second
 from fastdarts.kernels.mixed_sum import mixed_sum, mixed_sum_backward
 from fastdarts.kernels.project import project, project_backward
+from fastdarts.kernels.running import update_running
 
 KERNELS = {
     "fastdarts::mixed_sum": mixed_sum,
     "fastdarts::mixed_sum_backward": mixed_sum_backward,
     "fastdarts::project": project,
     "fastdarts::project_backward": project_backward,
+    "fastdarts::update_running": update_running,
 }
 LAUNCHES_NOTHING = {"empty", "empty_like", "empty_strided", "new_empty", "detach", "detach_", "as_strided_"}
 LAUNCHES_NOTHING |= {"_local_scalar_dense", "_record_function_enter_new", "_record_function_exit"}
@@ -77,7 +79,7 @@ class Counting(Planning):
         name = func.overloadpacket._qualified_op_name
         with telling(self):
             out = super().__torch_dispatch__(func, types, args, kwargs)
-        if not (name in KERNELS or func.is_view or name.partition("::")[2] in LAUNCHES_NOTHING):
+        if not (name in KERNELS or is_view(func, args, out) or name.partition("::")[2] in LAUNCHES_NOTHING):
             tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, Tensor)]
             self.traffic.add(name, sum(map(elements_bytes, tensors)))
         return out
@@ -106,11 +108,11 @@ class Counting(Planning):
 def launches_to(launch: Any) -> Iterator[None]:
     """Redirect launches of the kernels made inside to the function `launch`."""
     before = bank.launch
-    bank.launch = node.launch = launch
+    bank.launch = node.launch = running.launch = launch
     try:
         yield
     finally:
-        bank.launch = node.launch = before
+        bank.launch = node.launch = running.launch = before
 
 
 class Listener(Protocol):
@@ -145,6 +147,14 @@ def telling(listener: Listener) -> Iterator[None]:
         yield
     finally:
         second.Second = before
+
+
+def is_view(func: Any, args: Any, out: Any) -> bool:
+    """Return True if an operator only made a view: `to` and `contiguous`, which may, count if they made a copy."""
+    if not func.is_view:
+        return False
+    inputs = {t.untyped_storage().data_ptr() for t in tree_leaves(args) if isinstance(t, Tensor)}
+    return all(t.untyped_storage().data_ptr() in inputs for t in tree_leaves(out) if isinstance(t, Tensor))
 
 
 def elements_bytes(t: Tensor) -> int:

@@ -13,7 +13,8 @@ from benchmarks.gpu_day.steps import Steps, by_kernels
 def main() -> None:
     day, *keys = sys.argv[1:]
     here = Day(**json.loads(day))
-    kinds, _ = distinct_launches(lambda: by_kernels(here, Steps(here, cuda_graphs=False).weight))
+    steps = Steps(here, cuda_graphs=False)  # stays: launches know the addresses of its running statistics alone
+    kinds, _ = distinct_launches(lambda: by_kernels(here, steps.weight))
     if torch.cuda.is_available():
         torch.cuda.profiler.start()
     for key in keys:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.launch_traffic import Traffic, traffic_of
-from fastdarts.kernels import bank, node
+from fastdarts.kernels import bank, node, running
 from fastdarts.kernels import launch as launching
 
 Grid = tuple[int, ...]
@@ -62,11 +62,11 @@ def each_launch(look: Callable[[Launch], None]) -> Iterator[None]:
         if all(grid):
             look(Launch(kernel, grid, args, constants))
 
-    bank.launch = node.launch = launch
+    bank.launch = node.launch = running.launch = launch
     try:
         yield
     finally:
-        bank.launch = node.launch = real
+        bank.launch = node.launch = running.launch = real
 
 
 def distinct_launches(step: Callable[[], object]) -> tuple[dict[str, Launch], dict[str, int]]:

@@ -18,6 +18,7 @@ from fastdarts.bilevel.flat import FlatSGD, FlatWeights, as_scalar
 from fastdarts.bilevel.ranks import Ranks
 from fastdarts.bilevel.statistics import kept_statistics
 from fastdarts.mixed import fused
+from fastdarts.mixed.statistics import updating_once
 from fastdarts.mixed.walk import modules_of
 from fastdarts.ops import flat_ops
 from fastdarts.tasks.classification import Classification, Loss
@@ -193,7 +194,7 @@ class Architect:
         With several ranks the loss is that of this rank's rows, weighted so that the mean over ranks is the mean over
         the global batch (for a loss that is a mean over its rows).
         """
-        with self.ranks.computing(batch) as share:
+        with updating_once(), self.ranks.computing(batch) as share:
             loss, outputs = self.task.forward(self.network, batch, self.amp_dtype)
         return loss if share.weight == 1 else loss * share.weight, outputs
 

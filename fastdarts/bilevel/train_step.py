@@ -13,6 +13,7 @@ from fastdarts.bilevel.flat import FlatSGD, as_scalar
 from fastdarts.bilevel.graphs import Replay
 from fastdarts.bilevel.ranks import ALONE, Ranks
 from fastdarts.data.share import weight_of
+from fastdarts.mixed.statistics import updating_once
 from fastdarts.tasks.classification import Loss, count_correct
 from fastdarts.tasks.task import Batch
 
@@ -99,7 +100,8 @@ class TrainStep:
 
         `weight` is that of this rank's rows in the mean over ranks.
         """
-        with torch.autocast(images.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
+        autocast = torch.autocast(images.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None)
+        with autocast, updating_once():
             outputs = self.network(images)
             again = None if self.second is None else self.second[1](images)
         logits, loss, total = self._losses(outputs, targets)

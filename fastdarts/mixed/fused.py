@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from fastdarts.mixed.statistics import buffer, update_running
 from fastdarts.ops import operators
 from fastdarts.ops.plan import MixedPlan, PlannedEdge, edge_ops
 from fastdarts.primitives.modules import DilConv, FactorizedReduce, ReLUConvBN, SepConv, Zero
@@ -270,7 +271,7 @@ def preprocess(module: nn.Module, x: Tensor, built: Signature) -> Tensor:
     running = None if norm.training else running_statistics([norm])
     out, stats = operators.project(x.to(storage_dtype(x)), params, running, norm.eps, affine_numbers([norm]))
     if norm.training and norm.track_running_stats:
-        _update_running([norm], stats, out.shape[0] * out.shape[2] * out.shape[3])
+        update_running([norm], stats, out.shape[0] * out.shape[2] * out.shape[3])
     return out
 
 
@@ -301,7 +302,7 @@ def _run(
         _check_values(states[0], edges[0].edge.stride)
     out, stats = operators.mixed_sum(states, weights, params, running, plan, eps, affine, factors, recompute)
     if training and norms[0].track_running_stats:
-        _update_running(norms, stats, out.shape[0] * out.shape[2] * out.shape[3])
+        update_running(norms, stats, out.shape[0] * out.shape[2] * out.shape[3])
     return out
 
 
@@ -460,7 +461,7 @@ def _weight(module: nn.Module | None) -> Tensor:
 
 def running_statistics(norms: list[nn.BatchNorm2d]) -> Tensor:
     """Return the running statistics of batch norms, [norms, 2 (mean, variance), C]."""
-    return torch.stack([torch.stack([_buffer(n, "running_mean"), _buffer(n, "running_var")]) for n in norms])
+    return torch.stack([torch.stack([buffer(n, "running_mean"), buffer(n, "running_var")]) for n in norms])
 
 
 def affine_numbers(norms: list[nn.BatchNorm2d]) -> Tensor | None:
@@ -481,10 +482,6 @@ def watched(module: nn.Module) -> bool:
     )
 
 
-def _buffer(norm: nn.BatchNorm2d, name: str) -> Tensor:
-    return norm._buffers[name]  # type: ignore[return-value]
-
-
 def norm_settings(norm: nn.BatchNorm2d) -> Settings:
     """Return the settings of a batch norm."""
     return type(norm), norm.training, norm.eps, norm.momentum, norm.track_running_stats
@@ -495,19 +492,3 @@ def norm_refusal(kind: type, training: bool, eps: float, momentum: float | None,
     if kind is not nn.BatchNorm2d:
         return f"its batch norms are {kind.__name__}"
     return "its batch norms average without momentum" if momentum is None else None
-
-
-def _update_running(norms: list[nn.BatchNorm2d], stats: Tensor, values: int) -> None:
-    """Update the running statistics of `norms` as nn.BatchNorm2d does, in a few calls for all norms.
-
-    `stats` [norms, 2, C] holds means and biased variances over `values` values per channel; the running statistics are
-    exponential averages of means and unbiased variances.
-    """
-    momentum = norms[0].momentum
-    assert momentum is not None
-    stats = stats.detach()
-    for name, batch in (("running_mean", stats[:, 0]), ("running_var", stats[:, 1] * (values / (values - 1)))):
-        running = [_buffer(norm, name) for norm in norms]
-        torch._foreach_lerp_(running, list(batch.to(running[0].dtype).unbind()), momentum)
-    counters = [_buffer(norm, "num_batches_tracked") for norm in norms]
-    torch._foreach_add_([counter for counter in counters if counter is not None], 1)

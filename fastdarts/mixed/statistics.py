@@ -1,12 +1,16 @@
-"""Passes in train mode that leave the running statistics of a network alone."""
+"""Leave the running statistics of a network alone in a pass, or update those of norms that the fused operators run."""
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from fastdarts.mixed.walk import modules_of
+from fastdarts.ops import running
 
 
 @contextmanager
@@ -36,3 +40,90 @@ def frozen_statistics(network: nn.Module) -> Iterator[None]:
             # A buffer that a backward will read must not be written to; norms change theirs without a new version.
             if version is None or buffer._version != version:
                 buffer.copy_(value)
+
+
+class Batch(NamedTuple):
+    """Hold the statistics of a batch for some batch norms of equal momentum."""
+
+    norms: Sequence[nn.BatchNorm2d]
+    stats: Tensor
+    """Means and biased variances, [norms, 2, C]."""
+    values: int
+    """Number of values per channel that they are of."""
+
+    @property
+    def kind(self) -> tuple[float | None, torch.dtype, torch.device]:
+        """Return what batches have in common that one call of the operator takes."""
+        mean = buffer(self.norms[0], "running_mean")
+        return self.norms[0].momentum, mean.dtype, mean.device
+
+
+class _Pass(threading.local):
+    """Hold the batches whose statistics this thread has not used yet; None outside of `updating_once`."""
+
+    batches: list[Batch] | None = None
+    norms: set[nn.Module]
+
+
+_pass = _Pass()
+
+
+@contextmanager
+def updating_once() -> Iterator[None]:
+    """Inside, keep statistics of batches for one update at the end: on a GPU two launches instead of two a call.
+
+    Norms that run several times are updated in order. If the pass raises, what was kept is dropped.
+    """
+    if _pass.batches is not None:
+        yield
+        return
+    _pass.batches, _pass.norms = [], set()
+    try:
+        yield
+        _use_kept()
+    finally:
+        _pass.batches = None
+
+
+def update_running(norms: Sequence[nn.BatchNorm2d], stats: Tensor, values: int) -> None:
+    """Update running statistics and counters of `norms` as nn.BatchNorm2d does; see `Batch` for the arguments."""
+    batch = Batch(norms, stats.detach(), values)
+    if torch.compiler.is_compiling() or _pass.batches is None:
+        _apply([batch])
+        return
+    if not _pass.norms.isdisjoint(norms):
+        _use_kept()
+    _pass.batches.append(batch)
+    _pass.norms.update(norms)
+
+
+def _use_kept() -> None:
+    assert _pass.batches is not None
+    kept, _pass.batches, _pass.norms = _pass.batches, [], set()
+    alike: dict[object, list[Batch]] = {}
+    for batch in kept:
+        alike.setdefault(batch.kind, []).append(batch)
+    for batches in alike.values():
+        _apply(batches)
+
+
+def _apply(batches: Sequence[Batch]) -> None:
+    """Update the norms of batches of one kind."""
+    norms = [norm for batch in batches for norm in batch.norms]
+    momentum = norms[0].momentum
+    assert momentum is not None
+    counters = [buffer(norm, "num_batches_tracked") for norm in norms]
+    stats = [batch.stats.reshape(-1) for batch in batches]
+    running.update_running(
+        [buffer(norm, "running_mean") for norm in norms],
+        [buffer(norm, "running_var") for norm in norms],
+        [counter for counter in counters if counter is not None],
+        torch.cat(stats) if len(stats) > 1 else stats[0],
+        [batch.values for batch in batches for _ in batch.norms],
+        momentum,
+    )
+
+
+def buffer(norm: nn.BatchNorm2d, name: str) -> Tensor:
+    """Return a buffer of a batch norm, past nn.Module's own look-up: a step needs thousands."""
+    return norm._buffers[name]  # type: ignore[return-value]

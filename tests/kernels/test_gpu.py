@@ -5,6 +5,7 @@ import torch
 from kernel_cases import assert_no_worse, fused, make_case, plain
 
 from fastdarts import SearchNetwork
+from fastdarts.ops import running
 
 pytestmark = pytest.mark.gpu
 
@@ -25,6 +26,20 @@ def test_same_bits_every_time() -> None:
     first, second = fused(case), fused(case)
     for name, t in first.items():
         assert torch.equal(second[name], t), name
+
+
+def test_running_statistics() -> None:
+    channels, values = [16, 70, 5], [2, 65536, 7]
+    means, variances = [torch.randn(C) for C in channels], [torch.rand(C) + 0.5 for C in channels]
+    counters, stats = [torch.tensor(3), torch.tensor(2**40)], torch.rand(2 * sum(channels))
+    true = [[t.double() for t in tensors] for tensors in (means, variances)]
+    running._update_running(*true, [], stats.double(), values, 0.1)
+    ours = [[t.cuda() for t in tensors] for tensors in (means, variances, counters)]
+    running.update_running(*ours, stats.cuda(), values, 0.1)
+    assert [int(counter) for counter in ours[2]] == [4, 2**40 + 1]
+    for mine, exact in zip([*ours[0], *ours[1]], [*true[0], *true[1]], strict=True):
+        # Three roundings of sums and one of storage; nothing exceeds 8.
+        torch.testing.assert_close(mine.double().cpu(), exact, rtol=0, atol=4 * 8 * torch.finfo(torch.float32).eps)
 
 
 def _networks() -> tuple[SearchNetwork, SearchNetwork, torch.Tensor]:

@@ -15,7 +15,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 from triton.runtime.interpreter import interpreter_builder
 
 from benchmarks.launch_traffic import traffic_of
-from benchmarks.traffic import WEIGHT, Search, launches_to, plain, plain_step
+from benchmarks.traffic import WEIGHT, Counting, Search, launches_to, plain, plain_step
 from benchmarks.traffic import fused as fused_steps
 from fastdarts.kernels import bank, tiles
 
@@ -63,6 +63,17 @@ def test_launches_touch_what_the_model_says(stride: int, ops: tuple[str, ...], m
     assert len(names) == 8 + (stride == 2 and "skip_connect" in ops)  # reductions have a kernel of their own
     # Which of the two adds up a state's gradient depends on its pools.
     assert ("join_gradients_kernel" if ops == OPS[1:] else "pool_backward_kernel") in names
+
+
+def test_conversions_and_copies_count_and_views_do_not() -> None:
+    x = torch.ones(4, 2)
+    with Counting() as counting, torch._C._AutoDispatchBelowAutograd():  # as an operator's kernel runs
+        for y in (x.view(8), x.t(), x.to(torch.float32), x.contiguous()):
+            assert y.data_ptr() == x.data_ptr()
+        assert counting.traffic.launches.total() == 0
+        x.to(torch.bfloat16), x.t().contiguous()
+    assert counting.traffic.launches.total() == 2
+    assert counting.traffic.bytes.total() == 8 * (4 + 2) + 8 * (4 + 4)
 
 
 def test_a_step_moves_less_in_fewer_launches_than_the_plain_one() -> None:

@@ -166,11 +166,14 @@ class TritonMachine(Machine):
 
     Args:
         target: of `benchmarks.compiled_kernels.TARGETS`, such as "sm_90".
+        seed: of the order of programs and warps.
+        reached: tensors, by name, that kernels read and write by addresses in their tables.
     """
 
-    def __init__(self, target: str, seed: int = 0) -> None:
+    def __init__(self, target: str, seed: int = 0, reached: Sequence[tuple[str, Tensor]] = ()) -> None:
         super().__init__(seed)
         self.target = target
+        self.reached = reached
         self.programs: dict[str, tuple[Program, Any]] = {}
 
     def launch(self, kernel: Any, grid: Grid, *args: Any, **constants: Any) -> None:
@@ -179,7 +182,7 @@ class TritonMachine(Machine):
             return
         program, compiled = self.program((kernel, args, constants))
         arguments: list[Tensor | bytes] = []
-        memory: list[tuple[str, Tensor]] = []
+        memory = list(self.reached)
         for name, given in zip(kernel.arg_names, args, strict=False):
             for value in given if isinstance(given, tuple) else (given,):
                 if isinstance(value, Tensor):

@@ -24,10 +24,15 @@ ALWAYS = {"stage_forward", "join_moments", "mix_forward", "term_sums", "finish_s
 
 
 def cells(*args: str) -> dict[str, Any]:
-    """Run ptx_cells.py, without Triton's interpreter, and return its report."""
+    """Run ptx_cells.py and return its report."""
+    return executed("ptx_cells.py", *args)
+
+
+def executed(program: str, *args: str) -> dict[str, Any]:
+    """Run a program of this folder without Triton's interpreter, and return its report."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests"), environment.get("PYTHONPATH", "")])
-    command = [sys.executable, str(Path(__file__).with_name("ptx_cells.py")), *args]
+    command = [sys.executable, str(Path(__file__).with_name(program)), *args]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -51,6 +56,14 @@ def test_windows() -> None:
 
 def test_reductions_with_products_of_warp_groups() -> None:
     check(cells("sm_90", "bfloat16", "64", "2", "4,8,8", "skip_connect,nor_conv_1x1", "--exact"), "reduction_backward")
+
+
+@pytest.mark.parametrize(("target", "dtype"), [("sm_80", "bfloat16"), ("sm_90", "float32")])
+def test_running_statistics(target: str, dtype: str) -> None:
+    report = executed("ptx_running.py", target, dtype)
+    assert report["findings"] == []
+    assert report["counters"] == [1, 2**40 + 1]
+    assert report["roundings"] < 4 * 8  # three of sums and one of storage; nothing exceeds 8
 
 
 @pytest.mark.long

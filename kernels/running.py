@@ -1,0 +1,97 @@
+"""`fastdarts::update_running` on GPUs: the running statistics of many batch norms in one launch."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastdarts.kernels.launch import accumulator, compute_dtype, launch
+from fastdarts.kernels.tables import constant
+
+# Columns of a norm's row: addresses of its mean, variance and counter (0: none), where its statistics begin, C, the
+# number of values per channel, and the bits of the momentum as float64. As a constant of the kernel, each momentum of
+# plain averages (1, 1/2, 1/3, ...) would compile it anew.
+MEAN, VARIANCE, COUNTER, BEGIN, CHANNELS, VALUES, MOMENTUM = (tl.constexpr(column) for column in range(7))
+NORM = tl.constexpr(7)
+BLOCK = 64  # channels
+
+
+@triton.jit
+def update_running_kernel(stats_ptr, norms_ptr, STORED: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr):
+    """One program moves the statistics of one batch norm by the share of its momentum to the batch's, and counts it.
+
+    stats: of each norm means [C], then biased variances [C]. STORED: type of running statistics.
+    """
+    row = norms_ptr + tl.program_id(0) * NORM
+    mean_ptr = tl.load(row + MEAN).to(tl.pointer_type(STORED))
+    variance_ptr = tl.load(row + VARIANCE).to(tl.pointer_type(STORED))
+    counter = tl.load(row + COUNTER)
+    channels = tl.load(row + CHANNELS)
+    batch_ptr = stats_ptr + tl.load(row + BEGIN)
+    values = tl.load(row + VALUES).to(ACC)
+    momentum = tl.load(row + MOMENTUM).to(tl.float64, bitcast=True).to(ACC)
+    for first in range(0, channels, BLOCK_C):
+        c = first + tl.arange(0, BLOCK_C)
+        move(mean_ptr + c, batch_ptr + c, 1.0, c < channels, momentum, STORED, ACC)
+        move(variance_ptr + c, batch_ptr + channels + c, values / (values - 1), c < channels, momentum, STORED, ACC)
+    if counter != 0:
+        counter_ptr = counter.to(tl.pointer_type(tl.int64))
+        tl.store(counter_ptr, tl.load(counter_ptr) + 1)
+
+
+@triton.jit
+def move(running_ptr, batch_ptr, factor, mask, momentum, STORED: tl.constexpr, ACC: tl.constexpr):
+    """Move running statistics towards the batch's, times a factor."""
+    running = tl.load(running_ptr, mask=mask, other=0.0).to(ACC)
+    batch = tl.load(batch_ptr, mask=mask, other=0.0).to(ACC) * factor
+    tl.store(running_ptr, (running + momentum * (batch - running)).to(STORED), mask=mask)
+
+
+def update_running(
+    means: Sequence[Tensor],
+    variances: Sequence[Tensor],
+    counters: Sequence[Tensor],
+    stats: Tensor,
+    values: Sequence[int],
+    momentum: float,
+) -> None:
+    """Update running statistics of batch norms; see `fastdarts.ops.running.update_running`.
+
+    Raises: ValueError for tensors that the kernel cannot read.
+    """
+    dtype, device = means[0].dtype, stats.device
+    for tensor in (*means, *variances):
+        if tensor.dtype != dtype or tensor.device != device or not tensor.is_contiguous():
+            raise ValueError(
+                f"running statistics must be contiguous {dtype} on {device}, as the first; "
+                f"got {tensor.dtype} {tensor.stride()} on {tensor.device}"
+            )
+    channels = [mean.numel() for mean in means]
+    if [variance.numel() for variance in variances] != channels or 2 * sum(channels) != stats.numel():
+        raise ValueError("update_running: means, variances and stats must be of the same channels")
+    counted = [counter.data_ptr() for counter in counters] + [0] * (len(means) - len(counters))
+    rows, begin, bits = [], 0, int(np.float64(momentum).view(np.int64))
+    for mean, variance, counter, c, n in zip(means, variances, counted, channels, values, strict=True):
+        rows.append((mean.data_ptr(), variance.data_ptr(), counter, begin, c, n, bits))
+        begin += 2 * c
+    launch(
+        update_running_kernel,
+        (len(rows),),
+        stats.contiguous(),
+        constant(tuple(rows), device, torch.int64),
+        STORED=_STORED[dtype],
+        BLOCK_C=BLOCK,
+        ACC=accumulator(compute_dtype(dtype)),
+        num_warps=1,
+    )
+
+
+_STORED = {
+    torch.float64: tl.float64,
+    torch.float32: tl.float32,
+    torch.bfloat16: tl.bfloat16,
+    torch.float16: tl.float16,
+}
