@@ -77,16 +77,18 @@ def update_running(
     for mean, variance, counter, c, n in zip(means, variances, counted, channels, values, strict=True):
         rows.append((mean.data_ptr(), variance.data_ptr(), counter, begin, c, n, bits))
         begin += 2 * c
-    launch(
-        update_running_kernel,
-        (len(rows),),
-        stats.contiguous(),
-        constant(tuple(rows), device, torch.int64),
-        STORED=_STORED[dtype],
-        BLOCK_C=BLOCK,
-        ACC=accumulator(compute_dtype(dtype)),
-        num_warps=1,
-    )
+    once = len({address for address, *_ in rows}) == len(rows)
+    for together in [rows] if once else [[row] for row in rows]:  # a norm that comes twice is updated in order
+        launch(
+            update_running_kernel,
+            (len(together),),
+            stats.contiguous(),
+            constant(tuple(together), device, torch.int64),
+            STORED=_STORED[dtype],
+            BLOCK_C=BLOCK,
+            ACC=accumulator(compute_dtype(dtype)),
+            num_warps=1,
+        )
 
 
 _STORED = {
