@@ -25,8 +25,7 @@ from typing import Any
 from fastdarts import data
 from fastdarts.config.command_line import build_parser
 from fastdarts.config.files import write_atomically
-from fastdarts.config.named_code import refuse_unnamed_code
-from fastdarts.config.options import differences, read_file
+from fastdarts.config.options import config_before
 from fastdarts.config.plugins import plugin_flags
 from fastdarts.config.reading import read_object
 from fastdarts.data import ImageData, StreamedImages, Streaming
@@ -41,7 +40,7 @@ from fastdarts.runs.folder import check_out, out_dir
 from fastdarts.runs.images import outputs_for
 from fastdarts.runs.jobs import ends_with_parent
 from fastdarts.runs.lock import releases_folders
-from fastdarts.runs.pool import Run, check_processes, exit_code, run_pool
+from fastdarts.runs.pool import Run, check_processes, exit_code, in_order, run_pool
 from fastdarts.runs.program import run_cli
 from fastdarts.runs.progress import duration
 from fastdarts.search import search
@@ -97,14 +96,8 @@ def compare(config: CompareConfig, executor: Executor | None = None) -> Comparis
     check_out(config)
     if config.resume:
         assert config.out is not None  # CompareConfig checks it
-        file = config.out / "config.json"
         named = {"methods": config.methods}
-        values = read_file(CompareConfig, file, named)
-        refuse_unnamed_code(CompareConfig, values, named, file)
-        before = CompareConfig(**values)
-        if changed := differences(config, before, ignore=_MAY_DIFFER):
-            free = ", ".join(_MAY_DIFFER)
-            raise ValueError(f"resume: {config.out} has another config ({'; '.join(changed)}); only {free} may change")
+        before = config_before(config, config.out / "config.json", named, _MAY_DIFFER)
         names = dict.fromkeys(before.method_names() + config.method_names())
         seeds = max(before.seeds, config.seeds)
         config = dataclasses.replace(config, methods=",".join(names), seeds=seeds)  # what is there stays in the report
@@ -133,8 +126,7 @@ def compare(config: CompareConfig, executor: Executor | None = None) -> Comparis
         run_pool(config, out, todo, ended, _PROGRAM, executor)
     finally:  # of an interrupted comparison, too
         runs = results()
-        order = [_words_of(*task) for task in tasks]
-        failures = {task: failures[task] for task in order if task in failures}  # not in the order in which they ended
+        failures = in_order(failures, runs_of)
         write_comparison(out, runs, failures)
     return Comparison(summaries(runs, measure_on(config.dataset)), runs, failures, out)
 

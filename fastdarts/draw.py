@@ -1,5 +1,12 @@
 """Draw the cells of a genotype: `cells.svg`, which follows light and dark mode, and `cells.png`."""
 
+if __name__ == "__main__":  # before the imports, so that a signal while they run is answered
+    import sys
+
+    from fastdarts.cli import run
+
+    sys.exit(run("draw", sys.argv[1:], "python -m fastdarts.draw"))
+
 import argparse
 from collections.abc import Sequence
 from pathlib import Path

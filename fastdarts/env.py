@@ -1,5 +1,12 @@
 """Show the machine, the versions and the kernels in use, as text for bug reports."""
 
+if __name__ == "__main__":  # before the imports, so that a signal while they run is answered
+    import sys
+
+    from fastdarts.cli import run
+
+    sys.exit(run("env", sys.argv[1:], "python -m fastdarts.env"))
+
 import argparse
 import json
 import os

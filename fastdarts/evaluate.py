@@ -42,7 +42,7 @@ from fastdarts.runs.forecast import forecast_line, out_of_memory_explained
 from fastdarts.runs.images import Images, open_images, outputs_for, read_images, read_second_images
 from fastdarts.runs.interrupt import stop_requests, stops_at_once
 from fastdarts.runs.keeper import Keeper, asked_to_end, how_to_continue, train_epoch
-from fastdarts.runs.kernels import kernels_used
+from fastdarts.runs.kernels import kernels_used, synchronises
 from fastdarts.runs.launch import Team, joined, rank_of_process
 from fastdarts.runs.lock import releases_folders
 from fastdarts.runs.loggers import Logger
@@ -176,6 +176,7 @@ def _evaluate(
 ) -> EvalResult:
     device, ranks = team.device, team.ranks
     check_divides(config.batch_size, ranks)
+    synchronises(config, ranks)  # says what is wrong before any work is done
     if ranks.first and not config.test_only:
         check_out(config)
     with determinism(config.deterministic):
@@ -183,7 +184,7 @@ def _evaluate(
         outputs_for(train_images)  # says what is wrong with the classes before the run's folder is made
         out = None if config.test_only else run_folder(config, "evaluation", team)
         state = EvalState(genotype, config, train_images, loss, device, ranks, transform)
-        LOGGER.info("kernels: %s", _kernels_used(state.network, device))
+        LOGGER.info("kernels: %s", _kernels_used(state))
         if isinstance(genotype, CellGenotypes) and config.layers != len(genotype.cells):
             LOGGER.info("note: the genotype has %d cells, each its own, in place of --layers", len(genotype.cells))
         if line := config.recipe_line():
@@ -257,7 +258,7 @@ def _train(
         if ranks.first:
             write_atomically(out / "genotype.json", state.genotype.to_json() + "\n")
         progress = Progress(config.epochs, state.steps_per_epoch, state.steps_done)
-        with Keeper(state, out, stop, _kernels_used(state.network, device), loggers) as keeper, progress:
+        with Keeper(state, out, stop, _kernels_used(state), loggers) as keeper, progress:
             LOGGER.info(forecast_line(state, forecast, device))
             with out_of_memory_explained(forecast, config.batch_size, device):
                 while state.epoch < config.epochs:
@@ -277,14 +278,14 @@ def _keep(state: EvalState, weights: Mapping[str, Tensor], out: Path) -> None:
         state.average.module.load_state_dict(weights)
     if state.ranks.first:
         write_atomically(out / "genotype.json", state.genotype.to_json() + "\n")
-    with stop_requests() as stop, Keeper(state, out, stop, _kernels_used(state.network, state.device)):
+    with stop_requests() as stop, Keeper(state, out, stop, _kernels_used(state)):
         pass
 
 
-def _kernels_used(network: DiscreteNetwork, device: torch.device) -> str:
-    if network.backend is None:
-        return f"plain PyTorch modules, as for all discrete networks of this space, on {device}"
-    return kernels_used(device, network.backend)
+def _kernels_used(state: EvalState) -> str:
+    if state.network.backend is None:
+        return f"plain PyTorch modules, as for all discrete networks of this space, on {state.device}"
+    return kernels_used(state.device, state.network.backend, synchronises(state.config, state.ranks))
 
 
 def _epoch_metrics(state: EvalState, test_images: ImageSet, keeper: Keeper) -> Metrics:

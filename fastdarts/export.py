@@ -1,5 +1,12 @@
 """A trained network as files that need no fastdarts: a torch.export program, an ONNX model, or PyTorch code."""
 
+if __name__ == "__main__":  # before the imports, so that a signal while they run is answered
+    import sys
+
+    from fastdarts.cli import run
+
+    sys.exit(run("export", sys.argv[1:], "python -m fastdarts.export"))
+
 import argparse
 import copy
 import io

@@ -5,6 +5,13 @@ what a table of ops does not hold; for the others the table's error is printed. 
 to N whole networks instead (Latency-DARTS, Xu et al., arXiv:2001.06392), and its error on a fifth of them is printed.
 """
 
+if __name__ == "__main__":  # before the imports, so that a signal while they run is answered
+    import sys
+
+    from fastdarts.cli import run
+
+    sys.exit(run("latency", sys.argv[1:], "python -m fastdarts.latency"))
+
 import copy
 import platform
 from collections.abc import Sequence

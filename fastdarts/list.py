@@ -1,5 +1,12 @@
 """List methods, spaces, data sets and published genotypes, with a line about each."""
 
+if __name__ == "__main__":  # before the imports, so that a signal while they run is answered
+    import sys
+
+    from fastdarts.cli import run
+
+    sys.exit(run("list", sys.argv[1:], "python -m fastdarts.list"))
+
 import argparse
 import json
 import sys

@@ -40,7 +40,7 @@ from fastdarts.runs.forecast import forecast_line, out_of_memory_explained
 from fastdarts.runs.images import Images, open_images, outputs_for, read_images, read_second_images
 from fastdarts.runs.interrupt import stop_requests, stops_at_once
 from fastdarts.runs.keeper import Keeper, asked_to_end, how_to_continue, train_epoch
-from fastdarts.runs.kernels import cell_kernels_used, kernels_used
+from fastdarts.runs.kernels import cell_kernels_used, kernels_used, synchronises
 from fastdarts.runs.launch import Team, joined, rank_of_process
 from fastdarts.runs.lock import releases_folders
 from fastdarts.runs.loggers import Logger
@@ -134,7 +134,8 @@ def search(
         found = _search(config, team, train, valid, loss, callbacks, loggers)
         if config.select == "derive":
             return found
-        chosen = _search(selection_of(config, found.out_dir), team, train, valid, loss, callbacks, loggers)
+        selection = team.ranks.from_first(selection_of(config, found.out_dir))  # which looks into the folder
+        chosen = _search(selection, team, train, valid, loss, callbacks, loggers)
         if team.ranks.first:
             _write_architecture(chosen.genotype, chosen.tabulated, found.out_dir)
     seconds, metrics = found.seconds + chosen.seconds, [*found.metrics, *chosen.metrics]
@@ -161,13 +162,10 @@ def _search(
         raise ValueError(f"space {config.space!r} is searched by one process; got {ranks.size}")
     if text and config.cost is not None:
         raise ValueError("cost is that of networks that read images; leave it out for texts")
-    kernels = (cell_kernels_used if text else kernels_used)(device, config.backend)
+    synchronised = synchronises(config, ranks)
+    kernels = cell_kernels_used(device, config.backend) if text else kernels_used(device, config.backend, synchronised)
     if not has_kernels(space, device.type):
         kernels = f"plain PyTorch modules on {device}: the ops of space {config.space!r} have no kernels"
-    if config.sync_batch_norm and not ranks.alone:
-        if config.backend == "fused":
-            raise ValueError("backend 'fused' cannot go with sync_batch_norm: no kernel sums moments over processes")
-        kernels = f"plain PyTorch modules on {device}: no kernel sums the moments of batch norm over processes"
     LOGGER.info("kernels: %s", kernels)
     make_state = _on_text(config) if text else _on_images(config, team, train, valid, loss)
     with determinism(config.deterministic), stop_requests() as stop:
@@ -176,7 +174,8 @@ def _search(
         if config.resume:
             resume(state, out)
         elif isinstance(state.method, DartsPt):
-            state.take_over(checkpoint.load(out.parent / "checkpoint.pt", state.kind))
+            saved = checkpoint.load(out.parent / "checkpoint.pt", state.kind) if ranks.first else {}
+            state.take_over(ranks.from_first(saved))
         if device.type == "cuda" and not text:
             LOGGER.info("preparing the kernels; those new to this GPU are compiled, which may take minutes")
         share = config.batch_size // ranks.size

@@ -15,6 +15,7 @@ if __name__ == "__main__":  # before the imports, so that a signal while they ru
     sys.exit(run("specialise", sys.argv[1:], "python -m fastdarts.specialise"))
 
 import argparse
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,6 +74,7 @@ class Wanted:
         image_size: (H, W) of its images; None takes the search's.
         options: of the ranking, such as cells or predictor, over those of the search; sampler is evolution.
         quantised: with cost bitops, networks of few bits that are measured to fit the predictor.
+        method: MODULE:CLASS of a search by a method of your own; it is imported only when it is named here.
     """
 
     cost: str
@@ -80,6 +82,7 @@ class Wanted:
     image_size: tuple[int, int] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     quantised: int = 30
+    method: str | None = None
 
     def __post_init__(self) -> None:
         if self.quantised < 1:
@@ -177,27 +180,27 @@ def _config(run: Path, wanted: Wanted, train: Images | None, evaluation: Mapping
     file = run / "config.json"
     if not file.is_file():
         raise FileNotFoundError(f"{run} holds no search: it has no config.json")
-    values = read_file(SearchConfig, file)
-    method = find(values["method"])
-    if not issubclass(method, OneShot):
+    named = {} if wanted.method is None else {"method": wanted.method}
+    searched = SearchConfig(**(read_file(SearchConfig, file, named) | named))
+    if not issubclass(find(searched.method), OneShot):
         raise ValueError(
-            f"{run} is a search by {values['method']!r}, whose weights are not those of single networks; specialise "
+            f"{run} is a search by {searched.method!r}, whose weights are not those of single networks; specialise "
             "takes searches by ofa, fairnas and random"
         )
-    if not isinstance(registry.find(values["space"]), LayerwiseSpace):
-        raise ValueError(f"networks are cut out in spaces of layers alone; {run} is of space {values['space']!r}")
-    if values["dataset"] == "custom" and train is None:
+    if not isinstance(registry.find(searched.space), LayerwiseSpace):
+        raise ValueError(f"networks are cut out in spaces of layers alone; {run} is of space {searched.space!r}")
+    if searched.dataset == "custom" and train is None:
         raise ValueError(f"{run} searched images given from Python: call specialise() with train and test")
     own = _BIT_OPTIONS if wanted.cost == BITOPS else {}
-    options = values["method_options"] | {"sampler": "evolution"} | own | dict(wanted.options)
+    options = searched.method_options | {"sampler": "evolution"} | own | dict(wanted.options)
     limited = {"cost": wanted.cost, "cost_target": wanted.target, "cost_form": "limit"}
     changed = {
         **(_WITHOUT_COST if wanted.cost == BITOPS else limited),
         "method_options": options,
-        "image_size": wanted.image_size or values["image_size"],
+        "image_size": wanted.image_size or searched.image_size,
     }
     given = {name: evaluation[name] for name in ("device", "data") if name in evaluation}
-    return SearchConfig(**(values | changed | given))
+    return dataclasses.replace(searched, **changed, **given)
 
 
 def parser(prog: str = _PROGRAM) -> argparse.ArgumentParser:
@@ -246,6 +249,7 @@ def parser(prog: str = _PROGRAM) -> argparse.ArgumentParser:
         ("export", "write the network as FILE.pt2 (torch.export) and FILE.onnx"),
     ):
         made.add_argument(f"--{name}", type=Path, metavar="FILE" if name == "export" else "DIR", help=text)
+    made.add_argument("--method", default=None, metavar="MODULE:CLASS", help="the search's, if it is code of your own")
     made.add_argument("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N (default: the search's)")
     return made
 
@@ -255,7 +259,9 @@ def main(argv: Sequence[str] | None = None, prog: str = _PROGRAM) -> int:
 
 
 def _run(given: argparse.Namespace) -> int:
-    wanted = Wanted(given.cost, given.target, given.image_size, dict(given.method_options), given.quantised)
+    wanted = Wanted(
+        given.cost, given.target, given.image_size, dict(given.method_options), given.quantised, given.method
+    )
     names = ("data", "out", "export", "device")
     print_result(specialise(given.run, wanted, **{name: vars(given)[name] for name in names if name in given}))
     return 0

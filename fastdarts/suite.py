@@ -23,12 +23,12 @@ from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from fastdarts import data
 from fastdarts.config.command_line import build_parser
 from fastdarts.config.files import write_atomically
-from fastdarts.config.named_code import refuse_unnamed_code
-from fastdarts.config.options import differences, read_file
+from fastdarts.config.options import config_before
 from fastdarts.config.plugins import plugin_flags
 from fastdarts.config.reading import read_object
 from fastdarts.data import ImageData, StreamedImages
@@ -40,7 +40,7 @@ from fastdarts.runs.folder import check_out, out_dir
 from fastdarts.runs.images import outputs_for
 from fastdarts.runs.jobs import ends_with_parent
 from fastdarts.runs.lock import releases_folders
-from fastdarts.runs.pool import Run, check_processes, exit_code, run_pool
+from fastdarts.runs.pool import Run, check_processes, exit_code, in_order, run_pool
 from fastdarts.runs.program import run_cli
 from fastdarts.runs.suite_config import MAY_DIFFER, Kind, SuiteConfig, Task
 from fastdarts.search import search
@@ -117,6 +117,8 @@ def run_suite(config: SuiteConfig, executor: Executor | None = None) -> SuiteRes
         do("training")
     finally:  # of an interrupted suite, too
         runs = _results(config, out)
+        everything = [_run_of(config, out, task) for kind in get_args(Kind) for task in config.tasks(kind)]
+        failures = in_order(failures, everything)
         write_suite(config, runs, failures)
     return SuiteResult(config, runs, failures, out)
 
@@ -124,14 +126,7 @@ def run_suite(config: SuiteConfig, executor: Executor | None = None) -> SuiteRes
 def _taken_up(config: SuiteConfig) -> SuiteConfig:
     """Return the config with the methods and benchmarks that the suite in its folder has, too."""
     assert config.out is not None  # SuiteConfig checks it
-    file = config.out / "config.json"
-    named = {"methods": config.methods}
-    values = read_file(SuiteConfig, file, named)
-    refuse_unnamed_code(SuiteConfig, values, named, file)
-    before = SuiteConfig(**values)
-    if changed := differences(config, before, ignore=MAY_DIFFER):
-        free = ", ".join(MAY_DIFFER)
-        raise ValueError(f"resume: {config.out} has another config ({'; '.join(changed)}); only {free} may change")
+    before = config_before(config, config.out / "config.json", {"methods": config.methods}, MAY_DIFFER)
     methods = dict.fromkeys(before.method_names() + config.method_names())
     benchmarks = dict.fromkeys(before.benchmark_names() + config.benchmark_names())
     return dataclasses.replace(config, methods=",".join(methods), benchmarks=",".join(benchmarks))

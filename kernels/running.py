@@ -18,11 +18,12 @@ BLOCK = 64  # channels
 
 
 @triton.jit
-def update_running_kernel(stats_ptr, norms_ptr, MOMENTUM: tl.constexpr, STORED: tl.constexpr, BLOCK_C: tl.constexpr,
+def update_running_kernel(stats_ptr, norms_ptr, momentum_ptr, STORED: tl.constexpr, BLOCK_C: tl.constexpr,
                           ACC: tl.constexpr):  # fmt: skip
-    """One program moves the statistics of one batch norm by the share MOMENTUM towards the batch's, and counts it.
+    """One program moves one batch norm by the share of the momentum towards the batch's statistics, and counts it.
 
-    stats: of each norm means [C], then biased variances [C]. STORED: type of running statistics.
+    stats: of each norm means [C], then biased variances [C]. STORED: type of running statistics. momentum: a number in
+    memory, since as a constant each of plain averages' (1, 1/2, 1/3, ...) would compile the kernel anew.
     """
     row = norms_ptr + tl.program_id(0) * NORM
     mean_ptr = tl.load(row + MEAN).to(tl.pointer_type(STORED))
@@ -31,21 +32,22 @@ def update_running_kernel(stats_ptr, norms_ptr, MOMENTUM: tl.constexpr, STORED: 
     channels = tl.load(row + CHANNELS)
     batch_ptr = stats_ptr + tl.load(row + BEGIN)
     values = tl.load(row + VALUES).to(ACC)
+    momentum = tl.load(momentum_ptr).to(ACC)
     for first in range(0, channels, BLOCK_C):
         c = first + tl.arange(0, BLOCK_C)
-        move(mean_ptr + c, batch_ptr + c, 1.0, c < channels, MOMENTUM, STORED, ACC)
-        move(variance_ptr + c, batch_ptr + channels + c, values / (values - 1), c < channels, MOMENTUM, STORED, ACC)
+        move(mean_ptr + c, batch_ptr + c, 1.0, c < channels, momentum, STORED, ACC)
+        move(variance_ptr + c, batch_ptr + channels + c, values / (values - 1), c < channels, momentum, STORED, ACC)
     if counter != 0:
         counter_ptr = counter.to(tl.pointer_type(tl.int64))
         tl.store(counter_ptr, tl.load(counter_ptr) + 1)
 
 
 @triton.jit
-def move(running_ptr, batch_ptr, factor, mask, MOMENTUM: tl.constexpr, STORED: tl.constexpr, ACC: tl.constexpr):
+def move(running_ptr, batch_ptr, factor, mask, momentum, STORED: tl.constexpr, ACC: tl.constexpr):
     """Move running statistics towards the batch's, times a factor."""
     running = tl.load(running_ptr, mask=mask, other=0.0).to(ACC)
     batch = tl.load(batch_ptr, mask=mask, other=0.0).to(ACC) * factor
-    tl.store(running_ptr, (running + MOMENTUM * (batch - running)).to(STORED), mask=mask)
+    tl.store(running_ptr, (running + momentum * (batch - running)).to(STORED), mask=mask)
 
 
 def update_running(
@@ -75,14 +77,13 @@ def update_running(
     for mean, variance, counter, c, n in zip(means, variances, counted, channels, values, strict=True):
         rows.append((mean.data_ptr(), variance.data_ptr(), counter, begin, c, n))
         begin += 2 * c
+    share = constant(((momentum,),), device, torch.float64)
     once = len({address for address, *_ in rows}) == len(rows)
     for together in [rows] if once else [[row] for row in rows]:  # a norm that comes twice is updated in order
         launch(
             update_running_kernel,
             (len(together),),
-            stats.contiguous(),
-            constant(tuple(together), device, torch.int64),
-            MOMENTUM=momentum,
+            *(stats.contiguous(), constant(tuple(together), device, torch.int64), share),
             STORED=_STORED[dtype],
             BLOCK_C=BLOCK,
             ACC=accumulator(compute_dtype(dtype)),

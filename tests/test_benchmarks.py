@@ -18,7 +18,19 @@ if not (ROOT / "benchmarks" / "cases.py").is_file():
     pytest.skip("needs the benchmarks, which are not installed", allow_module_level=True)
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import compare, found, layers, mask_noise, methods, picture, ranks, recurrent, scaling  # noqa: E402
+from benchmarks import (  # noqa: E402
+    all_methods,
+    compare,
+    found,
+    layers,
+    mask_noise,
+    methods,
+    peers,
+    picture,
+    ranks,
+    recurrent,
+    scaling,
+)
 from benchmarks.cases import (  # noqa: E402
     AT_PAPERS_SIZE,
     AUTOCAST,
@@ -39,6 +51,8 @@ from benchmarks.original import OriginalSearch  # noqa: E402
 from benchmarks.results import Results, Row, load  # noqa: E402
 from benchmarks.worker import Measurement, Worker, measure  # noqa: E402
 from fastdarts import SearchNetwork  # noqa: E402
+from fastdarts.compare import Comparison  # noqa: E402
+from fastdarts.runs.compare_config import CompareConfig, methods_of  # noqa: E402
 
 CPU = torch.device("cpu")
 TINY = {"C": 4, "batch": 2, "size": 8, "layers": 3}
@@ -299,6 +313,70 @@ def test_as_they_are_started(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     capsys.readouterr()
     assert scaling.main(["--small", "--axes", "batch", "--variants", "fused", "--out", str(tmp_path / "s")]) == 0
     assert "| exponent |" in capsys.readouterr().out
+
+
+def test_other_libraries_take_turns_with_ours(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A library's supernet learns both its weights and its alphas; one that is not installed is named."""
+    made = []
+
+    def toy() -> peers.Supernet:
+        network = SearchNetwork(4, layers=3, backend="reference")
+        made.append([p.clone() for p in (*network.parameters(), *network.arch_parameters())])
+        made.append([*network.parameters(), *network.arch_parameters()])
+        return peers.Supernet(network, network.arch_parameters(), lambda logits: logits)
+
+    def missing() -> peers.Supernet:
+        import no_such_library  # type: ignore[import-not-found]  # noqa: F401
+
+        raise AssertionError
+
+    monkeypatch.setattr(peers, "CHANNELS", 4)
+    monkeypatch.setattr(peers, "LAYERS", 3)
+    monkeypatch.setattr(peers, "PEERS", {"toy": toy, "other": missing})
+    assert peers.main(["--peers", "toy,other", "--batch-size", "2", "--image-size", "8", "--rounds", "1"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "without other: No module named 'no_such_library'"
+    assert [line.split(":")[0] for line in shown[2:]] == ["fastdarts", "plain modules", "toy"]
+    assert len({line.split("; ")[1] for line in shown[2:]}) == 1
+    assert all(not torch.equal(before, after) for before, after in zip(*made, strict=True))
+
+
+def test_the_page_of_all_methods_claims_no_more_than_its_intervals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two methods that overlap and one that is worse; a failed run is named."""
+    for name in ("cat", "dog"):
+        (tmp_path / "data" / "train" / name).mkdir(parents=True)
+        for number in range(3):
+            (tmp_path / "data" / "train" / name / f"{number}.png").write_bytes(b"")
+    accuracies = {"gdas": (0.50, 0.52), "darts": (0.49, 0.52), "random": (0.20, 0.201)}
+    configs = []
+
+    def done(config: CompareConfig) -> Comparison:
+        configs.append(config)
+        runs = [
+            {"method": method, "accuracy": value, "parameters": 5e5, "search_seconds": 3.0, "peak_bytes": 2**20}
+            for method, values in accuracies.items()
+            for value in values
+        ]
+        return Comparison([{"method": method} for method in accuracies], runs, {"darts, seed 2": "killed"}, tmp_path)
+
+    monkeypatch.setattr(all_methods, "compare", done)
+    out = tmp_path / "out"
+    assert all_methods.main([str(out), "--data", str(tmp_path / "data"), "--images", "2", "--spaces", "darts,ofa"]) == 0
+    assert sorted(path.name for path in (out / "images" / "train" / "dog").iterdir()) == ["0.png", "1.png"]
+    assert configs[0].method_names() == methods_of("darts")
+    assert configs[1].method_names() == ["ofa", "random"]
+    lines = (out / "all-methods.md").read_text().splitlines()
+    rows = [line for line in lines if line.startswith("| `")]
+    assert [row.split()[1] for row in rows] == 2 * ["`gdas`", "`darts`", "`random`"]
+    assert rows[0] == "| `gdas` | 51.0 % | 38.3 to 63.7 % | 0.500 | 3 s | 1 MiB |"
+    assert "The interval of `gdas` overlaps with that of `darts`: this budget does not tell them apart." in lines
+    assert "Failed: darts, seed 2: killed" in lines
+    with pytest.raises(ValueError, match=r"--images: class 'cat' of .* has 3 of the 4"):
+        all_methods.main([str(out), "--data", str(tmp_path / "data"), "--images", "4"])
 
 
 def test_found_networks_are_compared_with_plain_modules(capsys: pytest.CaptureFixture[str]) -> None:

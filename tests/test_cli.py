@@ -219,6 +219,13 @@ def test_completion_without_shtab_says_what_to_install(capsys, monkeypatch):
     )
 
 
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_is_a_module_that_runs(command):
+    """`python -m fastdarts.NAME` is the command, so the file ends with its exit code when it is run."""
+    source = (ROOT / "fastdarts" / f"{command}.py").read_text()
+    assert f'sys.exit(run("{command}", sys.argv[1:], "python -m fastdarts.{command}"))' in source
+
+
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 75)])
 @pytest.mark.parametrize("module", ["fastdarts", "fastdarts.search"])
 def test_a_signal_during_imports_is_one_line(tmp_path, module, signum, code):

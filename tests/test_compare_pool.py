@@ -81,6 +81,11 @@ def test_a_program_ends_with_the_process_that_started_it(tmp_path: Path) -> None
     wait_for(lambda: not Path(f"/proc/{pid}").exists(), seconds=10)
 
 
+def test_a_program_that_ends_before_its_parent_is_not_started_again(tmp_path: Path) -> None:
+    run_job(job(tmp_path, "log", "from fastdarts.runs.jobs import ends_with_parent; ends_with_parent(); print('once')"))
+    assert (tmp_path / "log").read_text() == "once\n"
+
+
 def wait_for(holds: Any, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not holds():

@@ -112,6 +112,22 @@ def test_searches_of_other_one_shot_methods_are_taken(tmp_path: Path) -> None:
     assert result.parameters <= 100_000
 
 
+def test_a_method_of_ones_own_is_imported_when_it_is_named(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_ofa.py").write_text("from fastdarts.methods.ofa import Ofa\nclass Own(Ofa): pass\n")
+    config = json.loads((run / "config.json").read_text()) | {"method": "own_ofa:Own"}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "run" / "checkpoint.pt").write_bytes((run / "checkpoint.pt").read_bytes())
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match="if you trust it, add --method own_ofa:Own"):
+        found(tmp_path / "run", tmp_path / "out")
+    wanted = Wanted("params", 0.45, options=OPTIONS, method="own_ofa:Own")
+    result = specialise(tmp_path / "run", wanted, tiny_images(), tiny_images(), out=tmp_path / "out", device="cpu")
+    assert result.parameters <= 450_000
+
+
 def test_what_has_no_meaning_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"cost_target must be at least .* million parameters"):
         found(run, tmp_path / "out", target=1e-3)
@@ -126,7 +142,10 @@ def test_what_has_no_meaning_is_refused(run: Path, tmp_path: Path) -> None:
             "is a search by 'gdas', whose weights are not those of single networks",
         ),
         ({"epochs": 9}, "has ended 3 of 9 epochs; resume the search first"),
-        ({"method": "random", "space": "recurrent"}, "spaces of layers alone; .* is of space 'recurrent'"),
+        (
+            {"method": "random", "method_options": {}, "space": "darts", "space_options": {}},
+            "spaces of layers alone; .* is of space 'darts'",
+        ),
     ):
         other = tmp_path / message[:9]
         other.mkdir()

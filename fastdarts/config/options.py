@@ -96,6 +96,26 @@ def differences(ours: Config, theirs: Config, ignore: Sequence[str] = ()) -> lis
     return [f"{name}: {a}, before {b}" for name, a, b in pairs if a != b and name not in ignore]
 
 
+def config_before(config: ConfigType, file: Path, named: Mapping[str, Any], may_differ: Sequence[str]) -> ConfigType:
+    """Return the config in a folder's config.json, where a program goes on.
+
+    Args:
+        config: of the program now.
+        file: the config.json.
+        named: values that may name code of one's own, as the command line or the caller has them.
+        may_differ: names of the fields that may have changed since.
+
+    Raises: ValueError if another field has changed; UnnamedCodeError for code that is not among `named`.
+    """
+    values = read_file(type(config), file, named)
+    refuse_unnamed_code(type(config), values, named, file)
+    before = type(config)(**values)
+    if changed := differences(config, before, ignore=may_differ):
+        free = ", ".join(may_differ)
+        raise ValueError(f"resume: {file.parent} has another config ({'; '.join(changed)}); only {free} may change")
+    return before
+
+
 def read_table(config_type: type[ConfigType], values: Mapping[str, Any], what: str) -> ConfigType:
     """The config with these values; ValueError for a name that it has not, as a field of `what`."""
     check_names(config_type, values, what)

@@ -114,9 +114,10 @@ class SearchOptions(Config):
     space_options: dict[str, Any] = option("method", "the space's own, see below", metavar="NAME=VALUE")
     benchmark: Path | None = option(
         "method",
-        "report the found cell's tabulated accuracy from this file (space nasbench201)",
+        "report the found cell's accuracy: from a NATS-Bench file (space nasbench201), or predicted by a folder of "
+        "models of NAS-Bench-301 (space darts)",
         None,
-        metavar="FILE",
+        metavar="FILE|DIR",
     )
     primitives: tuple[str, ...] | None = option(
         "method", "candidate ops of every edge (default: the space's)", None, metavar="NAME"

@@ -79,6 +79,7 @@ class DartsPt(Method):
         return self.trained.network_arguments()
 
     def attach(self, network: Supernet) -> None:
+        self.trained.ranks = self.ranks  # it may draw numbers of single samples
         self.trained.attach(network)
         super().attach(network)
 

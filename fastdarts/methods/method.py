@@ -131,6 +131,10 @@ class Method(StepRules):
         refuse = f"method {config.method!r}"
         for feature in sorted(cls.needs - cls.space_of(config).features):
             raise ValueError(f"{refuse} needs {feature}, which space {config.space!r} does not have")
+        if config.sync_batch_norm and "elastic layers" in cls.space_of(config).features:
+            raise ValueError(
+                f"sync_batch_norm does not reach norms of some of the channels, as space {config.space!r} has"
+            )
         if cls.measures_images and material_of(cls.space_of(config)) != "images":
             raise ValueError(f"{refuse} measures images; space {config.space!r} reads text")
         if config.order == 2 and cls.level != "bilevel":

@@ -78,8 +78,6 @@ class Ofa(OneShot):
     @classmethod
     def check(cls, config: SearchOptions) -> None:
         super().check(config)
-        if config.sync_batch_norm:
-            raise ValueError("sync_batch_norm does not reach norms of some of the channels, as method 'ofa' has")
         sizes = config.method_options["sizes"]
         if sizes is not None and min(sizes) < 1:
             raise ValueError(f"method_options: sizes must be at least 1; got {list(sizes)}")

@@ -11,7 +11,7 @@ the number of skip connections is one setting, `--max-skips`, 2 by default (thei
 import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
@@ -20,7 +20,7 @@ from fastdarts.methods.method import Method, MethodOptions, Settings, check_warm
 from fastdarts.methods.running import RunningSearch
 from fastdarts.methods.schedules import cosine
 from fastdarts.primitives.table import EdgeOps
-from fastdarts.spaces.group import Choice
+from fastdarts.spaces.group import Choice, Group
 from fastdarts.spaces.space import Feature
 from fastdarts.spaces.supernet import Supernet
 
@@ -32,7 +32,11 @@ class PDartsOptions(MethodOptions):
     """Define the hyper-parameters of P-DARTS, with a value for each stage; defaults are the authors'."""
 
     depth: tuple[float, float, float] = hyper("cells in each stage, as multiples of --layers", (1.0, 2.2, 3.4), above=0)
-    dropped: tuple[int, int] = hyper("ops removed from each edge after stages 1 and 2", (3, 2), at_least=0)
+    dropped: tuple[int, int] | None = hyper(
+        "ops removed from each edge after stages 1 and 2 (default: 3 and 2 of eight ops, in proportion of others)",
+        None,
+        at_least=0,
+    )
     skip_dropout: tuple[float, float, float] = hyper(
         "dropout rate on skip connections in each stage", (0.1, 0.4, 0.7), at_least=0, below=1
     )
@@ -62,11 +66,10 @@ class PDarts(Method):
         if config.epochs % STAGES:
             raise ValueError(f"epochs must be a multiple of the method's {STAGES} stages; got {config.epochs}")
         check_warmup(config, config.epochs // STAGES, "epochs of a stage")
-        ops = min(group.shape[1] for group in cls.space_of(config).groups.values())
-        if sum(config.method_options["dropped"]) > ops - 2:
+        ops, dropped = _fewest_ops(cls.space_of(config).groups), config.method_options["dropped"]
+        if dropped is not None and sum(dropped) > ops - 2:
             raise ValueError(
-                f"dropped must leave two of the {ops} ops on an edge of space {config.space!r}; "
-                f"got {config.method_options['dropped']}"
+                f"dropped must leave two of the {ops} ops on an edge of space {config.space!r}; got {dropped}"
             )
         if config.prune_below:
             raise ValueError(
@@ -78,6 +81,14 @@ class PDarts(Method):
 
     def _length(self) -> int:
         return self.config.epochs // STAGES
+
+    def _dropped(self) -> tuple[int, int]:
+        """Return how many ops an edge loses after stages 1 and 2."""
+        if self.options.dropped is not None:
+            return cast(tuple[int, int], self.options.dropped)
+        ops = _fewest_ops(self.space.groups)
+        second, third = (max(round(ops * kept / 8), min(ops, 2)) for kept in (5, 3))
+        return ops - second, second - third
 
     def _epoch_of_stage(self) -> int:
         return self.epoch - self.stage() * self._length()
@@ -122,12 +133,12 @@ class PDarts(Method):
     def end_epoch(self, state: RunningSearch, metrics: dict[str, Any]) -> None:
         super().end_epoch(state, metrics)
         if self._epoch_of_stage() == self._length() - 1 and self.stage() < STAGES - 1:
-            count = self.options.dropped[self.stage()]
+            count = self._dropped()[self.stage()]
             scores = self.scores(state.network)
             self.candidates = {name: without_weakest(scores[name], ops, count) for name, ops in self.candidates.items()}
 
     def metrics(self, network: Supernet) -> dict[str, Any]:
-        ops = min(group.shape[1] for group in network.groups.values())
+        ops = _fewest_ops(network.groups)
         cells = sum(len(network.mixed_ops(group)) for group in network.groups)
         own = {"stage": self.stage() + 1, "cells": cells, "ops_an_edge": ops}
         return super().metrics(network) | own | {"skip_dropout": self.skip_dropout()}
@@ -150,8 +161,12 @@ class DroppedSkip(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.method.skip_dropout() == 0:
             return x
-
         return x * self.method.survivors(x, x.shape, self.method.skip_dropout)
+
+
+def _fewest_ops(groups: Mapping[str, Group]) -> int:
+    """Return the smallest number of candidates that an edge of any group has."""
+    return min(group.shape[1] for group in groups.values())
 
 
 def without_weakest(scores: Tensor, names: EdgeOps, count: int) -> EdgeOps:

@@ -149,8 +149,13 @@ class EvalState(RunState):
         assert self._mix is not None
         return like(batch, self._mix(batch[0], batch[1]))
 
+    def buffers(self) -> dict[str, Tensor]:
+        average = {} if self.average is None else dict(self.average.module.named_buffers(prefix="average"))
+        return super().buffers() | average
+
     def equal_on_ranks(self) -> dict[str, Any]:
-        return super().equal_on_ranks() | {"the optimizer": self.optimizer.state_dict()["state"]}
+        average = {} if self.average is None else {"the average of the weights": list(self.average.parameters())}
+        return super().equal_on_ranks() | {"the optimizer": self.optimizer.state_dict()["state"]} | average
 
     @property
     def measured(self) -> DiscreteNetwork:
@@ -189,11 +194,11 @@ class EvalState(RunState):
         """Restore the training that `state` holds. Raises: ValueError if it trained another genotype."""
         if state["genotype"] != self.genotype.to_json():
             raise ValueError("resume: another genotype was trained there; pass that one, or none to read it from `out`")
-        super().load_state_dict(state)
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.average is not None:
+        if self.average is not None:  # first: then each rank gets its own running statistics
             self.average.module.load_state_dict(state["average"])
             self.average.n_averaged.fill_(state["averaged"])
+        super().load_state_dict(state)
+        self.optimizer.load_state_dict(state["optimizer"])
 
 
 def _class_weights(train: ImageSet) -> Tensor:

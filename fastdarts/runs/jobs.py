@@ -82,7 +82,8 @@ def ends_with_parent() -> None:
 
     def watch() -> None:
         with suppress(OSError):
-            sys.stdin.buffer.read()
+            while os.read(0, 4096):  # sys.stdin has a lock, which the interpreter needs at its end
+                pass
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -2,15 +2,31 @@
 
 import importlib
 from importlib import metadata
+from typing import Any
 
 import torch
 
+from fastdarts.bilevel.ranks import Ranks
 from fastdarts.ops import extension, recurrent
 from fastdarts.ops.operators import unavailable
 
 
-def kernels_used(device: torch.device, backend: str) -> str:
-    """Name the kernels that a search with this backend uses for its mixed operations."""
+def synchronises(config: Any, ranks: Ranks) -> bool:
+    """Return True if the batch norms of a run sum moments over processes, which no kernel does.
+
+    Raises: ValueError if its config asks for kernels all the same.
+    """
+    if not config.sync_batch_norm or ranks.alone:
+        return False
+    if config.backend == "fused":
+        raise ValueError("backend 'fused' cannot go with sync_batch_norm: no kernel sums moments over processes")
+    return True
+
+
+def kernels_used(device: torch.device, backend: str, synchronised: bool = False) -> str:
+    """Name the kernels that a run with this backend uses for its mixed operations; see `synchronises`."""
+    if synchronised:
+        return f"plain PyTorch modules on {device}: no kernel sums the moments of batch norm over processes"
     if backend == "reference":
         return f"plain PyTorch modules on {device}, as backend 'reference' asks"
     return f"{describe_kernels(device)}, on {device}"

@@ -5,26 +5,26 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastdarts.bilevel.ranks import Ranks, RanksError
 from fastdarts.runs import checkpoint
 
 
-def local_state(network: nn.Module, device: torch.device) -> dict[str, Any]:
-    """Return the network's buffers by name and the states of this rank's global generators."""
-    buffers = {name: buffer.detach().cpu() for name, buffer in network.named_buffers()}
-    return {"buffers": buffers, "random": checkpoint.random_state(device)}
+def local_state(buffers: Mapping[str, Tensor], device: torch.device) -> dict[str, Any]:
+    """Return buffers by name, on the CPU, and the states of this rank's global generators."""
+    held = {name: buffer.detach().cpu() for name, buffer in buffers.items()}
+    return {"buffers": held, "random": checkpoint.random_state(device)}
 
 
 @torch.no_grad()
 def load_local_state(
-    network: nn.Module, device: torch.device, saved: Sequence[Mapping[str, Any]], ranks: Ranks, seed: int
+    buffers: Mapping[str, Tensor], device: torch.device, saved: Sequence[Mapping[str, Any]], ranks: Ranks, seed: int
 ) -> None:
     """Restore what `local_state` returned on every rank.
 
     Args:
-        network, device: as for `local_state`.
+        buffers, device: as for `local_state`.
         saved: the local states of the ranks that saved. If there were as many as now, each rank gets its own; else all
             get the mean of the buffers, and a rank that was not there before random numbers from `seed`.
         ranks: the present ranks.
@@ -34,7 +34,7 @@ def load_local_state(
         checkpoint.set_random_state(saved[ranks.rank]["random"], device)
     else:
         own_random_numbers(ranks, seed)
-    for name, buffer in network.named_buffers():
+    for name, buffer in buffers.items():
         values = [state["buffers"][name] for state in saved]
         if len(saved) == ranks.size:
             buffer.copy_(values[ranks.rank])
@@ -49,9 +49,9 @@ def own_random_numbers(ranks: Ranks, seed: int) -> None:
 
 
 @torch.no_grad()
-def average_buffers(network: nn.Module, ranks: Ranks) -> None:
+def average_buffers(held: Iterable[Tensor], ranks: Ranks) -> None:
     """Give every rank the mean of the floating-point buffers; buffers that are equal already keep their bits."""
-    buffers = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
+    buffers = [buffer for buffer in held if buffer.is_floating_point()]
     if ranks.alone or not buffers:
         return
     firsts = [buffer.clone() for buffer in buffers]

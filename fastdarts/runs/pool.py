@@ -1,7 +1,7 @@
 """Do many runs in processes of their own: some at a time on this machine, on a Dask cluster, or by any executor."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -86,6 +86,11 @@ class Run:
             return f"{type(error).__name__}: {error}"
         lines = self.log.read_text(errors="replace").split("\n")
         return next((line for line in reversed(lines) if line.strip()), "it said nothing") + f" ({self.log})"
+
+
+def in_order(failures: Mapping[str, str], runs: Iterable[Run]) -> dict[str, str]:
+    """Return the failures in the order of the runs, not in that in which they ended."""
+    return {run.words: failures[run.words] for run in runs if run.words in failures}
 
 
 def run_pool(

@@ -155,6 +155,10 @@ class RunState:
         images, targets = first_images(data, size)
         return SharedBatch(self.augment.normalise(images), targets, share)
 
+    def buffers(self) -> dict[str, Tensor]:
+        """Return by name what each rank has of its own during an epoch: running statistics."""
+        return dict(self.network.named_buffers())
+
     def equal_on_ranks(self) -> dict[str, Any]:
         """Return the tensors that must have the same bits on all ranks between two steps, by name."""
         return {"weights": list(self.network.parameters())}
@@ -164,7 +168,7 @@ class RunState:
 
         Raises: RanksError that names the ranks that differ.
         """
-        average_buffers(self.network, self.ranks)
+        average_buffers(self.buffers().values(), self.ranks)
         check_equal(self.equal_on_ranks(), self.ranks, f"after epoch {self.epoch + 1}")
 
     def read(self) -> dict[str, float]:
@@ -220,7 +224,7 @@ class RunState:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the whole state in a form that `torch.load(weights_only=True)` accepts; its tensors are not copies."""
-        parts = self.ranks.gather(local_state(self.network, self._images_device())) if not self.ranks.alone else []
+        parts = self.ranks.gather(local_state(self.buffers(), self._images_device())) if not self.ranks.alone else []
         return {
             "config": {
                 name: value if value is None or isinstance(value, int | float | str | tuple | dict) else str(value)
@@ -256,9 +260,9 @@ class RunState:
         if not saved and self.ranks.alone:
             checkpoint.set_random_state(state["random"])
         else:
-            first = {"buffers": dict(self.network.named_buffers()), "random": state["random"]}
+            first = {"buffers": self.buffers(), "random": state["random"]}
             seed = self.config.seed + self.steps_done
-            load_local_state(self.network, self._images_device(), saved or [first], self.ranks, seed)
+            load_local_state(self.buffers(), self._images_device(), saved or [first], self.ranks, seed)
 
     def _images_device(self) -> torch.device:
         device: torch.device = self.augment.generator.device

@@ -9,6 +9,7 @@ import torch
 from tiny_method import finish, finish_epoch, tiny_state
 from tiny_search import tiny_config, tiny_images
 
+from fastdarts.bilevel.ranks import Ranks
 from fastdarts.methods.darts_pt import DartsPt
 from fastdarts.runs import checkpoint
 from fastdarts.runs.search_state import SearchState
@@ -31,6 +32,13 @@ def searched(method: str = "darts", **fields: Any) -> SearchState:
     state = tiny_state(method, order=1, epochs=3 if method == "p-darts" else 1, **fields)
     finish(state)
     return state
+
+
+def test_the_method_of_the_search_draws_for_the_same_ranks() -> None:
+    config = selection_of(searched().config, Path())
+    ranks = Ranks()
+    state = tiny_state(PT, ranks=ranks, method_options=config.method_options, order=1)
+    assert state.method.trained.ranks is ranks
 
 
 def counting(state: SearchState, value) -> list[Any]:

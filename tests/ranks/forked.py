@@ -33,7 +33,9 @@ class Starter:
         self.seconds = 0.0
         """Length of a run that nothing disturbed, which a test may note here."""
 
-    def run(self, size: int, arguments: list[str], acts: dict[str, Any] | None = None) -> Ended:
+    def run(
+        self, size: int, arguments: list[str], acts: dict[str, Any] | None = None, apart: Path | None = None
+    ) -> Ended:
         """Return how a run on `size` ranks ended.
 
         Args:
@@ -41,11 +43,14 @@ class Starter:
             arguments: the command line, beginning with the program: search or evaluate.
             acts: {"rank": r, "step": s, "signal": n} sends rank r a signal before step s; {"seconds": t} after a time
                 instead of a step; {"error": text} raises an error there.
+            apart: a folder in which each rank gets a working folder, named by its number, as on machines without a
+                common disk; None for this process's.
         """
         self.runs += 1
         said = [self.folder / f"said-{self.runs}-{rank}.txt" for rank in range(size)]
         start = time.monotonic()
-        line = json.dumps([size, free_port(), arguments, acts or {}, [str(path) for path in said]])
+        folders = [str(apart / str(rank)) if apart else "." for rank in range(size)]
+        line = json.dumps([size, free_port(), arguments, acts or {}, [str(path) for path in said], folders])
         assert self.program.stdin is not None
         assert self.program.stdout is not None
         self.program.stdin.write(line + "\n")
@@ -73,11 +78,13 @@ def _serve() -> None:
     launch._CONNECTING = timedelta(seconds=10)
     torch.set_num_threads(1)
     for line in sys.stdin:
-        size, port, arguments, acts, said = json.loads(line)
+        size, port, arguments, acts, said, folders = json.loads(line)
         children = []
         for rank in range(size):
             child = os.fork()
             if child == 0:
+                os.makedirs(folders[rank], exist_ok=True)
+                os.chdir(folders[rank])
                 _rank(rank, size, port, arguments, acts, said[rank])
             children.append(child)
         codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]

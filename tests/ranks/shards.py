@@ -1,5 +1,6 @@
 """Searches on several ranks, and on one process that computes the ranks' rows one after the other."""
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 from fastdarts.bilevel.ranks import ALONE, Ranks
 from fastdarts.bilevel.step import TrainPass
 from fastdarts.data.share import SharedBatch, share_of
+from fastdarts.runs.local_state import own_random_numbers
 from fastdarts.runs.search_state import SearchState
 
 
@@ -56,21 +58,24 @@ class Taking(Ranks):
 def searched_in_shards(method: str, steps: int, size: int, fields: dict[str, Any]) -> dict[str, Tensor]:
     """Run steps in one process; every pass computes the rows of `size` ranks one after the other.
 
-    The ranks draw the same numbers for ops and edges, so the generator is wound back for each, and each has running
-    statistics of its own.
+    The ranks draw the same numbers for ops and edges, so the method is wound back for each. Each has running statistics
+    of its own, and random numbers of its own for noise and faults.
     """
     state = start(method, Taking(), **fields)
-    network, architect, generator = state.network, state.architect, state.method.generator
+    network, architect, drawing = state.network, state.architect, state.method
     forward, kept = architect.forward, [[b.clone() for b in network.buffers()] for _ in range(size)]
+    noise = [_noise_of(rank, state.config.seed) for rank in range(size)]
 
     def by_rank(batch: Any, run: Callable[[SharedBatch], Any]) -> list[Any]:
-        before, made = generator.get_state(), []
+        before, made = copy.deepcopy(drawing.state_dict()), []
         for rank in range(size):
-            generator.set_state(before)
+            drawing.load_state_dict(before)
             share = share_of(len(batch[0]), rank, size)
             for buffer, own in zip(network.buffers(), kept[rank], strict=True):
                 buffer.data = own.clone()  # the pass before may need its own for backward
+            torch.set_rng_state(noise[rank])
             made.append(run(SharedBatch(share.of(batch[0]), share.of(batch[1]), share)))
+            noise[rank] = torch.get_rng_state()
             kept[rank] = [buffer.clone() for buffer in network.buffers()]
         return made
 
@@ -91,6 +96,14 @@ def searched_in_shards(method: str, steps: int, size: int, fields: dict[str, Any
     for _ in range(steps):
         state.train_step()
     return numbers_of(state)
+
+
+def _noise_of(rank: int, seed: int) -> Tensor:
+    """Return the state of torch's global generator with which a rank begins; that of the first is the present one."""
+    ranks = Ranks()
+    ranks.rank = rank
+    own_random_numbers(ranks, seed)
+    return torch.get_rng_state()
 
 
 def searched_alone(method: str, steps: int, fields: dict[str, Any]) -> dict[str, Tensor]:

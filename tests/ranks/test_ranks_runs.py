@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from forked import Starter, starter
+from streamed_files import write_folder
 
 # Three steps an epoch, the last of them on fewer images.
 DIGITS = "--layers 1 --init-channels 2 --epochs 2 --batch-size 256 --device cpu --deterministic --save-every-steps 1"
@@ -39,8 +40,14 @@ def assert_same_run(ours: Path, theirs: Path) -> None:
     """Bit for bit: alphas of all epochs, weights, running statistics of all ranks."""
     with np.load(ours / "alphas.npz") as a, np.load(theirs / "alphas.npz") as b:
         assert all(np.array_equal(a[name], b[name]) for name in ("normal", "reduce"))
+    assert_same_weights(ours, theirs)
+
+
+def assert_same_weights(ours: Path, theirs: Path) -> None:
+    """Bit for bit: weights, their average if there is one, running statistics of all ranks."""
     a, b = checkpoint_of(ours), checkpoint_of(theirs)
-    assert all(torch.equal(tensor, b["network"][name]) for name, tensor in a["network"].items())
+    for part in ("network", "average"):
+        assert all(torch.equal(tensor, b[part][name]) for name, tensor in (a.get(part) or {}).items())
     for mine, other in zip(a.get("ranks", []), b.get("ranks", []), strict=True):
         assert all(torch.equal(tensor, other["buffers"][name]) for name, tensor in mine["buffers"].items())
 
@@ -128,27 +135,75 @@ def test_a_rank_that_dies_before_the_ranks_are_connected_is_named(started: Start
 
 
 @pytest.mark.slow
-def test_a_run_of_one_process_goes_on_with_two(whole: dict[int, Path], started: Starter, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 4), (4, 2)])
+def test_a_run_goes_on_with_another_number_of_ranks(before: int, after: int, started: Starter, tmp_path: Path) -> None:
     line = search_line(tmp_path / "run")
-    assert started.run(1, line, {"rank": 0, "step": 4, "signal": signal.SIGTERM}).codes == [143]
-    assert started.run(2, [*line, "--resume"]).codes == [0, 0]
-    assert len(checkpoint_of(tmp_path / "run")["ranks"]) == 2
+    ended = started.run(before, line, {"rank": before - 1, "step": 4, "signal": signal.SIGTERM})
+    assert ended.codes == [143] * before, ended.said
+    resumed = started.run(after, [*line, "--resume"])
+    assert resumed.codes == [0] * after, resumed.said
+    assert len(checkpoint_of(tmp_path / "run")["ranks"]) == after
 
 
 @pytest.mark.slow
-def test_evaluation_on_two_ranks(started: Starter, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_evaluation_on_two_ranks(number: signal.Signals, started: Starter, tmp_path: Path) -> None:
+    """Stopped, or with a rank that dies, and resumed: bit for bit on as many ranks, to the end on one."""
     small = "--layers 1 --init-channels 2 --epochs 2 --batch-size 512 --device cpu --deterministic --genotype DARTS_V2"
-    line = ["evaluate", *small.split(), "--out"]
+    line = ["evaluate", *small.split(), "--ema-epochs", "1", "--save-every-steps", "1", "--out"]
     assert started.run(2, [*line, str(tmp_path / "whole")]).codes == [0, 0]
-    ended = started.run(2, [*line, str(tmp_path / "parts")], {"rank": 1, "step": 1, "signal": signal.SIGTERM})
-    assert ended.codes == [143, 143]
-    ended = started.run(2, ["evaluate", "--resume", "--out", str(tmp_path / "parts"), "--device", "cpu"])
-    assert ended.codes == [0, 0], ended.said
-    assert ended.said[1] == ""
-    assert "test error" in ended.said[0]
-    a, b = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "parts"))
+    ended = started.run(2, [*line, str(tmp_path / "2")], {"rank": 1, "step": 1, "signal": number})
+    if number == signal.SIGTERM:
+        assert ended.codes == [143, 143]
+        assert ended.said[0].count("stopped by SIGTERM") == 1
+    else:
+        assert ended.codes == [1, -9]
+        assert ended.said[0].count("rank 1 (process") == 1
+        assert ended.seconds < 60
+    shutil.copytree(tmp_path / "2", tmp_path / "1")
+    for size in (2, 1):
+        ended = started.run(size, ["evaluate", "--resume", "--out", str(tmp_path / str(size)), "--device", "cpu"])
+        assert ended.codes == [0] * size, ended.said
+        assert "test error" in ended.said[0]
+        assert not any(ended.said[1:])
+    assert_same_weights(tmp_path / "2", tmp_path / "whole")
+    a, b = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "2"))
     del a["latency_seconds"], b["latency_seconds"]
     assert a == b
+
+
+@pytest.mark.slow
+def test_streams_on_two_ranks(started: Starter, tmp_path: Path) -> None:
+    """Stopped, and with a rank that dies, and resumed: bit for bit."""
+    images = write_folder(tmp_path / "images", 36)
+    small = "--layers 1 --init-channels 2 --epochs 2 --batch-size 6 --order 1 --crop-padding 1 --image-size 8"
+    streams = f"--dataset imagefolder --data {images} --stream always --workers 1"
+    line = ["search", *small.split(), *streams.split(), "--device", "cpu", "--deterministic", "--save-every-steps", "1"]
+    assert started.run(2, [*line, "--out", str(tmp_path / "whole")]).codes == [0, 0]
+    for number, codes in ((signal.SIGTERM, [143, 143]), (signal.SIGKILL, [1, -9])):
+        out = tmp_path / number.name
+        ended = started.run(2, [*line, "--out", str(out)], {"rank": 1, "step": 4, "signal": number})
+        assert ended.codes == codes, ended.said
+        assert ended.seconds < 60
+        resumed = started.run(2, [*line, "--out", str(out), "--resume"])
+        assert resumed.codes == [0, 0], resumed.said
+        assert_same_run(out, tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_only_the_first_rank_needs_the_folder(started: Starter, tmp_path: Path) -> None:
+    """Also where DARTS-PT selects in the network of the search, is stopped there and resumed."""
+    selection = "--space s3 --order 1 --select pt --select-options epochs=3 batches=1"
+    line = ["search", *DIGITS.split(), *selection.split(), "--out", "run"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert started.run(2, line, apart=whole).codes == [0, 0]
+    ended = started.run(2, line, {"rank": 1, "step": 7, "signal": signal.SIGTERM}, apart=parts)
+    assert ended.codes == [143, 143], ended.said
+    assert (parts / "0" / "run" / "selection" / "checkpoint.pt").is_file()
+    resumed = started.run(2, [*line, "--resume"], apart=parts)
+    assert resumed.codes == [0, 0], resumed.said
+    assert_same_run(*(folder / "0" / "run" / "selection" for folder in (parts, whole)))
+    assert list((parts / "1").iterdir()) == []
 
 
 DYING = """
@@ -164,21 +219,21 @@ RunState.train_step = dying
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("named", [True, False])
-def test_torchrun_restarts_a_run_that_goes_on_by_itself(named: bool, whole: dict[int, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", ["search --out run", "search", "evaluate --genotype DARTS_V2"])
+def test_torchrun_restarts_a_run_that_goes_on_by_itself(more: str, whole: dict[int, Path], tmp_path: Path) -> None:
     """Also in a folder that the run has named itself; each line of the log comes from one rank."""
     (tmp_path / "dying.py").write_text(DYING)
-    launcher = "-m torch.distributed.run --standalone --nproc-per-node=2 --max-restarts=1 -m fastdarts.search"
-    more = ["--out", "run"] if named else []
-    command = [sys.executable, *launcher.split(), "--plugin", "dying", *DIGITS.split(), *more]
+    launcher = "-m torch.distributed.run --standalone --nproc-per-node=2 --max-restarts=1 -m"
+    command = [sys.executable, *launcher.split(), *f"fastdarts.{more} --plugin dying {DIGITS}".split()]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert len(re.findall(r"rank 1 \(process \d+ on \S+\) died", done.stderr)) == 1
     assert done.stdout.count("epoch 2/2") == 1
-    (out,) = [tmp_path / "run"] if named else (tmp_path / "runs").iterdir()
-    assert_same_run(out, whole[2])
+    (out,) = [tmp_path / "run"] if "--out" in more else (tmp_path / "runs").iterdir()
     assert (out / "report.html").is_file()
+    if more.startswith("search"):
+        assert_same_run(out, whole[2])
 
 
 @pytest.mark.long

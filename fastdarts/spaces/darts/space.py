@@ -10,6 +10,7 @@ from fastdarts.config.options import option
 from fastdarts.config.reading import parse_json
 from fastdarts.primitives.table import PRIMITIVES, check_primitives
 from fastdarts.spaces.darts import cell_genotypes, draw
+from fastdarts.spaces.darts.benchmark import open_surrogate
 from fastdarts.spaces.darts.candidates import arguments_of
 from fastdarts.spaces.darts.cell_genotypes import CellGenotypes
 from fastdarts.spaces.darts.derivation import skips
@@ -125,7 +126,7 @@ class DartsSpace:
         return {f"skips_{cell}": skips(architecture.nodes(cell)) for cell in ("normal", "reduce")}
 
     def table(self, file: Path) -> Callable[[Any], dict[str, float]]:
-        raise ValueError(f"benchmark: space {self.name!r} has no tabulated accuracies")
+        return open_surrogate(file)
 
     def svg(self, architecture: Genotype | CellGenotypes) -> str:
         return draw.draw_cells(architecture)

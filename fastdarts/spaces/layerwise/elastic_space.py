@@ -41,7 +41,7 @@ class ElasticSpace(LayerwiseSpace):
                 f"primitives are not chosen in space {name!r}; its space options kernels and expansions are"
             )
         super().__init__(name)
-        self.title = "inverted residual blocks of elastic kernel, width and depth that share weights ({_TITLES[name]})"
+        self.title = f"inverted residual blocks of elastic kernel, width and depth that share weights ({_TITLES[name]})"
 
     def with_options(
         self,

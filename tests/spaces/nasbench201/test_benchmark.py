@@ -64,5 +64,5 @@ def test_what_is_no_table(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("hello")
     with pytest.raises(ValueError, match="is no NATS-Bench file"):
         find("nasbench201").table(tmp_path / "text")
-    with pytest.raises(ValueError, match="'darts' has no tabulated accuracies"):
-        find("darts").table(tmp_path / "text")
+    with pytest.raises(ValueError, match="'recurrent' has no tabulated accuracies"):
+        find("recurrent").table(tmp_path / "text")

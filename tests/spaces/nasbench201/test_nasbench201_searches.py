@@ -29,7 +29,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "drnas-progressive": {"k": (2, 1), "left": 2},
     "random": {"cells": 3, "finalists": 2},
     "robustdarts": {"iterations": 2, "images": 4},
-    "p-darts": {"dropped": (1, 1), "depth": (1.0, 1.0, 1.4)},
+    "p-darts": {"depth": (1.0, 1.0, 1.4)},
     "sdarts-adv": {"steps": 2},
 }
 
@@ -50,7 +50,7 @@ def test_every_method_searches_here(name: str, tmp_path: Path, monkeypatch: pyte
     assert list(result.alphas) == ["cell"]
     lasting = PRIMITIVES[1:] if name == "fairdarts" else PRIMITIVES
     assert result.alphas["cell"].shape == (6, len(lasting))
-    assert result.alphas["cell"].isfinite().sum() == 6 * {"p-darts": 3, "sgas": 1, "drnas-progressive": 2}.get(
+    assert result.alphas["cell"].isfinite().sum() == 6 * {"p-darts": 2, "sgas": 1, "drnas-progressive": 2}.get(
         name, len(lasting)
     )
     last = result.metrics[-1]
@@ -62,7 +62,10 @@ def test_every_method_searches_here(name: str, tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"method": "p-darts", "epochs": 3}, r"dropped must leave two of the 5 ops on an edge of space 'nasbench201'"),
+        (
+            {"method": "p-darts", "epochs": 3, "method_options": {"dropped": (3, 2)}},
+            r"dropped must leave two of the 5 ops on an edge of space 'nasbench201'",
+        ),
         ({"method": "pc-darts", "init_channels": 6}, "init_channels must be a multiple of the method's k = 4; got 6"),
         ({"primitives": ("none", "sep_conv_3x3")}, r"primitives must be among none, .*; got 'sep_conv_3x3'"),
     ],
