@@ -111,13 +111,14 @@ class Layer {
     depthwise_outputs(dense.data(), d);
     Block<A> room(keeps_y() ? 1 : of_y() * int64_t(list_.size()));
     A* ys = keeps_y() ? kept_y(d) : room.data();
-    std::vector<A*> images(list_.size()), scales(list_.size());
+    std::vector<A*> images(list_.size()), means(list_.size()), scales(list_.size());
     A* shift = arena_.zeros(s_.op);
     for (size_t j = 0; j < list_.size(); ++j) {
       images[j] = ys + int64_t(j) * of_y();
       prepare_hidden(j, false);
+      means[j] = arena_.zeros(s_.op);
       scales[j] = arena_.zeros(s_.op);
-      project(j, d, images[j], scales[j], shift);
+      project(j, d, images[j], means[j], scales[j], shift);
     }
     if (shortcut_)
       for (int64_t c = 0; c < s_.c; ++c) shift[c] += stats_[c];
@@ -126,7 +127,7 @@ class Layer {
       std::vector<const A*> here(list_.size());
       for (int64_t n = lo; n < hi; ++n) {
         for (size_t j = 0; j < list_.size(); ++j) here[j] = images[j] + n * s_.out_pixels() * s_.op;
-        kernels_.mix(here.data(), scales.data(), int64_t(list_.size()), shift, shortcut_ ? image(dense.data(), n) : nullptr,
+        kernels_.mix(here.data(), means.data(), scales.data(), int64_t(list_.size()), shift, shortcut_ ? image(dense.data(), n) : nullptr,
                      s_.out_pixels(), s_.o, s_.op, to + n * s_.out_pixels() * s_.o);
       }
     });
@@ -361,8 +362,8 @@ class Layer {
     });
   }
 
-  // y of a candidate and its norm, of which `scale` and the common `shift` get their part.
-  void project(size_t j, const T* saved, A* y, A* scale, A* shift) {
+  // y of a candidate and its norm's `mean` and `scale`; the common `shift` gets its part.
+  void project(size_t j, const T* saved, A* y, A* mean, A* scale, A* shift) {
     const Bottleneck<A>& b = list_[j];
     std::vector<Moments> parts(threads_, Moments(s_.op));
     over_images([&](int64_t lo, int64_t hi, int64_t thread) {
@@ -380,9 +381,9 @@ class Layer {
     write(parts, s_.o, stats);
     const A *weight = values(j, kNorm3), *bias = values(j, kBias3);
     for (int64_t o = 0; o < s_.o; ++o) {
-      const double factor = double(op_weights_[j]) * double(weight[o]) * rstd(j, kNorm3, s_.o, o);
-      scale[o] = A(factor);
-      shift[o] += A(double(op_weights_[j]) * double(bias[o]) - factor * double(stats[o]));
+      mean[o] = stats[o];
+      scale[o] = A(double(op_weights_[j]) * double(weight[o]) * rstd(j, kNorm3, s_.o, o));
+      shift[o] += A(double(op_weights_[j]) * double(bias[o]));
     }
   }
 

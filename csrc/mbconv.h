@@ -57,8 +57,8 @@ struct MbconvKernels {
   void (*outer)(const A* dense, int64_t pixels, int64_t cp, A* products);
   void (*expand)(const Bottleneck<A>&, const LayerShape&, const A* dense, int64_t block, A* tile, A* d, T* out, A* sums);
   void (*project)(const Bottleneck<A>&, const LayerShape&, const T* d, A* h, A* y);
-  void (*mix)(const A* const* ys, const A* const* scales, int64_t count, const A* shift, const A* shortcut, int64_t pixels, int64_t o,
-              int64_t op, T* out);
+  void (*mix)(const A* const* ys, const A* const* means, const A* const* scales, int64_t count, const A* shift,
+              const A* shortcut, int64_t pixels, int64_t o, int64_t op, T* out);
   void (*grad_sums)(const A* g, const A* y, const A* mean, int64_t pixels, int64_t op, double* sum_g, double* sum_gy);
   void (*project_back)(const Bottleneck<A>&, const LayerShape&, const NormBack<A>&, const T* d, const A* g, const A* y,
                        const ProjectBack<A>&, A* dn);

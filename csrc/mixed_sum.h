@@ -417,8 +417,8 @@ class MixedSum {
     return {{o.y, ho_ * wo_ * cp_, wo_ * cp_, cp_}, cp_, scale, o.norm.mean, factors_of(o.edge_index), nullptr};
   }
 
-  // What a node is beside its terms' sum of scale * t: the batch norms' shifts and scaled means. An array for each image where
-  // edges have factors.
+  // What a node is beside its terms' sum of scale * (t - mean): the batch norms' shifts. An array for each image where edges have
+  // factors.
   void set_shift(Mix<A, T>& m, const std::vector<const OpSite<A, T>*>& ops) {
     const bool alike = !args_.factors.defined();
     A* shift = arena_.zeros(alike ? cp_ : n_ * cp_);
@@ -429,7 +429,7 @@ class MixedSum {
         if (!ops[t]->y) continue;
         const A* factors = m.terms[t].factors;
         for (int64_t c = 0; c < c_; ++c) {
-          const double own = ops[t]->weight * double(ops[t]->norm.shift[c]) - double(m.terms[t].scale[c]) * double(m.terms[t].mean[c]);
+          const double own = ops[t]->weight * double(ops[t]->norm.shift[c]);
           sums[c] += factors ? double(factors[image * cp_ + c]) * own : own;
         }
       }

@@ -52,10 +52,8 @@ class Project {
     if (training_) norms_.join(g, chunks_, g.cp, 0, p_.stage.chunk_mean, p_.stage.chunk_m2);
     const Norm<A>& norm = p_.stage.norm;
     norms_.read(0, g.c, norm);
-    A* shift = arena_.zeros(g.cp);
-    for (int64_t c = 0; c < g.c; ++c) shift[c] = A(double(norm.shift[c]) - double(norm.mean[c]) * double(norm.scale[c]));
     const Term<A, T> term = y_term(nullptr);
-    const Mix<A, T> m{node_geometry(), &term, 1, view_of<T>(out), shift, 0, nullptr};
+    const Mix<A, T> m{node_geometry(), &term, 1, view_of<T>(out), norm.shift, 0, nullptr};
     over_tiles(m.geo, threads_, [&](int64_t lo, int64_t hi, int64_t chunk, int64_t thread) {
       kernels_.mix(m, lo, hi, chunk, scratch.data() + thread * scratch_);
     });

@@ -117,7 +117,7 @@ struct Term {  // a tensor that enters a node, or is reduced against its gradien
 };
 
 template <class A, class T>
-struct Mix {  // node = sum of scale * t + shift, or the sums of g * (t - mean)
+struct Mix {  // node = sum of scale * (t - mean) + shift, or the sums of g * (t - mean)
   Geometry geo;  // of the node: h = ho, w = wo
   const Term<A, T>* terms;
   int64_t count;          // at least 1

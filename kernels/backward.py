@@ -386,9 +386,10 @@ def middle_backward_by(
                 mask = mask_of(lines[j] & columns[i], c, C, BLOCK_C)
                 y = tl.load(at + away(j * D, i * D, W, PITCH), mask=mask, other=0.0).to(ACC)
                 mine = tl.where(mask, behind_relu(y * scale[None, :] + shift[None, :], dz[j][i]), 0.0)
-                tl.store(to + away(j * D, i * D, W, PITCH), mine.to(dz_ptr.dtype.element_ty), mask=mask)
-                sum_dz += mine
-                sum_dzy += mine * (y - mean[None, :])
+                mine = mine.to(dz_ptr.dtype.element_ty)  # the sums are those of what is stored
+                tl.store(to + away(j * D, i * D, W, PITCH), mine, mask=mask)
+                sum_dz += mine.to(ACC)
+                sum_dzy += mine.to(ACC) * (y - mean[None, :])
     tl.store(sums_ptr + c, tl.sum(sum_dz, 0), mask=c < C)
     tl.store(sums_ptr + C + c, tl.sum(sum_dzy, 0), mask=c < C)
 

@@ -149,7 +149,7 @@ FD_INLINE void second_backward_tiles(const Bank<A, T>& bank, int64_t lo, int64_t
         Vec<A> sum[2] = {}, sum_y[2] = {};
         const auto one = [&](int64_t i, int lane) FD_LAMBDA {
           const Vec<A> centred = load<A>(y + i * g.cp + c) - mean;
-          const Vec<A> v = behind_relu<A>(centred * scale + shift, load<A>(of_relu + i * g.cp + c));
+          const Vec<A> v = as_stored<T, A>(behind_relu<A>(centred * scale + shift, load<A>(of_relu + i * g.cp + c)));
           store(dz + i * g.cp + c, v);
           sum[lane] += v;
           sum_y[lane] += v * centred;

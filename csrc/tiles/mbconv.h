@@ -127,15 +127,15 @@ void project_forward_image(const Bottleneck<A>& b, const LayerShape& s, const T*
   });
 }
 
-// out = shortcut + shift + sum of scale * y
+// out = shortcut + shift + sum of scale * (y - mean)
 template <class A, class T>
-void mix_image(const A* const* ys, const A* const* scales, int64_t count, const A* shift, const A* shortcut, int64_t pixels, int64_t o,
-               int64_t op, T* out) {
+void mix_image(const A* const* ys, const A* const* means, const A* const* scales, int64_t count, const A* shift,
+               const A* shortcut, int64_t pixels, int64_t o, int64_t op, T* out) {
   for (int64_t p = 0; p < pixels; ++p)
     for (int64_t c = 0; c < op; c += kLanes<A>) {
       Vec<A> sum = load<A>(shift + c);
       if (shortcut) sum += load<A>(shortcut + p * op + c);
-      for (int64_t i = 0; i < count; ++i) sum += load<A>(scales[i] + c) * load<A>(ys[i] + p * op + c);
+      for (int64_t i = 0; i < count; ++i) sum += load<A>(scales[i] + c) * (load<A>(ys[i] + p * op + c) - load<A>(means[i] + c));
       store_channels<A, false>(out + p * o, sum, c, o);
     }
 }

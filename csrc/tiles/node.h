@@ -5,7 +5,7 @@
 
 namespace fastdarts::FASTDARTS_ISA {
 
-// from + sum of scale_t * t over COUNT terms and a tile's rows, one vector of channels: the tile's `sum`, or with LAST the node.
+// from + sum of scale_t * (t - mean_t) over COUNT terms and a tile's rows, one vector of channels: the tile's `sum`, or with LAST the node.
 // `from`: [pixels, cp] numbers, `step` from one pixel to the next.
 template <class A, bool FULL, int COUNT, bool LAST, class T>
 FD_INLINE void mix_terms(const Mix<A, T>& m, int64_t t, const Tile& tile, int64_t c, const A* from, int64_t step, A* sum) {
@@ -13,7 +13,7 @@ FD_INLINE void mix_terms(const Mix<A, T>& m, int64_t t, const Tile& tile, int64_
   const View<T> node = m.node;
   const T* data[COUNT];
   int64_t sh[COUNT], sw[COUNT], channels[COUNT];
-  Vec<A> scale[COUNT];
+  Vec<A> scale[COUNT], mean[COUNT];
   FD_UNROLL
   for (int i = 0; i < COUNT; ++i) {
     const Term<A, T>& term = m.terms[t + i];
@@ -22,6 +22,7 @@ FD_INLINE void mix_terms(const Mix<A, T>& m, int64_t t, const Tile& tile, int64_
     sw[i] = term.t.sw;
     channels[i] = term.channels;
     scale[i] = load<A>(term.scale + c);
+    mean[i] = load<A>(term.mean + c);
     if (term.factors) scale[i] *= load<A>(term.factors + tile.image * g.cp + c);
   }
   for (int64_t r = tile.begin; r < tile.end; ++r) {
@@ -29,7 +30,8 @@ FD_INLINE void mix_terms(const Mix<A, T>& m, int64_t t, const Tile& tile, int64_
     for (int64_t column = 0; column < g.wo; ++column, from += step, sum += g.cp, out += node.sw) {
       Vec<A> v = load<A>(from + c);
       FD_UNROLL
-      for (int i = 0; i < COUNT; ++i) v += scale[i] * load_channels<A, FULL>(data[i] + r * sh[i] + column * sw[i], c, channels[i]);
+      for (int i = 0; i < COUNT; ++i)
+        v += scale[i] * (load_channels<A, FULL>(data[i] + r * sh[i] + column * sw[i], c, channels[i]) - mean[i]);
       if constexpr (LAST)
         store_channels<A, FULL>(out, v, c, g.c);
       else
@@ -38,7 +40,7 @@ FD_INLINE void mix_terms(const Mix<A, T>& m, int64_t t, const Tile& tile, int64_
   }
 }
 
-// node = sum_t scale_t * t + shift, of at least one term; `sum` holds a tile.
+// node = sum_t scale_t * (t - mean_t) + shift, of at least one term; `sum` holds a tile.
 template <class A, bool FULL, class T>
 FD_INLINE void mix_tiles(const Mix<A, T>& m, int64_t lo, int64_t hi, A* sum) {
   const Geometry& g = m.geo;

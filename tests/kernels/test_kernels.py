@@ -127,6 +127,18 @@ def test_channels_that_are_constant_over_the_batch(dtype: torch.dtype, stride: i
     assert_no_worse(*results, eps, moved)
 
 
+def test_gradients_of_two_values_are_sums_of_what_is_stored() -> None:
+    """A norm makes -1 and 1 of any two values: all of a gradient cancels but float32's rounding of its terms, which are
+    as large as the gradient with the same statistics held. Sums of unrounded numbers would leave bfloat16's."""
+    case = make_case(("sep_conv_3x3",), C=8, size=(1, 2, 1))
+    case = replace(case, states=[100 * s for s in case.states], params=[2 * p for p in case.params]).to(torch.bfloat16)
+    _, _, stats = mixed_sum(case.states, case.weights, case.params, None, case.plan.encoded, EPS)
+    held, true, ours = plain(replace(case, running=stats), torch.float64), plain(case, torch.float64), fused(case)
+    for name in ("d_state_0", "d_param_0", "d_param_1"):
+        error = (ours[name].double() - true[name]).abs().max().item()
+        assert error <= torch.finfo(torch.float32).eps * held[name].abs().max().item(), name
+
+
 def test_running_statistics() -> None:
     check(make_case((*SMALL, *BARE), stride=2, training=False), torch.float64)
 

@@ -9,6 +9,8 @@ from fastdarts.config.plain import plain
 
 FIELDS = ("normal", "normal_concat", "reduce", "reduce_concat")
 _LONGEST = 100_000
+_LISTS = r"list|tuple|array|tensor"
+_SCALARS = r"u?int(8|16|32|64)?|str_|array|tensor"
 _CALL = re.compile(r"(?:(\w+)\s*=\s*)?\b[A-Za-z_][\w.]*\(\s*normal\s*=")
 
 
@@ -53,7 +55,7 @@ def fields_in_text(text: str, name: str | None = None) -> dict[str, Any]:
         name: of the assignment, where there are several.
 
     Raises: ValueError where there is none, where several have names of their own and none is asked for, or where the
-        text holds anything but literals, ranges and numpy's integers.
+        text holds anything but literals, ranges, arrays and the integers of numpy and of tensors.
     """
     calls = list(_CALL.finditer(text))
     if not calls:
@@ -92,17 +94,16 @@ def _balanced(text: str) -> str:
 
 
 def _literal(node: ast.expr) -> Any:
-    """Return a literal's value; a range is a list, numpy's integers are integers."""
+    """Return a literal's value; a range or an array is a list, integers of numpy and tensors are integers."""
     if isinstance(node, ast.List | ast.Tuple):
         return [_literal(item) for item in node.elts]
-    if isinstance(node, ast.Call) and not node.keywords:
+    if isinstance(node, ast.Call) and {keyword.arg for keyword in node.keywords} <= {"dtype", "device"}:
         name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
         values = [_literal(argument) for argument in node.args]
-        if name == "range" and 1 <= len(values) <= 3 and all(type(v) is int and abs(v) < 1000 for v in values):
-            return list(range(*values))
-        if name in ("list", "tuple", "array") and len(values) == 1 and isinstance(values[0], list):
-            return values[0]
-        if re.fullmatch(r"u?int(8|16|32|64)?|str_", name) and len(values) == 1 and type(values[0]) in (int, str):
+        if name in ("range", "arange") and 1 <= len(values) <= 3:
+            if all(type(v) is int and abs(v) < 1000 for v in values):
+                return list(range(*values))
+        elif len(values) == 1 and re.fullmatch(_LISTS if isinstance(values[0], list) else _SCALARS, name):
             return values[0]
     try:
         return ast.literal_eval(node)

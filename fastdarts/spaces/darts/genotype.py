@@ -93,8 +93,10 @@ class Genotype(NamedTuple):
         """Return the genotype that an object of other code holds.
 
         It is a named tuple, a mapping or any object with the four fields, with ranges, numpy's integers or weights
-        beside the predecessors; ValueError or TypeError says what is wrong.
+        beside the predecessors; or what `load` takes. ValueError or TypeError says what is wrong.
         """
+        if isinstance(value, str | Path):
+            return cls.load(value)
         if isinstance(value, cls) and all(type(field) is list for field in value):
             return value.validated()
         fields = fields_of(value)

@@ -26,6 +26,8 @@ PRINTED = f"Genotype(normal={DARTS_V2.normal}, normal_concat=range(2, 6), reduce
         PRINTED.replace("Genotype", "genotypes.Genotype"),
         PRINTED.replace("range(2, 6)", "[np.int64(2), np.int64(3), np.int64(4), np.int64(5)]"),
         PRINTED.replace("range(2, 6)", "array([2, 3, 4, 5])"),
+        PRINTED.replace("range(2, 6)", "tensor([2, 3, 4, 5], device='cuda:0')").replace(", 1)", ", tensor(1))"),
+        PRINTED.replace("range(2, 6)", "np.arange(2, 6)").replace(", 1)", ", array(1, dtype=int32))"),
         PRINTED[:-1] + ", connectN=None)",
         PRINTED.replace("), ", ", 0.25), ").replace("range(2, 6, 0.25)", "range(2, 6)"),
         DARTS_V2.to_json(),
@@ -80,6 +82,8 @@ def test_objects_of_other_code() -> None:
     assert Genotype.of(foreign._asdict()) == genotype
     assert Genotype.of(DARTS_V2._replace(normal_concat=range(2, 6))) == DARTS_V2  # type: ignore[arg-type]
     EvalNetwork(foreign, C=2, layers=1)  # type: ignore[arg-type]
+    assert Genotype.of("DARTS_V2") is DARTS_V2
+    EvalNetwork(PRINTED, C=2, layers=1)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="int lacks normal"):
         Genotype.of(3)
 
