@@ -2,19 +2,19 @@
 
 Measured: processes of one thread each, which share a batch over gloo, against one process with as many threads; rounds
 alternate, and the bytes that a rank gives to all-reduces are counted. CPU seconds are those of all processes and
-threads, which other load on the machine changes less than time. Modelled: an H100 by the parts of its step in
-benchmarks/traffic.md, and ring all-reduces by the constants of LINKS. The model's figures are estimates.
+threads, which other load on the machine changes less than time. Modelled: an H100 by the launches of its steps and
+benchmarks/occupancy.py, and ring all-reduces by the constants of LINKS. The model's figures are estimates.
 """
 
 import multiprocessing
-import re
 import socket
 import statistics
 import sys
 import time
 from argparse import ArgumentParser
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cache
 from typing import Any
 
 import torch
@@ -22,13 +22,15 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
+from benchmarks.gpu_day.alternative import streams
 from benchmarks.machine import device_name
+from benchmarks.occupancy import Chip, total
+from benchmarks.traffic import STEPS, Search, fused
 from fastdarts import Architect, SearchNetwork
 from fastdarts.bilevel.flat import FlatSGD
 from fastdarts.bilevel.ranks import ALONE, Ranks
 from fastdarts.bilevel.step import SearchStep
 
-TRAFFIC = Path(__file__).parent / "traffic.md"
 WEIGHTS, ALPHAS = 1_930_618, 224  # C=16, 8 cells
 SHARES = (1, 2, 4, 8, 16, 32)
 BATCHES = (64, 256, 1024)
@@ -70,43 +72,42 @@ def bytes_of_step(order: int, weights: int = WEIGHTS, alphas: int = ALPHAS, item
     return item * ((1 if order == 1 else 3) * weights + alphas)
 
 
-def modelled_seconds(order: int, batch: int, ranks: int, parts: dict[str, float]) -> float:
-    """Estimate a search step on `ranks` H100s that share a batch, none of its parts overlapping.
-
-    Args:
-        order: order of the alpha gradient.
-        batch: global batch.
-        ranks: GPUs, 8 a machine.
-        parts: seconds of the parts of a step on one GPU with a batch of 64, see `h100_parts`.
-    """
-    compute = parts["images"] * batch / ranks / 64 + parts["launches"]
+def all_reduce_seconds(order: int, ranks: int) -> float:
+    """Estimate the all-reduces of a search step on `ranks` GPUs, 8 a machine."""
     if ranks == 1:
-        return compute
+        return 0.0
     link = LINKS["one machine (NVLink)" if ranks <= 8 else "several (8 x 400 Gb/s each)"]
     calls = 2 if order == 1 else 4
-    return compute + calls * link.latency + 2 * (ranks - 1) / ranks * bytes_of_step(order) / link.bandwidth
+    return calls * link.latency + 2 * (ranks - 1) / ranks * bytes_of_step(order) / link.bandwidth
 
 
-def h100_parts() -> dict[str, float]:
-    """Return the seconds of traffic.md for both steps on an H100: those that grow with the batch, and launches."""
-    row = re.search(r"\| H100 \| both \|([^\n]*)", TRAFFIC.read_text())
-    assert row is not None, f"{TRAFFIC} has no row for both steps on an H100"
-    memory, matrix, windows, launches = (float(cell) / 1e3 for cell in row[1].split("|")[:4])
-    return {"images": memory + matrix + windows, "launches": launches}
+@cache
+def h100_seconds(images: int) -> float:
+    """Estimate a second-order search step on one H100 from how much of it each launch fills (benchmarks/occupancy.py).
+
+    Args:
+        images: of each of the two batches; C=16, 8 cells, 32x32, bfloat16.
+    """
+    with streams("1"):
+        steps = fused(Search(batch=images), *STEPS)
+    return sum(total(step.works, Chip()) for step in steps.values())
 
 
-def model_table(parts: dict[str, float]) -> str:
-    """Return a Markdown table: milliseconds a second-order step and the speed-up over one GPU."""
+def model_table(compute: Callable[[int], float]) -> str:
+    """Return a Markdown table: milliseconds a second-order step and the speed-up over one GPU; nothing overlaps.
+
+    Args:
+        compute: returns the seconds of a step on one GPU for a number of images.
+    """
     lines = [
-        f"| H100s | {' | '.join(f'batch {batch}' for batch in BATCHES)} |",
-        f"| --- |{' --- |' * len(BATCHES)}",
+        f"| H100s | {' | '.join(f'batch {batch}' for batch in BATCHES)} | of these all-reduces |",
+        f"| --- |{' --- |' * len(BATCHES)} --- |",
     ]
     for ranks in SHARES:
-        cells = []
-        for batch in BATCHES:
-            seconds = modelled_seconds(2, batch, ranks, parts)
-            cells.append(f"{1e3 * seconds:.1f} ms, {modelled_seconds(2, batch, 1, parts) / seconds:.1f}x")
-        lines.append(f"| {ranks} | {' | '.join(cells)} |")
+        sending = all_reduce_seconds(2, ranks)
+        steps = [(compute(batch), compute(batch // ranks) + sending) for batch in BATCHES]
+        cells = [f"{1e3 * step:.1f} ms, {alone / step:.1f}x" for alone, step in steps]
+        lines.append(f"| {ranks} | {' | '.join(cells)} | {1e3 * sending:.2f} ms |")
     return "\n".join(lines)
 
 
@@ -182,7 +183,7 @@ def main(argv: list[str] | None = None) -> int:
         numbers = f"{' | '.join(times)} | {ratios[0]:.2f} ({ratios[1]:.2f}) | {found['bytes'] / 1e6:.3f}"
         print(f"| search step, {words} | {numbers} |", flush=True)
     print("\nEstimated, not measured: a second-order search step, and how much faster than on one H100.\n")
-    print(model_table(h100_parts()))
+    print(model_table(h100_seconds))
     return 0
 
 

@@ -257,17 +257,21 @@ def test_scaling_exponents_and_table() -> None:
 
 
 def test_ranks_model_and_bytes() -> None:
-    """More GPUs never take longer on one machine; small shares gain little; bytes are those of the flat buffers."""
-    parts = ranks.h100_parts()
-    seconds = [ranks.modelled_seconds(2, 1024, n, parts) for n in ranks.SHARES]
-    assert seconds == sorted(seconds, reverse=True)
-    gain = {
-        batch: ranks.modelled_seconds(2, batch, 1, parts) / ranks.modelled_seconds(2, batch, 32, parts)
-        for batch in (64, 1024)
-    }
-    assert 1 < gain[64] < gain[1024] < 32
+    """A step of 2 ms and 1 ms an image; all-reduces grow with the ranks; bytes are those of the flat buffers."""
     assert ranks.bytes_of_step(2) == 4 * (3 * 1_930_618 + 224)
-    assert len(ranks.model_table(parts).splitlines()) == 2 + len(ranks.SHARES)
+    sending = [ranks.all_reduce_seconds(2, n) for n in ranks.SHARES]
+    assert sending == sorted(sending)
+    assert sending[0] == 0
+    header, _, alone, *_, eight, _, _ = ranks.model_table(lambda images: 2e-3 + 1e-3 * images).splitlines()
+    assert header == "| H100s | batch 64 | batch 256 | batch 1024 | of these all-reduces |"
+    assert alone == "| 1 | 66.0 ms, 1.0x | 258.0 ms, 1.0x | 1026.0 ms, 1.0x | 0.00 ms |"
+    assert eight.startswith(f"| 8 | {10 + 1e3 * sending[3]:.1f} ms, {66 / (10 + 1e3 * sending[3]):.1f}x |")
+
+
+@pytest.mark.slow
+def test_few_images_do_not_fill_a_gpu() -> None:
+    seconds = [ranks.h100_seconds(images) for images in (2, 64)]
+    assert 1 < seconds[1] / seconds[0] < 8
 
 
 @pytest.mark.slow

@@ -21,10 +21,12 @@ def parse_cli(
     *,
     prog: str | None = None,
     description: str = "",
+    needs_folder: bool = True,
 ) -> ConfigType:
     """Return the config that a command line asks for: flags, over the file of --config, over the data set's preset.
 
     With --resume and no --config the file is config.json in the folder of --out: a resumed run needs no other flags.
+    Without `needs_folder` that file may be missing, since the run gets the config of another process.
     `--help` prints and exits with 0; a line that cannot be parsed ends with one line on stderr and exit code 2.
     """
     load_plugins(sys.argv[1:] if argv is None else argv)
@@ -38,10 +40,10 @@ def parse_cli(
         values = read_file(config_type, file, given)
     elif given.get("resume") and given.get("out") is not None:
         file = given["out"] / "config.json"
-        if not file.is_file():
+        if needs_folder and not file.is_file():
             raise FileNotFoundError(f"resume: {given['out']} holds nothing to continue; start without --resume")
         try:
-            values = read_file(config_type, file, given)
+            values = read_file(config_type, file, given) if file.is_file() else {}
         except UnnamedCodeError:
             raise
         except ValueError as error:

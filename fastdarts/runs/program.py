@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from fastdarts.bilevel.ranks import RankLostError, RanksError
 from fastdarts.config.command_line import parse_cli
@@ -26,7 +27,9 @@ def run_cli(
 ) -> int:
     """Run a program whose options are a Config; see `run_program` for what it returns."""
     argv = sys.argv[1:] if argv is None else argv
-    return run_program(lambda: run(parse_cli(config_type, argv, prog=prog, description=description)), argv, prog)
+    first = rank_of_process() == 0  # the others get its config
+    program = partial(parse_cli, config_type, argv, prog=prog, description=description, needs_folder=first)
+    return run_program(lambda: run(program()), argv, prog)
 
 
 def run_parsed(

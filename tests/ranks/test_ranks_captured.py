@@ -11,7 +11,7 @@ from torch import Tensor
 from fastdarts.bilevel.ranks import Ranks
 from fastdarts.data.share import SharedBatch, share_of
 
-METHODS = ("p-darts", "robustdarts", "fbnet")
+METHODS = ("p-darts", "robustdarts")
 
 
 def searched(name: str, graph: bool) -> list[Tensor]:

@@ -13,17 +13,17 @@ from fastdarts.evaluate import EvalConfig
 from fastdarts.runs.eval_state import EvalState
 from fastdarts.spaces.darts.genotype import DARTS_V2
 
-SMALL: dict[str, Any] = {"init_channels": 2, "layers": 2, "batch_size": 8, "epochs": 2, "device": "cpu"}
+SMALL: dict[str, Any] = {"dataset": "digits", "init_channels": 2, "layers": 2, "batch_size": 8, "epochs": 2}
 SYNC: dict[str, Any] = SMALL | {"sync_batch_norm": True, "drop_path": 0.0}
 AVERAGED: dict[str, Any] = SMALL | {"ema_epochs": 1.0}
 
 
 def state_of(fields: dict[str, Any], ranks: Ranks) -> EvalState:
-    """Return a training on 19 images in float64: batches of 8, 8 and 3."""
+    """Return a training on 21 images in float64: batches of 8, 8 and 5."""
     torch.set_default_dtype(torch.float64)
-    noise = torch.randint(0, 256, (19, 1, 6, 6), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-    images = ImageData(noise, torch.arange(19) % 2, ("even", "odd"), (0.5,), (0.3,))
-    state = EvalState(DARTS_V2, EvalConfig(**fields), images, None, torch.device("cpu"), ranks)
+    noise = torch.randint(0, 256, (21, 1, 6, 6), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    images = ImageData(noise, torch.arange(21) % 2, ("even", "odd"), (0.5,), (0.3,))
+    state = EvalState(DARTS_V2, EvalConfig(**fields, device="cpu"), images, None, torch.device("cpu"), ranks)
     apply = state.augment.apply
     state.augment.apply = lambda images, draw: apply(images, draw).double()  # type: ignore[method-assign]
     return state
@@ -56,7 +56,8 @@ def test_trainings_on_two_ranks(tmp_path: Path) -> None:
     """
     first, second = on_ranks(2, on_rank, tmp_path)
     for name, whole in trained(SYNC, 3, ALONE).network.state_dict().items():
-        torch.testing.assert_close(first[0][name], whole, rtol=1e-9, atol=1e-9, msg=name)
+        # The loss takes logits in float32, whose gradients divide by other numbers of rows: 6e-8 of them, times lr.
+        torch.testing.assert_close(first[0][name], whole, rtol=1e-7, atol=1e-7, msg=name)
     names = [name for name in first[1] if name.startswith("average.") and name.endswith("running_mean")]
     assert names
     assert not any(torch.equal(first[1][name], second[1][name]) for name in names)
