@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -11,19 +10,20 @@ from torch import Tensor
 from fastdarts.kernels.launch import accumulator, compute_dtype, launch
 from fastdarts.kernels.tables import constant
 
-# Columns of a norm's row: addresses of its mean, variance and counter (0: none), where its statistics begin, C, the
-# number of values per channel, and the bits of the momentum as float64. As a constant of the kernel, each momentum of
-# plain averages (1, 1/2, 1/3, ...) would compile it anew.
-MEAN, VARIANCE, COUNTER, BEGIN, CHANNELS, VALUES, MOMENTUM = (tl.constexpr(column) for column in range(7))
-NORM = tl.constexpr(7)
+# Columns of a norm's row: addresses of its mean, variance and counter (0: none), where its statistics begin, C, and
+# the number of values per channel.
+MEAN, VARIANCE, COUNTER, BEGIN, CHANNELS, VALUES = (tl.constexpr(column) for column in range(6))
+NORM = tl.constexpr(6)
 BLOCK = 64  # channels
 
 
 @triton.jit
-def update_running_kernel(stats_ptr, norms_ptr, STORED: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr):
-    """One program moves the statistics of one batch norm by the share of its momentum to the batch's, and counts it.
+def update_running_kernel(stats_ptr, norms_ptr, momentum_ptr, STORED: tl.constexpr, BLOCK_C: tl.constexpr,
+                          ACC: tl.constexpr):  # fmt: skip
+    """One program moves one batch norm by the share of the momentum towards the batch's statistics, and counts it.
 
-    stats: of each norm means [C], then biased variances [C]. STORED: type of running statistics.
+    stats: of each norm means [C], then biased variances [C]. STORED: type of running statistics. momentum: a number in
+    memory, since as a constant each of plain averages' (1, 1/2, 1/3, ...) would compile the kernel anew.
     """
     row = norms_ptr + tl.program_id(0) * NORM
     mean_ptr = tl.load(row + MEAN).to(tl.pointer_type(STORED))
@@ -32,7 +32,7 @@ def update_running_kernel(stats_ptr, norms_ptr, STORED: tl.constexpr, BLOCK_C: t
     channels = tl.load(row + CHANNELS)
     batch_ptr = stats_ptr + tl.load(row + BEGIN)
     values = tl.load(row + VALUES).to(ACC)
-    momentum = tl.load(row + MOMENTUM).to(tl.float64, bitcast=True).to(ACC)
+    momentum = tl.load(momentum_ptr).to(ACC)
     for first in range(0, channels, BLOCK_C):
         c = first + tl.arange(0, BLOCK_C)
         move(mean_ptr + c, batch_ptr + c, 1.0, c < channels, momentum, STORED, ACC)
@@ -73,20 +73,22 @@ def update_running(
     if [variance.numel() for variance in variances] != channels or 2 * sum(channels) != stats.numel():
         raise ValueError("update_running: means, variances and stats must be of the same channels")
     counted = [counter.data_ptr() for counter in counters] + [0] * (len(means) - len(counters))
-    rows, begin, bits = [], 0, int(np.float64(momentum).view(np.int64))
+    rows, begin = [], 0
     for mean, variance, counter, c, n in zip(means, variances, counted, channels, values, strict=True):
-        rows.append((mean.data_ptr(), variance.data_ptr(), counter, begin, c, n, bits))
+        rows.append((mean.data_ptr(), variance.data_ptr(), counter, begin, c, n))
         begin += 2 * c
-    launch(
-        update_running_kernel,
-        (len(rows),),
-        stats.contiguous(),
-        constant(tuple(rows), device, torch.int64),
-        STORED=_STORED[dtype],
-        BLOCK_C=BLOCK,
-        ACC=accumulator(compute_dtype(dtype)),
-        num_warps=1,
-    )
+    share = constant(((momentum,),), device, torch.float64)
+    once = len({address for address, *_ in rows}) == len(rows)
+    for together in [rows] if once else [[row] for row in rows]:  # a norm that comes twice is updated in order
+        launch(
+            update_running_kernel,
+            (len(together),),
+            *(stats.contiguous(), constant(tuple(together), device, torch.int64), share),
+            STORED=_STORED[dtype],
+            BLOCK_C=BLOCK,
+            ACC=accumulator(compute_dtype(dtype)),
+            num_warps=1,
+        )
 
 
 _STORED = {

@@ -279,8 +279,8 @@ def stage_rows(
 _in_graphs: set[Tensor] = set()  # what captured launches read for as long as their graphs live
 
 
-def constant(rows: tuple[tuple[int, ...], ...], device: torch.device, dtype: torch.dtype = torch.int32) -> Tensor:
-    """Integers on the device, copied there once for each stream, without waiting for it."""
+def constant(rows: tuple[tuple[float, ...], ...], device: torch.device, dtype: torch.dtype = torch.int32) -> Tensor:
+    """Numbers on the device, copied there once for each stream, without waiting for it."""
     table = _copied(rows, device, dtype, torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0)
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         _in_graphs.add(table)
@@ -288,7 +288,7 @@ def constant(rows: tuple[tuple[int, ...], ...], device: torch.device, dtype: tor
 
 
 @lru_cache(maxsize=8192)
-def _copied(rows: tuple[tuple[int, ...], ...], device: torch.device, dtype: torch.dtype, stream: int) -> Tensor:
+def _copied(rows: tuple[tuple[float, ...], ...], device: torch.device, dtype: torch.dtype, stream: int) -> Tensor:
     table = torch.tensor(rows or ((0,),), dtype=dtype)
     # A captured copy would read the host's memory again in each replay: without pinning torch refuses it.
     if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():

@@ -22,6 +22,7 @@ class Geometry:
 
     C: int
     layers: int
+    nodes: int  # of a cell
     batch: int
     size: int
     primitives: tuple[str, ...]
@@ -30,8 +31,10 @@ class Geometry:
     rounds: int  # timed steps
 
 
-PAPER = Geometry(16, 8, 64, 32, PRIMITIVES, {"16/32": (16, 32, 2), "32/16": (32, 16, 4), "64/8": (64, 8, 8)}, 100, 20)
-SMALL = Geometry(2, 3, 2, 8, ("max_pool_3x3", "skip_connect"), {"4/6": (4, 6, 2)}, 2, 1)
+PAPER = Geometry(
+    16, 8, 4, 64, 32, PRIMITIVES, {"16/32": (16, 32, 2), "32/16": (32, 16, 4), "64/8": (64, 8, 8)}, 100, 20
+)
+SMALL = Geometry(2, 3, 2, 2, 8, ("max_pool_3x3", "skip_connect"), {"4/6": (4, 6, 2)}, 2, 1)
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def lines(results: dict[str, Any], notes: dict[str, dict[str, Any]]) -> Iterator
 def versions(found: dict[str, Any]) -> Iterator[str]:
     if "copy" in found:
         copy = found["copy"]
-        yield f"\nA copy of {copy['bytes'] / 1e9:.1f} GB moves {copy['GB/s']:,.0f} GB/s, read and written."
+        yield f"\nA copy of {copy['bytes'] / 1e9:.2g} GB moves {copy['GB/s']:,.0f} GB/s, read and written."
     if "multiprocessors" in found:
         yield f"{found['multiprocessors']} multiprocessors, {found['memory'] / 2**30:.0f} GiB. {found['nvidia-smi']}."
 
@@ -67,9 +67,9 @@ def steps(found: dict[str, Any]) -> Iterator[str]:
     for step in STEPS:
         yield f"| {step} | {' | '.join(number(found.get(f'{step}, {kind}')) for kind in kinds)} |"
     for alternative in (NAME, TWO_STREAMS):
-        for step in STEPS:
-            if f"{step}, graph, {alternative}" in found:
-                yield f"\nWith {alternative}: {step}, graph {number(found[f'{step}, graph, {alternative}'])} ms."
+        graphs = {step: found[key] for step in STEPS if (key := f"{step}, graph, {alternative}") in found}
+        if graphs:
+            yield f"\nAs graphs with {alternative}: {', '.join(f'{s} {number(ms)} ms' for s, ms in graphs.items())}."
     cells = {name.removeprefix("cell, "): value for name, value in found.items() if name.startswith("cell, ")}
     if cells:
         said = ", ".join(f"{name} {number(value)} ms" for name, value in cells.items())
@@ -82,7 +82,7 @@ def replays(found: dict[str, Any]) -> Iterator[str]:
         yield f"\n{found['replays']} replays of a search step: {said};"
     if "eager is equal" in found:
         yield f"the eager step {'has the same bits' if found['eager is equal'] else '**has other bits**'};"
-        yield f"all numbers are finite: {found['finite']}."
+        yield f"{'all numbers are finite' if found['finite'] else '**some numbers are not finite**'}."
 
 
 def launches(found: dict[str, Any]) -> Iterator[str]:
@@ -106,7 +106,8 @@ def profile(found: dict[str, Any]) -> Iterator[str]:
 
 def tests(found: dict[str, Any]) -> Iterator[str]:
     counts = ", ".join(f"{n} {kind}" for kind, n in found.get("counts", {}).items())
-    yield f"\nGPU tests: {counts or 'not ended'}. {'; '.join(found.get('failed', []))}"
+    failed = "; ".join(found.get("failed", []))
+    yield f"\nGPU tests: {counts or 'not ended'}{': ' if failed else '.'}{failed}"
 
 
 def counters(found: dict[str, Any]) -> Iterator[str]:

@@ -6,14 +6,22 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_day.day import Day
+from benchmarks.gpu_day.day import Day, Geometry
 from benchmarks.traffic import Planning
 from fastdarts import Architect, SearchNetwork
 from fastdarts.bilevel.flat import FlatSGD
 from fastdarts.bilevel.step import SearchStep, StepResult
 from fastdarts.kernels import bank
+from fastdarts.mixed.mixed_op import Backend
 
 Run = Callable[[], object]
+
+
+def network_of(g: Geometry, backend: Backend) -> SearchNetwork:
+    """Return a search network of these sizes."""
+    return SearchNetwork(
+        C=g.C, layers=g.layers, steps=g.nodes, multiplier=g.nodes, primitives=g.primitives, backend=backend
+    )
 
 
 class Steps:
@@ -26,8 +34,7 @@ class Steps:
     def __init__(self, day: Day, cuda_graphs: bool = True) -> None:
         torch.manual_seed(0)
         g = day.geometry
-        network = SearchNetwork(C=g.C, layers=g.layers, primitives=g.primitives, backend="auto").to(day.device)
-        self.network = network.to(memory_format=torch.channels_last)
+        self.network = network_of(g, "auto").to(day.device).to(memory_format=torch.channels_last)
         self.architect = Architect(self.network, amp_dtype=torch.bfloat16)
         self.sgd = FlatSGD(self.network.parameters(), lr=0.025, momentum=0.9, weight_decay=3e-4)
         self.search = self.search_step(cuda_graphs)

@@ -40,13 +40,22 @@ class Listing(NamedTuple):
         return f"{self.place}: {len(self.files):,} files in {classes} classes{self.aside}{self.passed}"
 
 
-def has_test_part(data_dir: Path) -> bool:
-    """False for a folder that holds the classes themselves, or whose training part is alone."""
-    return (data_dir / "train").is_dir() and (data_dir / "test").is_dir()
+def test_folder(data_dir: Path) -> Path | None:
+    """Return the folder of the test part: `test`, or where there is none `val`, as ImageNet's is called.
+
+    None for a folder that holds the classes themselves, or whose training part is alone. ImageNet's validation images
+    in one folder, without their classes, are no part.
+    """
+    if not (data_dir / "train").is_dir():
+        return None
+    if (data_dir / "test").is_dir():
+        return data_dir / "test"
+    named = [data_dir / name for name in ("val", "valid", "validation") if (data_dir / name).is_dir()]
+    return next((path for path in named if any(f.is_dir() or f.suffix == ".tar" for f in path.iterdir())), None)
 
 
 def list_images(data_dir: Path, split: Literal["train", "test"], test_portion: float = 0.0) -> Listing:
-    """Find the images in `data_dir/<split>/<class>/**` or `data_dir/<split>/*.tar`.
+    """Find the images in `data_dir/<split>/<class>/**` or `data_dir/<split>/*.tar`; a test part may be called `val`.
 
     A `data_dir` without a folder `train` holds the classes or the shards itself. Classes and files are in the order of
     their names. Links are followed, each folder is read once; hidden files and folders, those of tools and files that
@@ -64,9 +73,10 @@ def list_images(data_dir: Path, split: Literal["train", "test"], test_portion: f
     if not data_dir.is_dir():
         raise FileNotFoundError(f"image folder {data_dir} does not exist or is no folder")
     train_dir = data_dir / "train" if (data_dir / "train").is_dir() else data_dir
-    divided = test_portion > 0 and not has_test_part(data_dir)
-    folder = train_dir if split == "train" or divided else data_dir / "test"
-    if not folder.is_dir() or (split == "test" and not divided and train_dir == data_dir):
+    test_dir = test_folder(data_dir)
+    divided = test_portion > 0 and test_dir is None
+    folder = train_dir if split == "train" or divided else test_dir
+    if folder is None:
         raise FileNotFoundError(
             f"{data_dir} has no test images: put them into {data_dir}/test/<class>/ and the others "
             f"into {data_dir}/train/<class>/, or set a part of the images aside with test_portion"

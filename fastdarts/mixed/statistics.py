@@ -82,7 +82,7 @@ def updating_once() -> Iterator[None]:
         yield
         _use_kept()
     finally:
-        _pass.batches = None
+        _pass.batches, _pass.norms = None, set()
 
 
 def update_running(norms: Sequence[nn.BatchNorm2d], stats: Tensor, values: int) -> None:

@@ -185,6 +185,19 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     "".join(data.classes).encode()
 
 
+def test_a_part_called_val_is_the_test_part(tmp_path: Path) -> None:
+    """Where there is no other, and where it holds the classes: ImageNet's validation images may be in one folder."""
+    for name in ("train/a/0.png", "train/a/1.png", "train/b/0.png", "train/b/1.png", "val/a/0.png", "val/b/0.png"):
+        write(tmp_path / name)
+    assert [len(load("imagefolder", tmp_path, part, test_portion=0.5)) for part in ("train", "test")] == [4, 2]  # type: ignore[arg-type]
+    write(tmp_path / "test" / "b" / "0.png")
+    assert len(load("imagefolder", tmp_path, "test", test_portion=0.5)) == 1
+    flat = tmp_path / "flat"
+    for name in ("train/a/0.png", "train/a/1.png", "train/b/0.png", "train/b/1.png", "val/0.png"):
+        write(flat / name)
+    assert len(load("imagefolder", flat, "test", test_portion=0.5)) == 2
+
+
 def test_a_portion_of_classes_without_a_test_part(tmp_path: Path) -> None:
     for name, count in (("a", 10), ("b", 20), ("c", 2)):
         for index in range(count):

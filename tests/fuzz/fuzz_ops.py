@@ -17,11 +17,11 @@ from sound_calls import OPERATORS, SHARES, Call
 from torch import Tensor
 
 import fastdarts
-from fastdarts.ops import eval_cell, mbconv, operators, recurrent  # noqa: F401 - they define the operators
+from fastdarts.ops import eval_cell, mbconv, operators, recurrent, running  # noqa: F401 - they define the operators
 from fastdarts.ops.plan import MOST
 
 NUMBERS = (-(2**63), -(2**31), -1, 0, 1, 2, 3, 4, 5, 6, 7, 9, 300, MOST + 1, 2**31, 2**40, 2**62, 2**63 - 1)
-NUMBER_LISTS = ("plan", "need_states", "kernels", "parts", "concat")
+NUMBER_LISTS = ("plan", "need_states", "kernels", "parts", "concat", "values")
 ERRORS = (ValueError, TypeError, RuntimeError)  # the last: of memory, and torch's own
 
 
@@ -71,7 +71,7 @@ def spoil(call: Call, draw: random.Random) -> None:
     """Change one argument for another of its kind, which may or may not fit."""
     name = draw.choice(list(call))
     value = call[name]
-    if name == "eps":
+    if name in ("eps", "momentum"):
         call[name] = draw.choice((-1.0, -1e-5, 0.0, 1.0, float("nan"), float("inf")))
     elif isinstance(value, bool):
         call[name] = not value

@@ -252,6 +252,19 @@ def eval_cell_after(draw: random.Random, call: Call, packed: Tensor) -> tuple[st
     return "eval_cell", {"states": states, "packed": packed, "parts": parts, "plan": call["plan"], **sizes}
 
 
+def running_call(draw: random.Random) -> Call:
+    dtype = draw.choice(STATES)
+    channels = [draw.randint(1, 40) for _ in range(draw.randint(1, 5))]
+    return {
+        "means": [torch.randn(C).to(dtype) for C in channels],
+        "variances": [torch.rand(C).to(dtype) for C in channels],
+        "counters": [torch.tensor(draw.randrange(9)) for _ in range(draw.randint(0, len(channels)))],
+        "stats": torch.rand(2 * sum(channels), dtype=draw.choice(FLOATS)),
+        "values": [draw.randint(2, 9) for _ in channels],
+        "momentum": draw.random(),
+    }
+
+
 OPERATORS = {
     operator.name: operator
     for operator in (
@@ -261,7 +274,9 @@ OPERATORS = {
         Operator("recurrent", recurrent_call, recurrent_backward),
         Operator("linear_nll", linear_nll_call, None),
         Operator("pack_eval_cell", pack_call, eval_cell_after),
+        Operator("update_running", running_call, None),
     )
 }
 SHARES = {"mixed_sum": 4, "project": 2, "mbconv_sum": 2, "recurrent": 2, "linear_nll": 1, "pack_eval_cell": 2}
+SHARES |= {"update_running": 1}
 """Relative frequencies of the operators."""

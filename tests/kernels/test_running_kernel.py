@@ -10,6 +10,7 @@ pytest.importorskip("triton", reason="the kernels need Triton")
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("launches kernels in Triton's interpreter", allow_module_level=True)
 
+from benchmarks.gpu_day.recording import Launch, each_launch
 from fastdarts.kernels.running import update_running
 from fastdarts.ops import running
 
@@ -38,6 +39,17 @@ def test_all_norms_in_one_launch(dtype: torch.dtype) -> None:
         # At most three roundings in the type of sums, and the one of storage; nothing exceeds 8.
         torch.testing.assert_close(ours.double(), exact, rtol=0, atol=4 * 8 * eps)
     assert [int(counter) for counter in counters] == [1, 2**40 + 1]
+
+
+def test_a_norm_that_comes_twice_is_updated_in_order() -> None:
+    mean, variance = torch.ones(3), torch.ones(3)
+    stats = torch.tensor([[3.0] * 3, [1.0] * 3, [5.0] * 3, [2.0] * 3]).flatten()
+    launches: list[Launch] = []
+    with each_launch(launches.append):
+        update_running([mean, mean], [variance, variance], [], stats, [2, 2], 0.5)
+    assert [launch.grid for launch in launches] == [(1,), (1,)]
+    assert mean.tolist() == [(1 + 3) / 4 + 5 / 2] * 3
+    assert variance.tolist() == [(1 + 2) / 4 + 4 / 2] * 3
 
 
 def test_memory_that_the_kernel_cannot_read() -> None:

@@ -7,9 +7,8 @@ from torch import Tensor
 
 from benchmarks.gpu_day.alternative import NAME, TWO_STREAMS, planes_asked_for, streams
 from benchmarks.gpu_day.day import Day, Notes, milliseconds
-from benchmarks.gpu_day.steps import Run, Steps, captured
+from benchmarks.gpu_day.steps import Run, Steps, captured, network_of
 from benchmarks.original import OriginalSearch, autocast
-from fastdarts import SearchNetwork
 from fastdarts.mixed.mixed_op import Backend
 from fastdarts.spaces.darts.cell import Cell
 from fastdarts.spaces.darts.genotype import edges_of
@@ -52,8 +51,7 @@ def _measure(day: Day, notes: Notes, name: str, prepare: Callable[[], Run]) -> N
 
 def plain_steps(day: Day, steps: Steps) -> dict[str, Run]:
     """Return the steps of the original code: plain modules in channels-last under autocast."""
-    g = day.geometry
-    network = SearchNetwork(g.C, layers=g.layers, primitives=g.primitives, backend="reference").to(day.device)
+    network = network_of(day.geometry, "reference").to(day.device)
     original = OriginalSearch(network.to(memory_format=torch.channels_last), amp=True)
     train, valid = steps.train, steps.valid
     return {
