@@ -11,7 +11,7 @@ from torch import Tensor
 from fastdarts.bilevel.ranks import Ranks
 from fastdarts.data.share import SharedBatch, share_of
 
-METHODS = ("p-darts", "robustdarts")
+METHODS = ("p-darts",)
 
 
 def searched(name: str, graph: bool) -> list[Tensor]:
