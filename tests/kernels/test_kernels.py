@@ -253,7 +253,9 @@ def test_a_gpu_is_never_waited_for(stride: int, dtype: torch.dtype, monkeypatch:
     monkeypatch.setattr(bank, "launch", lambda kernel, *_, **__: started.append(kernel))
     monkeypatch.setattr(node, "launch", lambda kernel, *_, **__: started.append(kernel))
     monkeypatch.setattr(
-        tables, "_copied", lambda rows, device, stream: torch.empty(rows and (len(rows), len(rows[0])), device=device)
+        tables,
+        "_copied",
+        lambda rows, device, dtype, stream: torch.empty(rows and (len(rows), len(rows[0])), dtype=dtype, device=device),
     )
     # Without a driver torch cannot say.
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
