@@ -7,6 +7,7 @@ cost of the searches. Tells no more than the intervals do: names all methods tha
 
 import os
 import statistics
+import sys
 from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from fastdarts.compare import Comparison, compare
 from fastdarts.report.rankings import Interval, interval_of_mean
 from fastdarts.report.records import Record
 from fastdarts.runs.compare_config import CompareConfig, methods_of
+from fastdarts.runs.interrupt import Interrupted
 from fastdarts.runs.progress import duration
 
 
@@ -38,7 +40,7 @@ class Budget:
     images: int = 50
     seeds: int = 3
     epochs: int = 3
-    select_epochs: int = 12
+    select_epochs: int = 8
     image_size: int = 16
 
 
@@ -52,8 +54,8 @@ class Entry:
 
 _CELLS = {
     "init_channels": 12,
-    "layers": 5,
-    "select": {"init_channels": 12, "layers": 5},
+    "layers": 3,
+    "select": {"init_channels": 12, "layers": 3},
 }  # 12: DrNAS' 6 and 4 divide it
 SPACES = {
     "darts": Entry(_CELLS),
@@ -182,7 +184,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         entry = SPACES[space]
         if args.methods:
             entry = Entry(entry.options, args.methods.split(","))
-        found[space] = compared(space, entry, budget, images, args.out / space, args.workers)
+        try:
+            found[space] = compared(space, entry, budget, images, args.out / space, args.workers)
+        except Interrupted as stop:
+            print("stopped; the same command goes on", file=sys.stderr)
+            return stop.exit_code
         (args.out / "all-methods.md").write_text(page(budget, args.data, args.workers, found))
     print(f"results: {args.out / 'all-methods.md'}")
     return 0
