@@ -32,7 +32,6 @@ from fastdarts.config.options import config_before
 from fastdarts.config.plugins import plugin_flags
 from fastdarts.config.reading import read_object
 from fastdarts.data import ImageData, StreamedImages
-from fastdarts.data.images import fraction_of
 from fastdarts.evaluate import evaluate
 from fastdarts.report.suite_records import Record, check_suite_record, summarise, verdict_words
 from fastdarts.runs.console import LOGGER
@@ -197,9 +196,10 @@ def _chosen(config: SuiteConfig, out: Path, task: Task) -> Task | None:
 
 def _open(config: SuiteConfig, part: data.Split, train: Images | None = None) -> Images:
     """Return the images of a part of the data set, or the share of each class that the budget allows."""
-    images = data.open_images(config.dataset, config.data, part, config.image_size, train=train, test_portion=0.2)
     limit = config.scale.images
-    return images if limit is None or len(images) <= limit else fraction_of(images, limit / len(images))
+    return data.open_images(
+        config.dataset, config.data, part, config.image_size, train=train, test_portion=0.2, limit=limit
+    )
 
 
 def _check_images(config: SuiteConfig) -> None:

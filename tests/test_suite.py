@@ -9,6 +9,7 @@ import torch
 
 from fastdarts import suite as module
 from fastdarts.data import ImageData
+from fastdarts.data.images import at_most
 from fastdarts.runs.suite_config import BENCHMARKS, SETS, SuiteConfig, Task
 from fastdarts.suite import _halves, main, run_one, run_suite
 
@@ -40,7 +41,7 @@ def test_the_published_protocol() -> None:
 def test_searches_and_trainings_have_no_image_in_common(monkeypatch: pytest.MonkeyPatch) -> None:
     numbers = torch.arange(50_000, dtype=torch.float32)
     images = ImageData(numbers[:, None, None, None], torch.arange(50_000) % 10, tuple("abcdefghij"), (0,), (1,), True)
-    monkeypatch.setattr("fastdarts.data.open_images", lambda *args, **named: images)
+    monkeypatch.setattr("fastdarts.data.open_images", lambda *args, **named: at_most(images, named["limit"]))
     searches, trainings = _halves(SuiteConfig())
     weights, alphas = module.data.split(searches, 0.5, seed=0)
     parts = [part.images.flatten() for part in (weights, alphas, trainings)]

@@ -192,6 +192,27 @@ def statistics_of(counts: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]
 Images = TypeVar("Images", bound=ImageSet)
 
 
+class Labelled(Protocol):
+    """Images of a data set, or its files before they are decoded."""
+
+    @property
+    def targets(self) -> Tensor:
+        """Return as of `ImageSet`."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Return as of `ImageSet`."""
+        ...
+
+    def subset(self, indices: Tensor) -> Self:
+        """Return the images at `indices`."""
+        ...
+
+
+Part = TypeVar("Part", bound=Labelled)
+
+
 def split(data: Images, train_portion: float, seed: int = 0) -> tuple[Images, Images]:
     """Split `data` into the half that trains the weights and the half that trains the alphas.
 
@@ -215,7 +236,7 @@ def split(data: Images, train_portion: float, seed: int = 0) -> tuple[Images, Im
     return data.subset(train), data.subset(valid)
 
 
-def fraction_of(data: Images, fraction: float, seed: int = 0) -> Images:
+def fraction_of(data: Part, fraction: float, seed: int = 0) -> Part:
     """Return a share of the images of each class, rounded, two at least, sampled with `seed`; without classes, of all.
 
     They keep the order of the data. Raises: ValueError for a fraction outside (0, 1].
@@ -227,9 +248,15 @@ def fraction_of(data: Images, fraction: float, seed: int = 0) -> Images:
     return data.subset(torch.from_numpy(np.sort(np.concatenate(chosen))))
 
 
-def _members(data: ImageSet) -> Iterator[NDArray[np.int64]]:
+def at_most(data: Part, count: int | None) -> Part:
+    """Return about `count` of the images, the same share of each class; all if `count` is None or there are no more."""
+    have = len(data.targets)
+    return data if count is None or have <= count else fraction_of(data, count / have)
+
+
+def _members(data: Labelled) -> Iterator[NDArray[np.int64]]:
     """Yield the indices of each class's images; of all in one without classes."""
-    labels = data.targets.cpu().numpy() if data.classes else np.zeros(len(data), np.int64)
+    labels = data.targets.cpu().numpy() if data.classes else np.zeros(len(data.targets), np.int64)
     for label in np.unique(labels):
         yield np.flatnonzero(labels == label)
 

@@ -33,6 +33,10 @@ class Listing(NamedTuple):
     passed: str = ""
     aside: str = ""
 
+    def subset(self, indices: Tensor) -> "Listing":
+        """Return the listing of the images at `indices`."""
+        return self._replace(files=self.files.subset(indices.numpy()), targets=self.targets[indices])
+
     @property
     def line(self) -> str:
         """Return what was found and passed over, in words."""

@@ -9,7 +9,7 @@ import torch
 
 from fastdarts.data.files import Files
 from fastdarts.data.folder import decode_all, grey_range_of, header_of
-from fastdarts.data.images import ImageData, ImageSet, in_order, statistics_of, value_counts
+from fastdarts.data.images import ImageData, ImageSet, at_most, in_order, statistics_of, value_counts
 from fastdarts.data.listing import Listing, list_images
 from fastdarts.data.memory import available_bytes, usable_cpus
 from fastdarts.data.sources import Split, check_source, load
@@ -52,6 +52,7 @@ def open_images(
     test_portion: float = 0.0,
     streaming: Streaming = Streaming(),
     statistics: Statistics | None = None,
+    limit: int | None = None,
 ) -> ImageData | StreamedImages:
     """Open one part of a data set; print in one line what it holds, and where the images are kept.
 
@@ -62,21 +63,22 @@ def open_images(
         train: for a test part the training part, opened already.
         streaming: which images are streamed.
         statistics: mean and standard deviation of an image folder, instead of those of its training images.
+        limit: about so many images, the same share of each class; others of a folder are not decoded. None for all.
 
     Raises: those of `load`.
     """
     check_source(dataset, data_dir, split, image_size)
     if dataset != "imagefolder" or data_dir is None:
-        return load(dataset, data_dir, split, image_size, train=train, test_portion=test_portion)
-    listing = list_images(Path(data_dir), split, test_portion)
-    needed, limit = _decoded_bytes(listing, image_size), streaming.limit()
-    if streaming.when == "never" or (streaming.when == "auto" and needed <= limit):
+        return at_most(load(dataset, data_dir, split, image_size, train=train, test_portion=test_portion), limit)
+    listing = at_most(list_images(Path(data_dir), split, test_portion), limit)
+    needed, room = _decoded_bytes(listing, image_size), streaming.limit()
+    if streaming.when == "never" or (streaming.when == "auto" and needed <= room):
         images: ImageData | StreamedImages = decode_all(listing, image_size, train)
         images = images if statistics is None else images.with_statistics(*statistics)
         how = f"in memory, {needed / 2**30:.2f} GiB"
     else:
         images = _stream(listing, image_size, train if train is not None else statistics, streaming.workers)
-        reason = f"{limit / 2**30:.2f} GiB are for images" if needed > limit else "as asked"
+        reason = f"{room / 2**30:.2f} GiB are for images" if needed > room else "as asked"
         how = f"streamed by {images.workers} processes ({needed / 2**30:.2f} GiB decoded; {reason})"
     print(f"{listing.line}; {how}", flush=True)
     return images

@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fastdarts.data import formats, load, memory
+from fastdarts.data import formats, load, memory, open_images
+from fastdarts.data.images import fraction_of
 from fastdarts.data.memory import Budget
 
 RNG = np.random.default_rng(0)
@@ -66,6 +67,22 @@ def test_one_image_is_not_of_two_classes(tmp_path: Path) -> None:
     (tmp_path / "b" / "1.png").symlink_to(image)
     with pytest.raises(ValueError, match=r"is the same file as .*one image cannot be of two classes"):
         load("imagefolder", tmp_path)
+
+
+def test_a_limit_decodes_no_other_images(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(10):
+            write(tmp_path / name / f"{number}.png", np.full((2, 2), 20 * number, np.uint8))
+    everything = load("imagefolder", tmp_path)
+    expected = fraction_of(everything, 4 / 20)
+    kept = {int(value) // 20 for value in expected.images[expected.targets == 0].flatten()}
+    for number in set(range(10)) - kept:
+        (tmp_path / "a" / f"{number}.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    images = open_images("imagefolder", tmp_path, limit=4)
+    assert torch.equal(images.targets, expected.targets)
+    assert torch.equal(images.images, expected.images)
+    assert len(open_images("digits", limit=100)) == 100
 
 
 @pytest.mark.parametrize("number", range(1, 9))
