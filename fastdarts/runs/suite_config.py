@@ -92,7 +92,7 @@ class Scale:
 SCALES: Mapping[Budget, Scale] = {
     "full": Scale(),
     "tenth": Scale(epochs=0.1),
-    "smallest": Scale(epochs=0.01, searches=1, sets=(1, 4), images=250, batch=1 / 8),
+    "smallest": Scale(epochs=0.01, searches=1, sets=(1,), images=120, batch=1 / 8),
 }
 
 
