@@ -52,14 +52,15 @@ class Entry:
     methods: Sequence[str] | None = None
 
 
-_CELLS = {
-    "init_channels": 12,
-    "layers": 3,
-    "select": {"init_channels": 12, "layers": 3},
-}  # 12: DrNAS' 6 and 4 divide it
+def _cells(layers: int) -> Entry:
+    """Describe a space of cells, whose search networks and found ones have the same size."""
+    size = {"init_channels": 12, "layers": layers}  # DrNAS' 6 and 4 divide 12
+    return Entry({**size, "select": size})
+
+
 SPACES = {
-    "darts": Entry(_CELLS),
-    "nasbench201": Entry({"init_channels": 12, "layers": 1, "select": {"init_channels": 12, "layers": 1}}),
+    "darts": _cells(3),
+    "nasbench201": _cells(1),
     "mobilenet-small": Entry(),
     "ofa": Entry(methods=("ofa", "random")),
     "dna": Entry(methods=("dna", "random")),
@@ -106,21 +107,21 @@ def section(space: str, found: Comparison) -> list[str]:
     """Return the lines of a space: a row for each method, the highest mean first, and what the intervals tell."""
     accuracies = {row["method"]: _of(found.runs, row["method"], "accuracy") for row in found.methods}
     names = sorted(accuracies, key=lambda name: -statistics.fmean(accuracies[name]))
+    intervals = {name: interval_of_mean(accuracies[name]) for name in names}
     lines = [
         f"## {space}",
         "",
         "| method | validation accuracy | 95 % interval | million parameters | search | peak memory |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for name in names:
-        interval = interval_of_mean(accuracies[name])
+    for name, interval in intervals.items():
         parameters = statistics.fmean(_of(found.runs, name, "parameters")) / 1e6
         seconds = statistics.fmean(_of(found.runs, name, "search_seconds"))
         peak = max(_of(found.runs, name, "peak_bytes")) / 2**20
         reach = "–" if interval is None else f"{max(100 * interval[0], 0):.1f} to {min(100 * interval[1], 100):.1f} %"
         mean = f"{100 * statistics.fmean(accuracies[name]):.1f} %"
         lines.append(f"| `{name}` | {mean} | {reach} | {parameters:.3f} | {duration(seconds)} | {peak:.0f} MiB |")
-    lines += ["", _verdict({name: interval_of_mean(accuracies[name]) for name in names}), ""]
+    lines += ["", _verdict(intervals), ""]
     return lines + [f"Failed: {name}: {error}" for name, error in found.failures.items()]
 
 

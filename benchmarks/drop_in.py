@@ -8,7 +8,6 @@ so that disturbances of the machine affect both alike.
 import argparse
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,23 +15,12 @@ from pathlib import Path
 import torch
 
 import fastdarts
+from benchmarks.machine import in_turns
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from drop_in import original  # type: ignore[import-not-found]
 
 OWN, OURS = "its own MixedOp", "fastdarts.MixedOp"
-
-
-def in_turns(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Call the variants in turns; return the seconds of each variant's calls, one per round, after a warm-up call."""
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for turn in range(rounds + 1):
-        for name, call in variants.items():
-            start = time.perf_counter()
-            call()
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
 
 
 def steps(C: int, layers: int, batch: int, size: int) -> dict[str, dict[str, Callable[[], object]]]:

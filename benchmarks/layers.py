@@ -7,13 +7,12 @@ are of medians; memory is that of the tensors kept for the backward pass.
 import argparse
 import statistics
 import sys
-import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from benchmarks.machine import device_name
+from benchmarks.machine import device_name, in_turns
 from fastdarts.spaces.layerwise.chain import CHAINS, SKIP, Layer
 from fastdarts.spaces.layerwise.choice import ChoiceLayer
 
@@ -74,13 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{device_name(cpu)}, {torch.get_num_threads()} threads, torch {torch.__version__}, {given.dtype}")
     for channels, side in ((4, 6),) if given.small else SIZES:
         made = passes(channels, side, given.batch, dtype)
-        seconds: dict[str, list[float]] = {name: [] for name in made}
-        for turn in range(given.rounds + 1):
-            for name, (run, _) in made.items():
-                start = time.perf_counter()
-                run()
-                if turn:  # the first prepares kernels and memory
-                    seconds[name].append(time.perf_counter() - start)
+        seconds = in_turns({name: run for name, (run, _) in made.items()}, given.rounds)
         medians = {name: statistics.median(times) for name, times in seconds.items()}
         kept = {name: size / 2**20 for name, (_, size) in made.items()}
         print(

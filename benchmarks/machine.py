@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,6 +139,18 @@ def _best(run: Callable[[], object], tries: int, device: torch.device | None = N
         synchronize(device)
         times.append(time.perf_counter() - start)
     return min(times[1:])
+
+
+def in_turns(variants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Call the variants in turns; return the seconds of each variant's calls, one per round, after a warm-up call."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for turn in range(rounds + 1):
+        for name, call in variants.items():
+            start = time.perf_counter()
+            call()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
 
 
 def synchronize(device: torch.device | None) -> None:

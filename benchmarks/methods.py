@@ -7,13 +7,13 @@ methods that cannot search this network are named with the reason.
 
 import argparse
 import statistics
-import time
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch.nn.functional import cross_entropy
 
-from benchmarks.machine import device_name
+from benchmarks.machine import device_name, in_turns
 from fastdarts.data import ImageData
 from fastdarts.methods import NAMES, find
 from fastdarts.runs.search_config import SearchConfig
@@ -46,13 +46,11 @@ def state_of(method: str, batch_size: int, channels: int) -> SearchState:
     return state
 
 
-def seconds(state: SearchState) -> float:
-    """Return the time of one step; an epoch begins anew when its batches are used up."""
+def step(state: SearchState) -> None:
+    """Do one step; an epoch begins anew when its batches are used up."""
     if state.step == state.steps_per_epoch:
         state.step = 0
-    start = time.perf_counter()
     state.train_step()
-    return time.perf_counter() - start
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,12 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             states[name] = state_of(name, args.batch_size, args.channels)
         except ValueError as error:
             print(f"without {name}: {error}")
-    for state in states.values():
-        seconds(state)  # fills caches
-    times: dict[str, list[float]] = {name: [] for name in states}
-    for _ in range(args.rounds):
-        for name, state in states.items():
-            times[name].append(seconds(state))
+    times = in_turns({name: partial(step, state) for name, state in states.items()}, args.rounds)
     medians = {name: statistics.median(values) for name, values in times.items()}
     print(
         f"{device_name(torch.device('cpu'))}, {torch.get_num_threads()} threads; darts: {medians['darts']:.3f} s a step"

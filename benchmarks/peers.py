@@ -7,9 +7,9 @@ are noise, in float32. Networks take turns, and each figure is a ratio of median
 """
 
 import statistics
-import time
 from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.cases import FusedSearch
-from benchmarks.machine import device_name
+from benchmarks.machine import device_name, in_turns
 from benchmarks.original import OriginalSearch
 from fastdarts import SearchNetwork
 
@@ -36,8 +36,8 @@ class Supernet(nn.Module):
     def __init__(self, network: nn.Module, alphas: Sequence[Tensor], logits: Callable[[Any], Tensor]) -> None:
         super().__init__()
         self._network, self._alphas, self._logits = [network], list(alphas), logits  # a list hides its alphas
-        known = {id(alpha) for alpha in alphas}
-        self.weights = nn.ParameterList(w for w in network.parameters() if id(w) not in known and w.requires_grad)
+        known = set(alphas)
+        self.weights = nn.ParameterList(w for w in network.parameters() if w not in known and w.requires_grad)
 
     def arch_parameters(self) -> list[Tensor]:
         return self._alphas
@@ -71,7 +71,7 @@ def nni_supernet() -> Supernet:
     network = DARTS().mutate_model(Space(width=CHANNELS, num_cells=LAYERS, dataset="cifar"))
     modules = (module for module in network.modules() if isinstance(module, BaseSuperNetModule))
     alphas = chain.from_iterable(m.arch_parameters() for m in modules if hasattr(m, "arch_parameters"))
-    return Supernet(network, list({id(alpha): alpha for alpha in alphas}.values()), lambda logits: logits)
+    return Supernet(network, list(dict.fromkeys(alphas)), lambda logits: logits)
 
 
 PEERS: dict[str, Callable[[], Supernet]] = {
@@ -89,7 +89,7 @@ def searches(names: Sequence[str]) -> dict[str, OriginalSearch | FusedSearch]:
     }
     for name in names:
         try:
-            made[name] = OriginalSearch(PEERS[name]().train())
+            made[name] = OriginalSearch(PEERS[name]())
         except ImportError as error:
             print(f"without {name}: {error}")
     return made
@@ -107,13 +107,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         (torch.randn(args.batch_size, 3, size, size), torch.randint(CLASSES, (args.batch_size,))) for _ in range(2)
     ]
     found = searches(args.peers.split(","))
-    times: dict[str, list[float]] = {name: [] for name in found}
-    for turn in range(args.rounds + 1):  # the first fills caches
-        for name, search in found.items():
-            start = time.perf_counter()
-            search.search_step(batches[0], batches[1], order=1)
-            if turn:
-                times[name].append(time.perf_counter() - start)
+    steps = {name: partial(search.search_step, batches[0], batches[1], 1) for name, search in found.items()}
+    times = in_turns(steps, args.rounds)
     ours = statistics.median(times["fastdarts"])
     print(f"{device_name(torch.device('cpu'))}, {torch.get_num_threads()} threads, batch {args.batch_size}")
     for name, values in times.items():

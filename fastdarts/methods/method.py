@@ -128,14 +128,14 @@ class Method(StepRules):
     @classmethod
     def check(cls, config: SearchOptions) -> None:
         """Raise a ValueError that gives the reason if `config` does not make sense for this method."""
-        refuse = f"method {config.method!r}"
-        for feature in sorted(cls.needs - cls.space_of(config).features):
+        refuse, space = f"method {config.method!r}", cls.space_of(config)
+        for feature in sorted(cls.needs - space.features):
             raise ValueError(f"{refuse} needs {feature}, which space {config.space!r} does not have")
-        if config.sync_batch_norm and "elastic layers" in cls.space_of(config).features:
+        if config.sync_batch_norm and "elastic layers" in space.features:
             raise ValueError(
                 f"sync_batch_norm does not reach norms of some of the channels, as space {config.space!r} has"
             )
-        if cls.measures_images and material_of(cls.space_of(config)) != "images":
+        if cls.measures_images and material_of(space) != "images":
             raise ValueError(f"{refuse} measures images; space {config.space!r} reads text")
         if config.order == 2 and cls.level != "bilevel":
             raise ValueError(f"{refuse} has no second order: its alphas do not look through a step of the weights")

@@ -11,7 +11,7 @@ the number of skip connections is one setting, `--max-skips`, 2 by default (thei
 import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -84,8 +84,9 @@ class PDarts(Method):
 
     def _dropped(self) -> tuple[int, int]:
         """Return how many ops an edge loses after stages 1 and 2."""
-        if self.options.dropped is not None:
-            return cast(tuple[int, int], self.options.dropped)
+        given: tuple[int, int] | None = self.options.dropped
+        if given is not None:
+            return given
         ops = _fewest_ops(self.space.groups)
         second, third = (max(round(ops * kept / 8), min(ops, 2)) for kept in (5, 3))
         return ops - second, second - third

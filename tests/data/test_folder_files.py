@@ -203,7 +203,7 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
 
 
 def test_a_part_called_val_is_the_test_part(tmp_path: Path) -> None:
-    """Where there is no other, and where it holds the classes: ImageNet's validation images may be in one folder."""
+    """Take `val` where there is no `test`, if it holds the classes: ImageNet's images may be in one folder."""
     for name in ("train/a/0.png", "train/a/1.png", "train/b/0.png", "train/b/1.png", "val/a/0.png", "val/b/0.png"):
         write(tmp_path / name)
     assert [len(load("imagefolder", tmp_path, part, test_portion=0.5)) for part in ("train", "test")] == [4, 2]  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def test_large_means() -> None:
-    """Of the difference to a mean, times rstd, summed four times, only the mean is rounded: half of eps of it."""
+    """Round only the mean of the difference to it, times rstd, summed four times: by half of eps."""
     edge = MixedOp(8, 1, ["max_pool_3x3"] * 4, "reference").train()
     x, weights = 1000 + torch.randn(4, 8, 6, 7), torch.full((4,), 0.25)
     exact = exactly(edge)
@@ -27,8 +27,10 @@ def test_large_means() -> None:
 
 @pytest.mark.parametrize("name", ["sep_conv_3x3", "sep_conv_7x7"])
 def test_gradient_of_two_values(name: str) -> None:
-    """A norm of two values makes -1 and 1 of any, so that almost nothing of a gradient passes: what does must be what
-    is left of the numbers that are stored, not of those before their rounding to bfloat16."""
+    """Pass on of the gradient what is left of the stored numbers, not of those before their rounding to bfloat16.
+
+    A norm of two values makes -1 and 1 of any, so that almost nothing passes.
+    """
     edge = MixedOp(17, 1, [name], "reference").train()
     x, weights = (100 * torch.randn(1, 17, 2, 1)).bfloat16(), torch.ones(1)
     with torch.no_grad():

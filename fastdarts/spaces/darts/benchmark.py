@@ -12,13 +12,11 @@ import numpy as np
 import torch
 from torch.backends import cudnn
 
+from fastdarts.primitives.table import PRIMITIVES
 from fastdarts.spaces.darts.cell_genotypes import CellGenotypes
 from fastdarts.spaces.darts.genotype import CellName, Genotype
 
-_OPS = (
-    *("max_pool_3x3", "avg_pool_3x3", "skip_connect"),
-    *("sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5"),
-)
+_OPS = frozenset(PRIMITIVES) - {"none"}
 _CELLS: tuple[CellName, ...] = ("normal", "reduce")
 _MODEL = "*surrogate_model.model"
 
@@ -71,7 +69,7 @@ def _unknown(cell: Genotype | CellGenotypes) -> str | None:
         nodes = cell.nodes(name)
         if len(nodes) != 4 or any(len({source for _, source in node}) != len(node) or len(node) != 2 for node in nodes):
             return f"its {name} cell has not four nodes with an op on each of two edges"
-        if others := {op for node in nodes for op, _ in node} - set(_OPS):
+        if others := {op for node in nodes for op, _ in node} - _OPS:
             return f"its {name} cell has {', '.join(sorted(others))}"
         if sorted(getattr(cell, f"{name}_concat")) != [2, 3, 4, 5]:
             return f"its {name} cell does not put out all nodes"
